@@ -1,0 +1,179 @@
+"""Recipes: frozen, checked descriptions of one training and of the search around it.
+
+A recipe is a YAML file with the sections below; `section.key=value` overrides it from the command line.
+Whatever is wrong with it (an unknown key, a wrong type, a value out of range) is refused with one line that
+names the key and what it takes, before anything starts.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    uri: str = Field(default="", description="the dataset's folder: a path, file:// or s3:// URI")
+
+
+class Model(Section):
+    z_dim: Annotated[int, Field(strict=True, ge=2, le=1200)] = 200
+    channels: tuple[Count, Count, Count, Count] = (32, 64, 128, 256)
+    norm: Literal["batch", "group", "none"] = "batch"
+
+
+class Loss(Section):
+    """`pixels`: what is summed over pixels. `kl_factor`: the weight of the summed KL; 0 makes a plain AE."""
+
+    pixels: Literal["bce", "mse"] = "bce"
+    kl_factor: Annotated[float, Field(ge=0)] = 1.0
+
+
+class Optim(Section):
+    """`batch` is the global batch, shared out among the workers."""
+
+    epochs: Count = 10
+    batch: Count = 64
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+
+
+class Scale(Section):
+    """`workers`: DDP workers, one GPU each where the cluster has GPUs; 0 trains in this very process."""
+
+    workers: Annotated[int, Field(strict=True, ge=0)] = 1
+    max_failures: Annotated[int, Field(strict=True, ge=0)] = 3
+
+
+class Checkpoints(Section):
+    """`every`: steps between checkpoints, 0 for the end of each epoch only; `keep`: how many are kept."""
+
+    every: Annotated[int, Field(strict=True, ge=0)] = 0
+    keep: Count = 2
+
+
+class Search(Section):
+    """What a campaign varies: `z_dim` out of a list, `kl_factor` log-uniform between two bounds.
+
+    `psnr_slack` (dB) is the rule's tolerance: see `aecore.ranking.choose_best`.
+    """
+
+    trials: Count = 8
+    parallel: Count = 2
+    z_dim: tuple[Annotated[int, Field(strict=True, ge=2, le=1200)], ...] = (64, 128, 200, 512)
+    kl_factor: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1e-6, 10.0)
+    psnr_slack: Annotated[float, Field(ge=0)] = 3.0
+
+    @field_validator("z_dim")
+    @classmethod
+    def _some(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value:
+            raise ValueError("needs at least one z_dim")
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Search":
+        if self.kl_factor[0] > self.kl_factor[1]:
+            raise ValueError("kl_factor takes [low, high] with low <= high")
+        return self
+
+
+class Recipe(Section):
+    name: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9._-]{0,62})?$")] = ""
+    data: Data = Data()
+    model: Model = Model()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    scale: Scale = Scale()
+    checkpoint: Checkpoints = Checkpoints()
+    search: Search = Search()
+
+    @property
+    def variational(self) -> bool:
+        """Whether the encoder gives a distribution (VAE) or a point (AE)."""
+        return self.loss.kl_factor > 0
+
+    def digest(self, *extra: str) -> str:
+        """Eight hex digits of what is trained: not where it lies, nor on how many workers it runs.
+
+        `extra` names the data, by its manifest's digest.
+        """
+        core = self.model_dump(mode="json", include={"model", "loss", "optim"})
+        text = json.dumps([core, *extra], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def recipe_path(recipe: str, folder: Path) -> Path:
+    """The YAML file that `recipe` means: a path, or a name in `folder`. Raises ValueError when there is none."""
+    for path in (Path(recipe), folder / f"{recipe}.yaml"):
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            return path
+    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+    raise ValueError(f"unknown recipe '{recipe}': it takes a YAML file's path or one of {known}")
+
+
+def load_recipe(path: Path, overrides: list[str]) -> Recipe:
+    """The recipe of a YAML file with `section.key=value` overrides. Raises ValueError in one line."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} must hold the sections of a recipe ({', '.join(Recipe.model_fields)})")
+    for override in overrides:
+        _set(raw, override)
+    return check_recipe(raw)
+
+
+def check_recipe(raw: dict[str, Any]) -> Recipe:
+    """`raw` as a Recipe. Raises ValueError that names every wrong key in one line."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError("; ".join(_plain(e) for e in error.errors())) from None
+
+
+def _set(raw: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise ValueError(f"'{override}' is no override: it takes section.key=value")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = raw.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ValueError(f"{key}: '{parent}' is not a section")
+        raw = child
+    raw[leaf] = _value(text)
+
+
+def _value(text: str) -> Any:
+    # JSON first: YAML 1.1 reads 1e-6 as a string.
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        try:
+            return yaml.safe_load(text) if text.startswith(("[", "{")) else text
+        except yaml.YAMLError:
+            return text
+
+
+def _plain(error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location) or "recipe"
+    if error["type"] == "extra_forbidden":
+        section: Any = Recipe
+        for part in location[:-1]:
+            section = section.model_fields[part].annotation
+        return f"unknown key {key}: {'.'.join(location[:-1]) or 'a recipe'} takes {', '.join(section.model_fields)}"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return f"{key}: {message} (got {json.dumps(error['input'], default=str)[:80]})"

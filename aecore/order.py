@@ -1,0 +1,39 @@
+"""Which image is seen when: pure functions of (seed, epoch, step), the same for any number of workers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class World:
+    """This worker's `rank` among `size` workers."""
+
+    rank: int = 0
+    size: int = 1
+
+
+def plan_epoch(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of the `count` images of an epoch: a permutation, int64 `(count,)`."""
+    return np.random.Generator(np.random.Philox(seed_of(seed, epoch, 0))).permutation(count)
+
+
+def step_rows(plan: np.ndarray, step: int, batch: int, world: World) -> tuple[np.ndarray, np.ndarray]:
+    """This worker's rows of a global batch and their positions in it, both int64 `(local,)`.
+
+    The workers' parts are disjoint, cover the global batch and differ by one row at most. The last batch may hold
+    fewer images than there are workers: then some get none.
+    """
+    start = step * batch
+    rows = plan[start : start + batch]
+    positions = np.array_split(np.arange(len(rows)), world.size)[world.rank]
+    return rows[positions], positions
+
+
+def steps_per_epoch(count: int, batch: int) -> int:
+    return -(-count // batch)
+
+
+def seed_of(*counters: int) -> int:
+    """A 64-bit seed for the stream that `counters` (run seed, epoch or step, purpose) name."""
+    return int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0])

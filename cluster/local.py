@@ -1,0 +1,175 @@
+"""Joining the Ray at RAY_ADDRESS, or starting one on this machine.
+
+A Ray started here lives as long as this process and listens on the loopback interface only. Its dashboard, at
+http://127.0.0.1:8265 or the next free port, stays on: without it, stopped trials leak their placement groups.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from cluster.settings import forwarded, quiet_environment, serve_environment, settings
+
+ANSWER_SECONDS = 8  # how long a cluster may take to say that it is there
+TOKEN_HINT = "the Ray at {} refuses the token: set RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN"
+PACKAGES = ("aecore", "cluster", "jobs", "serving")
+
+
+def connect() -> None:
+    """Join the Ray at RAY_ADDRESS, else start one here; nothing where this process has a Ray already.
+
+    Raises ValueError for an address that does not answer or that Ray's libraries cannot work through.
+    """
+    quiet_environment()
+    address = settings().ray_address
+    here = address in ("", "local")
+    if here:
+        _local_environment()
+    import ray
+    from ray._private import ray_constants
+
+    if ray.is_initialized():
+        return
+    if here:
+        ray_constants.ENABLE_RAY_CLUSTER = False  # as _local_environment says; ray may be imported since long
+        ray.init(
+            address="local",  # never a cluster that somebody else left on this machine
+            num_cpus=settings().cpus,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    else:
+        _join(address)
+
+
+def disconnect() -> None:
+    """Leave the cluster; a Ray that `connect` started ends, and its processes have ended on return."""
+    import ray
+
+    ray.shutdown(wait_for_processes=True)
+
+
+def has_gpu() -> bool:
+    """Whether any node of the connected cluster has a GPU."""
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def travel() -> dict[str, Any]:
+    """A Ray runtime environment with this version of our packages and the settings that workers need."""
+    root = Path(__file__).resolve().parent.parent
+    return {"py_modules": [str(root / name) for name in PACKAGES], "env_vars": forwarded()}
+
+
+def is_here(host: str) -> bool:
+    """Whether a host name means this machine's loopback interface."""
+    return host in ("localhost", "127.0.0.1", "::1", "[::1]")
+
+
+def use_token(host: str) -> None:
+    """Show Ray's token (~/.ray/auth_token) to a cluster on this machine, which asks for it since Ray 2.60.
+
+    To other hosts it goes only where the user has set RAY_AUTH_MODE=token.
+    """
+    mine = is_here(host) and (Path.home() / ".ray" / "auth_token").exists()
+    if mine and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        if "ray" in sys.modules:  # which has read the environment already
+            from ray._raylet import Config  # pyright: ignore[reportAttributeAccessIssue]
+
+            Config.initialize("")
+
+
+def _local_environment() -> None:
+    """The environment of a Ray that is started here; read by Ray when it is imported."""
+    serve_environment()
+    # The one switch by which Ray takes 127.0.0.1 as the node's address, and so binds nothing else.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning on machines without GPU
+
+
+def _join(address: str) -> None:
+    if "://" in address:
+        raise ValueError(
+            f"RAY_ADDRESS={address} is for `zpoint submit`; to run here unset it, or give host:6379 on a node"
+        )
+    use_token(address.rpartition(":")[0])
+    import ray
+    from ray._private import ray_constants
+    from ray.exceptions import AuthenticationError
+
+    if address != "auto":
+        ask(address)
+        ray_constants.ENABLE_RAY_CLUSTER = not _loopback_only(address)
+    # Inside a job Ray has set the runtime environment already, and refuses a second one.
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    try:
+        ray.init(
+            address=address,
+            runtime_env=None if inside_job else travel(),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except AuthenticationError as error:
+        raise ValueError(TOKEN_HINT.format(address)) from error
+    except ConnectionError as error:
+        raise ValueError(f"no Ray answers at RAY_ADDRESS={address}: {error}") from error
+
+
+def _loopback_only(address: str) -> bool:
+    """Whether the Ray at `address` listens on 127.0.0.1 only, as those do that `connect` starts.
+
+    Ray puts this machine's outward address in the place of 127.0.0.1, and would not find such a one.
+    """
+    from ray._raylet import node_ip_address_from_perspective  # pyright: ignore[reportAttributeAccessIssue]
+
+    host, _, port = address.rpartition(":")
+    if not is_here(host):
+        return False
+    try:
+        ask(f"{node_ip_address_from_perspective()}:{port}")
+    except ValueError:
+        return True
+    return False
+
+
+def dashboard_of(address: str) -> str:
+    """The URL of the dashboard, where jobs are taken, of the Ray whose head is at host:port."""
+    use_token(address.rpartition(":")[0])
+    ask(address)
+    from ray._private import ray_constants as names
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+
+    where = GcsClient(address=address).internal_kv_get(names.DASHBOARD_ADDRESS.encode(), names.KV_NAMESPACE_DASHBOARD)
+    if where is None:
+        raise ValueError(f"the Ray at {address} has no dashboard, and so takes no jobs")
+    return f"http://{where.decode()}"
+
+
+def ask(address: str) -> None:
+    """Raise ValueError unless a Ray head answers at host:port; ray.init itself would try for two minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"RAY_ADDRESS takes host:port, as in 127.0.0.1:6379, not '{address}'")
+    import grpc
+    from ray._private.gcs_utils import create_gcs_channel
+    from ray.core.generated import gcs_service_pb2
+    from ray.core.generated import gcs_service_pb2_grpc as services
+
+    channel = create_gcs_channel(address)
+    try:
+        request = vars(gcs_service_pb2)["GetClusterIdRequest"]()  # made at import: no checker sees it
+        services.NodeInfoGcsServiceStub(channel).GetClusterId(request, timeout=ANSWER_SECONDS)
+    except grpc.RpcError as error:
+        if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            raise ValueError(TOKEN_HINT.format(address)) from error
+        raise ValueError(
+            f"no Ray answers at RAY_ADDRESS={address}; start one (`ray start --head`) or unset it"
+        ) from error
+    finally:
+        channel.close()

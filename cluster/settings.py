@@ -1,0 +1,86 @@
+"""Every environment variable that zpoint reads, in one place."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Read afresh by `settings()`, so tests and jobs may change the environment."""
+
+    home: Path  # ZPOINT_HOME: everything embedded lies here
+    store: str  # ZPOINT_STORE: URI under which runs and MLflow's artifacts are kept
+    cache: Path  # ZPOINT_CACHE: node caches
+    cpus: int | None  # ZPOINT_CPUS: what a local Ray is started with
+    token: str  # ZPOINT_TOKEN: bearer token of the endpoint
+    tracking_uri: str  # MLFLOW_TRACKING_URI
+    ray_address: str  # RAY_ADDRESS
+    s3_endpoint: str  # AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL
+    s3_region: str  # AWS_REGION or AWS_DEFAULT_REGION
+
+    @property
+    def runs_uri(self) -> str:
+        return f"{self.store}/runs"
+
+    @property
+    def artifacts_uri(self) -> str:
+        return f"{self.store}/mlflow-artifacts"
+
+
+def settings() -> Settings:
+    """The settings now. Raises ValueError for a ZPOINT_CPUS that is no positive number."""
+    env = os.environ
+    home = Path(env.get("ZPOINT_HOME", ".zpoint")).absolute()
+    cpus = env.get("ZPOINT_CPUS", "")
+    if cpus and not (cpus.isdigit() and int(cpus) > 0):
+        raise ValueError(f"ZPOINT_CPUS takes a positive whole number, not '{cpus}'")
+    return Settings(
+        home=home,
+        store=_full(env.get("ZPOINT_STORE", str(home))),
+        cache=Path(env.get("ZPOINT_CACHE", home / "cache")).absolute(),
+        cpus=int(cpus) if cpus else None,
+        token=env.get("ZPOINT_TOKEN", ""),
+        tracking_uri=env.get("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}"),
+        ray_address=env.get("RAY_ADDRESS", ""),
+        s3_endpoint=env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL", ""),
+        s3_region=env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION", ""),
+    )
+
+
+def _full(uri: str) -> str:
+    return uri.rstrip("/") if "://" in uri else str(Path(uri).absolute())
+
+
+def quiet_environment() -> None:
+    """Switch off what phones home; must run before ray or mlflow is imported."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+
+
+# What a cluster job needs to see of the submitting shell's environment.
+FORWARDED = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
+    "MLFLOW_TRACKING_URI", "ZPOINT_HOME", "ZPOINT_STORE", "ZPOINT_CACHE",
+)  # fmt: skip
+
+
+def serve_environment() -> None:
+    """What Ray Serve's fast HAProxy route needs; must be set before the Ray that serves is started."""
+    os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+
+
+def forwarded() -> dict[str, str]:
+    """What another process needs to be set as it is here, for `adopt` there; paths in full."""
+    now = settings()
+    named = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    paths = {"ZPOINT_HOME": str(now.home), "ZPOINT_CACHE": str(now.cache), "ZPOINT_STORE": now.store}
+    return named | {name: path for name, path in paths.items() if name in named or name == "ZPOINT_HOME"}
+
+
+def adopt(environment: dict[str, str]) -> None:
+    """Take over what `forwarded` gave in another process: a worker runs in a folder of its own."""
+    os.environ.update(environment)

@@ -1,0 +1,286 @@
+"""The `zpoint` command: one parser, one function a command, the jobs themselves elsewhere.
+
+A user's mistake (ValueError) ends in one line and exit status 2, a failed job in 1. Nothing heavy is imported before
+the command is known.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cluster.settings import quiet_environment
+
+RECIPES = Path(__file__).parent / "recipes"
+DATASETS = ("celeba", "mnist", "fashion_mnist", "cifar10", "folder", "generated")
+Result = dict[str, Any]
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"zpoint: error: {message} (see `{self.prog} --help`)\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    quiet_environment()
+    parser = make_parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse stops collecting overrides at the first option; what follows it is still one when it has a `=`.
+    stray = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(args, "overrides")]
+    if stray:
+        parser.error(f"unknown argument {stray[0]}")
+    if rest:
+        args.overrides += rest
+    logging.basicConfig(format="zpoint: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    try:
+        result = args.call(args)
+    except KeyboardInterrupt:
+        _end("stopped; the same command goes on from here", 130)
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        _end(f"error: {_one_line(error)}", 2)
+    except Exception as error:
+        logging.getLogger(__name__).debug("failed", exc_info=True)
+        _end(f"failed: {_one_line(error)}", 1)
+    if args.json:
+        print(json.dumps(result, default=str))
+    elif text := args.show(result):
+        print(text)
+    sys.exit(result.get("exit_status", 0))
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="zpoint", description="Train, search and serve autoencoders on a Ray cluster.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    def command(
+        name: str, call: Callable[[Any], Result], help: str, show: Callable[[Result], str] | None = None
+    ) -> Any:
+        added = commands.add_parser(name, help=help, description=help)
+        added.add_argument("--json", action="store_true", help="print the result as one JSON object")
+        added.set_defaults(call=call, show=show or _table)
+        return added
+
+    demo = command("demo", _demo, "the whole way on generated faces, from ingest to decode", lambda r: r["text"])
+    demo.add_argument("--quick", action="store_true", help="a smaller one, about a third of the time")
+
+    ingest = command("ingest", _ingest, "put images into shards and a manifest")
+    ingest.add_argument("dataset", choices=DATASETS)
+    ingest.add_argument("--source", help="folder or zip of the images (none for generated)")
+    ingest.add_argument("--to", required=True, help="where the dataset goes: a path or s3://bucket/prefix")
+    ingest.add_argument("--size", type=_count, help="pixels a side (the set's own by default)")
+    ingest.add_argument("--limit", type=_count, help="at most this many images")
+    ingest.add_argument("--shard-rows", type=_count, default=1024, help="images in a shard (1024)")
+    ingest.add_argument("--max-bad", type=int, default=0, help="images that may fail to decode (0)")
+    ingest.add_argument("--seed", type=int, default=0, help="seed of generated faces (0)")
+
+    train = command("train", _train, "train a recipe")
+    tune = command("tune", _tune, "search z_dim and kl_factor", _show_campaign)
+    for added in (train, tune):
+        added.add_argument("recipe", help="a name in jobs/recipes or a YAML file")
+        added.add_argument("overrides", nargs="*", metavar="section.key=value")
+    train.add_argument("--fresh", action="store_true", help="forget an earlier run of this name")
+
+    promote = command("promote", _promote, "register a run's model and point an alias to it")
+    promote.add_argument("name", metavar="RUN|CAMPAIGN")
+    promote.add_argument("--alias", default="champion")
+
+    serve = command("serve", _serve, "serve the model that an alias names, until Ctrl-C")
+    serve.add_argument("--alias", default="champion")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=_count, default=8000)
+
+    decode = command("decode", _decode, "decode z-points at a served endpoint to a PNG or .npy")
+    decode.add_argument("z", help=".npy file of z-points, float (n, z_dim)")
+    sample = command("sample", _sample, "choose z-points at a served endpoint and decode them")
+    sample.add_argument("--sampler", default="normal")
+    sample.add_argument("--n", type=_count, default=64)
+    sample.add_argument("--seed", type=int, default=0)
+    for added in (decode, sample):
+        added.add_argument("--url", default="http://127.0.0.1:8000")
+        added.add_argument("--out", default="decoded.png", help="where the pictures go: .png or .npy")
+
+    command("runs", _runs, "the runs in MLflow, newest first", _show_runs)
+    command("doctor", _doctor, "what is and is not in order, and how to mend it", lambda r: r["text"])
+
+    submit = command("submit", _submit, "run a job on a cluster, through Ray Jobs")
+    submit.add_argument("--wait", action="store_true", help="follow the job to its end")
+    jobs = command("jobs", _jobs, "the cluster's jobs", _show_jobs)
+    logs = command("logs", _logs, "a job's log", lambda r: r["logs"])
+    stop = command("stop", _stop, "stop a job")
+    for added in (submit, jobs, logs, stop):
+        added.add_argument("--address", help="the cluster's dashboard URL (RAY_ADDRESS, http://127.0.0.1:8265)")
+    for added in (logs, stop):
+        added.add_argument("id")
+    submit.add_argument("job", nargs=argparse.REMAINDER, help="ingest, train, tune or promote with its arguments")
+    return parser
+
+
+def _demo(args: Any) -> Result:
+    from jobs.demo import demo
+
+    return demo(quick=args.quick)
+
+
+def _ingest(args: Any) -> Result:
+    from cluster.progress import Bar
+    from jobs.ingest import ingest
+
+    bar = Bar("ingest", "images")
+    try:
+        return ingest(
+            args.dataset, args.source, args.to, size=args.size, limit=args.limit, shard_rows=args.shard_rows,
+            seed=args.seed, max_bad=args.max_bad,
+            progress=lambda done, total: bar.update(done, total, ""),
+        )  # fmt: skip
+    finally:
+        bar.close()
+
+
+def _recipe(args: Any) -> tuple[Any, str]:
+    from aecore.config import load_recipe, recipe_path
+
+    path = recipe_path(args.recipe, RECIPES)
+    return load_recipe(path, args.overrides), path.stem
+
+
+def _train(args: Any) -> Result:
+    recipe, stem = _recipe(args)
+    from jobs.train import train
+
+    return train(recipe, stem, fresh=args.fresh)
+
+
+def _tune(args: Any) -> Result:
+    recipe, stem = _recipe(args)
+    from jobs.tune import tune
+
+    return tune(recipe, stem)
+
+
+def _promote(args: Any) -> Result:
+    from jobs.promote import promote
+
+    return promote(args.name, args.alias)
+
+
+def _serve(args: Any) -> Result:
+    from jobs.serve import serve
+
+    return serve(args.alias, args.host, args.port)
+
+
+def _decode(args: Any) -> Result:
+    from jobs.serve import decode_file
+
+    return decode_file(args.url, args.z, args.out)
+
+
+def _sample(args: Any) -> Result:
+    from jobs.serve import sample_file
+
+    return sample_file(args.url, args.sampler, args.n, args.seed, args.out)
+
+
+def _runs(args: Any) -> Result:
+    from jobs.runs import list_runs
+
+    return {"runs": list_runs()}
+
+
+def _doctor(args: Any) -> Result:
+    from jobs.doctor import doctor, render
+
+    checks = doctor()
+    broken = any(check.ok is False for check in checks)
+    return {"checks": [vars(c) for c in checks], "text": render(checks), "exit_status": int(broken)}
+
+
+def _submit(args: Any) -> Result:
+    from jobs.submit import submit
+
+    return submit(args.job, args.address, wait=args.wait)
+
+
+def _jobs(args: Any) -> Result:
+    from jobs.submit import list_jobs
+
+    return {"jobs": list_jobs(args.address)}
+
+
+def _logs(args: Any) -> Result:
+    from jobs.submit import job_logs
+
+    return {"id": args.id, "logs": job_logs(args.id, args.address)}
+
+
+def _stop(args: Any) -> Result:
+    from jobs.submit import stop_job
+
+    return stop_job(args.id, args.address)
+
+
+def _table(result: Result) -> str:
+    """`key  value` lines, nested dicts indented."""
+    lines = []
+    for key, value in result.items():
+        if isinstance(value, dict):
+            lines += [f"{key}:", *(f"  {k:<22} {_cell(v)}" for k, v in value.items())]
+        else:
+            lines.append(f"{key:<24} {_cell(value)}")
+    return "\n".join(lines)
+
+
+def _rows(rows: list[Result], columns: list[str]) -> str:
+    cells = [columns, *([_cell(row.get(c, "")) for c in columns] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def _show_campaign(result: Result) -> str:
+    table = _rows(result["trials"], ["run", "z_dim", "kl_factor", "valid_psnr", "swd_normal", "swd_gaussian"])
+    return f"{table}\nbest: {result['best']}\nrule: {result['rule']}\nnext: zpoint promote {result['campaign']}"
+
+
+def _show_runs(result: Result) -> str:
+    columns = [
+        "run",
+        "status",
+        "started",
+        "epochs",
+        "valid_psnr",
+        "swd_normal",
+        "images_per_second",
+        "version",
+    ]
+    return _rows(result["runs"], columns) if result["runs"] else "no runs yet: `zpoint train RECIPE data.uri=...`"
+
+
+def _show_jobs(result: Result) -> str:
+    return _rows(result["jobs"], ["id", "status", "started", "entrypoint"]) if result["jobs"] else "no jobs"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _end(text: str, status: int) -> NoReturn:
+    print(f"zpoint: {text}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

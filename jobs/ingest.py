@@ -1,0 +1,241 @@
+"""`zpoint ingest`: read a source, cut its images square, and write them as shards and a manifest.
+
+Runs on Ray Data, one task per shard. Until the manifest is written, last, each finished shard has a record in
+`.ingest/`, from which the same command goes on after a kill. The bytes depend on source and options alone.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from aecore.files import read_bytes, read_json, sha256, write_json, write_whole
+from aecore.images import ENCODINGS
+from aecore.shards import Manifest, Shard, find_manifest, save_manifest
+from aecore.sources import Request, Source, open_source
+from cluster.local import connect
+from cluster.storage import check_uri, open_uri, plain_s3_error
+from jobs.ingest_task import RECORDS, Work, make_shard
+
+REJECTS = "rejects.jsonl"
+
+
+def ingest(
+    dataset: str,
+    source: str | None,
+    to: str,
+    *,
+    size: int | None = None,
+    limit: int | None = None,
+    shard_rows: int = 1024,
+    encoding: str | None = None,
+    seed: int = 0,
+    max_bad: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Write `dataset`, read from `source`, to the URI `to`, and give its facts.
+
+    `progress(done, total)` counts images. The result has uri, digest, counts (per split), bytes,
+    images_per_second, shards, skipped_shards, unchanged (nothing had to be written) and rejects (how many).
+    Raises ValueError for a user's mistake, more than `max_bad` bad images, or storage that fails.
+    """
+    _check(size=size, shard_rows=shard_rows, max_bad=max_bad, encoding=encoding)
+    check_uri(to)
+    fs, root = open_uri(to)
+    found = open_source(dataset, Request(path=source, limit=limit, seed=seed, size=size))
+    total = sum(table.num_rows for table in found.splits.values())
+    options = {
+        "dataset": dataset,
+        "source": found.fingerprint,
+        "size": found.size,
+        "encoding": encoding or ("png" if found.size <= 32 else "jpeg"),
+        "limit": limit,
+        "shard_rows": shard_rows,
+    }
+    plan = sha256(json.dumps(options, sort_keys=True).encode())
+    work = Work(fs, root, plan, found.reader, found.size, found.channels, options["encoding"])
+    try:
+        existed = fs.get_file_info(root).type is not pafs.FileType.NotFound
+        known = _known_records(work, find_manifest(fs, root), options, to)
+        _begin(work)
+        connect()
+        started = time.perf_counter()
+        results = _run_all(work, list(_chunks(found, shard_rows, known)), total, max_bad, progress)
+        rejects = [reject for result in results for reject in result["rejects"]]
+        if len(rejects) > max_bad:
+            _undo(work, results, existed)
+            raise ValueError(_too_many(rejects, max_bad))
+        seconds = time.perf_counter() - started
+        manifest = _finish(work, found, options, results, rejects)
+    except OSError as error:
+        raise ValueError(f"cannot write to {to}: {plain_s3_error(error)}") from error
+    made = [result for result in results if not result["skipped"]]
+    return {
+        "uri": to,
+        "digest": manifest.digest,
+        "counts": {split: manifest.count(split) for split in manifest.splits},
+        "bytes": sum(shard.bytes for shards in manifest.splits.values() for shard in shards),
+        "images_per_second": round(sum(result["done"] for result in made) / seconds, 1),
+        "shards": len(results),
+        "skipped_shards": len(results) - len(made),
+        "unchanged": not made and bool(known),
+        "rejects": len(rejects),
+    }
+
+
+def _check(*, size: int | None, shard_rows: int, max_bad: int, encoding: str | None) -> None:
+    if size is not None and not 8 <= size <= 2048:
+        raise ValueError(f"size must be 8 to 2048 pixels, not {size}")
+    if shard_rows < 1:
+        raise ValueError(f"shard_rows must be at least 1, not {shard_rows}")
+    if max_bad < 0:
+        raise ValueError(f"max_bad must be at least 0, not {max_bad}")
+    if encoding is not None and encoding not in ENCODINGS:
+        raise ValueError(f"unknown encoding {encoding!r}; it is one of {', '.join(ENCODINGS)}")
+
+
+def _known_records(work: Work, manifest: Manifest | None, options: dict, to: str) -> dict[str, dict]:
+    """Give what a manifest that is there already says of each shard, in the form of the tasks' records."""
+    if manifest is None:
+        return {}
+    differ = [key for key, value in options.items() if manifest.options.get(key) != value]
+    if differ:
+        raise ValueError(
+            f"{to} already holds another dataset ({manifest.dataset}, of another {', '.join(differ)}): "
+            "choose another --to"
+        )
+    rejects: list[dict] = []
+    if manifest.options.get("rejects"):
+        try:
+            lines = read_bytes(work.fs, f"{work.root}/{REJECTS}").decode().splitlines()
+            rejects = [json.loads(line) for line in lines]
+        except FileNotFoundError:
+            return {}
+    shards = [shard for split in manifest.splits.values() for shard in split]
+    return {
+        shard.path: {
+            "plan": work.plan,
+            "shard": shard.model_dump(),
+            "rejects": [reject for reject in rejects if reject["shard"] == shard.path],
+        }
+        for shard in shards
+    }
+
+
+def _begin(work: Work) -> None:
+    """Take the place: drop what an unfinished ingest with other options left there."""
+    mark = work.path("plan.json")
+    try:
+        mine = read_json(work.fs, mark) == work.plan
+    except (FileNotFoundError, ValueError):
+        mine = False
+    if not mine:
+        for path in _record_paths(work):
+            name = path.rsplit("/", 1)[-1].removesuffix(".json")
+            if name.endswith(".parquet"):
+                _delete(work.fs, f"{work.root}/{name}")
+            _delete(work.fs, path)
+        write_json(work.fs, mark, work.plan)
+    _delete(work.fs, work.path("stop"))
+
+
+def _record_paths(work: Work) -> list[str]:
+    selector = pafs.FileSelector(f"{work.root}/{RECORDS}", allow_not_found=True)
+    return [info.path for info in work.fs.get_file_info(selector) if info.is_file]
+
+
+def _delete(fs: pafs.FileSystem, path: str) -> None:
+    if fs.get_file_info(path).is_file:
+        fs.delete_file(path)
+
+
+def _chunks(source: Source, shard_rows: int, known: dict[str, dict]) -> Iterator[dict[str, Any]]:
+    """Give one row per shard: its name, the items that belong in it, and what is known of it already."""
+    for split, table in source.splits.items():
+        for number, start in enumerate(range(0, table.num_rows, shard_rows)):
+            name = f"{split}-{number:05d}.parquet"
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, table.schema) as stream:
+                stream.write_table(table.slice(start, shard_rows).combine_chunks())
+            yield {
+                "name": name,
+                "items": sink.getvalue().to_pybytes(),
+                "known": json.dumps(known.get(name)),
+            }
+
+
+def _run_all(
+    work: Work, chunks: list[dict], total: int, max_bad: int, progress: Callable[[int, int], None]
+) -> list[dict]:
+    """Run a task per chunk; give their results in the chunks' order. On failure the rest is called off."""
+    results: dict[str, dict] = {}
+    done = bad = 0
+    failure = ""
+    for result in _on_ray(work, chunks):
+        if result.get("called_off"):
+            continue
+        failure = failure or result.get("error", "")
+        if not failure:
+            results[result["name"]] = result
+            done, bad = done + result["done"], bad + len(result["rejects"])
+            progress(done, total)
+        if failure or bad > max_bad:
+            write_whole(work.fs, work.path("stop"), b"")  # running tasks end, waiting ones do nothing
+    if failure:
+        raise ValueError(failure)
+    return [results[chunk["name"]] for chunk in chunks if chunk["name"] in results]
+
+
+def _on_ray(work: Work, chunks: list[dict]) -> Iterator[dict]:
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    data = ray.data.from_items(chunks, override_num_blocks=len(chunks))
+    for row in data.map(partial(make_shard, work=work), num_cpus=1).iter_rows():
+        yield json.loads(row["result"])
+
+
+def _too_many(rejects: list[dict], max_bad: int) -> str:
+    named = "; ".join(f"{reject['name']}: {reject['reason']}" for reject in rejects[:3])
+    more = f" (and {len(rejects) - 3} more)" if len(rejects) > 3 else ""
+    return f"{len(rejects)} bad images, {max_bad} allowed (--max-bad): {named}{more}"
+
+
+def _undo(work: Work, results: list[dict], existed: bool) -> None:
+    for result in results:
+        if not result["skipped"]:
+            _delete(work.fs, f"{work.root}/{result['name']}")
+            _delete(work.fs, work.path(f"{result['name']}.json"))
+    if not any(path.endswith(".parquet.json") for path in _record_paths(work)):
+        work.fs.delete_dir(f"{work.root}/{RECORDS}")
+    if not existed and not work.fs.get_file_info(pafs.FileSelector(work.root, allow_not_found=True)):
+        work.fs.delete_dir(work.root)
+
+
+def _finish(work: Work, source: Source, options: dict, results: list[dict], rejects: list[dict]) -> Manifest:
+    """Write rejects and manifest, and clear the records away."""
+    if rejects:
+        lines = [json.dumps(reject, sort_keys=True) + "\n" for reject in rejects]
+        write_whole(work.fs, f"{work.root}/{REJECTS}", "".join(lines).encode())
+    shards = {split: [] for split in source.splits}
+    for result in results:
+        shards[result["name"].rsplit("-", 1)[0]].append(Shard(**result["shard"]))
+    manifest = Manifest(
+        dataset=options["dataset"],
+        options=options | {"rejects": len(rejects)},
+        size=work.size,
+        channels=3 if work.channels == 3 else 1,
+        encoding=options["encoding"],
+        splits={split: tuple(entries) for split, entries in shards.items()},
+    )
+    save_manifest(work.fs, work.root, manifest)
+    work.fs.delete_dir(f"{work.root}/{RECORDS}")
+    return manifest

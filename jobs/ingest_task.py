@@ -1,0 +1,89 @@
+"""One task of `zpoint ingest`: read a shard's items, cut and encode them, write the shard and its record."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from aecore.files import read_json, write_json
+from aecore.images import decode_image, encode_image, fit_square
+from aecore.readers import Reader
+from aecore.shards import Shard, read_shard_bytes, shard_table, write_shard
+from cluster.storage import plain_s3_error
+
+RECORDS = ".ingest"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every task of one ingest must know."""
+
+    fs: pafs.FileSystem
+    root: str
+    plan: str  # digest of the options and the source: records of another plan do not count
+    reader: Reader
+    size: int
+    channels: int
+    encoding: str
+
+    def path(self, name: str) -> str:
+        """Give the path of a record or mark in `.ingest/`."""
+        return f"{self.root}/{RECORDS}/{name}"
+
+
+def make_shard(chunk: dict[str, Any], work: Work) -> dict[str, str]:
+    """Make one shard, in a Ray task. What a user must know comes back as data: {"result": JSON}."""
+    try:
+        result = _make_shard(chunk, work)
+    except (OSError, ValueError) as error:
+        text = plain_s3_error(error) if isinstance(error, OSError) else str(error)
+        result = {"error": f"shard {chunk['name']} could not be made: {text}"}
+    return {"result": json.dumps(result)}
+
+
+def _make_shard(chunk: dict[str, Any], work: Work) -> dict[str, Any]:
+    name, fs = chunk["name"], work.fs
+    if fs.get_file_info(work.path("stop")).is_file:
+        return {"called_off": True}
+    record = json.loads(chunk["known"]) or _read_record(work, name)
+    if record is not None and record["plan"] == work.plan and _stands(work, record):
+        return _result(name, record, skipped=True)
+    items = pa.ipc.open_stream(chunk["items"]).read_all()
+    images, good, rejects = [], [], []
+    for item in items["name"].to_pylist():
+        try:
+            image = work.reader.read(item)
+            pixels = decode_image(image) if isinstance(image, bytes) else image
+            images.append(encode_image(fit_square(pixels, work.size, work.channels), work.encoding))
+            good.append(True)
+        except ValueError as error:
+            rejects.append({"name": item, "shard": name, "reason": str(error)})
+            good.append(False)
+    table = shard_table(items.filter(np.array(good)), images)
+    shard = write_shard(fs, work.root, name, table)
+    record = {"plan": work.plan, "shard": shard.model_dump(), "rejects": rejects}
+    write_json(fs, work.path(f"{name}.json"), record)
+    return _result(name, record, skipped=False)
+
+
+def _read_record(work: Work, name: str) -> dict | None:
+    try:
+        return read_json(work.fs, work.path(f"{name}.json"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _stands(work: Work, record: dict) -> bool:
+    try:
+        read_shard_bytes(work.fs, work.root, Shard(**record["shard"]))
+    except ValueError:
+        return False
+    return True
+
+
+def _result(name: str, record: dict, *, skipped: bool) -> dict[str, Any]:
+    done = record["shard"]["rows"] + len(record["rejects"])
+    return {"name": name, "done": done, "skipped": skipped, **record}

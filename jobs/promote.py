@@ -1,0 +1,53 @@
+"""The promote job: register a finished run's model in MLflow and move an alias to it."""
+
+from typing import Any
+
+from aecore.files import read_bytes, read_json
+from cluster import tracking
+from jobs.record import find_record
+from jobs.tune import best_of
+
+MODEL_FILES = ("config.json", "latents.safetensors", "metrics.json", "model.safetensors")
+
+
+def promote(name: str, alias: str = "champion") -> dict[str, Any]:
+    """Register the model of the run `name`, or of the best run of the campaign `name`, and point `alias` to it.
+
+    A run that is registered already keeps its version; only the alias moves. Gives model, version, alias and run.
+    Raises ValueError for an unknown name or a run that has not finished.
+    """
+    run = best_of(name) or name
+    record = find_record(run)
+    if not record.finished():
+        raise ValueError(f"run '{run}' has not finished: start its command again, then promote it")
+    if not record.run_id:
+        raise ValueError(f"run '{run}' is not known to MLflow: start its command again while MLflow answers")
+    version = _registered(record.run_id) or _register(record)
+    tracking.client().set_registered_model_alias(tracking.MODEL_NAME, alias, version)
+    fs, root = record.place
+    return {
+        "model": tracking.MODEL_NAME, "version": version, "alias": alias, "run": run, "run_id": record.run_id,
+        "metrics": read_json(fs, f"{root}/model/metrics.json"),
+    }  # fmt: skip
+
+
+def _registered(run_id: str) -> str | None:
+    found = tracking.client().search_model_versions(f"name = '{tracking.MODEL_NAME}' and run_id = '{run_id}'")
+    return str(found[0].version) if found else None
+
+
+def _register(record: Any) -> str:
+    from mlflow.exceptions import MlflowException
+
+    client = tracking.client()
+    fs, root = record.place
+    files = {name: read_bytes(fs, f"{root}/model/{name}") for name in MODEL_FILES}
+    tracking.log_files(record.run_id, files, "model")
+    try:
+        client.create_registered_model(tracking.MODEL_NAME)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"{client.get_run(record.run_id).info.artifact_uri}/model"
+    tags = {"zpoint.run": record.name}
+    return str(client.create_model_version(tracking.MODEL_NAME, source, record.run_id, tags=tags).version)

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+
+from aecore.config import Recipe, check_recipe, load_recipe, recipe_path
+
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {z_dim: 20}\n")
+    return path
+
+
+def test_overrides_win_and_keep_their_types(recipe_file):
+    recipe = load_recipe(recipe_file, ["loss.kl_factor=1e-6", "optim.epochs=3", "search.z_dim=[8,16]", "data.uri=/d"])
+    assert recipe.loss.kl_factor == 1e-6
+    assert (recipe.optim.epochs, recipe.search.z_dim, recipe.data.uri) == (3, (8, 16), "/d")
+    assert recipe.model.z_dim == 20
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.z_dim=0", "model.z_dim: input should be greater than or equal to 2 (got 0)"),
+        ("model.z_dim=many", 'model.z_dim: input should be a valid integer (got "many")'),
+        ("model.z_dim=true", "model.z_dim: input should be a valid integer (got true)"),
+        ("model.zdim=5", "unknown key model.zdim: model takes z_dim, channels, norm"),
+        ("modle.z_dim=5", "unknown key modle: a recipe takes name, data, model"),
+        ("loss.kl_factor=-1", "loss.kl_factor: input should be greater than or equal to 0 (got -1)"),
+        ("loss.kl_factor=nan", "loss.kl_factor: input should be a finite number"),
+        ("model=5", "model: input should be a valid dictionary"),
+        ("search.kl_factor=[5,1]", "search: kl_factor takes [low, high]"),
+        ("name=A B", "name: string should match pattern"),
+        ("epochs", "'epochs' is no override: it takes section.key=value"),
+        ("data.uri.x=1", "data.uri"),
+    ],
+)
+def test_wrong_input_is_named(recipe_file, override, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        load_recipe(recipe_file, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_recipe_names_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown recipe 'nope'.*celeba-vae"):
+        recipe_path("nope", RECIPES)
+
+
+def test_broken_yaml(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("model: [")
+    with pytest.raises(ValueError, match="is not readable YAML"):
+        load_recipe(path, [])
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_loads(path):
+    assert isinstance(load_recipe(path, []), Recipe)
+
+
+def test_digest_knows_what_is_trained_and_not_where():
+    base = Recipe()
+    assert base.digest("d") == check_recipe({"scale": {"workers": 4}, "data": {"uri": "/x"}}).digest("d")
+    assert base.digest("d") != base.digest("e")
+    assert base.digest("d") != check_recipe({"optim": {"seed": 1}}).digest("d")

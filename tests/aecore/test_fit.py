@@ -1,0 +1,147 @@
+"""The loop against itself: resumed, shared out among workers, and against a plain PyTorch step."""
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from pyarrow.fs import LocalFileSystem
+
+from aecore import checkpoint, fit
+from aecore.config import check_recipe
+from aecore.losses import loss_parts
+from aecore.model import ImageShape, build_model, to_float
+from aecore.order import World, plan_epoch, step_rows
+
+FS = LocalFileSystem()
+SHAPE = ImageShape(16, 1)
+BASE = {
+    "model": {"z_dim": 3, "channels": [4, 4, 4, 4], "norm": "group"},
+    "optim": {"epochs": 2, "batch": 8},
+}
+
+
+def images(count=21):
+    generator = np.random.default_rng(0)
+    shade = generator.integers(0, 200, (count, 1, 1, 1))
+    return (shade + generator.integers(0, 50, (count, 16, 16, 1))).astype(np.uint8)
+
+
+def make_run(recipe, folder=None, world=None, wrap=lambda m: m):
+    model = build_model(recipe, SHAPE)
+    optimizer = fit.make_optimizer(model, recipe)
+    progress = checkpoint.Progress()
+    if folder:
+        progress = checkpoint.load_checkpoint(FS, folder, model, optimizer)
+    return fit.Run(recipe, model, wrap(model), optimizer, torch.device("cpu"), world or World(), progress)
+
+
+def weights(run):
+    return torch.cat([p.detach().flatten() for p in run.model.state_dict().values()])
+
+
+def test_it_learns_and_tells_its_metrics():
+    # No norm: group norm would take the shade away, which is all that these images differ in.
+    model, optim = BASE["model"] | {"norm": "none"}, {"epochs": 20, "batch": 8, "lr": 5e-3}
+    recipe = check_recipe({"model": model, "optim": optim, "loss": {"kl_factor": 1e-6}})
+    epochs = [e for e in fit.fit(make_run(recipe), images(64), images(64)) if isinstance(e, fit.Epoch)]
+    assert [e.epoch for e in epochs] == list(range(1, 21))
+    assert epochs[-1].metrics["valid_psnr"] > epochs[0].metrics["valid_psnr"] + 3
+    assert epochs[-1].metrics["train_loss"] < epochs[0].metrics["train_loss"]
+    assert {"valid_psnr", "train_kl", "swd_normal", "swd_gaussian", "images_per_second"} <= set(epochs[0].metrics)
+    assert epochs[0].pictures["normal"].shape == (10, 16, 16, 1)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5])
+def test_resumed_run_is_bit_identical(tmp_path, norm, stop_at):
+    recipe = check_recipe(BASE | {"model": BASE["model"] | {"norm": norm}})
+    whole = make_run(recipe)
+    told = [e.metrics for e in fit.fit(whole, images(), images(8)) if isinstance(e, fit.Epoch)]
+
+    first = make_run(recipe)
+    for event in fit.fit(first, images(), images(8)):
+        if isinstance(event, fit.Step) and first.progress.step == stop_at:
+            checkpoint.save_checkpoint(FS, str(tmp_path), first.model, first.optimizer, recipe, first.progress)
+            break
+    second = make_run(recipe, str(tmp_path))
+    assert second.progress.step == stop_at
+    again = [e.metrics for e in fit.fit(second, images(), images(8)) if isinstance(e, fit.Epoch)]
+    assert torch.equal(weights(whole), weights(second))
+    assert {k: v for k, v in again[-1].items() if k != "images_per_second"} == {
+        k: v for k, v in told[-1].items() if k != "images_per_second"
+    }
+
+
+def test_first_step_is_plain_adam_on_the_stated_loss():
+    recipe, data = check_recipe(BASE), images()
+    run = make_run(recipe)
+    next(iter(fit.fit(run, data, images(8))))
+
+    model = build_model(recipe, SHAPE)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    rows, _ = step_rows(plan_epoch(0, 0, len(data)), 0, 8, World())
+    batch = to_float(torch.from_numpy(data[rows]))
+    logits, latent = model(batch, fit.batch_noise(run, 0, 8))
+    recon, kl = loss_parts("bce", logits, latent, batch)
+    (recon + kl).mean().backward()
+    optimizer.step()
+    plain = torch.cat([p.detach().flatten() for p in model.state_dict().values()])
+    torch.testing.assert_close(weights(run), plain, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    recipe = check_recipe(BASE | {"optim": {"epochs": 2, "batch": 8, "lr": 1e30}})
+    with pytest.raises(FloatingPointError, match=r"at step .* smaller optim.lr"):
+        list(fit.fit(make_run(recipe), images(), images(8)))
+
+
+def _worker(rank, size, port, folder, norm):
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    torch.set_num_threads(1)
+    recipe = check_recipe(BASE | {"model": BASE["model"] | {"norm": norm}})
+    run = make_run(recipe, world=World(rank, size), wrap=torch.nn.parallel.DistributedDataParallel)
+    metrics = [e.metrics for e in fit.fit(run, images(), images(8)) if isinstance(e, fit.Epoch)][-1]
+    if rank == 0:
+        torch.save({"weights": weights(run), "metrics": metrics}, folder)
+    del run
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _on_workers(size, folder, norm, port):
+    path = str(folder / f"{norm}-{size}.pt")
+    mp.spawn(_worker, (size, port, path, norm), nprocs=size)
+    return torch.load(path, weights_only=True)
+
+
+def test_two_workers_equal_one(tmp_path, free_port):
+    """Without batch norm only the order of float32 sums differs: 6 steps keep within 1e-5 of the one worker's
+    weights (Adam divides by the gradient's root mean square, so an error of 1e-7 relative can grow 100-fold where
+    a gradient is nearly 0)."""
+    recipe = check_recipe(BASE)
+    one = make_run(recipe)
+    told = [e.metrics for e in fit.fit(one, images(), images(8)) if isinstance(e, fit.Epoch)][-1]
+    two = _on_workers(2, tmp_path, "group", free_port)
+    torch.testing.assert_close(two["weights"], weights(one), rtol=1e-3, atol=1e-5)
+    for key in ("train_loss", "train_kl", "valid_loss", "valid_psnr"):
+        assert two["metrics"][key] == pytest.approx(told[key], rel=1e-5)
+
+
+def test_batch_norm_is_per_worker(tmp_path, free_port):
+    """Each worker normalises with its own half of the batch, so the curve differs, by little."""
+    recipe = check_recipe(BASE | {"model": BASE["model"] | {"norm": "batch"}})
+    one = make_run(recipe)
+    told = [e.metrics for e in fit.fit(one, images(), images(8)) if isinstance(e, fit.Epoch)][-1]
+    two = _on_workers(2, tmp_path, "batch", free_port)["metrics"]
+    assert two["train_loss"] != pytest.approx(told["train_loss"], rel=1e-6)
+    assert two["train_loss"] == pytest.approx(told["train_loss"], rel=0.1)
+
+
+def test_more_workers_than_images_in_the_last_batch(tmp_path, free_port):
+    """21 images in batches of 8 leave 5; three workers' parts are uneven, and the means are still exact."""
+    recipe = check_recipe(BASE)
+    one = make_run(recipe)
+    told = [e.metrics for e in fit.fit(one, images(), images(8)) if isinstance(e, fit.Epoch)][-1]
+    three = _on_workers(3, tmp_path, "group", free_port)["metrics"]
+    assert three["train_loss"] == pytest.approx(told["train_loss"], rel=1e-5)

@@ -1,0 +1,140 @@
+import io
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from cluster import progress
+from cluster.progress import Bar, publish, watch
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock that stands still until it is moved."""
+    now = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+    return now
+
+
+def test_a_line_says_all(clock):
+    bar = Bar("train", "images")
+    bar.update(1000, 4000)
+    clock.seconds += 10
+    bar.update(1250, 4000, "loss 1234.5")
+    assert bar.line() == "train: 1,250/4,000 images  31 %  25/s  1:50 left  loss 1234.5"
+    clock.seconds += 3600
+    assert "25/s" not in bar.line()
+
+
+def test_rates_count_from_the_first_update_and_from_a_restart(clock):
+    bar = Bar("train", "images")
+    clock.seconds += 60  # a slow start
+    bar.update(0, 100)
+    clock.seconds += 1
+    bar.update(50, 100)
+    assert "  50/s  0:01 left" in bar.line()
+    bar = Bar("train", "images")
+    bar.update(60, 100)
+    clock.seconds += 5
+    bar.update(40, 100)  # resumed from an earlier checkpoint
+    clock.seconds += 1
+    bar.update(60, 100)
+    assert "  20/s  0:02 left" in bar.line()
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "seconds", "line"),
+    [
+        (0, 10, 1, "x: 0/10 trials  0 %"),
+        (3, 0, 1, "x: 3 trials  3/s"),
+        (10, 10, 3700, "x: 10/10 trials  100 %  0.0027/s  in 1:01:40"),
+        (1, 3, 100, "x: 1/3 trials  33 %  0.01/s  3:20 left"),
+    ],
+)
+def test_edges_of_a_line(clock, done: int, total: int, seconds: float, line: str):
+    bar = Bar("x", "trials")
+    bar.update(0, total)
+    clock.seconds += seconds
+    bar.update(done, total)
+    assert bar.line() == line
+
+
+def test_without_a_terminal_lines_are_rare_and_the_last_is_sure(clock, capsys: pytest.CaptureFixture[str]):
+    bar = Bar("train", "images")
+    for done in range(0, 36):
+        bar.update(done, 35)
+        clock.seconds += 1
+    bar.close()
+    bar.close()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.split()[1] for line in err.splitlines()] == ["10/35", "20/35", "30/35", "35/35"]
+
+
+def test_nothing_is_printed_for_work_that_never_began(capsys: pytest.CaptureFixture[str]):
+    Bar("train", "images").close()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    bar = Bar("train", "images")
+    bar.update(500, 2000, "loss 9.5")
+    bar.update(2000, 2000, "loss 8.5")
+    bar.close()
+    assert "train: 100%" in screen.getvalue()
+    assert "2000/2000" in screen.getvalue()
+    assert "loss 8.5" in screen.getvalue()
+
+
+def test_a_closed_stderr_does_not_stop_the_work(monkeypatch: pytest.MonkeyPatch):
+    screen = io.StringIO()
+    screen.close()
+    monkeypatch.setattr(sys, "stderr", screen)
+    bar = Bar("train", "images")
+    bar.update(1, 1)
+    bar.close()
+
+
+def test_the_driver_sees_what_a_worker_publishes(ray_cluster, monkeypatch, capsys: pytest.CaptureFixture[str]):
+    import ray
+
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.4)
+
+    @ray.remote(num_cpus=1)
+    def work() -> float:
+        began = time.monotonic()
+        for done in range(151):
+            publish("a-run", done, 150, f"loss {done}")
+            time.sleep(0.01)
+        return time.monotonic() - began
+
+    with watch("a-run", "train", "images"):
+        assert ray.get(work.remote()) < 10
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 <= len(lines) <= 12
+    assert lines[0].startswith("train: ")
+    assert lines[-1].endswith("loss 150")
+    assert progress._store().internal_kv_keys(b"", progress.NAMESPACE) == []
+
+
+def test_an_error_of_the_work_comes_through_and_the_key_is_gone(ray_cluster):
+    def fail() -> None:
+        with watch("bad-run", "train", "images"):
+            publish("bad-run", 1, 2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert progress._store().internal_kv_keys(b"", progress.NAMESPACE) == []
+
+
+def test_without_ray_nothing_happens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(progress, "_store", lambda: None)
+    publish("k", 1, 2)
+    with watch("k", "train", "images"):
+        publish("k", 2, 2)
+    assert capsys.readouterr() == ("", "")
