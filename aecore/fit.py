@@ -22,7 +22,7 @@ from aecore.model import Autoencoder, Latent, to_float, to_uint8
 from aecore.order import World, plan_epoch, seed_of, step_rows, steps_per_epoch
 from aecore.samplers import Latents, fit_latents, sample
 
-NOISE, LATENT_IMAGES, JUDGED, SHOWN = 1, 4_096, 512, 10
+NOISE, LATENT_IMAGES, JUDGED, SHOWN = 1, 4_096, 256, 10
 
 
 @dataclass
@@ -164,7 +164,7 @@ def judge(run: Run, train: np.ndarray, valid: np.ndarray, metrics: dict[str, flo
     """Add to `metrics` how real decoded random z-points look, and give pictures of them and of reconstructions."""
     real = valid if len(valid) else train
     reference = load_rows(run, real, np.arange(min(JUDGED, len(real)))).cpu()
-    latents = fit_run_latents(run, train, limit=1_024)
+    latents = fit_run_latents(run, train, limit=2 * JUDGED)
     pictures = {"originals": real[:SHOWN]}
     if len(real):
         seen = run.model.encode(load_rows(run, real, np.arange(min(SHOWN, len(real)))))

@@ -109,6 +109,7 @@ def make_parser() -> Parser:
     submit.add_argument("--wait", action="store_true", help="follow the job to its end")
     jobs = command("jobs", _jobs, "the cluster's jobs", _show_jobs)
     logs = command("logs", _logs, "a job's log", lambda r: r["logs"])
+    logs.add_argument("--follow", action="store_true", help="go on until the job ends")
     stop = command("stop", _stop, "stop a job")
     for added in (submit, jobs, logs, stop):
         added.add_argument("--address", help="the cluster's dashboard URL (RAY_ADDRESS, http://127.0.0.1:8265)")
@@ -201,7 +202,14 @@ def _doctor(args: Any) -> Result:
 def _submit(args: Any) -> Result:
     from jobs.submit import submit
 
-    return submit(args.job, args.address, wait=args.wait)
+    # argparse leaves everything after the job's name to the job; these are submit's wherever they stand.
+    options = Parser(add_help=False)
+    options.add_argument("--address", default=args.address)
+    options.add_argument("--wait", action="store_true", default=args.wait)
+    options.add_argument("--json", action="store_true", default=args.json)
+    mine, job = options.parse_known_args(args.job)
+    args.json = mine.json
+    return submit(job, mine.address, wait=mine.wait)
 
 
 def _jobs(args: Any) -> Result:
@@ -213,7 +221,7 @@ def _jobs(args: Any) -> Result:
 def _logs(args: Any) -> Result:
     from jobs.submit import job_logs
 
-    return {"id": args.id, "logs": job_logs(args.id, args.address)}
+    return {"id": args.id, "logs": job_logs(args.id, args.address, follow=args.follow)}
 
 
 def _stop(args: Any) -> Result:

@@ -28,7 +28,7 @@ from jobs.tune import tune
 SLACK = 3.0  # dB, see aecore.ranking
 SHOWN = 12
 # images, epochs, search: trials and epochs of each
-SIZES = {False: (4_000, 8, 4, 2), True: (1_500, 4, 2, 1)}
+SIZES = {False: (4_000, 10, 4, 3), True: (2_000, 5, 2, 1)}
 
 
 def demo(*, quick: bool = False, port: int = 8000) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def demo(*, quick: bool = False, port: int = 8000) -> dict[str, Any]:
         for name in ("faces-vae", "faces-near-ae")
     }
     search = [
-        f"search.trials={trials}", f"optim.epochs={trial_epochs}", "scale.workers=1", "search.z_dim=[16,64]",
+        f"search.trials={trials}", f"optim.epochs={trial_epochs}", "scale.workers=1", "search.z_dim=[16,32,64]",
         "search.kl_factor=[0.001,10]",
     ]  # fmt: skip
     campaign = step(

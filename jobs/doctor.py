@@ -1,6 +1,7 @@
 """What is and is not in order on this machine, in plain words, and how to mend it."""
 
 import platform
+import re
 import shutil
 import sys
 import time
@@ -27,7 +28,7 @@ class Check:
 
 
 def doctor() -> list[Check]:
-    """Look at everything that the jobs need. Never raises, takes some 10 seconds, asks nothing of the internet."""
+    """Look at everything that the jobs need. Never raises, takes some 10 seconds, needs no internet."""
     quiet_environment()
     looks: dict[str, tuple[Callable[[], Check], str]] = {
         "settings": (_settings, "correct the variable"),
@@ -48,8 +49,7 @@ def doctor() -> list[Check]:
         try:
             checks.append(look())
         except Exception as error:
-            what = " ".join(str(error).split())[:300] or type(error).__name__
-            checks.append(Check(name, False, what, mend))
+            checks.append(Check(name, False, _plain(str(error)) or type(error).__name__, mend))
             if name == "settings":  # nothing else can be asked
                 break
     return [*checks, Check("network", True, "none is needed: nothing here is reported to anybody")]
@@ -154,15 +154,15 @@ def _storage() -> Check:
 
 
 def _mlflow() -> Check:
-    uri = settings().tracking_uri.rpartition("@")[2]  # a password stays unseen
+    uri = settings().tracking_uri
     if uri.startswith("http"):
-        _answers(settings().tracking_uri)
+        _answers(uri)
     import mlflow
 
     from cluster.tracking import client, experiment_id
 
     client().set_experiment_tag(experiment_id(), "doctor", time.strftime("%Y-%m-%d %H:%M:%S"))
-    return Check("mlflow", True, f"MLflow {mlflow.__version__} writes to {uri}")
+    return Check("mlflow", True, f"MLflow {mlflow.__version__} writes to {_plain(uri)}")
 
 
 def _answers(url: str) -> None:
@@ -172,7 +172,12 @@ def _answers(url: str) -> None:
     except HTTPError:
         pass  # whatever it says, it is there
     except OSError as error:
-        raise OSError(f"nothing answers at {url.rpartition('@')[2]}: {getattr(error, 'reason', error)}") from error
+        raise OSError(f"nothing answers at {url}: {getattr(error, 'reason', error)}") from error
+
+
+def _plain(text: str) -> str:
+    """One line without the user and the password of a URL."""
+    return re.sub(r"//[^/@\s]*@", "//", " ".join(text.split()))[:300]
 
 
 def _touch(folder: Path) -> None:

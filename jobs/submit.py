@@ -70,6 +70,7 @@ def job_logs(job: str, address: str | None = None, follow: bool = False) -> str:
     """A job's log; with `follow`, shown on stderr as it grows until the job is over."""
     client, url = _client(address)
     with _known(job, url):
+        client.get_job_info(job)
         return "".join(_follow(client, job)) if follow else client.get_job_logs(job)
 
 
@@ -131,7 +132,7 @@ def _only(address: str) -> Iterator[None]:
     try:
         yield
     finally:
-        os.environ.pop(name)
+        os.environ.pop(name, None)
         if before is not None:
             os.environ[name] = before
 

@@ -1,0 +1,39 @@
+# `make demo` and `make test`: from an empty machine to a decoded face, and to passed tests.
+# VENV=... chooses another environment's folder, PYTHON=... the Python it is made with.
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+SOURCES = aecore cluster jobs serving tests
+
+.PHONY: demo test install install-dev clean
+
+demo: install
+	$(VENV)/bin/zpoint demo $(ARGS)
+
+test: install-dev
+	$(VENV)/bin/ruff check $(SOURCES)
+	$(VENV)/bin/ruff format --check $(SOURCES)
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/pytest $(ARGS)
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+# The stamps are made last: an installation that was killed is begun again.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "zpoint: error: no Python 3.11 or 3.12 found: install one, or name it with PYTHON=..." >&2; exit 2; }
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } || \
+		{ rm -rf $(VENV); echo "zpoint: error: $(PYTHON) makes no environment: on Debian, apt-get install python3-venv" >&2; exit 2; }
+	@echo "installing into $(VENV): about 6 GB, some minutes" >&2
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,97 @@
+"""What the tests of the jobs share: a tiny dataset, a tiny recipe, and the command called as a user calls it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pytest
+
+from aecore.faces import draw_face
+from aecore.images import encode_image
+from aecore.shards import Manifest, save_manifest, shard_table, write_shard
+from jobs.cli import main
+
+FS = pafs.LocalFileSystem()
+SHARDS = {"train": 3, "valid": 1, "test": 1}
+ROWS, SIZE = 16, 16
+RECIPE = """
+model: {z_dim: 3, channels: [4, 4, 4, 4], norm: group}
+optim: {epochs: 2, batch: 8}
+scale: {workers: 0}
+search: {trials: 3, parallel: 2, z_dim: [2, 3], kl_factor: [0.01, 1.0]}
+"""
+
+
+@pytest.fixture(scope="session")
+def written_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 faces of 16x16 to train on, 16 to validate, 16 to test, in shards of 16."""
+    root, first, splits = tmp_path_factory.mktemp("faces"), 0, {}
+    for split, count in SHARDS.items():
+        shards = []
+        for number in range(count):
+            images = [encode_image(draw_face(0, first + row, SIZE)[0], "png") for row in range(ROWS)]
+            table = shard_table(pa.table({"name": [str(first + row) for row in range(ROWS)]}), images)
+            shards.append(write_shard(FS, str(root), f"{split}-{number:05d}.parquet", table))
+            first += ROWS
+        splits[split] = tuple(shards)
+    save_manifest(FS, str(root), Manifest(dataset="x", options={}, size=16, channels=3, encoding="png", splits=splits))
+    return root
+
+
+@pytest.fixture
+def faces(written_faces: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny dataset that the test may damage."""
+    return Path(shutil.copytree(written_faces, tmp_path / "faces"))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    """The path of a recipe that trains in a second, in this process."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+@pytest.fixture
+def zpoint(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """Runs a command that must succeed; gives its --json result, which must be all that stdout holds."""
+
+    def run(*argv: object) -> dict[str, Any]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(word) for word in argv] + ["--json"])
+        out, err = capsys.readouterr()
+        assert caught.value.code == 0, err
+        assert out.count("\n") == 1, out
+        return json.loads(out)
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must be refused in one line, with status 2 and nothing written; gives the line."""
+
+    def run(*argv: object) -> str:
+        before = tree()
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(word) for word in argv])
+        out, err = capsys.readouterr()
+        assert (caught.value.code, out) == (2, ""), err
+        assert err.startswith("zpoint: error: ")
+        assert err.count("\n") == 1, err
+        assert tree() == before
+        return err
+
+    return run
+
+
+def tree() -> dict[str, bytes]:
+    """The files of the test's own folder, but for the node cache, which only remembers, and MLflow's database."""
+    files = (p for p in sorted(Path.cwd().rglob("*")) if p.is_file() and "cache" not in p.parts)
+    return {str(p): b"" if p.name == "mlflow.db" else p.read_bytes() for p in files}
