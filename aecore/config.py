@@ -21,7 +21,15 @@ class Section(BaseModel):
 
 
 class Data(Section):
+    """`flip`: half of the training images are seen as in a mirror, others in each epoch.
+
+    `cache`: where the decoded images lie. `node`: in a file on each node; `device`: also in the GPU's memory; `auto`:
+    there when half of what is free holds them; `none`: nowhere, they are decoded anew in each epoch.
+    """
+
     uri: str = Field(default="", description="the dataset's folder: a path, file:// or s3:// URI")
+    cache: Literal["auto", "device", "node", "none"] = "auto"
+    flip: Annotated[bool, Field(strict=True)] = False
 
 
 class Model(Section):
@@ -107,7 +115,7 @@ class Recipe(Section):
 
         `extra` names the data, by its manifest's digest.
         """
-        core = self.model_dump(mode="json", include={"model", "loss", "optim"})
+        core = self.model_dump(mode="json", include={"data": {"flip"}, "model": True, "loss": True, "optim": True})
         text = json.dumps([core, *extra], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -40,9 +40,13 @@ def write_whole(fs: pafs.FileSystem, path: str, data: bytes) -> None:
 
 
 def read_bytes(fs: pafs.FileSystem, path: str) -> bytes:
-    """Give the whole content of `path`. Raises FileNotFoundError when there is no such file."""
+    """Give the whole content of `path`. Raises FileNotFoundError when there is none, OSError when less comes."""
     with fs.open_input_file(path) as file:
-        return file.read()
+        size = file.size()
+        data = file.read(size)
+    if len(data) != size:  # an object store may end its answer early without an error
+        raise OSError(f"{path} came cut short: {len(data):,} of {size:,} bytes")
+    return data
 
 
 def write_json(fs: pafs.FileSystem, path: str, value: Any) -> None:

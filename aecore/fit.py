@@ -5,6 +5,7 @@ the caller may save a checkpoint, log or stop. Images and noise are functions of
 goes on from a checkpoint sees what it would have seen.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,13 +17,16 @@ from torch import Tensor, nn
 
 from aecore.checkpoint import Progress
 from aecore.config import Recipe
+from aecore.feed import Batch, Feed, NodeFeed
 from aecore.losses import loss_parts
 from aecore.metrics import psnr, sliced_wasserstein
 from aecore.model import Autoencoder, Latent, to_float, to_uint8
-from aecore.order import World, plan_epoch, seed_of, step_rows, steps_per_epoch
+from aecore.order import Order, World, seed_of, steps_per_epoch
 from aecore.samplers import Latents, fit_latents, sample
+from aecore.task import NOISE, make_pair, stream
 
-NOISE, LATENT_IMAGES, JUDGED, SHOWN = 1, 4_096, 256, 10
+LATENT_IMAGES, JUDGED, SHOWN = 4_096, 256, 10
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -58,22 +62,23 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=recipe.optim.lr, fused=True)
 
 
-def fit(run: Run, train: np.ndarray, valid: np.ndarray) -> Iterator[Step | Epoch]:
+def fit(run: Run, train: Feed | np.ndarray, valid: Feed | np.ndarray) -> Iterator[Step | Epoch]:
     """Train from `run.progress` to the recipe's last epoch.
 
-    `train` and `valid` are uint8 (n, size, size, channels), the same on each worker. Raises FloatingPointError,
-    naming the step, as soon as a loss is not finite.
+    `train` and `valid` are feeds, or uint8 (n, size, size, channels), the same on each worker. Raises
+    FloatingPointError, naming the step, as soon as a loss is not finite.
     """
     optim, progress = run.recipe.optim, run.progress
+    train, valid = as_feed(run, train), as_feed(run, valid)
     steps = steps_per_epoch(len(train), optim.batch)
+    if not train.resumable:
+        rewind(progress, steps, len(train))
     for epoch in range(progress.epochs, optim.epochs):
-        plan = plan_epoch(optim.seed, epoch, len(train))
         started, first = time.monotonic(), progress.samples
-        for index in range(progress.step - epoch * steps, steps):
-            count = len(plan[index * optim.batch : (index + 1) * optim.batch])
-            recon, kl = train_step(run, train, plan, index, count)
+        for batch in train.batches(epoch, progress.step - epoch * steps):
+            recon, kl = train_step(run, batch)
             progress.step += 1
-            progress.samples += count
+            progress.samples += batch.count
             _add(progress.sums, recon, kl)
             here = float((recon + run.recipe.loss.kl_factor * kl).mean()) if len(recon) else float("nan")
             if len(recon) and not np.isfinite(here):
@@ -90,6 +95,20 @@ def fit(run: Run, train: np.ndarray, valid: np.ndarray) -> Iterator[Step | Epoch
         yield Epoch(progress.epochs, metrics, pictures)
 
 
+def as_feed(run: Run, images: Feed | np.ndarray) -> Feed:
+    """`images` as a feed: an array becomes one."""
+    if not isinstance(images, np.ndarray):
+        return images
+    return NodeFeed(images, Order(run.recipe.optim.seed, run.recipe.optim.batch, run.world), run.device)
+
+
+def rewind(progress: Progress, steps: int, count: int) -> None:
+    """Go back to the start of the epoch, of `steps` steps and `count` images; the weights stay as they are."""
+    if again := progress.step - progress.epochs * steps:
+        log.warning("a stream cannot go on within an epoch: %d steps of epoch %d again", again, progress.epochs + 1)
+    progress.step, progress.samples, progress.sums = progress.epochs * steps, progress.epochs * count, {}
+
+
 def gather_sums(run: Run) -> None:
     """Move the open epoch's sums of all workers to rank 0, so that its checkpoint holds them all. A collective."""
     if run.world.size > 1:
@@ -99,56 +118,55 @@ def gather_sums(run: Run) -> None:
         run.progress.sums = dict(zip(keys, total.tolist(), strict=True)) if run.world.rank == 0 else {}
 
 
-def train_step(run: Run, train: np.ndarray, plan: np.ndarray, index: int, count: int) -> tuple[Tensor, Tensor]:
-    """One optimizer step on this worker's part of a global batch of `count`; its reconstructions' losses and KLs."""
-    rows, positions = step_rows(plan, index, run.recipe.optim.batch, run.world)
-    noise = batch_noise(run, run.progress.step, count)
+def train_step(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
+    """One optimizer step on this worker's part of a global batch; its reconstructions' losses and KLs."""
+    noise = batch_noise(run, run.progress.step, batch.count)
     weight = 1.0
-    if not len(rows):  # fewer images than workers: join in DDP's all-reduce with an image that counts nothing
-        rows, positions, weight = plan[:1], np.zeros(1, int), 0.0
-    images = load_rows(run, train, rows)
-    recon, kl = forward(run, images, noise[torch.from_numpy(positions).to(run.device)])
+    if not len(batch.images):  # fewer images than workers: join in DDP's all-reduce with an image that counts nothing
+        batch, weight = blank(run, batch), 0.0
+    seen, target = make_pair(run.recipe, batch, run.progress.step)
+    recon, kl = forward(run, seen, target, noise[batch.positions])
     # DDP takes the mean of the workers' gradients; times the world's size it is the sum over the global batch.
-    loss = weight * (recon + run.recipe.loss.kl_factor * kl).sum() * (run.world.size / count)
+    loss = weight * (recon + run.recipe.loss.kl_factor * kl).sum() * (run.world.size / batch.count)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     run.optimizer.step()
     return (recon.detach(), kl.detach()) if weight else (recon[:0].detach(), kl[:0].detach())
 
 
-def load_rows(run: Run, images: np.ndarray, rows: np.ndarray) -> Tensor:
-    """Rows of a uint8 (n, size, size, channels) array as floats in [0, 1] on the device."""
-    return to_float(torch.from_numpy(images[rows]).to(run.device, non_blocking=True))
+def blank(run: Run, batch: Batch) -> Batch:
+    """A black image in the place of none."""
+    size, channels = run.model.image.size, run.model.image.channels
+    images = torch.zeros((1, size, size, channels), dtype=torch.uint8, device=run.device)
+    return Batch(images, torch.zeros(1, dtype=torch.int64, device=run.device), batch.count)
 
 
 def batch_noise(run: Run, step: int, count: int) -> Tensor:
     """N(0, 1) noise of one global batch, (count, z_dim): made whole by each worker, so it is the same for any world."""
-    generator = torch.Generator(run.device).manual_seed(seed_of(run.recipe.optim.seed, step, NOISE))
+    generator = stream(run.device, run.recipe, step, NOISE)
     return torch.randn(count, run.model.z_dim, generator=generator, device=run.device)
 
 
-def forward(run: Run, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixel loss and KL of each image, in nats, float32."""
+def forward(run: Run, seen: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixel loss against `target` and KL of each image that the encoder has `seen`, in nats, float32."""
     wants_bf16 = run.recipe.optim.precision == "bf16"
     bf16 = wants_bf16 or (run.recipe.optim.precision == "auto" and run.device.type == "cuda")
     with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
-        logits, latent = run.network(images, noise)
-    return loss_parts(run.recipe.loss.pixels, logits, latent, images)
+        logits, latent = run.network(seen, noise)
+    return loss_parts(run.recipe.loss.pixels, logits, latent, target)
 
 
 @torch.inference_mode()
-def evaluate(run: Run, split: np.ndarray, prefix: str) -> dict[str, float]:
+def evaluate(run: Run, split: Feed | np.ndarray, prefix: str) -> dict[str, float]:
     """Means per image of a split, `prefix_*`, each worker taking its part; the decoder gets the latent's mean.
 
     `recon` and `kl` in nats, `mse` of pixels in [0, 1], `psnr` in dB. A collective of all workers.
     """
     sums: dict[str, float] = {}
-    plan, batch = np.arange(len(split)), run.recipe.optim.batch
-    for index in range(steps_per_epoch(len(split), batch)):
-        rows, _ = step_rows(plan, index, batch, run.world)
-        if not len(rows):
+    for batch in as_feed(run, split).batches(None):
+        if not len(batch.images):
             continue
-        images = load_rows(run, split, rows)
+        images = to_float(batch.images)
         latent = run.model.encode(images)
         logits = run.model.logits(latent.mean)
         recon, kl = loss_parts(run.recipe.loss.pixels, logits, latent, images)
@@ -160,14 +178,14 @@ def evaluate(run: Run, split: np.ndarray, prefix: str) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def judge(run: Run, train: np.ndarray, valid: np.ndarray, metrics: dict[str, float]) -> dict[str, np.ndarray]:
+def judge(run: Run, train: Feed, valid: Feed, metrics: dict[str, float]) -> dict[str, np.ndarray]:
     """Add to `metrics` how real decoded random z-points look, and give pictures of them and of reconstructions."""
-    real = valid if len(valid) else train
-    reference = load_rows(run, real, np.arange(min(JUDGED, len(real)))).cpu()
+    real = (valid if len(valid) else train).head(JUDGED)
+    reference = to_float(real).cpu()
     latents = fit_run_latents(run, train, limit=2 * JUDGED)
-    pictures = {"originals": real[:SHOWN]}
+    pictures = {"originals": real[:SHOWN].cpu().numpy()}
     if len(real):
-        seen = run.model.encode(load_rows(run, real, np.arange(min(SHOWN, len(real)))))
+        seen = run.model.encode(to_float(real[:SHOWN]))
         pictures["reconstructions"] = run.model.decode(seen.mean).cpu().numpy()
     for sampler in ("normal", "gaussian"):
         z = sample(sampler, JUDGED, latents, seed=run.recipe.optim.seed).to(run.device)
@@ -178,11 +196,12 @@ def judge(run: Run, train: np.ndarray, valid: np.ndarray, metrics: dict[str, flo
 
 
 @torch.inference_mode()
-def fit_run_latents(run: Run, train: np.ndarray, limit: int = LATENT_IMAGES) -> Latents:
+def fit_run_latents(run: Run, train: Feed | np.ndarray, limit: int = LATENT_IMAGES) -> Latents:
     """Statistics of the z-points of the first `limit` training images: each a draw from q(z|x), as the decoder saw."""
     parts: list[Tensor] = []
-    for rows in np.array_split(np.arange(min(limit, len(train))), -(-min(limit, len(train)) // 64)):
-        latent: Latent = run.model.encode(load_rows(run, train, rows))
+    images = as_feed(run, train).head(limit)
+    for rows in np.array_split(np.arange(len(images)), -(-len(images) // 64)):
+        latent: Latent = run.model.encode(to_float(images[rows[0] : rows[-1] + 1]))
         generator = torch.Generator(run.device).manual_seed(seed_of(run.recipe.optim.seed, int(rows[0]), NOISE))
         noise = torch.randn(latent.mean.shape, generator=generator, device=run.device)
         parts.append(latent.sample(noise).cpu())

@@ -1,5 +1,6 @@
 """Which image is seen when: pure functions of (seed, epoch, step), the same for any number of workers."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,25 @@ def step_rows(plan: np.ndarray, step: int, batch: int, world: World) -> tuple[np
     rows = plan[start : start + batch]
     positions = np.array_split(np.arange(len(rows)), world.size)[world.rank]
     return rows[positions], positions
+
+
+@dataclass(frozen=True)
+class Order:
+    """How this worker goes through a split: in global batches of `batch`, shared out among the workers."""
+
+    seed: int
+    batch: int
+    world: World = World()
+
+    def steps(self, count: int, epoch: int | None, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        """From step `first` on, this worker's rows of each global batch, their positions in it, and its size.
+
+        `epoch` None goes through the `count` images as they are stored.
+        """
+        plan = np.arange(count) if epoch is None else plan_epoch(self.seed, epoch, count)
+        for step in range(first, steps_per_epoch(count, self.batch)):
+            rows, positions = step_rows(plan, step, self.batch, self.world)
+            yield rows, positions, min(self.batch, count - step * self.batch)
 
 
 def steps_per_epoch(count: int, batch: int) -> int:

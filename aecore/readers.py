@@ -8,56 +8,100 @@ import io
 import pickle
 import zipfile
 import zlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 
 from aecore.faces import draw_face
+from aecore.places import Place
 
 MAX_FILE = 256 * 1024 * 1024  # bytes of one encoded image
+REQUESTS = 16  # at once, where each image is an object of its own on S3
+Item = bytes | np.ndarray
 
 
 class Reader(Protocol):
     """What a source needs: `read(name)` gives a file's bytes, or pixels as uint8 (H, W, 1 or 3)."""
 
-    def read(self, name: str) -> bytes | np.ndarray: ...
+    @property
+    def threads(self) -> int:
+        """How many threads may read ahead; 0 where reading is no wait."""
+        ...
+
+    def read(self, name: str) -> Item: ...
+
+
+def read_ahead(reader: Reader, names: list[str]) -> Iterator[Item | ValueError]:
+    """Give the items `names` in order, a bad one as its ValueError, reading ahead where that saves waiting."""
+
+    def read(name: str) -> Item | ValueError:
+        try:
+            return reader.read(name)
+        except ValueError as error:
+            return error
+
+    if not reader.threads:
+        yield from map(read, names)
+        return
+    with ThreadPoolExecutor(reader.threads) as pool:
+        left = iter(names)
+        waiting: list[Future] = [pool.submit(read, name) for name in islice(left, 2 * reader.threads)]
+        try:
+            while waiting:
+                yield waiting.pop(0).result()
+                waiting += [pool.submit(read, name) for name in islice(left, 1)]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
 class FileReader:
     """Reads files below `folder`; a name is the path from there."""
 
-    folder: str
+    folder: Place
+
+    @property
+    def threads(self) -> int:
+        """How many threads may read ahead."""
+        return 0 if self.folder.local else REQUESTS
 
     def read(self, name: str) -> bytes:
-        """Give the file's bytes. Raises ValueError when it cannot be read."""
+        """Give the file's bytes. Raises ValueError when it is not there or not for us, OSError when reading fails."""
+        place = self.folder / name
         try:
-            path = Path(self.folder, name)
-            _check_length(path.stat().st_size)
-            return path.read_bytes()
-        except OSError as error:
+            if place.local:
+                _check_length(place.size())
+            return place.read()
+        except (FileNotFoundError, PermissionError) as error:
             raise ValueError(f"it cannot be read: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
 class ZipReader:
-    """Reads members of the zip `path`; a name is the member's without `prefix`."""
+    """Reads members of the zip `place`; a name is the member's without `prefix`."""
 
-    path: str
+    place: Place
     stamp: int  # the file's time of change, so that a new zip under an old name is opened anew
     prefix: str = ""
 
+    @property
+    def threads(self) -> int:
+        """How many threads may read ahead."""
+        return 0 if self.place.local else 1
+
     def read(self, name: str) -> bytes:
-        """Give the member's bytes. Raises ValueError when they are damaged or encrypted."""
-        archive = _open_zip(self.path, self.stamp)
+        """Give the member's bytes. Raises ValueError when it is damaged or encrypted, OSError when reading fails."""
+        archive = _open_zip(self.place, self.stamp)
         try:
             member = archive.getinfo(self.prefix + name)
             _check_length(member.file_size)
             return archive.read(member)
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
             raise ValueError(f"the zip does not give it: {error}") from error
 
 
@@ -66,8 +110,9 @@ class ArrayReader:
     """Reads images that lie in arrays, as torchvision keeps them; a name is train-00012 or test-00012."""
 
     kind: str  # 'idx' or 'cifar'
-    folder: str
+    folder: Place
     fingerprint: str  # of the files, so that others under the same names are loaded anew
+    threads: int = 0
 
     def read(self, name: str) -> np.ndarray:
         """Give the pixels, uint8 (H, W, 1 or 3)."""
@@ -81,6 +126,7 @@ class FaceReader:
 
     seed: int
     size: int
+    threads: int = 0
 
     def read(self, name: str) -> np.ndarray:
         """Give the pixels, uint8 (size, size, 3)."""
@@ -93,16 +139,16 @@ def _check_length(length: int) -> None:
 
 
 @lru_cache(maxsize=2)
-def _open_zip(path: str, stamp: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
+def _open_zip(place: Place, stamp: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(place.open())
 
 
 @lru_cache(maxsize=2)
-def _load(kind: str, folder: str, fingerprint: str, part: str) -> np.ndarray:
-    return (load_idx if kind == "idx" else load_cifar)(Path(folder), part)[0]
+def _load(kind: str, folder: Place, fingerprint: str, part: str) -> np.ndarray:
+    return (load_idx if kind == "idx" else load_cifar)(folder, part)[0]
 
 
-def load_idx(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+def load_idx(folder: Place, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Load `part` ('train' or 'test') of an MNIST-like set: uint8 (n, H, W, 1) images and uint8 (n,) labels.
 
     Raises ValueError when a file is missing, cut short or of another kind.
@@ -115,13 +161,13 @@ def load_idx(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     return images[..., None], labels
 
 
-def _read_idx(path: Path) -> np.ndarray:
-    packed = path.with_name(f"{path.name}.gz")
+def _read_idx(path: Place) -> np.ndarray:
+    packed = Place(path.fs, f"{path.path}.gz")
     try:
-        data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        data = path.read() if path.exists() else gzip.decompress(packed.read())
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing (and {packed.name} too)") from None
-    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is missing (and {packed} too)") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{packed} is damaged: {error}") from error
     if len(data) < 4 or data[:3] != b"\0\0\x08":
         raise ValueError(f"{path} is no IDX file of bytes (it starts with {data[:4]!r})")
@@ -132,7 +178,7 @@ def _read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def load_cifar(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+def load_cifar(folder: Place, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Load `part` ('train' or 'test') of CIFAR10: uint8 (n, 32, 32, 3) images and int64 (n,) labels.
 
     Raises ValueError when a batch is missing, damaged or holds anything but numbers.
@@ -142,11 +188,13 @@ def load_cifar(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     for name in names:
         path = folder / name
         try:
-            batch = _NumbersOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+            batch = _NumbersOnly(io.BytesIO(path.read()), encoding="bytes").load()
             images.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             labels.append(np.asarray(batch[b"labels"], np.int64))
         except FileNotFoundError:
             raise ValueError(f"{path} is missing") from None
+        except OSError:
+            raise
         except Exception as error:  # a damaged pickle raises nearly anything
             raise ValueError(f"{path} is no batch of CIFAR10 for Python: {error}") from error
     return np.concatenate(images), np.concatenate(labels)

@@ -1,22 +1,25 @@
 """Where images come from: one function per dataset, listed in SOURCES at the end. Add a dataset there.
 
-A `Source` lists the items of each split; its reader travels to other processes and reads them there. Where a
-set has no valid or no test split, a tenth of train becomes it, chosen by a hash of the names.
+Such a function gives what it `Found`; from that, `open_source` makes a `Source` that lists the items of each split.
+Its reader travels to other processes and reads them there.
 """
 
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 
+from aecore.download import check_downloadable, download
 from aecore.faces import face_factors
 from aecore.files import sha256
-from aecore.readers import ArrayReader, FaceReader, FileReader, Reader, ZipReader, load_cifar, load_idx
+from aecore.places import Place
+from aecore.readers import ArrayReader, FaceReader, FileReader, Item, Reader, ZipReader, load_cifar, load_idx
+from aecore.splits import SPLITS, sample_splits, split_table
 
-SPLITS = ("train", "valid", "test")
 SPLIT_FOLDERS = {"training": "train", "val": "valid", "validation": "valid", "testing": "test"} | {
     split: split for split in SPLITS
 }
@@ -32,19 +35,35 @@ class Request:
     limit: int | None = None
     seed: int = 0
     size: int | None = None
+    split: str | None = None  # one of splits.RULES
+    download: bool = False
+    fs: pafs.FileSystem = field(default_factory=pafs.LocalFileSystem)  # where `path` lies
+
+
+@dataclass(frozen=True)
+class Found:
+    """All the items of a set: column `name`, then what is known of each, and how to read one."""
+
+    items: pa.Table
+    official: Sequence[str] | None  # the split that the source names for each item
+    reader: Reader
+    channels: int
+    size: int  # the edge of its own square images
+    fingerprint: str  # equal for equal content, wherever it lies
 
 
 @dataclass(frozen=True)
 class Source:
     """Named items in splits, and how to read one."""
 
-    splits: dict[str, pa.Table]  # all of SPLITS, in order; column `name`, then what is known of each item
+    splits: dict[str, pa.Table]  # all of SPLITS, in order; columns as in Found
+    rule: str  # by which they were split
     reader: Reader
     channels: int
     size: int  # the edge of the square images to make
-    fingerprint: str  # equal for equal content, wherever it lies
+    fingerprint: str  # as in Found
 
-    def read(self, split: str, indices: Sequence[int]) -> Iterator[bytes | np.ndarray]:
+    def read(self, split: str, indices: Sequence[int]) -> Iterator[Item]:
         """Give the items of `split` at `indices`: files' bytes, or pixels as uint8 (H, W, 1 or 3)."""
         names = self.splits[split]["name"]
         return (self.reader.read(names[index].as_py()) for index in indices)
@@ -59,74 +78,51 @@ def open_source(dataset: str, request: Request) -> Source:
         raise ValueError(f"unknown dataset {dataset!r}; it is one of {', '.join(SOURCES)}")
     if request.limit is not None and request.limit < 1:
         raise ValueError(f"limit must be at least 1, not {request.limit}")
-    source = SOURCES[dataset](request)
-    if request.size is not None:
-        source = replace(source, size=request.size)
-    return source if request.limit is None else replace(source, splits=_sample(source.splits, request.limit))
+    if request.download:
+        check_downloadable(dataset)
+        download(dataset, _place(request, "the folder that shall hold it", new=True))
+    found = SOURCES[dataset](request)
+    rule, splits = split_table(found.items, found.official, request.split)
+    if request.limit is not None:
+        splits = sample_splits(splits, request.limit)
+    return Source(splits, rule, found.reader, found.channels, request.size or found.size, found.fingerprint)
 
 
-def _sample(splits: dict[str, pa.Table], limit: int) -> dict[str, pa.Table]:
-    ends = np.cumsum([0] + [table.num_rows for table in splits.values()])
-    shares = np.diff(np.minimum(limit, ends[-1]) * ends // ends[-1])
-    sampled = {}
-    for (split, table), share in zip(splits.items(), shares.tolist(), strict=True):
-        chosen = np.sort(np.argsort(_hashes(table["name"].to_pylist()), kind="stable")[:share])
-        sampled[split] = table.take(chosen)
-    return sampled
-
-
-def _hashes(names: list[str]) -> np.ndarray:
-    """Give a number in [0, 1) for each name, float64 (n,), the same everywhere."""
-    return np.array([int(sha256(name.encode())[:12], 16) for name in names], np.float64) / 16**12
-
-
-def _split(table: pa.Table, official: Sequence[str] | None = None) -> dict[str, pa.Table]:
-    """Split `table` as `official` says row by row, and carve a missing valid or test split off train."""
-    assigned = np.array(official if official is not None else ["train"] * table.num_rows, dtype="U5")
-    draws = _hashes(table["name"].to_pylist())
-    for start, split in ((0.0, "valid"), (0.1, "test")):
-        train = assigned == "train"
-        if not (assigned == split).any() and train.sum() > 2:
-            chosen = train & (draws >= start) & (draws < start + 0.1)
-            if not chosen.any():  # a tiny set
-                chosen[np.flatnonzero(train)[draws[train].argmin()]] = True
-            assigned[chosen] = split
-    return {split: table.filter(pa.array(assigned == split)) for split in SPLITS}
-
-
-def _place(request: Request, expected: str) -> Path:
+def _place(request: Request, expected: str, *, new: bool = False) -> Place:
     if not request.path:
         raise ValueError(f"--source is missing: it takes {expected}")
-    if "://" in request.path and not request.path.startswith("file://"):
-        raise ValueError(f"{request.path}: a source must lie on a local or mounted disk; it takes {expected}")
-    place = Path(request.path.removeprefix("file://")).expanduser()
-    if not place.exists():
+    place = Place(request.fs, request.path)
+    if place.local:
+        place = Place(request.fs, str(Path(request.path).expanduser().absolute()))  # workers run in other folders
+    if not new and not place.exists():
         raise ValueError(f"{place} does not exist; --source takes {expected}")
-    return place.absolute()  # workers run in other folders
+    return place
 
 
-def _list_images(place: Path, expected: str, keep: set[str] | None = None) -> tuple[dict[str, int], Reader]:
+def _list_images(place: Place, expected: str, keep: set[str] | None = None) -> tuple[dict[str, int], Reader]:
     """List the images in a folder or zip: sorted names with a number for the content, and their reader.
 
     Folders round everything are left out of the names, unless one is named in `keep`.
     """
-    stamp = place.stat().st_mtime_ns
-    if place.is_dir():
-        found = {p.relative_to(place).as_posix(): p.stat().st_size for p in place.rglob("*") if p.is_file()}
-    else:
-        if not zipfile.is_zipfile(place):
-            raise ValueError(f"{place} is not a whole zip file ({place.stat().st_size:,} bytes); fetch it again")
-        try:
-            with zipfile.ZipFile(place) as archive:
-                found = {m.filename: m.CRC for m in archive.infolist() if not m.is_dir()}
-        except (zipfile.BadZipFile, OSError) as error:
-            raise ValueError(f"{place} is a damaged zip file: {error}; fetch it again") from error
+    packed = not place.is_dir()
+    found = _list_zip(place) if packed else place.files()
     images = {name: content for name, content in sorted(found.items()) if _is_image(name)}
     if not images:
         raise ValueError(f"{place} holds no images; --source takes {expected}")
     prefix = _shared_folder(list(images), keep or set())
     listed = {name[len(prefix) :]: content for name, content in images.items()}
-    return listed, FileReader(f"{place}/{prefix}") if place.is_dir() else ZipReader(str(place), stamp, prefix)
+    return listed, ZipReader(place, place.stamp(), prefix) if packed else FileReader(place / prefix)
+
+
+def _list_zip(place: Place) -> dict[str, int]:
+    try:
+        with place.open() as file:
+            if not zipfile.is_zipfile(file):
+                raise ValueError(f"{place} is not a whole zip file ({place.size():,} bytes); fetch it again")
+            with zipfile.ZipFile(file) as archive:
+                return {member.filename: member.CRC for member in archive.infolist() if not member.is_dir()}
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{place} is a damaged zip file: {error}; fetch it again") from error
 
 
 def _is_image(name: str) -> bool:
@@ -148,7 +144,7 @@ def _fingerprint(*parts: object) -> str:
     return sha256(repr(parts).encode())
 
 
-def celeba(request: Request) -> Source:
+def celeba(request: Request) -> Found:
     """CelebA's aligned faces in the official layout, with identity and attributes (1 or 0) where present."""
     expected = "CelebA's folder with img_align_celeba.zip and list_eval_partition.txt, or that zip"
     base = _place(request, expected)
@@ -160,7 +156,7 @@ def celeba(request: Request) -> Source:
     lists = {name: next((p / name for p in places if (p / name).is_file()), None) for name in _CELEBA_LISTS}
     names = list(listed)
     columns: dict[str, pa.Array] = {"name": pa.array(names)}
-    texts = {name: path.read_text(errors="replace") for name, path in lists.items() if path is not None}
+    texts = {name: path.read().decode(errors="replace") for name, path in lists.items() if path is not None}
     official = None
     if (text := texts.get("list_eval_partition.txt")) is not None:
         number = _column(text.splitlines(), names, "list_eval_partition.txt")[:, 0]
@@ -177,7 +173,7 @@ def celeba(request: Request) -> Source:
         for i, attribute in enumerate(attributes):
             columns[attribute] = pa.array((values[:, i] > 0).astype(np.int8))
     fingerprint = _fingerprint("celeba", listed, texts)
-    return Source(_split(pa.table(columns), official), reader, channels=3, size=96, fingerprint=fingerprint)
+    return Found(pa.table(columns), official, reader, channels=3, size=96, fingerprint=fingerprint)
 
 
 _CELEBA_LISTS = ("list_eval_partition.txt", "identity_CelebA.txt", "list_attr_celeba.txt")
@@ -195,7 +191,7 @@ def _column(lines: list[str], names: list[str], file: str) -> np.ndarray:
         raise ValueError(f"{file} must give each image the same number of whole numbers") from error
 
 
-def folder(request: Request) -> Source:
+def folder(request: Request) -> Found:
     """Images in a folder or zip, with or without split folders and class folders: SPLIT/CLASS/NAME.png."""
     expected = f"a folder or zip of images ({' '.join(sorted(IMAGE_ENDINGS))})"
     listed, reader = _list_images(_place(request, expected), expected, keep=set(SPLIT_FOLDERS))
@@ -210,30 +206,30 @@ def folder(request: Request) -> Source:
         classes = [parts[0] for parts in paths]
         numbers = {name: i for i, name in enumerate(sorted(set(classes)))}
         columns |= {"label": pa.array([numbers[name] for name in classes]), "class": pa.array(classes)}
-    splits = _split(pa.table(columns), official)
-    return Source(splits, reader, channels=3, size=96, fingerprint=_fingerprint("folder", listed))
+    fingerprint = _fingerprint("folder", listed)
+    return Found(pa.table(columns), official, reader, channels=3, size=96, fingerprint=fingerprint)
 
 
-def mnist(request: Request) -> Source:
+def mnist(request: Request) -> Found:
     """MNIST as torchvision keeps it; channels 1, 28 x 28, with labels."""
     return _arrays(request, "idx", ("MNIST/raw", "raw", ""), "train-labels-idx1-ubyte", channels=1, size=28)
 
 
-def fashion_mnist(request: Request) -> Source:
+def fashion_mnist(request: Request) -> Found:
     """Fashion-MNIST as torchvision keeps it; channels 1, 28 x 28, with labels."""
     return _arrays(request, "idx", ("FashionMNIST/raw", "raw", ""), "train-labels-idx1-ubyte", channels=1, size=28)
 
 
-def cifar10(request: Request) -> Source:
+def cifar10(request: Request) -> Found:
     """CIFAR10 as torchvision keeps it (cifar-10-batches-py); 32 x 32, with labels."""
     return _arrays(request, "cifar", ("cifar-10-batches-py", ""), "test_batch", channels=3, size=32)
 
 
-def _arrays(request: Request, kind: str, layouts: tuple[str, ...], sign: str, *, channels: int, size: int) -> Source:
+def _arrays(request: Request, kind: str, layouts: tuple[str, ...], sign: str, *, channels: int, size: int) -> Found:
     expected = f"torchvision's root folder, or the folder that holds {sign}"
     base = _place(request, expected)
     places = (base / layout for layout in layouts)
-    place = next((p for p in places if (p / sign).exists() or (p / f"{sign}.gz").exists()), None)
+    place = next((p for p in places if (p / sign).is_file() or (p / f"{sign}.gz").is_file()), None)
     if place is None:
         raise ValueError(f"{base} holds no {sign}; --source takes {expected}")
     names, labels, official, digests = [], [], [], []
@@ -245,11 +241,11 @@ def _arrays(request: Request, kind: str, layouts: tuple[str, ...], sign: str, *,
         digests.append(sha256(images.tobytes() + numbers.tobytes()))
     table = pa.table({"name": names, "label": pa.array(labels, pa.int64())})
     fingerprint = _fingerprint(kind, digests)
-    reader = ArrayReader(kind, str(place), fingerprint)
-    return Source(_split(table, official), reader, channels=channels, size=size, fingerprint=fingerprint)
+    reader = ArrayReader(kind, place, fingerprint)
+    return Found(table, official, reader, channels=channels, size=size, fingerprint=fingerprint)
 
 
-def generated(request: Request) -> Source:
+def generated(request: Request) -> Found:
     """Drawn faces, as many as the limit says, with their factors as columns."""
     if request.path:
         raise ValueError("generated faces are drawn, not read: leave --source out")
@@ -258,10 +254,10 @@ def generated(request: Request) -> Source:
     columns = {key: pa.array([each[key] for each in factors], pa.float32()) for key in factors[0]}
     table = pa.table({"name": [f"{index:08d}" for index in range(count)], **columns})
     fingerprint = _fingerprint("generated", request.seed, 1)  # 1: the drawing's version
-    return Source(_split(table), FaceReader(request.seed, size), channels=3, size=size, fingerprint=fingerprint)
+    return Found(table, None, FaceReader(request.seed, size), channels=3, size=size, fingerprint=fingerprint)
 
 
-SOURCES: dict[str, Callable[[Request], Source]] = {
+SOURCES: dict[str, Callable[[Request], Found]] = {
     "celeba": celeba,
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,

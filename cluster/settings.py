@@ -1,6 +1,7 @@
 """Every environment variable that zpoint reads, in one place."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ class Settings:
     home: Path  # ZPOINT_HOME: everything embedded lies here
     store: str  # ZPOINT_STORE: URI under which runs and MLflow's artifacts are kept
     cache: Path  # ZPOINT_CACHE: node caches
+    cache_max: int | None  # ZPOINT_CACHE_MAX: bytes that the node caches of a node may take together
     cpus: int | None  # ZPOINT_CPUS: what a local Ray is started with
     token: str  # ZPOINT_TOKEN: bearer token of the endpoint
     tracking_uri: str  # MLFLOW_TRACKING_URI
@@ -29,7 +31,7 @@ class Settings:
 
 
 def settings() -> Settings:
-    """The settings now. Raises ValueError for a ZPOINT_CPUS that is no positive number."""
+    """The settings now. Raises ValueError for a ZPOINT_CPUS or ZPOINT_CACHE_MAX that says no amount."""
     env = os.environ
     home = Path(env.get("ZPOINT_HOME", ".zpoint")).absolute()
     cpus = env.get("ZPOINT_CPUS", "")
@@ -39,6 +41,7 @@ def settings() -> Settings:
         home=home,
         store=_full(env.get("ZPOINT_STORE", str(home))),
         cache=Path(env.get("ZPOINT_CACHE", home / "cache")).absolute(),
+        cache_max=_bytes("ZPOINT_CACHE_MAX", env.get("ZPOINT_CACHE_MAX", "")),
         cpus=int(cpus) if cpus else None,
         token=env.get("ZPOINT_TOKEN", ""),
         tracking_uri=env.get("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}"),
@@ -52,6 +55,15 @@ def _full(uri: str) -> str:
     return uri.rstrip("/") if "://" in uri else str(Path(uri).absolute())
 
 
+def _bytes(name: str, text: str) -> int | None:
+    if not text:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)B?", text, re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise ValueError(f"{name} takes a size as in 500MB or 20GB, not '{text}'")
+    return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
+
+
 def quiet_environment() -> None:
     """Switch off what phones home; must run before ray or mlflow is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -63,7 +75,7 @@ def quiet_environment() -> None:
 FORWARDED = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
-    "MLFLOW_TRACKING_URI", "ZPOINT_HOME", "ZPOINT_STORE", "ZPOINT_CACHE",
+    "MLFLOW_TRACKING_URI", "ZPOINT_HOME", "ZPOINT_STORE", "ZPOINT_CACHE", "ZPOINT_CACHE_MAX",
 )  # fmt: skip
 
 

@@ -68,13 +68,23 @@ def make_parser() -> Parser:
 
     ingest = command("ingest", _ingest, "put images into shards and a manifest")
     ingest.add_argument("dataset", choices=DATASETS)
-    ingest.add_argument("--source", help="folder or zip of the images (none for generated)")
+    ingest.add_argument("--source", help="folder or zip of the images, here or on S3 (none for generated)")
     ingest.add_argument("--to", required=True, help="where the dataset goes: a path or s3://bucket/prefix")
     ingest.add_argument("--size", type=_count, help="pixels a side (the set's own by default)")
+    ingest.add_argument("--crop", default="square", help="square, a fraction of it (0.8), or left,top,width,height")
+    ingest.add_argument("--encoding", choices=("jpeg", "png", "raw"), help="jpeg, but png up to 32 pixels a side")
+    ingest.add_argument("--quality", type=_count, help="of jpeg, 1 to 100 (95)")
+    ingest.add_argument("--split", choices=("official", "identity", "hash"), help="official if there is one, else hash")
+    ingest.add_argument("--download", action="store_true", help="fetch mnist, fashion_mnist or cifar10 into --source")
     ingest.add_argument("--limit", type=_count, help="at most this many images")
     ingest.add_argument("--shard-rows", type=_count, default=1024, help="images in a shard (1024)")
     ingest.add_argument("--max-bad", type=int, default=0, help="images that may fail to decode (0)")
     ingest.add_argument("--seed", type=int, default=0, help="seed of generated faces (0)")
+
+    data = command("data", _data, "look at a dataset, or check every byte of it", lambda r: r["text"])
+    data.add_argument("what", choices=("show", "verify"))
+    data.add_argument("uri", help="the dataset: a path or s3://bucket/prefix")
+    data.add_argument("--out", default=".", help="where show puts contact-sheet.png and mean-image.png (.)")
 
     train = command("train", _train, "train a recipe")
     tune = command("tune", _tune, "search z_dim and kl_factor", _show_campaign)
@@ -132,10 +142,24 @@ def _ingest(args: Any) -> Result:
     bar = Bar("ingest", "images")
     try:
         return ingest(
-            args.dataset, args.source, args.to, size=args.size, limit=args.limit, shard_rows=args.shard_rows,
-            seed=args.seed, max_bad=args.max_bad,
+            args.dataset, args.source, args.to, size=args.size, crop=args.crop, encoding=args.encoding,
+            quality=args.quality, split=args.split, limit=args.limit, shard_rows=args.shard_rows, seed=args.seed,
+            max_bad=args.max_bad, download=args.download,
             progress=lambda done, total: bar.update(done, total, ""),
         )  # fmt: skip
+    finally:
+        bar.close()
+
+
+def _data(args: Any) -> Result:
+    from cluster.progress import Bar
+    from jobs.data import show, verify
+
+    bar = Bar(args.what, "images")
+    try:
+        if args.what == "verify":
+            return verify(args.uri, progress=bar.update)
+        return show(args.uri, args.out, progress=bar.update)
     finally:
         bar.close()
 

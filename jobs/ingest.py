@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,14 +16,16 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from aecore.files import read_bytes, read_json, sha256, write_json, write_whole
-from aecore.images import ENCODINGS
+from aecore.images import ENCODINGS, JPEG_QUALITY, Crop
 from aecore.shards import Manifest, Shard, find_manifest, save_manifest
 from aecore.sources import Request, Source, open_source
+from aecore.splits import RULES
 from cluster.local import connect
 from cluster.storage import check_uri, open_uri, plain_s3_error
 from jobs.ingest_task import RECORDS, Work, make_shard
 
 REJECTS = "rejects.jsonl"
+TASKS_PER_CPU = 2  # one works while the other waits, for storage or for Ray to hand it its next chunk
 
 
 def ingest(
@@ -31,34 +34,48 @@ def ingest(
     to: str,
     *,
     size: int | None = None,
+    crop: str = "square",
+    encoding: str | None = None,
+    quality: int | None = None,
+    split: str | None = None,
     limit: int | None = None,
     shard_rows: int = 1024,
-    encoding: str | None = None,
     seed: int = 0,
     max_bad: int = 0,
+    download: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Write `dataset`, read from `source`, to the URI `to`, and give its facts.
 
-    `progress(done, total)` counts images. The result has uri, digest, counts (per split), bytes,
-    images_per_second, shards, skipped_shards, unchanged (nothing had to be written) and rejects (how many).
+    `crop` is a text that `Crop.parse` takes, `encoding` one of ENCODINGS (by default png up to 32 pixels, jpeg
+    above), `quality` that of jpeg, `split` one of RULES. `progress(done, total)` counts images. The result has
+    uri, digest, counts (per split), bytes, images_per_second, shards, skipped_shards, unchanged (nothing had to be
+    written) and rejects (how many).
     Raises ValueError for a user's mistake, more than `max_bad` bad images, or storage that fails.
     """
-    _check(size=size, shard_rows=shard_rows, max_bad=max_bad, encoding=encoding)
+    _check(size=size, shard_rows=shard_rows, max_bad=max_bad, encoding=encoding, quality=quality, split=split)
+    cut = Crop.parse(crop)
     check_uri(to)
     fs, root = open_uri(to)
-    found = open_source(dataset, Request(path=source, limit=limit, seed=seed, size=size))
+    found = _open(dataset, source, limit=limit, seed=seed, size=size, split=split, download=download)
     total = sum(table.num_rows for table in found.splits.values())
+    encoding = encoding or ("png" if found.size <= 32 else "jpeg")
+    if encoding != "jpeg" and quality is not None:
+        raise ValueError(f"quality is jpeg's, and these images become {encoding}: leave it out or choose jpeg")
+    quality = quality or JPEG_QUALITY
     options = {
         "dataset": dataset,
         "source": found.fingerprint,
         "size": found.size,
-        "encoding": encoding or ("png" if found.size <= 32 else "jpeg"),
+        "crop": str(cut),
+        "encoding": encoding,
+        "quality": quality if encoding == "jpeg" else None,
+        "split": found.rule,
         "limit": limit,
         "shard_rows": shard_rows,
     }
     plan = sha256(json.dumps(options, sort_keys=True).encode())
-    work = Work(fs, root, plan, found.reader, found.size, found.channels, options["encoding"])
+    work = Work(fs, root, plan, found.reader, found.size, found.channels, cut, encoding, quality)
     try:
         existed = fs.get_file_info(root).type is not pafs.FileType.NotFound
         known = _known_records(work, find_manifest(fs, root), options, to)
@@ -88,7 +105,9 @@ def ingest(
     }
 
 
-def _check(*, size: int | None, shard_rows: int, max_bad: int, encoding: str | None) -> None:
+def _check(
+    *, size: int | None, shard_rows: int, max_bad: int, encoding: str | None, quality: int | None, split: str | None
+) -> None:
     if size is not None and not 8 <= size <= 2048:
         raise ValueError(f"size must be 8 to 2048 pixels, not {size}")
     if shard_rows < 1:
@@ -97,6 +116,22 @@ def _check(*, size: int | None, shard_rows: int, max_bad: int, encoding: str | N
         raise ValueError(f"max_bad must be at least 0, not {max_bad}")
     if encoding is not None and encoding not in ENCODINGS:
         raise ValueError(f"unknown encoding {encoding!r}; it is one of {', '.join(ENCODINGS)}")
+    if quality is not None and not 1 <= quality <= 100:
+        raise ValueError(f"quality must be 1 to 100, not {quality}")
+    if split is not None and split not in RULES:
+        raise ValueError(f"unknown split {split!r}; it is one of {', '.join(RULES)}")
+
+
+def _open(dataset: str, source: str | None, **request: Any) -> Source:
+    """List what there is to ingest, on a disk or on S3."""
+    if source is None or "://" not in source:
+        return open_source(dataset, Request(path=source, **request))
+    check_uri(source)
+    fs, path = open_uri(source)
+    try:
+        return open_source(dataset, Request(path=path, fs=fs, **request))
+    except OSError as error:
+        raise ValueError(f"cannot read {source}: {plain_s3_error(error)}") from error
 
 
 def _known_records(work: Work, manifest: Manifest | None, options: dict, to: str) -> dict[str, dict]:
@@ -185,7 +220,8 @@ def _run_all(
             done, bad = done + result["done"], bad + len(result["rejects"])
             progress(done, total)
         if failure or bad > max_bad:
-            write_whole(work.fs, work.path("stop"), b"")  # running tasks end, waiting ones do nothing
+            with suppress(OSError):  # storage that takes nothing more; the other tasks fail by themselves then
+                write_whole(work.fs, work.path("stop"), b"")  # running tasks end, waiting ones do nothing
     if failure:
         raise ValueError(failure)
     return [results[chunk["name"]] for chunk in chunks if chunk["name"] in results]
@@ -199,7 +235,7 @@ def _on_ray(work: Work, chunks: list[dict]) -> Iterator[dict]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     data = ray.data.from_items(chunks, override_num_blocks=len(chunks))
-    for row in data.map(partial(make_shard, work=work), num_cpus=1).iter_rows():
+    for row in data.map(partial(make_shard, work=work), num_cpus=1 / TASKS_PER_CPU).iter_rows():
         yield json.loads(row["result"])
 
 
@@ -238,4 +274,7 @@ def _finish(work: Work, source: Source, options: dict, results: list[dict], reje
     )
     save_manifest(work.fs, work.root, manifest)
     work.fs.delete_dir(f"{work.root}/{RECORDS}")
+    for info in work.fs.get_file_info(pafs.FileSelector(work.root)):
+        if info.base_name.startswith(".") and info.base_name.endswith(".tmp"):  # of a task that was killed
+            _delete(work.fs, info.path)
     return manifest

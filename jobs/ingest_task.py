@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from aecore.files import read_json, write_json
-from aecore.images import decode_image, encode_image, fit_square
-from aecore.readers import Reader
+from aecore.images import Crop, decode_image, encode_image, fit_square
+from aecore.readers import Item, Reader, read_ahead
 from aecore.shards import Shard, read_shard_bytes, shard_table, write_shard
 from cluster.storage import plain_s3_error
 
@@ -27,7 +27,9 @@ class Work:
     reader: Reader
     size: int
     channels: int
+    crop: Crop
     encoding: str
+    quality: int
 
     def path(self, name: str) -> str:
         """Give the path of a record or mark in `.ingest/`."""
@@ -52,12 +54,11 @@ def _make_shard(chunk: dict[str, Any], work: Work) -> dict[str, Any]:
     if record is not None and record["plan"] == work.plan and _stands(work, record):
         return _result(name, record, skipped=True)
     items = pa.ipc.open_stream(chunk["items"]).read_all()
+    names = items["name"].to_pylist()
     images, good, rejects = [], [], []
-    for item in items["name"].to_pylist():
+    for item, found in zip(names, read_ahead(work.reader, names), strict=True):
         try:
-            image = work.reader.read(item)
-            pixels = decode_image(image) if isinstance(image, bytes) else image
-            images.append(encode_image(fit_square(pixels, work.size, work.channels), work.encoding))
+            images.append(_remake(found, work))
             good.append(True)
         except ValueError as error:
             rejects.append({"name": item, "shard": name, "reason": str(error)})
@@ -67,6 +68,14 @@ def _make_shard(chunk: dict[str, Any], work: Work) -> dict[str, Any]:
     record = {"plan": work.plan, "shard": shard.model_dump(), "rejects": rejects}
     write_json(fs, work.path(f"{name}.json"), record)
     return _result(name, record, skipped=False)
+
+
+def _remake(found: Item | ValueError, work: Work) -> bytes:
+    """Make the image that a shard holds of what a reader gave. Raises ValueError when it is bad."""
+    if isinstance(found, ValueError):
+        raise found
+    pixels = decode_image(found) if isinstance(found, bytes) else found
+    return encode_image(fit_square(pixels, work.size, work.channels, work.crop), work.encoding, work.quality)
 
 
 def _read_record(work: Work, name: str) -> dict | None:

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 
-from aecore.config import Data, Recipe, check_recipe
+from aecore.config import Recipe, check_recipe
 from aecore.shards import Manifest, load_manifest
 from cluster.local import connect, has_gpu
 from cluster.progress import Bar, publish, watch
 from cluster.settings import adopt, forwarded, settings
 from cluster.storage import check_uri, full_uri, open_uri
+from jobs.feeds import ShardOf, open_feeds
 from jobs.record import Record, open_record
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from aecore.fit import Epoch
     from aecore.order import World
 
@@ -62,7 +61,7 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
 
 def with_full_uri(recipe: Recipe) -> Recipe:
     """`recipe` with a dataset's URI that workers in other folders understand."""
-    return recipe.model_copy(update={"data": Data(uri=full_uri(recipe.data.uri))})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"uri": full_uri(recipe.data.uri)})})
 
 
 def _run(recipe: Recipe, record: Record) -> None:
@@ -98,7 +97,12 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
                     raise error  # it would come again at each retry: raised here, it ends the run
 
     environment = forwarded()
-    workers = recipe.scale.workers
+    workers, streaming = recipe.scale.workers, recipe.data.cache == "none"
+    streams = {}
+    if streaming:
+        from jobs.streams import ray_streams
+
+        streams = ray_streams(recipe, open_dataset(recipe.data.uri)[2])
     fs, root = open_uri(settings().store)
     trainer = TorchTrainer(
         train_worker,
@@ -108,7 +112,7 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
             "environment": environment,
         },
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=has_gpu(), resources_per_worker=worker_resources(workers)
+            num_workers=workers, use_gpu=has_gpu(), resources_per_worker=worker_resources(workers, streaming)
         ),
         run_config=RunConfig(
             name=record.name,
@@ -117,6 +121,7 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
             failure_config=FailureConfig(max_failures=recipe.scale.max_failures),
             callbacks=[HandIn(), *callbacks],
         ),
+        **streams,
     )
     try:
         trainer.fit()
@@ -124,14 +129,18 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
         raise plain_failure(error) from error
 
 
-def worker_resources(workers: int) -> dict[str, float]:
-    """What each of `workers` takes: one GPU where there are some, else its even share of the CPUs of a node."""
+def worker_resources(workers: int, streaming: bool = False) -> dict[str, float]:
+    """What each of `workers` takes: one GPU where there are some, else its even share of the CPUs of a node.
+
+    Where images are `streaming` in, half of that: the tasks that decode them take the rest.
+    """
     import ray
 
     if has_gpu():
         return {"GPU": 1, "CPU": 1}
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    return {"CPU": max(1, min(min(cpus), sum(cpus) // workers))}
+    share = max(1, min(min(cpus), sum(cpus) // workers))
+    return {"CPU": share if not streaming else share // 2 or 0.5}
 
 
 def plain_failure(error: Any) -> Exception:
@@ -161,13 +170,15 @@ def train_worker(config: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size())
     show: Show = lambda done, total, text: publish(record.name, done, total, text)  # noqa: E731
     wrap = DistributedDataParallel if world.size > 1 else lambda model: model
-    for metrics in work(check_recipe(config["recipe"]), record, show, world, str(get_device()), wrap):
+    recipe = check_recipe(config["recipe"])
+    shard_of = ray.train.get_dataset_shard if recipe.data.cache == "none" else None
+    for metrics in work(recipe, record, show, world, str(get_device()), wrap, shard_of):
         ray.train.report(metrics)
 
 
 def work(
     recipe: Recipe, record: Record, show: Show, world: "World | None" = None, device: str = "cpu",
-    wrap: Callable[[Any], Any] = lambda model: model,
+    wrap: Callable[[Any], Any] = lambda model: model, shard_of: ShardOf | None = None,
 ) -> Iterator[dict[str, float]]:  # fmt: skip
     """One worker's part of a training, from the last checkpoint to the finished model; yields each epoch's metrics."""
     import torch
@@ -177,9 +188,11 @@ def work(
     from aecore.order import World
 
     data, root, manifest = open_dataset(recipe.data.uri)
+    if "train" not in manifest.splits:
+        raise ValueError(f"the dataset at {root} has no split 'train'")
     fs, place = record.place
     world = world or World()
-    splits = {split: _open_split(data, root, manifest, split, world, show) for split in ("train", "valid", "test")}
+    splits = open_feeds(recipe, data, root, manifest, world, device, shard_of)
 
     model = build_model(recipe, ImageShape(manifest.size, manifest.channels)).to(device)
     optimizer = fit.make_optimizer(model, recipe)
@@ -209,21 +222,6 @@ def work(
         last = list(record.epochs().values())[-1]
         latents = fit.fit_run_latents(run, splits["train"])
         checkpoint.save_model(fs, f"{place}/model", model, recipe, latents, last | tested)
-
-
-def _open_split(
-    fs: pafs.FileSystem, root: str, manifest: Manifest, split: str, world: "World", show: Show
-) -> "np.ndarray":
-    import numpy as np
-
-    from aecore.cache import open_cache
-
-    shape = (0, manifest.size, manifest.size, manifest.channels)
-    if split not in manifest.splits:
-        if split == "train":
-            raise ValueError(f"the dataset at {root} has no split 'train'")
-        return np.empty(shape, np.uint8)
-    return open_cache(settings().cache, fs, root, manifest, split)
 
 
 def epoch_picture(event: "Epoch") -> bytes:

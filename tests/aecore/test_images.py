@@ -7,7 +7,7 @@ from PIL import Image
 
 from aecore import images
 from aecore.faces import draw_face
-from aecore.images import decode_image, decode_rows, encode_image, fit_square
+from aecore.images import Crop, decode_image, decode_rows, encode_image, fit_square
 
 FACE = draw_face(0, 0)[0]
 
@@ -29,52 +29,6 @@ def test_gray_stays_gray_and_colour_stays_colour():
     assert (decode_image(saved(Image.fromarray(FACE), "PNG")) == FACE).all()
 
 
-def test_exif_orientation_is_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn right to see it upright
-    data = saved(Image.fromarray(np.stack([halves(0, 250)] * 3, 2)), "JPEG", exif=exif)
-    upright = decode_image(data)
-    assert upright.shape == (40, 20, 3)
-    assert upright[:15].max() < 30
-    assert upright[25:].min() > 220
-
-
-def test_transparency_lies_on_white():
-    colours = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
-    assert decode_image(saved(colours, "PNG")).min() == 255
-    assert decode_image(saved(Image.new("LA", (4, 4), (0, 0)), "PNG")).tolist() == [[[255]] * 4] * 4
-    palette = Image.new("P", (4, 4), 1)
-    palette.putpalette([0, 0, 0, 9, 8, 7])
-    assert decode_image(saved(palette, "PNG"))[0, 0].tolist() == [9, 8, 7]
-    assert decode_image(saved(palette, "GIF", transparency=1)).min() == 255
-
-
-def test_cmyk_sixteen_bits_and_animations():
-    cmyk = decode_image(saved(Image.fromarray(FACE).convert("CMYK"), "JPEG", quality=95))
-    assert np.abs(cmyk.astype(int) - FACE).mean() < 8
-    deep = Image.fromarray(np.array([[0, 257, 32896, 65535]], np.uint16))
-    assert decode_image(saved(deep, "PNG")).ravel().tolist() == [0, 1, 128, 255]
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    moving = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert decode_image(moving)[0, 0].tolist() == [255, 0, 0]
-
-
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"", "empty"),
-        (b"<!DOCTYPE html><p>404", "not an image"),
-        (saved(Image.fromarray(FACE), "JPEG")[:1500], "truncated"),
-        (saved(Image.fromarray(FACE), "PNG")[:1500], "does not decode"),
-        (saved(Image.new("1", (20_000, 20_000)), "PNG"), "limit of 64,000,000 pixels"),
-        (saved(Image.new("F", (4, 4)), "TIFF"), "floating-point"),
-    ],
-)
-def test_what_is_no_image_is_refused_with_the_reason(data: bytes, reason: str):
-    with pytest.raises(ValueError, match=reason):
-        decode_image(data)
-
-
 def test_the_pixel_limit_counts_before_decoding(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 9000)
     with pytest.raises(ValueError, match="96 x 96 pixels is over the limit"):
@@ -89,6 +43,52 @@ def test_fit_square_cuts_the_centre():
     assert fit_square(halves(0, 255)[..., None], 16, 3).shape == (16, 16, 3)
     checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[..., None]
     assert np.abs(fit_square(checks, 16, 1).astype(int) - 127).max() < 12  # antialiased
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "square"),
+    [
+        ("square", (109, 89), (0, 10, 89, 99)),
+        ("1.0", (109, 89), (0, 10, 89, 99)),
+        ("0.8", (100, 200), (60, 10, 140, 90)),
+        ("0.5", (89, 89), (22, 22, 67, 67)),  # 44.5 becomes 45
+        ("0.001", (20, 30), (14, 9, 15, 10)),
+        ("3,5,10,10", (20, 30), (3, 5, 13, 15)),
+        ("0,0,30,20", (20, 30), (5, 0, 25, 20)),  # the middle of a box that is no square
+    ],
+)
+def test_crops(text: str, shape: tuple[int, int], square: tuple[int, ...]):
+    crop = Crop.parse(text)
+    assert Crop.parse(str(crop)) == crop
+    assert crop.square(shape[1], shape[0]) == square
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    left, top, right, bottom = square
+    cut = pixels[top:bottom, left:right]
+    assert (fit_square(pixels, right - left, 3, crop) == cut).all()
+    assert (fit_square(pixels, 7, 3, crop) == fit_square(np.ascontiguousarray(cut), 7, 3)).all()
+
+
+def test_a_box_that_is_only_as_large_as_the_result_is_still_cut_out():
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+    assert fit_square(pixels, 8, 1, Crop.parse("0,0,8,8")).tolist() == pixels.tolist()
+    assert fit_square(pixels, 4, 1, Crop.parse("4,4,4,4")).tolist() == pixels[4:, 4:].tolist()
+
+
+@pytest.mark.parametrize("text", ["", "round", "0", "-0.5", "1.5", "nan", "1,2,3", "1,2,3,0", "-1,0,5,5", "1,2,3,x"])
+def test_a_wrong_crop_is_refused(text: str):
+    with pytest.raises(ValueError, match=r"crop takes square, a fraction over 0 up to 1, or left,top,width,height"):
+        Crop.parse(text)
+
+
+def test_a_box_that_leaves_the_image_is_a_bad_image():
+    with pytest.raises(ValueError, match="the crop 90,0,10,10 leaves its 96 x 96 pixels"):
+        fit_square(FACE, 16, 3, Crop.parse("90,0,10,10"))
+
+
+def test_jpeg_quality_is_heeded():
+    sizes = [len(encode_image(FACE, "jpeg", quality)) for quality in (1, 50, 95, 100)]
+    assert sizes == sorted(set(sizes))
+    assert encode_image(FACE, "jpeg") == encode_image(FACE, "jpeg", 95)
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "png", "raw"])

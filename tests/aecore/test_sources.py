@@ -10,7 +10,8 @@ import pytest
 
 from aecore.faces import draw_face
 from aecore.images import decode_image, encode_image
-from aecore.sources import SPLITS, Request, Source, open_source
+from aecore.sources import Request, Source, open_source
+from aecore.splits import SPLITS
 
 REAL = Path(os.environ.get("ZPOINT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_real = pytest.mark.skipif(not REAL.exists(), reason=f"no real data at {REAL} (ZPOINT_TEST_DATA)")
@@ -62,6 +63,26 @@ def test_celeba_as_zip_folder_and_torchvision_root_are_one(tmp_path: Path):
     by_folder = open_source("celeba", Request(str(folder / "img_align_celeba")))
     assert by_folder.splits == by_zip.splits
     assert list(by_folder.read("test", [0])) == list(by_zip.read("test", [0]))
+
+
+def test_the_split_rule_is_chosen(tmp_path: Path):
+    write_celeba(tmp_path, 40)
+    lines = [f"{i:06d}.jpg {i // 3}" for i in range(40)]  # three images a person
+    (tmp_path / "identity_CelebA.txt").write_text("\n".join(lines))
+    by_person = open_source("celeba", Request(str(tmp_path), split="identity"))
+    assert by_person.rule == "identity"
+    people = [set(table["identity"].to_pylist()) for table in by_person.splits.values()]
+    assert sum(map(len, people)) == len(set.union(*people)) == 14
+    official = open_source("celeba", Request(str(tmp_path)))
+    assert official.rule == "official"
+    assert official.fingerprint == by_person.fingerprint
+    assert open_source("celeba", Request(str(tmp_path), split="hash")).splits["test"] != official.splits["test"]
+    (tmp_path / "identity_CelebA.txt").unlink()
+    (tmp_path / "list_eval_partition.txt").unlink()
+    with pytest.raises(ValueError, match="does not say who is on an image"):
+        open_source("celeba", Request(str(tmp_path), split="identity"))
+    with pytest.raises(ValueError, match="names no split of its own"):
+        open_source("celeba", Request(str(tmp_path), split="official"))
 
 
 def test_celeba_lists_that_do_not_fit_are_refused(tmp_path: Path):
@@ -198,7 +219,7 @@ def test_a_wrong_source_is_refused(tmp_path: Path, dataset: str, content: bytes 
 def test_other_wrong_requests(tmp_path: Path):
     for request, match in (
         (Request(), "--source is missing"),
-        (Request("s3://bucket/x"), "local or mounted disk"),
+        (Request(str(tmp_path / "no")), "does not exist"),
         (Request(str(tmp_path)), "holds no images"),
         (Request(str(tmp_path), limit=0), "limit must be at least 1"),
     ):

@@ -67,6 +67,41 @@ def test_other_options_are_refused_and_change_nothing(tmp_path: Path):
     assert files(tmp_path) == before
 
 
+def test_each_option_is_kept_in_the_manifest_and_another_choice_is_refused(tmp_path: Path):
+    chosen = {"crop": "0.50", "encoding": "jpeg", "quality": 80, "split": "hash"}
+    result = faces(tmp_path, **chosen)
+    options = load_manifest(FS, str(tmp_path)).options
+    assert (options["crop"], options["quality"], options["split"], options["encoding"]) == ("0.5", 80, "hash", "jpeg")
+    assert faces(tmp_path, **chosen | {"crop": ".5", "split": None})["digest"] == result["digest"]  # the same choices
+    before = files(tmp_path)
+    for key, other in (("crop", "square"), ("crop", "1,2,20,20"), ("quality", 81), ("encoding", "raw")):
+        wanted = chosen | {key: other} | ({"quality": None} if other == "raw" else {})
+        with pytest.raises(ValueError, match=f"of another .*{key}"):
+            faces(tmp_path, **wanted)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "png", "raw"])
+@pytest.mark.parametrize(("crop", "part"), [("0.5", slice(8, 24)), ("4,4,16,16", slice(4, 20))])
+def test_what_is_kept_is_what_the_crop_names(tmp_path: Path, encoding: str, crop: str, part: slice):
+    write_bad_zip(tmp_path / "set.zip")
+    options = {"size": 16, "crop": crop, "encoding": encoding, "max_bad": 2}
+    ingest("folder", str(tmp_path / "set.zip"), str(tmp_path / "to"), **options)
+    manifest = load_manifest(FS, str(tmp_path / "to"))
+    table = read_shard(FS, str(tmp_path / "to"), manifest.splits["train"][0])
+    out = np.empty((table.num_rows, 16, 16, 3), np.uint8)
+    decode_rows(table["image"], encoding, 16, 3, out)
+    for pixels, name in zip(out, table["name"].to_pylist(), strict=True):
+        wanted = draw_face(0, int(name[:2]), 32)[0][part, part]
+        assert np.abs(pixels.astype(int) - wanted).mean() < (5 if encoding == "jpeg" else 1e-9)
+
+
+def test_a_box_that_leaves_the_images_names_them(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"bad images, 0 allowed .*the crop 0,0,33,33 leaves its 32 x 32 pixels"):
+        faces(tmp_path / "to", crop="0,0,33,33")
+    assert not (tmp_path / "to").exists()
+
+
 def stop_after_two(done: int, total: int) -> None:
     if done > 16:
         raise KeyboardInterrupt
@@ -133,6 +168,15 @@ def test_storage_that_fails_is_one_line(tmp_path: Path):
         ({"shard_rows": 0}, "shard_rows"),
         ({"max_bad": -1}, "max_bad"),
         ({"encoding": "webp"}, "jpeg, png, raw"),
+        ({"quality": 0}, "quality must be 1 to 100"),
+        ({"quality": 101}, "quality must be 1 to 100"),
+        ({"quality": 90, "encoding": "png"}, "quality is jpeg's, and these images become png"),
+        ({"quality": 90}, "become png: leave it out or choose jpeg"),  # the default at 32 pixels
+        ({"crop": "round"}, "crop takes square, a fraction over 0 up to 1, or left,top,width,height"),
+        ({"split": "random"}, "one of official, identity, hash"),
+        ({"split": "identity"}, "does not say who is on an image"),
+        ({"split": "official"}, "names no split of its own"),
+        ({"download": True}, "--download takes mnist"),
     ],
 )
 def test_wrong_options_are_refused(tmp_path: Path, options: dict, match: str):

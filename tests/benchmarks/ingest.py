@@ -1,0 +1,118 @@
+"""`zpoint ingest celeba` from the zip against the same loop on all cores without a framework.
+
+    python tests/benchmarks/ingest.py [FOLDER] [--copies 10] [--rounds 3]
+
+FOLDER holds CelebA in its official layout (ZPOINT_TEST_DATA/celeba by default); its images are put several times into
+one zip, so that a round lasts. Both sides read, decode, cut, resize and encode with the same functions; ingest also
+writes shards, fsyncs them and keeps its records, the loop throws its bytes away. Both have their processes up, their
+imports done and the zip's list read before the clock starts. Rounds alternate, so that other load hits both sides.
+"""
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPO))
+
+from aecore.images import CENTRE, JPEG_QUALITY, decode_image, encode_image, fit_square  # noqa: E402
+from aecore.readers import Reader  # noqa: E402
+from aecore.sources import Request, open_source  # noqa: E402
+
+ROWS, SIZE = 1024, 96
+
+
+def many_copies(folder: Path, copies: int, to: Path) -> None:
+    """Write a CelebA of `copies` times the images of the one in `folder`."""
+    split = dict(line.split() for line in (folder / "list_eval_partition.txt").read_text().splitlines())
+    lines = []
+    with (
+        zipfile.ZipFile(folder / "img_align_celeba.zip") as source,
+        zipfile.ZipFile(to / "img_align_celeba.zip", "w") as target,
+    ):
+        for copy in range(copies):
+            for member in source.infolist():
+                name = Path(member.filename).name
+                if name in split:
+                    target.writestr(f"img_align_celeba/{copy:02d}{name}", source.read(member))
+                    lines.append(f"{copy:02d}{name} {split[name]}")
+    (to / "list_eval_partition.txt").write_text("\n".join(lines))
+
+
+def remake(work: tuple[Reader, list[str]]) -> int:
+    """Do to the images `names` what a task of ingest does, without writing."""
+    reader, names = work
+    done = 0
+    for name in names:
+        image = decode_image(bytes(reader.read(name)))
+        done += len(encode_image(fit_square(image, SIZE, 3, CENTRE), "jpeg", JPEG_QUALITY)) > 0
+    return done
+
+
+def plain_rate(pool, source: str) -> float:
+    """Images a second of the loop on `pool`."""
+    found = open_source("celeba", Request(path=source))
+    names = [name for table in found.splits.values() for name in table["name"].to_pylist()]
+    chunks = [(found.reader, names[start : start + ROWS]) for start in range(0, len(names), ROWS)]
+    for _ in pool.imap_unordered(remake, [(found.reader, names[:8])] * 16):  # opens the zip in each process
+        pass
+    began = time.perf_counter()
+    done = sum(pool.imap_unordered(remake, chunks))
+    assert done == len(names)
+    return done / (time.perf_counter() - began)
+
+
+def ingest_rate(source: str, to: Path) -> float:
+    """Images a second of ingest, as it reports them."""
+    from jobs.ingest import ingest
+
+    shutil.rmtree(to, ignore_errors=True)
+    return ingest("celeba", source, str(to), size=SIZE, shard_rows=ROWS)["images_per_second"]
+
+
+def compare(folder: Path, copies: int, rounds: int) -> list[tuple[float, float]]:
+    """Give (ingest, loop) in images a second for each round."""
+    from cluster.local import connect, disconnect
+
+    cpus = int(os.environ.get("ZPOINT_CPUS") or os.cpu_count() or 1)
+    rates = []
+    with tempfile.TemporaryDirectory() as made, multiprocessing.get_context("spawn").Pool(cpus) as pool:
+        few, many, to = Path(made, "few"), Path(made, "many"), Path(made, "to")
+        for place, number in ((few, 1), (many, copies)):
+            place.mkdir()
+            many_copies(folder, number, place)
+        connect()
+        try:
+            ingest_rate(str(few), to)  # starts Ray's workers, which import what they need
+            for number in range(rounds):
+                ours, plain = ingest_rate(str(many), to), plain_rate(pool, str(many))
+                rates.append((ours, plain))
+                print(f"round {number + 1}: ingest {ours:,.0f}/s, loop {plain:,.0f}/s, {ours / plain:.2f}", flush=True)
+        finally:
+            disconnect()
+    return rates
+
+
+def main() -> None:
+    data = os.environ.get("ZPOINT_TEST_DATA", REPO.parent / "shared" / "data")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(data, "celeba"))
+    parser.add_argument("--copies", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    rates = compare(args.folder, args.copies, args.rounds)
+    print("\n| | images/s, best round | of the loop |\n|---|---:|---:|")
+    ours, plain = max(a for a, _ in rates), max(b for _, b in rates)
+    print(f"| the loop, {os.cpu_count()} processes, nothing written | {plain:,.0f} | 1.00 |")
+    print(f"| zpoint ingest | {ours:,.0f} | {ours / plain:.2f} |")
+    print(f"ratios by round: {', '.join(f'{a / b:.2f}' for a, b in rates)}")
+
+
+if __name__ == "__main__":
+    main()
