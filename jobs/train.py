@@ -1,8 +1,11 @@
 """The train job: one recipe, trained in this process (scale.workers=0) or by DDP workers under Ray Train."""
 
 import logging
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
@@ -13,7 +16,8 @@ from cluster.local import connect, has_gpu
 from cluster.progress import Bar, publish, watch
 from cluster.settings import adopt, forwarded, settings
 from cluster.storage import check_uri, full_uri, open_uri
-from jobs.record import Record, open_record
+from cluster.tracking import status_of
+from jobs.record import Record, delete_folder, open_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,12 +30,15 @@ Show = Callable[[int, int, str], None]
 
 
 def open_dataset(uri: str) -> tuple[pafs.FileSystem, str, Manifest]:
-    """The dataset at `uri`. Raises ValueError when there is none, or it cannot be reached."""
+    """The dataset at `uri`. Raises ValueError when there is none, it is empty, or it cannot be reached."""
     if not uri:
         raise ValueError("data.uri is missing: name the dataset with data.uri=PATH or data.uri=s3://bucket/prefix")
     check_uri(uri)
     fs, root = open_uri(uri)
-    return fs, root, load_manifest(fs, root)
+    manifest = load_manifest(fs, root)
+    if not manifest.splits.get("train") or not manifest.count("train"):
+        raise ValueError(f"the dataset at {uri} has no images to train on (split 'train')")
+    return fs, root, manifest
 
 
 def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
@@ -49,8 +56,11 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
     if not again:
         try:
             _run(recipe, record)
+        except ValueError:
+            record.drop()
+            raise
         except BaseException as error:
-            record.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            record.close(status_of(error))
             raise
     record.close("FINISHED")
     metrics = list(record.epochs().values())[-1]
@@ -119,9 +129,25 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
         ),
     )
     try:
-        trainer.fit()
+        with interruptible():
+            trainer.fit()
     except TrainingFailedError as error:
         raise plain_failure(error) from error
+    finally:
+        delete_folder(fs, f"{root}/ray/{record.name}")  # Ray Train's own notes; ours are the record
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Keep what Ctrl-C means: Ray's libraries put another handler in place and leave it there."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:  # Ray Train's answer to Ctrl-C
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def worker_resources(workers: int) -> dict[str, float]:
@@ -218,11 +244,8 @@ def _open_split(
 
     from aecore.cache import open_cache
 
-    shape = (0, manifest.size, manifest.size, manifest.channels)
     if split not in manifest.splits:
-        if split == "train":
-            raise ValueError(f"the dataset at {root} has no split 'train'")
-        return np.empty(shape, np.uint8)
+        return np.empty((0, manifest.size, manifest.size, manifest.channels), np.uint8)
     return open_cache(settings().cache, fs, root, manifest, split)
 
 
