@@ -11,12 +11,10 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any, NoReturn
 
 from cluster.settings import quiet_environment
 
-RECIPES = Path(__file__).parent / "recipes"
 DATASETS = ("celeba", "mnist", "fashion_mnist", "cifar10", "folder", "generated")
 Result = dict[str, Any]
 
@@ -145,6 +143,7 @@ def _ingest(args: Any) -> Result:
 
 def _recipe(args: Any) -> tuple[Any, str]:
     from aecore.config import load_recipe, recipe_path
+    from jobs.recipes import RECIPES
 
     path = recipe_path(args.recipe, RECIPES)
     return load_recipe(path, args.overrides), re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "recipe"

@@ -19,9 +19,9 @@ from aecore.ranking import RULE, Scored, choose_best
 from cluster.local import connect
 from cluster.progress import Bar
 from cluster.settings import settings
-from jobs.cli import RECIPES
 from jobs.ingest import ingest
 from jobs.promote import promote
+from jobs.recipes import RECIPES
 from jobs.record import find_record
 from jobs.train import train
 from jobs.tune import tune
