@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -59,12 +58,14 @@ def create_run(name: str, params: Mapping[str, Any], tags: Mapping[str, str]) ->
     return run_id
 
 
-def log_metrics(run_id: str, metrics: Mapping[str, float], step: int) -> None:
-    """Log one point of each metric; values that are not finite are left out."""
+def log_metrics(run_id: str, metrics: Mapping[str, float], step: int, when: int) -> None:
+    """Log one point of each metric, measured at `when` (ms); values that are not finite are left out.
+
+    MLflow keeps equal points once, so it does no harm to log the same again.
+    """
     from mlflow.entities import Metric
 
-    now = int(time.time() * 1000)
-    points = [Metric(key, value, now, step) for key, value in metrics.items() if math.isfinite(value)]
+    points = [Metric(key, value, when, step) for key, value in metrics.items() if math.isfinite(value)]
     client().log_batch(run_id, metrics=points)
 
 
@@ -75,6 +76,27 @@ def log_files(run_id: str, files: Mapping[str, bytes], folder: str) -> None:
             with open(os.path.join(place, name), "wb") as out:
                 out.write(data)
         client().log_artifacts(run_id, place, folder)
+
+
+def set_status(run_id: str, status: str) -> None:
+    """Note that a run is RUNNING, FINISHED, FAILED or KILLED; nothing for an empty id. Raises nothing."""
+
+    def note() -> None:
+        (client().update_run if status == "RUNNING" else client().set_terminated)(run_id, status)
+
+    if run_id:
+        attempt(f"note that the run is {status}", note)
+
+
+def forget_run(run_id: str) -> None:
+    """Delete a run; nothing for an empty id. Raises nothing."""
+    if run_id:
+        attempt("forget the run", lambda: client().delete_run(run_id))
+
+
+def status_of(error: BaseException) -> str:
+    """How a run stands that ended with `error`."""
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
 def find_runs(filter_string: str = "", limit: int = 1_000) -> list[Any]:

@@ -7,14 +7,14 @@ the command is known.
 import argparse
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import redirect_stdout
 from typing import Any, NoReturn
 
 from cluster.settings import quiet_environment
 
-RECIPES = Path(__file__).parent / "recipes"
 DATASETS = ("celeba", "mnist", "fashion_mnist", "cifar10", "folder", "generated")
 Result = dict[str, Any]
 
@@ -36,10 +36,11 @@ def main(argv: list[str] | None = None) -> None:
         args.overrides += rest
     logging.basicConfig(format="zpoint: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
-        result = args.call(args)
+        with redirect_stdout(sys.stderr):  # stdout is for the result alone
+            result = args.call(args)
     except KeyboardInterrupt:
         _end("stopped; the same command goes on from here", 130)
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         _end(f"error: {_one_line(error)}", 2)
     except Exception as error:
         logging.getLogger(__name__).debug("failed", exc_info=True)
@@ -166,9 +167,10 @@ def _data(args: Any) -> Result:
 
 def _recipe(args: Any) -> tuple[Any, str]:
     from aecore.config import load_recipe, recipe_path
+    from jobs.recipes import RECIPES
 
     path = recipe_path(args.recipe, RECIPES)
-    return load_recipe(path, args.overrides), path.stem
+    return load_recipe(path, args.overrides), re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "recipe"
 
 
 def _train(args: Any) -> Result:
@@ -306,6 +308,8 @@ def _count(text: str) -> int:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -3,6 +3,7 @@
 Every step is the job that a user would start; each has a fixed name, so a demo that was stopped goes on.
 """
 
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -15,12 +16,12 @@ import pyarrow.fs as pafs
 from aecore.config import Recipe, load_recipe
 from aecore.files import write_json, write_whole
 from aecore.ranking import RULE, Scored, choose_best
-from cluster.local import connect, disconnect
+from cluster.local import connect
 from cluster.progress import Bar
 from cluster.settings import settings
-from jobs.cli import RECIPES
 from jobs.ingest import ingest
 from jobs.promote import promote
+from jobs.recipes import RECIPES
 from jobs.record import find_record
 from jobs.train import train
 from jobs.tune import tune
@@ -31,7 +32,7 @@ SHOWN = 12
 SIZES = {False: (4_000, 10, 4, 3), True: (2_000, 5, 2, 1)}
 
 
-def demo(*, quick: bool = False, port: int = 8000) -> dict[str, Any]:
+def demo(*, quick: bool = False) -> dict[str, Any]:
     """Ingest, train, tune, promote, serve and decode; leaves faces.png and summary.md in ZPOINT_HOME/demo.
 
     Gives the paths, the champion, seconds of each step and the figures of the two trained models.
@@ -68,8 +69,7 @@ def demo(*, quick: bool = False, port: int = 8000) -> dict[str, Any]:
     )
     best = _best(runs, campaign)
     champion = step(f"promote {best}", lambda: promote(best))
-    pictures = step("serve it and decode z-points", lambda: _query(champion, runs, dataset, port))
-    disconnect()
+    pictures = step("serve it and decode z-points", lambda: _query(champion, runs, dataset))
 
     write_whole(pafs.LocalFileSystem(), str(folder / "faces.png"), pictures)
     result = {
@@ -97,13 +97,13 @@ def _best(runs: dict[str, Any], campaign: dict[str, Any]) -> str:
     return choose_best(scored, SLACK).name
 
 
-def _query(champion: dict[str, Any], runs: dict[str, Any], dataset: str, port: int) -> bytes:
+def _query(champion: dict[str, Any], runs: dict[str, Any], dataset: str) -> bytes:
     """Serve the champion, decode z-points there, and set them beside what the other models make of theirs."""
     from aecore.pictures import titled_sheet, to_png
     from serving.client import Client
     from serving.deployment import serve_champion, stop
 
-    served = serve_champion("champion", port=port)
+    served = serve_champion("champion", port=_free_port())
     try:
         with Client(served.url, settings().token) as endpoint:
             z_dim = endpoint.model()["z_dim"]
@@ -119,6 +119,12 @@ def _query(champion: dict[str, Any], runs: dict[str, Any], dataset: str, port: i
     for name, run in runs.items():
         parts += _shown(name, run["run"], dataset)
     return to_png(titled_sheet(parts))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _shown(name: str, run: str, dataset: str) -> list[tuple[str, list[np.ndarray]]]:

@@ -1,12 +1,16 @@
 """The promote job: register a finished run's model in MLflow and move an alias to it."""
 
+import re
 from typing import Any
 
 from aecore.files import read_bytes, read_json
 from cluster import tracking
+from cluster.settings import settings
+from cluster.storage import check_uri
+from jobs.campaign import best_of
 from jobs.record import find_record
-from jobs.tune import best_of
 
+ALIAS = re.compile(r"(?i)(?!latest$|v\d+$)[a-z0-9_-]{1,255}")
 MODEL_FILES = ("config.json", "latents.safetensors", "metrics.json", "model.safetensors")
 
 
@@ -14,8 +18,11 @@ def promote(name: str, alias: str = "champion") -> dict[str, Any]:
     """Register the model of the run `name`, or of the best run of the campaign `name`, and point `alias` to it.
 
     A run that is registered already keeps its version; only the alias moves. Gives model, version, alias and run.
-    Raises ValueError for an unknown name or a run that has not finished.
+    Raises ValueError for an unknown name, a run that has not finished or an alias that MLflow does not take.
     """
+    if not ALIAS.fullmatch(alias):
+        raise ValueError(f"--alias takes letters, digits, '_' and '-', not 'latest' nor a version, not '{alias}'")
+    check_uri(settings().store)
     run = best_of(name) or name
     record = find_record(run)
     if not record.finished():

@@ -58,16 +58,25 @@ class Record:
         known = int(client.get_run(self.run_id).data.tags.get("zpoint.epoch", 0))
         for epoch, metrics in self.epochs().items():
             if epoch > known:
-                name = f"epoch-{epoch:03d}.png"
-                tracking.log_metrics(self.run_id, metrics, epoch)
-                tracking.log_files(self.run_id, {name: read_bytes(fs, f"{root}/epochs/{name}")}, "pictures")
+                name = f"epoch-{epoch:03d}"
+                measured = fs.get_file_info(f"{root}/epochs/{name}.json").mtime_ns // 1_000_000
+                tracking.log_metrics(self.run_id, metrics, epoch, measured)
+                picture = read_bytes(fs, f"{root}/epochs/{name}.png")
+                tracking.log_files(self.run_id, {f"{name}.png": picture}, "pictures")
                 client.set_tag(self.run_id, "zpoint.epoch", str(epoch))
 
     def close(self, status: str) -> None:
         """Hand in the last epochs and end the MLflow run as FINISHED, FAILED or KILLED."""
         self.hand_in()
-        if self.run_id:
-            tracking.attempt("end the run", lambda: tracking.client().set_terminated(self.run_id, status))
+        tracking.set_status(self.run_id, status)
+
+    def drop(self) -> None:
+        """Forget a run that a user's mistake kept from starting; one that has begun is closed as FAILED."""
+        fs, root = self.place
+        if fs.get_file_info(f"{root}/checkpoints").type is not pafs.FileType.NotFound:
+            return self.close("FAILED")
+        delete_folder(fs, root)
+        tracking.forget_run(self.run_id)
 
 
 def open_record(
@@ -83,7 +92,7 @@ def open_record(
     uri = f"{settings().runs_uri}/{name}"
     fs, root = open_uri(uri)
     if fresh:
-        _delete(fs, root)
+        delete_folder(fs, root)
     try:
         known = read_json(fs, f"{root}/run.json")
     except FileNotFoundError:
@@ -93,7 +102,7 @@ def open_record(
     if known and known["run_id"]:
         record = Record(name, uri, known["run_id"])
         if not record.finished():
-            tracking.attempt("go on with the run", lambda: tracking.client().update_run(record.run_id, "RUNNING"))
+            tracking.set_status(record.run_id, "RUNNING")
         return record
     params: dict[str, Any] = dict(tracking.flatten(recipe.model_dump(mode="json", exclude={"search"})))
     labels = {"zpoint.run": name, "zpoint.uri": uri, "zpoint.dataset": manifest.digest, **(tags or {})}
@@ -103,7 +112,7 @@ def open_record(
     return Record(name, uri, run_id)
 
 
-def _delete(fs: pafs.FileSystem, root: str) -> None:
+def delete_folder(fs: pafs.FileSystem, root: str) -> None:
     if fs.get_file_info(root).type is not pafs.FileType.NotFound:
         fs.delete_dir(root)
 

@@ -31,11 +31,12 @@ def decode_file(url: str, path: str, out: str) -> dict[str, Any]:
     """Decode the z-points in the .npy file `path` at the endpoint `url` into the PNG or .npy file `out`."""
     _check_out(out)
     try:
-        z = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise
-    except (ValueError, OSError, EOFError) as error:
+        with open(path, "rb") as file:
+            z = np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is no .npy file of z-points: {error}") from error
+    if z.ndim != 2:
+        raise ValueError(f"{path} has the shape {z.shape}: it takes z-points, (n, z_dim)")
     client = Client(url, settings().token)
     return _save(out, lambda: client.decode_png(z), lambda: client.decode(z), len(z))
 

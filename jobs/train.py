@@ -1,8 +1,11 @@
 """The train job: one recipe, trained in this process (scale.workers=0) or by DDP workers under Ray Train."""
 
 import logging
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
@@ -13,8 +16,9 @@ from cluster.local import connect, has_gpu
 from cluster.progress import Bar, publish, watch
 from cluster.settings import adopt, forwarded, settings
 from cluster.storage import check_uri, full_uri, open_uri
+from cluster.tracking import status_of
 from jobs.feeds import ShardOf, open_feeds
-from jobs.record import Record, open_record
+from jobs.record import Record, delete_folder, open_record
 
 if TYPE_CHECKING:
     from aecore.fit import Epoch
@@ -25,12 +29,15 @@ Show = Callable[[int, int, str], None]
 
 
 def open_dataset(uri: str) -> tuple[pafs.FileSystem, str, Manifest]:
-    """The dataset at `uri`. Raises ValueError when there is none, or it cannot be reached."""
+    """The dataset at `uri`. Raises ValueError when there is none, it is empty, or it cannot be reached."""
     if not uri:
         raise ValueError("data.uri is missing: name the dataset with data.uri=PATH or data.uri=s3://bucket/prefix")
     check_uri(uri)
     fs, root = open_uri(uri)
-    return fs, root, load_manifest(fs, root)
+    manifest = load_manifest(fs, root)
+    if not manifest.splits.get("train") or not manifest.count("train"):
+        raise ValueError(f"the dataset at {uri} has no images to train on (split 'train')")
+    return fs, root, manifest
 
 
 def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
@@ -48,8 +55,11 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
     if not again:
         try:
             _run(recipe, record)
+        except ValueError:
+            record.drop()
+            raise
         except BaseException as error:
-            record.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            record.close(status_of(error))
             raise
     record.close("FINISHED")
     metrics = list(record.epochs().values())[-1]
@@ -124,9 +134,25 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
         **streams,
     )
     try:
-        trainer.fit()
+        with interruptible():
+            trainer.fit()
     except TrainingFailedError as error:
         raise plain_failure(error) from error
+    finally:
+        delete_folder(fs, f"{root}/ray/{record.name}")  # Ray Train's own notes; ours are the record
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Keep what Ctrl-C means: Ray's libraries put another handler in place and leave it there."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:  # Ray Train's answer to Ctrl-C
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def worker_resources(workers: int, streaming: bool = False) -> dict[str, float]:
@@ -188,8 +214,6 @@ def work(
     from aecore.order import World
 
     data, root, manifest = open_dataset(recipe.data.uri)
-    if "train" not in manifest.splits:
-        raise ValueError(f"the dataset at {root} has no split 'train'")
     fs, place = record.place
     world = world or World()
     splits = open_feeds(recipe, data, root, manifest, world, device, shard_of)

@@ -57,7 +57,8 @@ def test_few_bits_become_eight(bits: int):
 def test_cmyk_with_and_without_adobes_inversion():
     inks = np.zeros((16, 32, 4), np.uint8)
     inks[:, :16, 0], inks[:, 16:, 3] = 255, 128  # cyan, gray
-    for image in (saved(Image.fromarray(inks, "CMYK"), "JPEG", quality=100), saved(Image.fromarray(inks, "CMYK"), "TIFF")):
+    picture = Image.fromarray(inks, "CMYK")
+    for image in (saved(picture, "JPEG", quality=100), saved(picture, "TIFF")):
         pixels = decode_image(image).astype(int)
         assert pixels.shape == (16, 32, 3)
         assert np.abs(pixels[4, 4] - [0, 255, 255]).max() < 6

@@ -229,7 +229,7 @@ def test_an_s3_that_fails_now_and_then(mood: str, share: float, s3: str, unrelia
             result = ingest("folder", f"{s3}/set.zip", f"{s3}/to", **options)
             break
         except ValueError as error:  # some shard, or the list of the source, or the manifest
-            assert any(word in str(error) for word in ("shard ", f"{s3}/to", f"{s3}/set.zip")), error
+            assert any(word in str(error) for word in ("shard ", f"{s3}/to", f"{s3}/set.zip")), error  # noqa: PT017
     else:
         pytest.fail("eight times the same command, and still not whole")
     assert unreliable.spoiled >= 3

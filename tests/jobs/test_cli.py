@@ -1,0 +1,172 @@
+"""The command: bad input ends in one line and status 2 with nothing written, results are one JSON object."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import uuid
+import zipfile
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+
+from aecore.faces import draw_face
+from aecore.images import encode_image
+from jobs.cli import main, make_parser
+
+COMMANDS = sorted(next(a.choices for a in make_parser()._actions if a.dest == "command"))
+HEAVY = ("torch", "ray", "mlflow", "numpy", "pyarrow", "pydantic", "httpx2")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], "required: COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["runs", "--fast"], "unknown argument --fast"),
+        (["runs", "a=1"], "unknown argument a=1"),
+        (["train"], "required: recipe"),
+        (["train", "RECIPE", "--fresh", "z_dim"], "unknown argument z_dim"),
+        (["ingest", "imagenet", "--to", "x"], "invalid choice: 'imagenet'"),
+        (["ingest", "generated"], "required: --to"),
+        (["ingest", "generated", "--to", "x", "--limit", "0"], "must be at least 1"),
+        (["ingest", "generated", "--to", "x", "--size", "big"], "--size"),
+        (["ingest", "celeba", "--to", "x"], "--source"),
+        (["ingest", "celeba", "--to", "x", "--source", "missing.zip"], "missing.zip"),
+        (["ingest", "folder", "--to", "x", "--source", "nowhere"], "nowhere"),
+        (["train", "nonesuch"], "unknown recipe 'nonesuch'"),
+        (["train", "missing.yaml"], "unknown recipe 'missing.yaml'"),
+        (["train", "RECIPE", "model.zdim=5"], "unknown key model.zdim"),
+        (["train", "RECIPE", "model.z_dim=many"], "model.z_dim: input should be a valid integer"),
+        (["train", "RECIPE", "model.z_dim=0"], "model.z_dim: input should be greater"),
+        (["train", "RECIPE", "--fresh", "optim.lr=-1"], "optim.lr"),
+        (["train", "RECIPE"], "data.uri is missing"),
+        (["train", "RECIPE", "data.uri=nowhere"], "no dataset at"),
+        (["train", "RECIPE", "data.uri=RECIPE"], "RECIPE"),
+        (["train", "RECIPE", "data.uri=gs://bucket/x"], "unknown scheme"),
+        (["tune", "RECIPE", "search.trials=0"], "search.trials"),
+        (["tune", "RECIPE", "data.uri=nowhere"], "no dataset at"),
+        (["promote", "nonesuch"], "no run or campaign 'nonesuch'"),
+        (["promote", "nonesuch", "--alias", "v1"], "--alias"),
+        (["serve", "--port", "0"], "must be at least 1"),
+        (["decode", "missing.npy"], "missing.npy: No such file"),
+        (["decode", "RECIPE"], "is no .npy file of z-points"),
+        (["decode", "empty.npy"], "is no .npy file of z-points"),
+        (["decode", "flat.npy"], "it takes z-points, (n, z_dim)"),
+        (["decode", "good.npy", "--out", "faces.gif"], "--out takes a .png or .npy file"),
+        (["decode", "good.npy", "--url", "nonsense"], "nonsense"),
+        (["decode", "good.npy", "--url", "ENDPOINT"], "no endpoint answers at http://127.0.0.1"),
+        (["submit", "serve"], "submit takes"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_refused(refused, tiny: str, argv: list[str], says: str):
+    Path("empty.npy").touch()
+    np.save("flat.npy", np.zeros(3))
+    np.save("good.npy", np.zeros((1, 3)))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        known = {"RECIPE": tiny, "ENDPOINT": f"http://127.0.0.1:{probe.getsockname()[1]}"}
+    for word, value in known.items():
+        argv, says = [part.replace(word, value) for part in argv], says.replace(word, value)
+    assert says in refused(*argv)
+
+
+def test_a_truncated_zip_is_refused(refused):
+    with zipfile.ZipFile("whole.zip", "w") as archive:
+        archive.writestr("a.png", os.urandom(4_000))
+    Path("cut.zip").write_bytes(Path("whole.zip").read_bytes()[:2_000])
+    assert "cut.zip" in refused("ingest", "folder", "--source", "cut.zip", "--to", "faces")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_image_that_does_not_decode_is_refused(refused):
+    with zipfile.ZipFile("faces.zip", "w") as archive:
+        archive.writestr("good.png", encode_image(draw_face(0, 0, 32)[0], "png"))
+        archive.writestr("bad.png", b"<html>")
+    said = refused("ingest", "folder", "--source", "faces.zip", "--to", "faces", "--size", 16)
+    assert "1 bad images, 0 allowed (--max-bad): bad.png" in said
+
+
+def damage(faces: Path) -> None:
+    shard = faces / "train-00001.parquet"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+
+
+@pytest.mark.usefixtures("tracking")
+def test_a_damaged_shard_is_refused(refused, zpoint, tiny: str, faces: Path):
+    damage(faces)
+    said = refused("train", tiny, f"data.uri={faces}")
+    assert "train-00001.parquet is damaged: its sha256 differs" in said
+    assert zpoint("runs") == {"runs": []}
+
+
+@pytest.mark.usefixtures("tracking")
+def test_an_unknown_alias_is_refused(refused):
+    assert "no model has the alias 'nonesuch'" in refused("serve", "--alias", "nonesuch")
+
+
+def test_a_missing_bucket_is_refused(refused, s3: str, tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch):
+    says = "'no-such-bucket' does not exist; create it first"
+    assert says in refused("train", tiny, "data.uri=s3://no-such-bucket/faces")
+    assert says in refused("ingest", "generated", "--to", "s3://no-such-bucket/faces")
+    monkeypatch.setenv("ZPOINT_STORE", "s3://no-such-bucket")
+    for argv in (["train", tiny, f"data.uri={faces}"], ["tune", tiny, f"data.uri={faces}"], ["promote", "x"]):
+        assert says in refused(*argv)
+
+
+@pytest.mark.s3
+def test_wrong_keys_are_refused(refused, start_moto, tiny: str, monkeypatch: pytest.MonkeyPatch):
+    url, bucket = start_moto(INITIAL_NO_AUTH_ACTION_COUNT="1"), f"strict-{uuid.uuid4().hex[:8]}"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "wrong")
+    boto3.client("s3", endpoint_url=url, region_name="us-east-1").create_bucket(Bucket=bucket)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    assert "key" in refused("train", tiny, f"data.uri=s3://{bucket}/faces")
+    assert "key" in refused("ingest", "generated", "--to", f"s3://{bucket}/faces")
+
+
+def test_a_failed_job_ends_with_status_1(capsys, monkeypatch: pytest.MonkeyPatch):
+    def fail() -> None:
+        print("noise")
+        raise RuntimeError("the disk\nbroke")
+
+    monkeypatch.setattr("jobs.runs.list_runs", fail)
+    with pytest.raises(SystemExit) as caught:
+        main(["runs", "--json"])
+    assert caught.value.code == 1
+    assert capsys.readouterr() == ("", "noise\nzpoint: failed: the disk broke\n")
+
+
+def test_json_is_all_of_stdout(tiny: str, written_faces: Path):
+    """In a process of its own, where MLflow makes its database: its lines must go elsewhere."""
+    argv = [sys.executable, "-m", "jobs.cli", "train", tiny, f"data.uri={written_faces}", "optim.epochs=1", "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    assert set(result) == {"run", "uri", "run_id", "already_finished", "seconds", "metrics"}
+    assert "48/48 images" in done.stderr
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    """All helps in one process, each as cheap as this in a process of its own."""
+    code = f"""
+import sys, time
+from jobs.cli import main
+for argv in [[], *([name] for name in {COMMANDS})]:
+    try:
+        main([*argv, "--help"])
+    except SystemExit as end:
+        assert end.code == 0, argv
+print([name for name in {HEAVY} if name in sys.modules], time.process_time())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.count("usage: zpoint") == 1 + len(COMMANDS) >= 14
+    imported, _, seconds = done.stdout.splitlines()[-1].rpartition(" ")
+    assert imported == "[]"
+    assert float(seconds) < 1.5
