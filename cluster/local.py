@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cluster.settings import forwarded, quiet_environment, serve_environment, settings
+from cluster.settings import forwarded, quiet_environment, settings
 
 ANSWER_SECONDS = 8  # how long a cluster may take to say that it is there
 TOKEN_HINT = "the Ray at {} refuses the token: set RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN"
@@ -87,7 +87,6 @@ def use_token(host: str) -> None:
 
 def _local_environment() -> None:
     """The environment of a Ray that is started here; read by Ray when it is imported."""
-    serve_environment()
     # The one switch by which Ray takes 127.0.0.1 as the node's address, and so binds nothing else.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning on machines without GPU

@@ -79,12 +79,6 @@ FORWARDED = (
 )  # fmt: skip
 
 
-def serve_environment() -> None:
-    """What Ray Serve's fast HAProxy route needs; must be set before the Ray that serves is started."""
-    os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
-    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-
-
 def forwarded() -> dict[str, str]:
     """What another process needs to be set as it is here, for `adopt` there; paths in full."""
     now = settings()

@@ -64,6 +64,12 @@ def make_parser() -> Parser:
         added.set_defaults(call=call, show=show or _table)
         return added
 
+    for add in (_add_data, _add_training, _add_serving, _add_cluster):
+        add(command)
+    return parser
+
+
+def _add_data(command: Callable[..., Any]) -> None:
     demo = command("demo", _demo, "the whole way on generated faces, from ingest to decode", lambda r: r["text"])
     demo.add_argument("--quick", action="store_true", help="a smaller one, about a third of the time")
 
@@ -87,6 +93,8 @@ def make_parser() -> Parser:
     data.add_argument("uri", help="the dataset: a path or s3://bucket/prefix")
     data.add_argument("--out", default=".", help="where show puts contact-sheet.png and mean-image.png (.)")
 
+
+def _add_training(command: Callable[..., Any]) -> None:
     train = command("train", _train, "train a recipe")
     tune = command("tune", _tune, "search z_dim and kl_factor", _show_campaign)
     for added in (train, tune):
@@ -98,6 +106,10 @@ def make_parser() -> Parser:
     promote.add_argument("name", metavar="RUN|CAMPAIGN")
     promote.add_argument("--alias", default="champion")
 
+    command("runs", _runs, "the runs in MLflow, newest first", _show_runs)
+
+
+def _add_serving(command: Callable[..., Any]) -> None:
     serve = command("serve", _serve, "serve the model that an alias names, until Ctrl-C")
     serve.add_argument("--alias", default="champion")
     serve.add_argument("--host", default="127.0.0.1")
@@ -113,7 +125,8 @@ def make_parser() -> Parser:
         added.add_argument("--url", default="http://127.0.0.1:8000")
         added.add_argument("--out", default="decoded.png", help="where the pictures go: .png or .npy")
 
-    command("runs", _runs, "the runs in MLflow, newest first", _show_runs)
+
+def _add_cluster(command: Callable[..., Any]) -> None:
     command("doctor", _doctor, "what is and is not in order, and how to mend it", lambda r: r["text"])
 
     submit = command("submit", _submit, "run a job on a cluster, through Ray Jobs")
@@ -127,7 +140,6 @@ def make_parser() -> Parser:
     for added in (logs, stop):
         added.add_argument("id")
     submit.add_argument("job", nargs=argparse.REMAINDER, help="ingest, train, tune or promote with its arguments")
-    return parser
 
 
 def _demo(args: Any) -> Result:
@@ -146,7 +158,7 @@ def _ingest(args: Any) -> Result:
             args.dataset, args.source, args.to, size=args.size, crop=args.crop, encoding=args.encoding,
             quality=args.quality, split=args.split, limit=args.limit, shard_rows=args.shard_rows, seed=args.seed,
             max_bad=args.max_bad, download=args.download,
-            progress=lambda done, total: bar.update(done, total, ""),
+            progress=bar.update,
         )  # fmt: skip
     finally:
         bar.close()

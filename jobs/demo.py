@@ -3,7 +3,6 @@
 Every step is the job that a user would start; each has a fixed name, so a demo that was stopped goes on.
 """
 
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -101,9 +100,9 @@ def _query(champion: dict[str, Any], runs: dict[str, Any], dataset: str) -> byte
     """Serve the champion, decode z-points there, and set them beside what the other models make of theirs."""
     from aecore.pictures import titled_sheet, to_png
     from serving.client import Client
-    from serving.deployment import serve_champion, stop
+    from serving.deployment import free_port, serve_champion, stop
 
-    served = serve_champion("champion", port=_free_port())
+    served = serve_champion("champion", port=free_port())
     try:
         with Client(served.url, settings().token) as endpoint:
             z_dim = endpoint.model()["z_dim"]
@@ -119,12 +118,6 @@ def _query(champion: dict[str, Any], runs: dict[str, Any], dataset: str) -> byte
     for name, run in runs.items():
         parts += _shown(name, run["run"], dataset)
     return to_png(titled_sheet(parts))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _shown(name: str, run: str, dataset: str) -> list[tuple[str, list[np.ndarray]]]:

@@ -59,10 +59,7 @@ def ingest(
     fs, root = open_uri(to)
     found = _open(dataset, source, limit=limit, seed=seed, size=size, split=split, download=download)
     total = sum(table.num_rows for table in found.splits.values())
-    encoding = encoding or ("png" if found.size <= 32 else "jpeg")
-    if encoding != "jpeg" and quality is not None:
-        raise ValueError(f"quality is jpeg's, and these images become {encoding}: leave it out or choose jpeg")
-    quality = quality or JPEG_QUALITY
+    encoding, quality = _encoding(encoding, quality, found.size)
     options = {
         "dataset": dataset,
         "source": found.fingerprint,
@@ -91,6 +88,11 @@ def ingest(
         manifest = _finish(work, found, options, results, rejects)
     except OSError as error:
         raise ValueError(f"cannot write to {to}: {plain_s3_error(error)}") from error
+    return _facts(to, manifest, results, seconds) | {"unchanged": bool(known) and all(r["skipped"] for r in results)}
+
+
+def _facts(to: str, manifest: Manifest, results: list[dict], seconds: float) -> dict[str, Any]:
+    """What there is to tell of the dataset at `to` and of the tasks that made it in `seconds`."""
     made = [result for result in results if not result["skipped"]]
     return {
         "uri": to,
@@ -100,8 +102,7 @@ def ingest(
         "images_per_second": round(sum(result["done"] for result in made) / seconds, 1),
         "shards": len(results),
         "skipped_shards": len(results) - len(made),
-        "unchanged": not made and bool(known),
-        "rejects": len(rejects),
+        "rejects": sum(len(result["rejects"]) for result in results),
     }
 
 
@@ -120,6 +121,14 @@ def _check(
         raise ValueError(f"quality must be 1 to 100, not {quality}")
     if split is not None and split not in RULES:
         raise ValueError(f"unknown split {split!r}; it is one of {', '.join(RULES)}")
+
+
+def _encoding(encoding: str | None, quality: int | None, size: int) -> tuple[str, int]:
+    """The encoding of images of `size` pixels a side, and jpeg's quality, where none were asked for."""
+    encoding = encoding or ("png" if size <= 32 else "jpeg")
+    if encoding != "jpeg" and quality is not None:
+        raise ValueError(f"quality is jpeg's, and these images become {encoding}: leave it out or choose jpeg")
+    return encoding, quality or JPEG_QUALITY
 
 
 def _open(dataset: str, source: str | None, **request: Any) -> Source:

@@ -244,7 +244,7 @@ def _controller_environment() -> dict[str, str]:
         wanted
         | {f"RAY_SERVE_HAPROXY_{name}": str(path) for name, path in files.items()}
         # Two endpoints on one machine must not meet; whoever wants fixed ports names them.
-        | {name: os.environ.get(name) or str(_free_port()) for name in ports}
+        | {name: os.environ.get(name) or str(free_port()) for name in ports}
     )
 
 
@@ -253,7 +253,8 @@ def _folder() -> Path:
     return Path(f"/tmp/zpoint-{os.getuid()}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens at now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
