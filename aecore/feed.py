@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Protocol
 
 import numpy as np
@@ -24,7 +25,10 @@ PIECE = 64  # images that change places at once
 
 @dataclass(frozen=True)
 class Batch:
-    """This worker's part of a global batch of `count` images; it may be empty, on some workers, at an epoch's end."""
+    """This worker's part of a global batch of `count` images; it may be empty, on some workers, at an epoch's end.
+
+    `images` may be overwritten as soon as the next batch is asked for: who wants to keep them takes a copy.
+    """
 
     images: Tensor  # uint8 (local, size, size, channels), on the device
     positions: Tensor  # int64 (local,), places in the global batch, on the device
@@ -64,10 +68,12 @@ class NodeFeed:
 
     def batches(self, epoch: int | None, first: int = 0) -> Iterator[Batch]:
         threads = min(2, cpus())  # two reach what the memory can give
+        # The yielded one, those in the making and the next: memory fresh from the kernel for each would cost a third.
+        rooms = cycle([self._room() for _ in range(threads + 2)])
         with ThreadPoolExecutor(threads, "gather") as gatherers:
             coming: deque[Future[Batch]] = deque()
             for step in self.order.steps(len(self), epoch, first):
-                coming.append(gatherers.submit(self._gather, *step))
+                coming.append(gatherers.submit(self._gather, next(rooms), *step))
                 if len(coming) > threads:
                     yield coming.popleft().result()
             while coming:
@@ -76,9 +82,16 @@ class NodeFeed:
     def head(self, count: int) -> Tensor:
         return torch.from_numpy(np.array(self.images[:count])).to(self.device)
 
-    def _gather(self, rows: np.ndarray, positions: np.ndarray, count: int) -> Batch:
-        pinned = self.device.type == "cuda"  # from torch's pool: given back once the copy to the device is done
-        images = torch.empty((len(rows), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+    def _room(self) -> Tensor | None:
+        if self.device.type != "cpu":
+            return None  # torch keeps a pool of pinned memory, which knows when the copy to the device is done
+        local = -(-self.order.batch // self.order.world.size)
+        return torch.empty((local, *self.images.shape[1:]), dtype=torch.uint8)
+
+    def _gather(self, room: Tensor | None, rows: np.ndarray, positions: np.ndarray, count: int) -> Batch:
+        if room is None:
+            room = torch.empty((len(rows), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=True)
+        images = room[: len(rows)]
         if len(rows):  # "clip" for speed: with "raise" numpy copies twice
             np.take(self._flat, rows, axis=0, out=images.view(len(rows), -1).numpy(), mode="clip")
         places = torch.from_numpy(positions)

@@ -49,10 +49,10 @@ def test_node_and_device_feeds_are_equal_bit_by_bit(size, epoch, first):
     images = pixels(41)
     for rank in range(size):
         order = Order(5, 8, World(rank, size))
-        node = list(NodeFeed(images, order, CPU).batches(epoch, first))
-        device = list(DeviceFeed(images, order, CPU).batches(epoch, first))
+        node = NodeFeed(images, order, CPU).batches(epoch, first)  # whose memory comes round again
+        device = DeviceFeed(images, order, CPU).batches(epoch, first)
         planned = list(order.steps(len(images), epoch, first))
-        assert len(node) == len(device) == len(planned) == 6 - first
+        assert len(planned) == 6 - first
         for one, two, (rows, positions, count) in zip(node, device, planned, strict=True):
             assert torch.equal(one.images, two.images)
             assert np.array_equal(one.images.numpy(), images[rows])
