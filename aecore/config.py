@@ -33,26 +33,47 @@ class Data(Section):
 
 
 class Model(Section):
+    """`norm`: `batch` normalises with what each worker sees of a batch, `sync_batch` with the whole of it."""
+
     z_dim: Annotated[int, Field(strict=True, ge=2, le=1200)] = 200
     channels: tuple[Count, Count, Count, Count] = (32, 64, 128, 256)
-    norm: Literal["batch", "group", "none"] = "batch"
+    norm: Literal["batch", "sync_batch", "group", "none"] = "batch"
 
 
 class Loss(Section):
-    """`pixels`: what is summed over pixels. `kl_factor`: the weight of the summed KL; 0 makes a plain AE."""
+    """`pixels`: what is summed over pixels. `kl_factor`: the weight of the summed KL; 0 makes a plain AE.
+
+    `kl_warmup`: epochs in which that weight rises from 0. `free_bits`: nats of each component that cost nothing.
+    """
 
     pixels: Literal["bce", "mse"] = "bce"
     kl_factor: Annotated[float, Field(ge=0)] = 1.0
+    kl_warmup: Annotated[float, Field(ge=0)] = 0.0
+    free_bits: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Optim(Section):
-    """`batch` is the global batch, shared out among the workers."""
+    """`batch` is the global batch, shared out among the workers.
+
+    `lr` is reached after `warmup` epochs; `schedule` cosine then brings it down to 0. `clip`: the largest norm that
+    the gradient may have, 0 for any. `deterministic`: GPUs repeat a run bit by bit too, and take longer.
+    """
 
     epochs: Count = 10
     batch: Count = 64
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    warmup: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip: Annotated[float, Field(ge=0)] = 0.0
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     precision: Literal["auto", "float32", "bf16"] = "auto"
+    deterministic: Annotated[bool, Field(strict=True)] = False
+
+    @model_validator(mode="after")
+    def _warm_in_time(self) -> "Optim":
+        if self.warmup >= self.epochs:
+            raise ValueError(f"warmup takes fewer epochs than the {self.epochs} of the run")
+        return self
 
 
 class Scale(Section):

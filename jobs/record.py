@@ -2,10 +2,11 @@
 
 run.json               the recipe, the dataset's digest, the MLflow run id
 checkpoints/           see aecore.checkpoint
-epochs/epoch-003.json  metrics of an epoch; epoch-003.png its pictures
+epochs/epoch-003.json  metrics of an epoch, and its KL by component; epoch-003.png its pictures, of about ten epochs
 model/                 the finished model; while it is missing the run goes on from its last checkpoint
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,17 +32,19 @@ class Record:
     def place(self) -> tuple[pafs.FileSystem, str]:
         return open_uri(self.uri)
 
-    def save_epoch(self, epoch: int, metrics: dict[str, float], picture: bytes) -> None:
+    def save_epoch(self, epoch: int, metrics: dict[str, float], components: list[float], picture: bytes | None) -> None:
+        """Keep an epoch's metrics, the KL of each component of z, and its pictures as PNG where it has some."""
         fs, root = self.place
-        write_whole(fs, f"{root}/epochs/epoch-{epoch:03d}.png", picture)
-        write_json(fs, f"{root}/epochs/epoch-{epoch:03d}.json", metrics)
+        if picture:
+            write_whole(fs, f"{root}/epochs/epoch-{epoch:03d}.png", picture)
+        write_json(fs, f"{root}/epochs/epoch-{epoch:03d}.json", {"metrics": metrics, "kl_components": components})
 
     def epochs(self) -> dict[int, dict[str, float]]:
         """Metrics by epoch, in order."""
         fs, root = self.place
         found = fs.get_file_info(pafs.FileSelector(f"{root}/epochs", allow_not_found=True))
         paths = sorted(f.path for f in found if f.path.endswith(".json"))
-        return {int(path[-8:-5]): read_json(fs, path) for path in paths}
+        return {int(path[-8:-5]): read_json(fs, path)["metrics"] for path in paths}
 
     def finished(self) -> bool:
         fs, root = self.place
@@ -61,8 +64,9 @@ class Record:
                 name = f"epoch-{epoch:03d}"
                 measured = fs.get_file_info(f"{root}/epochs/{name}.json").mtime_ns // 1_000_000
                 tracking.log_metrics(self.run_id, metrics, epoch, measured)
-                picture = read_bytes(fs, f"{root}/epochs/{name}.png")
-                tracking.log_files(self.run_id, {f"{name}.png": picture}, "pictures")
+                for folder, file in (("epochs", f"{name}.json"), ("pictures", f"{name}.png")):
+                    with suppress(FileNotFoundError):  # most epochs have no pictures
+                        tracking.log_files(self.run_id, {file: read_bytes(fs, f"{root}/epochs/{file}")}, folder)
                 client.set_tag(self.run_id, "zpoint.epoch", str(epoch))
 
     def close(self, status: str) -> None:

@@ -209,7 +209,7 @@ def work(
     """One worker's part of a training, from the last checkpoint to the finished model; yields each epoch's metrics."""
     import torch
 
-    from aecore import checkpoint, fit
+    from aecore import checkpoint, fit, judge
     from aecore.model import ImageShape, build_model
     from aecore.order import World
 
@@ -218,6 +218,7 @@ def work(
     world = world or World()
     splits = open_feeds(recipe, data, root, manifest, world, device, shard_of)
 
+    fit.set_up(torch.device(device), recipe)
     model = build_model(recipe, ImageShape(manifest.size, manifest.channels)).to(device)
     optimizer = fit.make_optimizer(model, recipe)
     progress = checkpoint.load_checkpoint(fs, f"{place}/checkpoints", model, optimizer)
@@ -232,26 +233,30 @@ def work(
 
     for event in fit.fit(run, splits["train"], splits["valid"]):
         if isinstance(event, fit.Step):
-            show(event.done, event.total, f"loss {event.loss:.1f}")
+            if event.told:
+                figures = "  ".join(f"{key} {value:,.1f}" for key, value in event.told.items())
+                show(event.done, event.total, f"epoch {progress.epochs + 1}/{recipe.optim.epochs}  {figures}")
             if recipe.checkpoint.every and progress.step % recipe.checkpoint.every == 0:
                 save()
             continue
         if world.rank == 0:
-            record.save_epoch(event.epoch, event.metrics, epoch_picture(event))
+            record.save_epoch(event.epoch, event.metrics, event.components.tolist(), epoch_picture(event))
         save()
         yield event.metrics
 
-    tested = fit.evaluate(run, splits["test"], "test") if len(splits["test"]) else {}
+    tested = judge.evaluate(run, splits["test"], "test")[0] if len(splits["test"]) else {}
     if world.rank == 0:
         last = list(record.epochs().values())[-1]
-        latents = fit.fit_run_latents(run, splits["train"])
+        latents = judge.fit_run_latents(run, splits["train"])
         checkpoint.save_model(fs, f"{place}/model", model, recipe, latents, last | tested)
 
 
-def epoch_picture(event: "Epoch") -> bytes:
-    """The epoch's pictures on one sheet, as PNG."""
+def epoch_picture(event: "Epoch") -> bytes | None:
+    """The epoch's pictures on one sheet, as PNG; None where it was not judged."""
     from aecore.pictures import titled_sheet, to_png
 
+    if not event.pictures:
+        return None
     titles = {
         "originals": "validation images", "reconstructions": "their reconstructions",
         "normal": "decoded z-points from N(0, 1)", "gaussian": "decoded z-points from the fitted Gaussian",
