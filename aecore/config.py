@@ -77,16 +77,40 @@ class Optim(Section):
 
 
 class Scale(Section):
-    """`workers`: DDP workers, one GPU each where the cluster has GPUs; 0 trains in this very process."""
+    """`workers`: DDP workers, one GPU each where the cluster has GPUs; 0 trains in this very process.
 
-    workers: Annotated[int, Field(strict=True, ge=0)] = 1
+    `[1, 4]`: from one to four, as many as there is room for: more when a node joins, fewer when one dies.
+    `max_failures`: how often workers may die before the training is given up; announced ends of nodes do not count.
+    """
+
+    workers: int | tuple[int, int] = 1
     max_failures: Annotated[int, Field(strict=True, ge=0)] = 3
+
+    @field_validator("workers", mode="plain")
+    @classmethod
+    def _number_or_range(cls, value: Any) -> int | tuple[int, int]:
+        if type(value) is int and value >= 0:
+            return value
+        match value:
+            case [int(least), int(most)] if 1 <= least <= most:
+                return least, most
+        raise ValueError("takes a number of workers, or [least, most] with 1 <= least <= most")
+
+    @property
+    def most(self) -> int:
+        """How many workers there may be."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class Checkpoints(Section):
-    """`every`: steps between checkpoints, 0 for the end of each epoch only; `keep`: how many are kept."""
+    """A checkpoint is made at the end of each epoch, every `every` steps (0: none within an epoch for their sake) and
+    whenever the last one is `minutes` old (0: never for its age).
+
+    `keep`: how many are kept, the newest ones; the one with the lowest validation loss is kept besides.
+    """
 
     every: Annotated[int, Field(strict=True, ge=0)] = 0
+    minutes: Annotated[float, Field(ge=0)] = 5.0
     keep: Count = 2
 
 

@@ -63,7 +63,8 @@ def test_resumed_run_is_bit_identical(tmp_path, norm, stop_at):
     for event in fit.fit(first, images(), images(8)):
         if isinstance(event, fit.Step) and first.progress.step == stop_at:
             fit.gather_sums(first)
-            checkpoint.save_checkpoint(FS, str(tmp_path), first.model, first.optimizer, recipe, first.progress)
+            snapshot = checkpoint.take_snapshot(first.model, first.optimizer, recipe, first.progress)
+            checkpoint.write_checkpoint(FS, str(tmp_path), snapshot)
             break
     second = make_run(recipe, str(tmp_path))
     assert second.progress.step == stop_at
