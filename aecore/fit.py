@@ -97,7 +97,8 @@ def fit(run: Run, train: Feed | np.ndarray, valid: Feed | np.ndarray) -> Iterato
             yield Step(progress.samples, total, told)
         seconds = time.monotonic() - started
         metrics = close_epoch(run)
-        metrics |= {"images_per_second": (progress.samples - first) / seconds, "data_wait": waited / seconds}
+        rate = (progress.samples - first) / seconds
+        metrics |= {"images_per_second": rate, "train_seconds": seconds, "data_wait": waited / seconds}
         metrics |= memory(run.device)
         run.model.eval()
         found, components = evaluate(run, valid, "valid")
