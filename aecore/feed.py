@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from aecore.cache import cpus
-from aecore.order import Order, seed_of, steps_per_epoch
+from aecore.order import Order, seed_of, spread_rows, steps_per_epoch
 
 STREAM_BUFFER = 128 << 20  # bytes of images among which a stream is shuffled
 PIECE = 64  # images that change places at once
@@ -49,8 +49,8 @@ class Feed(Protocol):
         """
         ...
 
-    def head(self, count: int) -> Tensor:
-        """The first images as stored, at most `count`, uint8 on the device."""
+    def spread(self, count: int) -> Tensor:
+        """At most `count` images, evenly spread over the split as stored, uint8 on the device."""
         ...
 
 
@@ -79,8 +79,8 @@ class NodeFeed:
             while coming:
                 yield coming.popleft().result()
 
-    def head(self, count: int) -> Tensor:
-        return torch.from_numpy(np.array(self.images[:count])).to(self.device)
+    def spread(self, count: int) -> Tensor:
+        return torch.from_numpy(self.images[spread_rows(len(self), count)]).to(self.device)
 
     def _room(self) -> Tensor | None:
         if self.device.type != "cpu":
@@ -118,24 +118,24 @@ class DeviceFeed:
             both = torch.from_numpy(np.stack([rows, positions])).to(self.device, non_blocking=True)
             yield Batch(self.images.index_select(0, both[0]), both[1], count)
 
-    def head(self, count: int) -> Tensor:
-        return self.images[:count]
+    def spread(self, count: int) -> Tensor:
+        return self.images[torch.from_numpy(spread_rows(len(self), count)).to(self.device)]
 
 
 class StreamFeed:
     """Images that go by: `pour(epoch)` gives this worker's share of them, in arrays of any number of rows.
 
     The shares together hold each image once, and none holds more than `share` images. They are shuffled through a
-    buffer. `head` gives the first images as stored.
+    buffer. `few` gives what `spread` has to.
     """
 
     resumable = False
 
     def __init__(
-        self, pour: Callable[[int | None], Iterator[np.ndarray]], first: Callable[[int], np.ndarray], count: int,
+        self, pour: Callable[[int | None], Iterator[np.ndarray]], few: Callable[[int], np.ndarray], count: int,
         order: Order, device: torch.device,
     ) -> None:  # fmt: skip
-        self.pour, self.first, self.count, self.order, self.device = pour, first, count, order, device
+        self.pour, self.few, self.count, self.order, self.device = pour, few, count, order, device
 
     def __len__(self) -> int:
         return self.count
@@ -157,8 +157,8 @@ class StreamFeed:
             before, count = self._counts(len(images)) if epoch is not None else (0, len(images))
             yield Batch(here, torch.arange(before, before + len(images), device=self.device), count)
 
-    def head(self, count: int) -> Tensor:
-        return torch.from_numpy(self.first(min(count, self.count))).to(self.device)
+    def spread(self, count: int) -> Tensor:
+        return torch.from_numpy(self.few(count)).to(self.device)
 
     def _counts(self, mine: int) -> tuple[int, int]:
         """How many images of this global batch the workers before this one have, and all of them. A collective."""

@@ -27,7 +27,8 @@ from aecore.schedule import kl_factor, learning_rate
 from aecore.task import NOISE, make_pair, stream
 
 LOOK_SECONDS = 0.5  # between two looks at what lies on the device
-JUDGED_TIMES = 10  # in a run; judging costs as much as some steps
+JUDGED_TIMES = 10  # in a run: judging costs as much as some steps
+VALIDATED_SHARE, VALIDATED_LEAST = 25, 256  # an epoch is validated on a 25th as many images as it trains on
 log = logging.getLogger(__name__)
 
 
@@ -66,8 +67,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 def fit(run: Run, train: Feed | np.ndarray, valid: Feed | np.ndarray) -> Iterator[Step | Epoch]:
     """Train from `run.progress` to the recipe's last epoch.
 
-    `train` and `valid` are feeds, or uint8 (n, size, size, channels), the same on each worker. Raises
-    FloatingPointError when a loss is not finite, with the step, its images and the parameters' norms.
+    `train` and `valid` are feeds, or uint8 (n, size, size, channels), the same on each worker. Of a large `valid`
+    a fixed part is used after each epoch, and all of it after the last. Raises FloatingPointError when a loss is not
+    finite, with the step, its images and the parameters' norms.
     """
     optim, progress = run.recipe.optim, run.progress
     train, valid = as_feed(run, train), as_feed(run, valid)
@@ -75,6 +77,9 @@ def fit(run: Run, train: Feed | np.ndarray, valid: Feed | np.ndarray) -> Iterato
     steps, total = steps_per_epoch(len(train), optim.batch), optim.epochs * len(train)
     if not train.resumable:
         rewind(run, steps, len(train))
+    few = valid
+    if (enough := max(VALIDATED_LEAST, len(train) // VALIDATED_SHARE)) < len(valid):
+        few = as_feed(run, valid.spread(enough).cpu().numpy())
     looked = -LOOK_SECONDS
     for epoch in range(progress.epochs, optim.epochs):
         started, waited, first = time.monotonic(), 0.0, progress.samples
@@ -101,8 +106,9 @@ def fit(run: Run, train: Feed | np.ndarray, valid: Feed | np.ndarray) -> Iterato
         metrics |= {"images_per_second": rate, "train_seconds": seconds, "data_wait": waited / seconds}
         metrics |= memory(run.device)
         run.model.eval()
-        found, components = evaluate(run, valid, "valid")
-        due = progress.epochs == optim.epochs or progress.epochs % -(-optim.epochs // JUDGED_TIMES) == 0
+        last = progress.epochs == optim.epochs
+        found, components = evaluate(run, valid if last else few, "valid")
+        due = last or progress.epochs % -(-optim.epochs // JUDGED_TIMES) == 0
         pictures = judge(run, train, valid, metrics) if due and run.world.rank == 0 else {}
         run.model.train()
         yield Epoch(progress.epochs, metrics | found, components, pictures)
