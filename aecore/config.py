@@ -132,14 +132,16 @@ class Scale(Section):
     workers: int | tuple[int, int] = 1
     max_failures: Annotated[int, Field(strict=True, ge=0)] = 3
 
-    @field_validator("workers", mode="plain")
+    @field_validator("workers", mode="before")  # one line for both types, where pydantic's own would be one for each
     @classmethod
-    def _number_or_range(cls, value: Any) -> int | tuple[int, int]:
-        if type(value) is int and value >= 0:
-            return value
+    def _number_or_range(cls, value: Any) -> Any:
         match value:
+            case bool():
+                pass
+            case int() if value >= 0:
+                return value
             case [int(least), int(most)] if 1 <= least <= most:
-                return least, most
+                return value
         raise ValueError("takes a number of workers, or [least, most] with 1 <= least <= most")
 
     @property

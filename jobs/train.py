@@ -148,6 +148,8 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
         ),
         **streams,
     )
+    # The same for each driver of this run: what a killed one had reserved, for minutes, is its successor's.
+    object.__setattr__(trainer.train_run_context, "run_id", record.uri)
     try:
         with interruptible():
             trainer.fit()
@@ -215,8 +217,8 @@ def work(
 ) -> Iterator[dict[str, float]]:  # fmt: skip
     """One worker's part of a training, from the last checkpoint to the finished model; yields each epoch's metrics.
 
-    Raises KeyboardInterrupt when it has saved because of `stop`. Where it is `warned` that a node will end, it saves
-    at once, and goes on while it may.
+    Raises KeyboardInterrupt when it has saved because of `stop`. Where it is `warned` that a node will end, it goes on
+    while it may and saves again and again, about once a second.
     """
     import torch
 
@@ -238,13 +240,11 @@ def work(
         progress.sums = {}  # the checkpoint's are those of all workers
     run = fit.Run(recipe, model, wrap(model), optimizer, torch.device(device), world, progress)
 
-    stop, heard = stop or Stop(), False
+    stop = stop or Stop()
 
     def wish() -> int:
-        nonlocal heard
-        warning = warned()  # a question that all workers ask together
-        new, heard = warning and not heard, heard or warning
-        return STOP if stop.asked else SAVE if new else NOTHING
+        end_is_near = warned()  # a question that all workers ask together
+        return STOP if stop.asked else SAVE if end_is_near else NOTHING
 
     agreement = Agreement(recipe.checkpoint, world, device, wish, progress.step)
     with stop.heeded(), checkpoint.Saver(fs, f"{place}/checkpoints", recipe.checkpoint.keep) as saver:

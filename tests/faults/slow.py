@@ -14,9 +14,11 @@ def slow_worker(config: dict) -> None:
     import os
     import time
 
+    import aecore.metrics
     import jobs.stops
     import jobs.train
 
+    aecore.metrics.MAX_PATCHES = 256
     after = jobs.stops.Agreement.after
 
     def note(self: jobs.stops.Agreement, step: int) -> int:

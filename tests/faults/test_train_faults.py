@@ -219,7 +219,8 @@ def test_a_killed_driver_a_node_that_will_end_and_ctrl_c(nodes: Nodes, start, un
     driver.wait(lambda: not workers_of(driver))  # the time is over
     nodes.do("kill", second)
     driver.wait_for_steps(2, workers=1)
-    assert driver.repeated() == repeated
+    assert driver.repeated() <= repeated + EVERY
+    repeated = driver.repeated()
 
     driver.process.send_signal(signal.SIGINT)
     driver.end(130)
