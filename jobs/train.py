@@ -18,6 +18,7 @@ from cluster.settings import adopt, forwarded, settings
 from cluster.storage import check_uri, full_uri, open_uri
 from cluster.tracking import status_of
 from jobs.feeds import ShardOf, open_feeds
+from jobs.process_group import process_group, worker_device
 from jobs.record import Record, delete_folder, open_record
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _run(recipe: Recipe, record: Record) -> None:
 def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) -> None:
     """Train under Ray Train; further `callbacks` run in its controller. Raises ValueError or RuntimeError."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # TorchTrainer would import torch here
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     class HandIn(UserCallback):
@@ -114,7 +115,7 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
 
         streams = ray_streams(recipe, open_dataset(recipe.data.uri)[2])
     fs, root = open_uri(settings().store)
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         train_worker,
         train_loop_config={
             "recipe": recipe.model_dump(mode="json"),
@@ -185,7 +186,6 @@ def plain_failure(error: Any) -> Exception:
 def train_worker(config: dict[str, Any]) -> None:
     """The loop of one Ray Train worker."""
     import ray.train
-    from ray.train.torch import get_device
     from torch.nn.parallel import DistributedDataParallel
 
     from aecore.order import World
@@ -198,8 +198,10 @@ def train_worker(config: dict[str, Any]) -> None:
     wrap = DistributedDataParallel if world.size > 1 else lambda model: model
     recipe = check_recipe(config["recipe"])
     shard_of = ray.train.get_dataset_shard if recipe.data.cache == "none" else None
-    for metrics in work(recipe, record, show, world, str(get_device()), wrap, shard_of):
-        ray.train.report(metrics)
+    device = worker_device()
+    with process_group(world, device):
+        for metrics in work(recipe, record, show, world, str(device), wrap, shard_of):
+            ray.train.report(metrics)
 
 
 def work(
