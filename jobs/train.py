@@ -17,6 +17,7 @@ from cluster.settings import adopt, forwarded, settings
 from cluster.storage import check_uri, full_uri, open_uri
 from cluster.tracking import status_of
 from jobs.feeds import ShardOf, open_feeds
+from jobs.process_group import process_group, worker_device
 from jobs.record import Record, delete_folder, open_record
 from jobs.stops import NOTHING, SAVE, STOP, THIS_PROCESS, Agreement, Stop, interruptible
 
@@ -95,8 +96,8 @@ def _run(recipe: Recipe, record: Record) -> None:
 def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) -> None:
     """Train under Ray Train; further `callbacks` run in its controller. Raises ValueError or RuntimeError."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-    from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.execution.callback import WorkerCallback
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # TorchTrainer would import torch here
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     class GiveUp(UserCallback):
@@ -126,7 +127,7 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
         streams = ray_streams(recipe, open_dataset(recipe.data.uri)[2])
     fs, root = open_uri(settings().store)
     delete_folder(fs, f"{root}/ray/{record.name}")  # Ray Train's own notes, of a driver that was killed
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         train_worker,
         train_loop_config={
             "recipe": recipe.model_dump(mode="json"),
@@ -189,7 +190,6 @@ def plain_failure(error: Any) -> Exception:
 def train_worker(config: dict[str, Any]) -> None:
     """The loop of one Ray Train worker."""
     import ray.train
-    from ray.train.torch import get_device
     from torch.nn.parallel import DistributedDataParallel
 
     from aecore.order import World
@@ -206,8 +206,10 @@ def train_worker(config: dict[str, Any]) -> None:
     def warned() -> bool:
         return ray.train.get_preemption_info() is not None
 
-    for metrics in work(recipe, record, show, world, str(get_device()), wrap, shard_of, THIS_PROCESS, warned):
-        ray.train.report(metrics)
+    device = worker_device()
+    with process_group(world, device):
+        for metrics in work(recipe, record, show, world, str(device), wrap, shard_of, THIS_PROCESS, warned):
+            ray.train.report(metrics)
 
 
 def work(
