@@ -2,14 +2,14 @@
 
 run.json               the recipe, the dataset's digest, the tags and id of the MLflow run
 checkpoints/           see aecore.checkpoint
-epochs/epoch-003.json  metrics of an epoch; epoch-003.png its pictures
+epochs/epoch-003.json  metrics of an epoch, and its KL by component; epoch-003.png its pictures, of about ten epochs
 model/                 the finished model; while it is missing the run goes on from its last checkpoint
 """
 
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import pyarrow.fs as pafs
@@ -37,20 +37,24 @@ class Record:
     def place(self) -> tuple[pafs.FileSystem, str]:
         return open_uri(self.uri)
 
-    def save_epoch(self, epoch: int, metrics: dict[str, float], picture: bytes) -> None:
-        """Write an epoch's files; they stay as they are when the epoch is trained again, for MLflow may have them."""
+    def save_epoch(self, epoch: int, metrics: dict[str, float], components: list[float], picture: bytes | None) -> None:
+        """Keep an epoch's metrics, the KL of each component of z, and its pictures as PNG where it has some.
+
+        They stay as they are when the epoch is trained again, for MLflow may have them.
+        """
         fs, root = self.place
         path = f"{root}/epochs/epoch-{epoch:03d}"
         if fs.get_file_info(f"{path}.json").type is pafs.FileType.NotFound:
-            write_whole(fs, f"{path}.png", picture)
-            write_json(fs, f"{path}.json", metrics)
+            if picture:
+                write_whole(fs, f"{path}.png", picture)
+            write_json(fs, f"{path}.json", {"metrics": metrics, "kl_components": components})
 
     def epochs(self, after: int = 0) -> dict[int, dict[str, float]]:
         """Metrics by epoch, in order, of the epochs `after` this one."""
         fs, root = self.place
         found = fs.get_file_info(pafs.FileSelector(f"{root}/epochs", allow_not_found=True))
         paths = {int(f.path[-8:-5]): f.path for f in found if f.path.endswith(".json")}
-        return {epoch: read_json(fs, paths[epoch]) for epoch in sorted(paths) if epoch > after}
+        return {epoch: read_json(fs, paths[epoch])["metrics"] for epoch in sorted(paths) if epoch > after}
 
     def finished(self) -> bool:
         fs, root = self.place
@@ -87,8 +91,9 @@ class Record:
             name = f"epoch-{epoch:03d}"
             measured = fs.get_file_info(f"{root}/epochs/{name}.json").mtime_ns // 1_000_000
             tracking.log_metrics(self.run_id, metrics, epoch, measured)
-            picture = read_bytes(fs, f"{root}/epochs/{name}.png")
-            tracking.log_files(self.run_id, {f"{name}.png": picture}, "pictures")
+            for folder, file in (("epochs", f"{name}.json"), ("pictures", f"{name}.png")):
+                with suppress(FileNotFoundError):  # most epochs have no pictures
+                    tracking.log_files(self.run_id, {file: read_bytes(fs, f"{root}/epochs/{file}")}, folder)
             client.set_tag(self.run_id, "zpoint.epoch", str(epoch))
             self.handed_in = epoch
         return True

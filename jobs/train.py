@@ -17,6 +17,7 @@ from cluster.settings import adopt, forwarded, settings
 from cluster.storage import check_uri, full_uri, open_uri
 from cluster.tracking import status_of
 from jobs.feeds import ShardOf, open_feeds
+from jobs.process_group import process_group, worker_device
 from jobs.record import Record, delete_folder, open_record
 from jobs.stops import NOTHING, SAVE, STOP, THIS_PROCESS, Agreement, Stop, interruptible
 
@@ -95,8 +96,8 @@ def _run(recipe: Recipe, record: Record) -> None:
 def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) -> None:
     """Train under Ray Train; further `callbacks` run in its controller. Raises ValueError or RuntimeError."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-    from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.execution.callback import WorkerCallback
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # TorchTrainer would import torch here
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     class GiveUp(UserCallback):
@@ -126,7 +127,7 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
         streams = ray_streams(recipe, open_dataset(recipe.data.uri)[2])
     fs, root = open_uri(settings().store)
     delete_folder(fs, f"{root}/ray/{record.name}")  # Ray Train's own notes, of a driver that was killed
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         train_worker,
         train_loop_config={
             "recipe": recipe.model_dump(mode="json"),
@@ -189,7 +190,6 @@ def plain_failure(error: Any) -> Exception:
 def train_worker(config: dict[str, Any]) -> None:
     """The loop of one Ray Train worker."""
     import ray.train
-    from ray.train.torch import get_device
     from torch.nn.parallel import DistributedDataParallel
 
     from aecore.order import World
@@ -206,8 +206,10 @@ def train_worker(config: dict[str, Any]) -> None:
     def warned() -> bool:
         return ray.train.get_preemption_info() is not None
 
-    for metrics in work(recipe, record, show, world, str(get_device()), wrap, shard_of, THIS_PROCESS, warned):
-        ray.train.report(metrics)
+    device = worker_device()
+    with process_group(world, device):
+        for metrics in work(recipe, record, show, world, str(device), wrap, shard_of, THIS_PROCESS, warned):
+            ray.train.report(metrics)
 
 
 def work(
@@ -222,7 +224,7 @@ def work(
     """
     import torch
 
-    from aecore import checkpoint, fit
+    from aecore import checkpoint, fit, judge
     from aecore.model import ImageShape, build_model
     from aecore.order import World
 
@@ -231,6 +233,7 @@ def work(
     world = world or World()
     splits = open_feeds(recipe, data, root, manifest, world, device, shard_of)
 
+    fit.set_up(torch.device(device), recipe)
     model = build_model(recipe, ImageShape(manifest.size, manifest.channels)).to(device)
     optimizer = fit.make_optimizer(model, recipe)
     progress = checkpoint.load_checkpoint(fs, f"{place}/checkpoints", model, optimizer)
@@ -255,7 +258,9 @@ def work(
 
         for event in fit.fit(run, splits["train"], splits["valid"]):
             if isinstance(event, fit.Step):
-                show(event.done, event.total, f"loss {event.loss:.1f}")
+                if event.told:
+                    figures = "  ".join(f"{key} {value:,.1f}" for key, value in event.told.items())
+                    show(event.done, event.total, f"epoch {progress.epochs + 1}/{recipe.optim.epochs}  {figures}")
                 todo = agreement.after(progress.step)
                 if todo:
                     save()
@@ -268,10 +273,10 @@ def work(
             yield event.metrics
         saver.finish()
 
-    tested = fit.evaluate(run, splits["test"], "test") if len(splits["test"]) else {}
+    tested = judge.evaluate(run, splits["test"], "test")[0] if len(splits["test"]) else {}
     if world.rank == 0:
         last = list(record.epochs().values())[-1]
-        latents = fit.fit_run_latents(run, splits["train"])
+        latents = judge.fit_run_latents(run, splits["train"])
         save_model = partial(checkpoint.save_model, fs, f"{place}/model", model, recipe, latents, last | tested)
         checkpoint.patiently(save_model, "save the model")
 
@@ -297,4 +302,5 @@ def write_epoch(record: Record, event: "Epoch") -> None:
         "normal": "decoded z-points from N(0, 1)", "gaussian": "decoded z-points from the fitted Gaussian",
     }  # fmt: skip
     parts = [(titles[key], [row]) for key, row in event.pictures.items()]
-    record.save_epoch(event.epoch, event.metrics, to_png(titled_sheet(parts)))
+    picture = to_png(titled_sheet(parts)) if parts else None  # only some epochs are judged
+    record.save_epoch(event.epoch, event.metrics, event.components.tolist(), picture)
