@@ -17,7 +17,7 @@ from cluster.progress import Bar, publish, watch
 from cluster.settings import adopt, forwarded, settings
 from cluster.storage import check_uri, full_uri, open_uri
 from cluster.tracking import status_of
-from jobs.feeds import ShardOf, open_feeds
+from jobs.feeds import ShardOf, Show, open_feeds
 from jobs.record import Record, delete_folder, open_record
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from aecore.order import World
 
 log = logging.getLogger(__name__)
-Show = Callable[[int, int, str], None]
 
 
 def open_dataset(uri: str) -> tuple[pafs.FileSystem, str, Manifest]:
@@ -216,7 +215,7 @@ def work(
     data, root, manifest = open_dataset(recipe.data.uri)
     fs, place = record.place
     world = world or World()
-    splits = open_feeds(recipe, data, root, manifest, world, device, shard_of)
+    splits = open_feeds(recipe, data, root, manifest, world, device, shard_of, show)
 
     model = build_model(recipe, ImageShape(manifest.size, manifest.channels)).to(device)
     optimizer = fit.make_optimizer(model, recipe)
