@@ -24,7 +24,7 @@ from cluster import storage
 from cluster.storage import open_uri
 from jobs.data import verify
 from jobs.ingest import ingest
-from jobs.ingest_task import Work, make_shard
+from jobs.ingest_task import Maker, Work
 from tests.faults.bad_proxy import BadProxy, Fault
 from tests.made import make_dataset, pixels
 
@@ -57,7 +57,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Begin]:
         for begin in begins:
             begin()
         for chunk in chunks:
-            yield json.loads(make_shard(chunk, pickle.loads(pickle.dumps(work)))["result"])
+            yield json.loads(Maker(pickle.loads(pickle.dumps(work))).make(chunk))
 
     monkeypatch.setattr("jobs.ingest.connect", lambda: None)
     monkeypatch.setattr("jobs.ingest._on_ray", run)
