@@ -34,7 +34,7 @@ def open_feeds(
     from aecore.cache import open_cache
     from aecore.feed import DeviceFeed, NodeFeed, StreamFeed
     from aecore.order import Order
-    from aecore.stream import first_images, pour
+    from aecore.stream import pour, spread_images
 
     order, place = Order(recipe.optim.seed, recipe.optim.batch, world), torch.device(device)
 
@@ -49,8 +49,8 @@ def open_feeds(
                 share = partial(pour_shard, shard_of(split))
             else:
                 share = partial(pour, fs, root, manifest, split, order.seed)
-            first = partial(first_images, fs, root, manifest, split)
-            return StreamFeed(share, first, manifest.count(split), order, place)
+            few = partial(spread_images, fs, root, manifest, split)
+            return StreamFeed(share, few, manifest.count(split), order, place)
         total, text = manifest.count(split), f"filling the node cache: {split}"
         filled: Callable[[int], None] = lambda done: show(done, total, text)  # noqa: E731
         images = open_cache(settings().cache, fs, root, manifest, split, filled, settings().cache_max)
