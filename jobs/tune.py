@@ -88,6 +88,7 @@ def _search(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> list[
             mode="min",
             num_samples=search.trials,
             max_concurrent_trials=search.parallel,
+            reuse_actors=True,  # else each trial starts a process and imports torch: 3 s of CPU
         ),
         run_config=ray_tune.RunConfig(
             name=name, storage_path=f"{root}/ray", storage_filesystem=fs, verbose=0, callbacks=[watcher]
