@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 Count = Annotated[int, Field(strict=True, ge=1)]
+Fill = Literal["black", "gray", "random"]  # what hidden pixels become; `random`: uniform noise
 
 
 class Section(BaseModel):
@@ -33,39 +34,131 @@ class Data(Section):
 
 
 class Model(Section):
+    """`norm`: `batch` normalises with what each worker sees of a batch, `sync_batch` with the whole of it."""
+
     z_dim: Annotated[int, Field(strict=True, ge=2, le=1200)] = 200
     channels: tuple[Count, Count, Count, Count] = (32, 64, 128, 256)
-    norm: Literal["batch", "group", "none"] = "batch"
+    norm: Literal["batch", "sync_batch", "group", "none"] = "batch"
+
+
+class Reconstruct(Section):
+    """The encoder sees the image that the decoder must give."""
+
+    kind: Literal["reconstruct"] = "reconstruct"
+
+
+class Denoise(Section):
+    """`sigma`: the sd of Gaussian noise on pixels in [0, 1]; at 1 a face is all but hidden."""
+
+    kind: Literal["denoise"]
+    sigma: Annotated[float, Field(gt=0, le=100)] = 0.25
+
+
+class Drop(Section):
+    """`keep`: the probability of each pixel to stay; the others become what `fill` says."""
+
+    kind: Literal["drop"]
+    keep: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    fill: Fill = "black"
+
+
+class Recolor(Section):
+    """The encoder sees gray, the decoder must give colour."""
+
+    kind: Literal["recolor"]
+
+
+class Inpaint(Section):
+    """`block`: the side of a square hole, as a share of the image's; `share`: of the image, what the holes cover.
+
+    The holes lie anywhere and may overlap, so that they cover `share` at most.
+    """
+
+    kind: Literal["inpaint"]
+    block: Annotated[float, Field(gt=0, le=1)] = 0.25
+    share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    fill: Fill = "black"
+
+
+Task = Reconstruct | Denoise | Drop | Recolor | Inpaint
+TASKS: dict[str, type[Section]] = {
+    "reconstruct": Reconstruct, "denoise": Denoise, "drop": Drop, "recolor": Recolor, "inpaint": Inpaint,
+}  # fmt: skip
 
 
 class Loss(Section):
-    """`pixels`: what is summed over pixels. `kl_factor`: the weight of the summed KL; 0 makes a plain AE."""
+    """`pixels`: what is summed over pixels. `kl_factor`: the weight of the summed KL; 0 makes a plain AE.
+
+    `kl_warmup`: epochs in which that weight rises from 0. `free_bits`: nats of each component that cost nothing.
+    """
 
     pixels: Literal["bce", "mse"] = "bce"
     kl_factor: Annotated[float, Field(ge=0)] = 1.0
+    kl_warmup: Annotated[float, Field(ge=0)] = 0.0
+    free_bits: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Optim(Section):
-    """`batch` is the global batch, shared out among the workers."""
+    """`batch` is the global batch, shared out among the workers.
+
+    `lr` is reached after `warmup` epochs; `schedule` cosine then brings it down to 0. `clip`: the largest norm that
+    the gradient may have, 0 for any. `deterministic`: GPUs repeat a run bit by bit too, and take longer.
+    """
 
     epochs: Count = 10
     batch: Count = 64
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    warmup: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip: Annotated[float, Field(ge=0)] = 0.0
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     precision: Literal["auto", "float32", "bf16"] = "auto"
+    deterministic: Annotated[bool, Field(strict=True)] = False
+
+    @model_validator(mode="after")
+    def _warm_in_time(self) -> "Optim":
+        if self.warmup >= self.epochs:
+            raise ValueError(f"warmup takes fewer epochs than the {self.epochs} of the run")
+        return self
 
 
 class Scale(Section):
-    """`workers`: DDP workers, one GPU each where the cluster has GPUs; 0 trains in this very process."""
+    """`workers`: DDP workers, one GPU each where the cluster has GPUs; 0 trains in this very process.
 
-    workers: Annotated[int, Field(strict=True, ge=0)] = 1
+    `[1, 4]`: from one to four, as many as there is room for: more when a node joins, fewer when one dies.
+    `max_failures`: how often workers may die before the training is given up; announced ends of nodes do not count.
+    """
+
+    workers: int | tuple[int, int] = 1
     max_failures: Annotated[int, Field(strict=True, ge=0)] = 3
+
+    @field_validator("workers", mode="before")  # one line for both types, where pydantic's own would be one for each
+    @classmethod
+    def _number_or_range(cls, value: Any) -> Any:
+        match value:
+            case bool():
+                pass
+            case int() if value >= 0:
+                return value
+            case [int(least), int(most)] if 1 <= least <= most:
+                return value
+        raise ValueError("takes a number of workers, or [least, most] with 1 <= least <= most")
+
+    @property
+    def most(self) -> int:
+        """How many workers there may be."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class Checkpoints(Section):
-    """`every`: steps between checkpoints, 0 for the end of each epoch only; `keep`: how many are kept."""
+    """A checkpoint is made at the end of each epoch, every `every` steps (0: none within an epoch for their sake) and
+    whenever the last one is `minutes` old (0: never for its age).
+
+    `keep`: how many are kept, the newest ones; the one with the lowest validation loss is kept besides.
+    """
 
     every: Annotated[int, Field(strict=True, ge=0)] = 0
+    minutes: Annotated[float, Field(ge=0)] = 5.0
     keep: Count = 2
 
 
@@ -99,6 +192,7 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9._-]{0,62})?$")] = ""
     data: Data = Data()
     model: Model = Model()
+    task: Annotated[Task, Field(discriminator="kind")] = Reconstruct()
     loss: Loss = Loss()
     optim: Optim = Optim()
     scale: Scale = Scale()
@@ -115,7 +209,8 @@ class Recipe(Section):
 
         `extra` names the data, by its manifest's digest.
         """
-        core = self.model_dump(mode="json", include={"data": {"flip"}, "model": True, "loss": True, "optim": True})
+        trained = {"data": {"flip"}, "model": True, "task": True, "loss": True, "optim": True}
+        core = self.model_dump(mode="json", include=trained)
         text = json.dumps([core, *extra], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -176,12 +271,20 @@ def _value(text: str) -> Any:
 
 def _plain(error: Any) -> str:
     location = [str(part) for part in error["loc"]]
+    kind = location.pop(1) if location[0] == "task" and len(location) > 1 else ""  # the union's tag is no key
     key = ".".join(location) or "recipe"
     if error["type"] == "extra_forbidden":
         section: Any = Recipe
         for part in location[:-1]:
-            section = section.model_fields[part].annotation
-        return f"unknown key {key}: {'.'.join(location[:-1]) or 'a recipe'} takes {', '.join(section.model_fields)}"
+            section = TASKS[kind] if kind else section.model_fields[part].annotation
+        place = f"task of kind {kind}" if kind else ".".join(location[:-1]) or "a recipe"
+        return f"unknown key {key}: {place} takes {', '.join(section.model_fields)}"
+    if error["type"].startswith("union_tag"):
+        return f"{key}.kind: it takes one of {', '.join(TASKS)} (got {_shown(error['input'].get('kind'))})"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return f"{key}: {message} (got {json.dumps(error['input'], default=str)[:80]})"
+    return f"{key}: {message} (got {_shown(error['input'])})"
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str)[:80]

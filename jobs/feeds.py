@@ -33,7 +33,7 @@ def open_feeds(
     from aecore.cache import open_cache
     from aecore.feed import DeviceFeed, NodeFeed, StreamFeed
     from aecore.order import Order
-    from aecore.stream import first_images, pour
+    from aecore.stream import pour, spread_images
 
     order, place = Order(recipe.optim.seed, recipe.optim.batch, world), torch.device(device)
 
@@ -48,8 +48,8 @@ def open_feeds(
                 share = partial(pour_shard, shard_of(split))
             else:
                 share = partial(pour, fs, root, manifest, split, order.seed)
-            first = partial(first_images, fs, root, manifest, split)
-            return StreamFeed(share, first, manifest.count(split), order, place)
+            few = partial(spread_images, fs, root, manifest, split)
+            return StreamFeed(share, few, manifest.count(split), order, place)
         images = open_cache(settings().cache, fs, root, manifest, split, limit=settings().cache_max)
         feed = DeviceFeed if in_device(recipe.data.cache, images.nbytes, place) else NodeFeed
         return feed(images, order, place)

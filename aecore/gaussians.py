@@ -1,0 +1,66 @@
+"""Gaussians and mixtures of them, fitted to z-points; sound with fewer images than components."""
+
+import torch
+from torch import Tensor
+
+AXES, PER_COMPONENT = 32, 50  # where a mixture's clusters are sought; how many z-points there should be for each
+TINY = 1e-30  # in the place of 0 in a denominator
+FLOOR = 1e-4  # of a cluster's variances, as a share of all z-points' variance in the same direction
+
+
+def shrunk_covariance(centred: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The covariance `(z_dim, z_dim)` of centred points `(n, z_dim)`, shrunk towards m I (Ledoit and Wolf 2004).
+
+    m is the mean variance; how far it shrinks follows from the spread of the points' own outer products, so it is
+    little with many points, and positive definite with few. `weights` (n,) >= 0 count each point so many times.
+    """
+    share = torch.full_like(centred[:, 0], 1 / len(centred)) if weights is None else weights / weights.sum()
+    covariance = (centred * share[:, None]).T @ centred
+    target = covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
+    distance = (covariance - target).square().sum()
+    spread = share.square().sum() * (share @ centred.square().sum(1).square() - covariance.square().sum())
+    weight = (spread / distance.clamp_min(TINY)).clamp(0, 1)
+    return (1 - weight) * covariance + weight * target
+
+
+def fit_gaussian(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean `(z_dim,)` and covariance `(z_dim, z_dim)` of z-points float64 `(n, z_dim)`.
+
+    Shrunk in units of each component's sd, so towards uncorrelated components that keep their variance.
+    """
+    mean = z.mean(0)
+    sd = (z - mean).square().mean(0).sqrt()
+    return mean, shrunk_covariance((z - mean) / sd.clamp_min(TINY)) * torch.outer(sd, sd)
+
+
+def fit_mixture(z: Tensor, mean: Tensor, covariance: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights `(k,)`, means `(k, z_dim)` and factors `(k, z_dim, z_dim)` of a mixture; a factor times its transpose is
+    a covariance. k is `components`, or fewer where that leaves under PER_COMPONENT z-points for one.
+
+    Expectation maximisation finds the clusters in the whitened first AXES principal axes; each one's covariance is
+    then shrunk, in coordinates in which all z-points together are white: so towards the shape of them all.
+    """
+    variances, axes = torch.linalg.eigh(covariance)
+    scales = (variances.clamp_min(0) + 1e-9 * variances.mean() + TINY).sqrt()
+    white = (z - mean) @ (axes / scales)
+    shares = _cluster(white[:, -AXES:], max(1, min(components, len(z) // PER_COMPONENT)))
+    weights = shares.mean(0)
+    centres = (shares.T @ white) / shares.sum(0)[:, None]
+    unit = (
+        white.square().mean().sqrt().clamp_min(TINY)
+    )  # 1 but where there are fewer z-points than z_dim: then they fill a part of it
+    pairs = zip(centres, shares.T, strict=True)
+    own = [shrunk_covariance((white - centre) / unit, share) for centre, share in pairs]
+    floor = FLOOR * torch.eye(len(mean), dtype=z.dtype)  # a cluster may be a single odd point
+    factors = (axes * scales) @ torch.linalg.cholesky(torch.stack(own) + floor)
+    return weights, mean + centres @ (axes * scales).T, factors
+
+
+def _cluster(white: Tensor, k: int) -> Tensor:
+    """How much each of the points `(n, axes)` belongs to each of k clusters, `(n, k)`; rows sum to 1."""
+    if k == 1:
+        return torch.ones_like(white[:, :1])
+    from sklearn.mixture import GaussianMixture
+
+    mixture = GaussianMixture(k, reg_covar=FLOOR, max_iter=200, random_state=0).fit(white.numpy())
+    return torch.from_numpy(mixture.predict_proba(white.numpy()))
