@@ -175,7 +175,9 @@ def _watcher(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> Any:
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             mine = trial_recipe(recipe, name, trial.config["z_dim"], trial.config["kl_factor"])
             tags = {"zpoint.campaign": name} | ({"mlflow.parentRunId": parent} if parent else {})
-            self.records[trial.trial_id] = open_record(mine, mine.name, manifest, tags=tags)
+            self.records[trial.trial_id] = record = open_record(mine, mine.name, manifest, tags=tags)
+            if not record.finished():
+                record.begin()
             self.show()
 
         def on_trial_result(
