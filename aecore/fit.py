@@ -103,7 +103,7 @@ def fit(run: Run, train: Feed | np.ndarray, valid: Feed | np.ndarray) -> Iterato
         seconds = time.monotonic() - started
         metrics = close_epoch(run)
         rate = (progress.samples - first) / seconds
-        metrics |= {"images_per_second": rate, "train_seconds": seconds, "data_wait": waited / seconds}
+        metrics |= {"images_per_second": rate, "epoch_seconds": seconds, "data_wait": waited / seconds}
         metrics |= memory(run.device)
         run.model.eval()
         last = progress.epochs == optim.epochs

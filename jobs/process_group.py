@@ -35,12 +35,14 @@ def process_group(world: "World", device: Any) -> Iterator[None]:
     import ray
     import torch.distributed as dist
     from ray.train.collective import broadcast_from_rank_zero
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     mine = None
     if world.rank == 0:  # where all meet; on a port that the system chooses
-        mine = dist.TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
-    host, port = broadcast_from_rank_zero((mine.host, mine.port) if mine else None)
-    store = mine or dist.TCPStore(host, port, is_master=False)
+        mine = TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
+    place: Any = broadcast_from_rank_zero((mine.host, mine.port) if mine else None)
+    host, port = place
+    store = mine or TCPStore(host, port, is_master=False)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
     yield

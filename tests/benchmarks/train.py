@@ -252,7 +252,7 @@ def shares(run: Path, workers: int) -> str:
     epochs = [json.loads(path.read_text())["metrics"] for path in sorted(run.glob("epochs/*.json"))]
     first = (run / "epochs/epoch-001.json").stat().st_mtime
     seconds = (run / "model/config.json").stat().st_mtime - first
-    count = round(epochs[0]["train_seconds"] * epochs[0]["images_per_second"])
+    count = round(epochs[0]["epoch_seconds"] * epochs[0]["images_per_second"])
     steps = sum(count / epoch["images_per_second"] for epoch in epochs[1:])
     best = sorted(epoch["images_per_second"] for epoch in epochs)[len(epochs) // 2]
     waited = sum(epoch["data_wait"] for epoch in epochs) / len(epochs)
