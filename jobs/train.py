@@ -16,7 +16,7 @@ from cluster.progress import Bar, publish, watch
 from cluster.settings import adopt, forwarded, settings
 from cluster.storage import check_uri, full_uri, open_uri
 from cluster.tracking import status_of
-from jobs.feeds import ShardOf, open_feeds
+from jobs.feeds import ShardOf, Show, open_feeds
 from jobs.process_group import process_group, worker_device
 from jobs.record import Record, delete_folder, open_record
 from jobs.stops import NOTHING, SAVE, STOP, THIS_PROCESS, Agreement, Stop, interruptible
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from aecore.order import World
 
 log = logging.getLogger(__name__)
-Show = Callable[[int, int, str], None]
 RESIZE_SECONDS = 60.0  # between two looks whether the cluster has room for more workers
 GROUP_SECONDS = 20  # for room for all workers of a group: Ray Train goes on counting a lost node for as long
 
@@ -145,7 +144,7 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
             storage_path=f"{root}/ray",
             storage_filesystem=fs,
             failure_config=FailureConfig(max_failures=scale.max_failures),
-            callbacks=[GiveUp(), SaveFirst(), *callbacks],  # pyright: ignore[reportArgumentType]  # workers' callbacks too
+            callbacks=[GiveUp(), SaveFirst(), *callbacks],  # pyright: ignore[reportArgumentType]
         ),
         **streams,
     )
@@ -231,7 +230,7 @@ def work(
     data, root, manifest = open_dataset(recipe.data.uri)
     fs, place = record.place
     world = world or World()
-    splits = open_feeds(recipe, data, root, manifest, world, device, shard_of)
+    splits = open_feeds(recipe, data, root, manifest, world, device, shard_of, show)
 
     fit.set_up(torch.device(device), recipe)
     model = build_model(recipe, ImageShape(manifest.size, manifest.channels)).to(device)
