@@ -34,13 +34,14 @@ def _client(uri: str) -> Any:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     from mlflow import MlflowClient
 
-    made = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    if uri.startswith("sqlite:///"):
-        path = uri.removeprefix("sqlite:///")
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(f"{path}.lock", "w") as lock:  # its tables are made on first use, which fails for two at once
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            made.search_experiments(max_results=1)
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    path = uri.removeprefix("sqlite:///")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(f"{path}.lock", "w") as lock:  # its tables are made on first use, which fails for two at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        made.search_experiments(max_results=1)
     return made
 
 
