@@ -102,6 +102,13 @@ def _add_training(command: Callable[..., Any]) -> None:
         added.add_argument("overrides", nargs="*", metavar="section.key=value")
     train.add_argument("--fresh", action="store_true", help="forget an earlier run of this name")
 
+    study = command("study", _study, "which z-points of finished runs decode to meaningful images", _show_study)
+    study.add_argument("runs", nargs="+", metavar="RUN")
+    study.add_argument("--out", help="the report's folder (one in ZPOINT_HOME/studies)")
+    study.add_argument("--limit", type=_count, default=6_000, help="training images encoded at most (6000)")
+    study.add_argument("--judged", type=_count, default=256, help="pictures judged at each point (256)")
+    study.add_argument("--fresh", action="store_true", help="measure again what an earlier study measured")
+
     promote = command("promote", _promote, "register a run's model and point an alias to it")
     promote.add_argument("name", metavar="RUN|CAMPAIGN")
     promote.add_argument("--alias", default="champion")
@@ -199,6 +206,17 @@ def _tune(args: Any) -> Result:
     return tune(recipe, stem)
 
 
+def _study(args: Any) -> Result:
+    from cluster.progress import Bar
+    from jobs.study.job import study
+
+    bar = Bar("study", "parts")
+    try:
+        return study(args.runs, args.out, limit=args.limit, judged=args.judged, fresh=args.fresh, progress=bar.update)
+    finally:
+        bar.close()
+
+
 def _promote(args: Any) -> Result:
     from jobs.promote import promote
 
@@ -288,6 +306,10 @@ def _rows(rows: list[Result], columns: list[str]) -> str:
 def _show_campaign(result: Result) -> str:
     table = _rows(result["trials"], ["run", "z_dim", "kl_factor", "valid_psnr", "swd_normal", "swd_gaussian"])
     return f"{table}\nbest: {result['best']}\nrule: {result['rule']}\nnext: zpoint promote {result['campaign']}"
+
+
+def _show_study(result: Result) -> str:
+    return "\n".join([*result["findings"], f"report: {result['report']}"])
 
 
 def _show_runs(result: Result) -> str:
