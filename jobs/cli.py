@@ -309,7 +309,7 @@ def _show_campaign(result: Result) -> str:
 
 
 def _show_study(result: Result) -> str:
-    return "\n".join([*result["findings"], f"report: {result['report']}"])
+    return "\n".join([*(s for group in result["findings"].values() for s in group), f"report: {result['report']}"])
 
 
 def _show_runs(result: Result) -> str:

@@ -153,7 +153,7 @@ def _finish(axes: Any, x: Axis, y: Axis, marks: Sequence[Mark]) -> None:
     if y.percent and y.ticks:
         axes.set_ylim(0, 1)
     if x.percent and x.ticks:
-        axes.set_xlim(0, 1)
+        axes.set_xlim(-0.02, 1.02)
     for mark in marks:
         draw, where = (axes.axhline, mark.y) if mark.y is not None else (axes.axvline, mark.x)
         draw(where, color=INK, linestyle=(0, (4, 3)), linewidth=1.2, label=mark.label, zorder=2)
@@ -165,7 +165,7 @@ def _drawn(figure: Figure, legend: Any, name: str, title: str) -> Chart:
     if legend is not None:
         handles, labels = legend.get_legend_handles_labels()
         if len(handles) > 1:
-            figure.legend(handles, labels, loc="outside lower left", ncols=3, handlelength=2.2, columnspacing=1.2)
+            figure.legend(handles, labels, loc="outside lower left", ncols=1 if max(map(len, labels)) > 32 else 2, handlelength=2.2, columnspacing=1.2)
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=DPI, facecolor="white")
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

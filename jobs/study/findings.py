@@ -11,11 +11,12 @@ Figures = dict[str, Any]
 HIDDEN = 12.0  # dB: an input with a lower PSNR shows next to nothing
 
 
-def findings(figures: Figures) -> list[str]:
-    """All sentences that the figures of a study bear out: first those on each run, then those between runs."""
-    said = [list(_of_run(run, figures)) for run in figures["runs"]]
-    between = [text for say in BETWEEN if (text := say(figures))] if len(said) > 1 else []
-    return [*between, *(text for texts in said for text in texts)]
+def findings(figures: Figures) -> list[tuple[str, list[str]]]:
+    """The sentences that the figures of a study bear out, by what they are on: all runs together, then each run."""
+    runs = figures["runs"]
+    between = [text for say in BETWEEN if (text := say(figures))] if len(runs) > 1 else []
+    groups = [("The models side by side", between), *((run["run"], list(_of_run(run, figures))) for run in runs)]
+    return [(heading, sentences) for heading, sentences in groups if sentences]
 
 
 def _of_run(run: Figures, figures: Figures) -> Iterator[str]:
@@ -50,15 +51,14 @@ def in_the_cube(run: Figures, figures: Figures) -> str | None:
     if not points:
         return None
     boundary, best = max(points, key=lambda point: point[1])
-    name = run["run"]
     if best < 0.5:
         return (
-            f"Random points of a cube are no faces to {name}: {percent(best)} at the best boundary, {boundary:g}, of "
-            f"those from {points[0][0]:g} to {points[-1][0]:g}."
+            f"In no cube from boundary {points[0][0]:g} to {points[-1][0]:g} does {run['run']} show a face in more than "
+            f"{percent(best)} of the pictures."
         )
-    text = f"In a cube, {name} shows a face in {percent(best)} of the pictures at boundary {boundary:g}"
+    text = f"In the cube of boundary {boundary:g}, {run['run']} shows a face in {percent(best)} of the pictures"
     lost = next((b for b, rate in points if b > boundary and rate < 0.5), None)
-    return f"{text}, and in fewer than half of them from boundary {lost:g} on." if lost else f"{text}."
+    return f"{text}; from boundary {lost:g} on in fewer than half of them." if lost else f"{text}."
 
 
 def fitted(run: Figures, figures: Figures) -> str | None:

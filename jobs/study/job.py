@@ -65,7 +65,7 @@ def study(
             log_report = partial(tracking.log_files, run.record.run_id, report.files, "study")
             tracking.attempt("take the study", log_report)
     return {
-        "report": str(folder / PAGE), "runs": [run.record.name for run in runs], "findings": report.findings,
+        "report": str(folder / PAGE), "runs": [run.record.name for run in runs], "findings": dict(report.findings),
         "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
 

@@ -32,7 +32,7 @@ class Report:
     """The files of a report by name, the page last, and the sentences of it."""
 
     files: dict[str, bytes]
-    findings: list[str]
+    findings: list[tuple[str, list[str]]]
 
 
 @dataclass(frozen=True)
