@@ -149,7 +149,7 @@ def _finish(axes: Any, x: Axis, y: Axis, marks: Sequence[Mark]) -> None:
             place.set_minor_locator(NullLocator())
             place.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         if axis.percent:
-            place.set_major_formatter(PercentFormatter(1, decimals=0))
+            place.set_major_formatter(PercentFormatter(1, decimals=0 if axis.ticks else None))
     if y.percent and y.ticks:
         axes.set_ylim(0, 1)
     if x.percent and x.ticks:
