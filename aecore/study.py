@@ -24,7 +24,12 @@ from aecore.task import Draws, corrupt
 from aecore.zstats import describe, structure, tsne
 
 BATCH, SHOWN, SEED = 64, 10, 0
-PAIRS, STEPS, PAIRS_SHOWN, CROWD = 64, 11, 3, 2_000  # images joined, points on a way, ways shown, z-points to go through
+PAIRS, STEPS, PAIRS_SHOWN, CROWD = (
+    64,
+    11,
+    3,
+    2_000,
+)  # images joined, points on a way, ways shown, z-points to go through
 AXES, REACH, ALONG = 5, 3.0, 9  # principal axes shown, sds to either side, pictures along one
 MAPPED = 1_000  # z-points on a map
 RADII = np.geomspace(0.125, 32, 65)  # bins of a radius in units of sqrt(z_dim)
@@ -165,7 +170,7 @@ def ways(subject: Subject) -> Part:
 
 
 def directions(subject: Subject) -> Part:
-    """Pictures along the first principal axes and the set's attributes: the mean z-point, up to 3 sds to either side."""
+    """Pictures along the first principal axes and the set's attributes: the mean z-point, 3 sds to either side."""
     mean, covariance = subject.saved.latents["mean"], subject.saved.latents["covariance"]
     axes = principal_axes(covariance)[1][:AXES]
     chosen = {f"axis {number}": axis for number, axis in enumerate(axes, 1)}
@@ -183,8 +188,10 @@ def points(subject: Subject) -> Part:
     stats, shape = describe(subject.latent, subject.z), structure(subject.z)
     z = subject.z[:MAPPED]
     plane = (z - z.mean(0)) @ principal_axes(torch.cov(subject.z.T))[1][:2].T
-    histogram = np.histogram(stats.radii / stats.numbers()["sqrt_z_dim"], RADII)[0] / len(stats.radii)
-    figures = stats.numbers() | {
+    histogram = np.histogram(stats.radii / len(stats.mean) ** 0.5, RADII)[0] / len(stats.radii)
+    numbers = stats.numbers()
+    figures = numbers | {
+        "kl_sum": numbers["kl"],
         "fragments": shape.fragments, "largest_fragment": shape.largest, "silhouette": shape.silhouette,
         "gaussian_silhouette": shape.gaussian_silhouette, "coherent": shape.coherent, "encoded": len(subject.z),
         "radius_bins": RADII.tolist(), "radius_shares": histogram.tolist(),

@@ -1,4 +1,4 @@
-"""The charts of a study, drawn with matplotlib: as PNG for a folder, as SVG that takes the page's light or dark colours.
+"""The charts of a study, drawn with matplotlib: PNG for a folder, and SVG that takes a page's light or dark colours.
 
 A series is told apart by its colour (Okabe and Ito 2008, seen alike with any colour vision) and by its marker. Data
 keep their colours in a PNG; in the SVG each becomes a CSS variable, since ink on white cannot be read on black.
@@ -165,7 +165,14 @@ def _drawn(figure: Figure, legend: Any, name: str, title: str) -> Chart:
     if legend is not None:
         handles, labels = legend.get_legend_handles_labels()
         if len(handles) > 1:
-            figure.legend(handles, labels, loc="outside lower left", ncols=1 if max(map(len, labels)) > 32 else 2, handlelength=2.2, columnspacing=1.2)
+            figure.legend(
+                handles,
+                labels,
+                loc="outside lower left",
+                ncols=1 if max(map(len, labels)) > 32 else 2,
+                handlelength=2.2,
+                columnspacing=1.2,
+            )
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=DPI, facecolor="white")
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -4,25 +4,34 @@ A sentence is a function of a run's figures, or of those of all runs, that gives
 where they lie more than two standard errors of their difference apart.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 Figures = dict[str, Any]
-HIDDEN = 12.0  # dB: an input with a lower PSNR shows next to nothing
+HIDDEN = 10.0  # dB: an input with a lower PSNR shows next to nothing
+# by whom a picture is found to show something: the figure's key, and what it shows
+RATES = {"faces": "a face", "recognised": "one of the set's classes"}
+FITTED = {
+    "diagonal": "a Gaussian without correlations", "gaussian": "a full Gaussian", "gmm": "a mixture of Gaussians",
+}  # fmt: skip
+VERBS = {
+    "denoise": "remove noise", "drop": "fill in dropped pixels", "recolor": "colour gray images",
+    "inpaint": "fill in hidden blocks",
+}  # fmt: skip
 
 
-def findings(figures: Figures) -> list[tuple[str, list[str]]]:
+def findings(figures: Figures) -> dict[str, list[str]]:
     """The sentences that the figures of a study bear out, by what they are on: all runs together, then each run."""
     runs = figures["runs"]
-    between = [text for say in BETWEEN if (text := say(figures))] if len(runs) > 1 else []
-    groups = [("The models side by side", between), *((run["run"], list(_of_run(run, figures))) for run in runs)]
-    return [(heading, sentences) for heading, sentences in groups if sentences]
+    groups = {"The models side by side": [say(figures) for say in BETWEEN] if len(runs) > 1 else []}
+    groups |= {run["run"]: [say(run, figures) for say in OF_RUN] for run in runs}
+    said = {on: [text for text in texts if text] for on, texts in groups.items()}
+    return {on: texts for on, texts in said.items() if texts}
 
 
-def _of_run(run: Figures, figures: Figures) -> Iterator[str]:
-    for say in OF_RUN:
-        if text := say(run, figures):
-            yield text
+def rate_of(figures: Figures) -> str:
+    """The key of the rate of pictures that show something."""
+    return next(key for key in RATES if key in figures["runs"][0]["real"])
 
 
 def differ(a: float, b: float, n: int) -> bool:
@@ -38,143 +47,132 @@ def percent(rate: float) -> str:
     return "over 99 %" if 0.995 <= rate < 1 else f"{100 * rate:.0f} %"
 
 
-def reconstructions(run: Figures, figures: Figures) -> str | None:
-    hit, real = run["samplers"]["reconstructions"].get("hit_rate"), run["real"].get("hit_rate")
-    text = f"{run['run']} reconstructs unseen images with a PSNR of {run['tasks'][run['task']]['psnr']:.1f} dB"
-    if hit is None:
-        return f"{text}."
-    return f"{text}; {percent(hit)} of the reconstructions show a face, as do {percent(real)} of the real images."
-
-
-def in_the_cube(run: Figures, figures: Figures) -> str | None:
-    points = [(p["boundary"], p["hit_rate"]) for p in run["cube"] if "hit_rate" in p]
-    if not points:
-        return None
-    boundary, best = max(points, key=lambda point: point[1])
-    if best < 0.5:
-        return (
-            f"In no cube from boundary {points[0][0]:g} to {points[-1][0]:g} does {run['run']} show a face in more than "
-            f"{percent(best)} of the pictures."
-        )
-    text = f"In the cube of boundary {boundary:g}, {run['run']} shows a face in {percent(best)} of the pictures"
-    lost = next((b for b, rate in points if b > boundary and rate < 0.5), None)
-    return f"{text}; from boundary {lost:g} on in fewer than half of them." if lost else f"{text}."
-
-
-def fitted(run: Figures, figures: Figures) -> str | None:
-    rates = {name: s["hit_rate"] for name, s in run["samplers"].items() if "hit_rate" in s}
-    known = {name: rates[name] for name in ("diagonal", "gaussian", "gmm") if name in rates}
-    if "normal" not in rates or not known:
-        return None
-    best = max(known, key=lambda name: known[name])
-    what = FITTED[best]
-    text = f"{run['run']} shows a face in {percent(rates['normal'])} of the pictures from N(0, 1) and in "
-    text += f"{percent(known[best])} of those from {what} fitted to its z-points"
-    if not differ(known[best], rates["normal"], figures["judged"]):
-        return f"{text}: no difference that {figures['judged']} pictures could show."
-    if known[best] < rates["normal"]:
-        return f"{text}: the fit helps nothing here."
-    return f"{text}."
-
-
-def correlated(run: Figures, figures: Figures) -> str | None:
-    rates = {name: s["hit_rate"] for name, s in run["samplers"].items() if "hit_rate" in s}
-    if "diagonal" not in rates or "gaussian" not in rates:
-        return None
-    if not differ(rates["diagonal"], rates["gaussian"], figures["judged"]) or rates["gaussian"] < rates["diagonal"]:
-        return None
+def reconstructions(run: Figures, figures: Figures) -> str:
+    key, task = rate_of(figures), run["tasks"][run["task"]]
+    made, real = run["samplers"]["reconstructions"][key], run["real"][key]
     return (
-        f"The components of {run['run']} belong together: with their correlations the fitted Gaussian shows a face in "
-        f"{percent(rates['gaussian'])} of the pictures, without them in {percent(rates['diagonal'])}."
+        f"{run['run']} reconstructs unseen images with a PSNR of {task['psnr']:.1f} dB; {percent(made)} of the "
+        f"reconstructions show {RATES[key]}, and {percent(real)} of the real images do."
     )
 
 
-def radius(run: Figures, figures: Figures) -> str:
-    mean, expected = run["statistics"]["radius_mean"], run["z_dim"] ** 0.5
-    text = f"The z-points of {run['run']} lie {mean:.1f} from the origin on average"
-    root = f"sqrt({run['z_dim']}) = {expected:.1f}"
-    if abs(mean / expected - 1) <= 0.1:
-        return f"{text}, about {root}, where N(0, 1) has its points."
-    times = mean / expected
-    far = f"{times:.1f} times as far as" if times > 1 else f"{percent(times)} of the distance of"
-    return f"{text}, {far} the points of N(0, 1), at {root}."
-
-
-def axes(run: Figures, figures: Figures) -> str:
-    stats = run["statistics"]
-    return (
-        f"{stats['axes_90']} of the {run['z_dim']} principal axes of {run['run']} hold 90 % of its z-points' variance, "
-        f"{stats['axes_99']} hold 99 %."
-    )
-
-
-def tasks(run: Figures, figures: Figures) -> str | None:
-    task = run["tasks"].get(run["task"])
-    if run["task"] == "reconstruct" or task is None:
+def own_task(run: Figures, figures: Figures) -> str | None:
+    if run["task"] == "reconstruct":
         return None
-    before, after = task["input_psnr"], task["psnr"]
-    text = f"{run['run']} was trained to {VERBS.get(run['task'], run['task'])}: the PSNR "
+    before, after = (run["tasks"][run["task"]][key] for key in ("input_psnr", "psnr"))
+    text = f"{run['run']} was trained to {VERBS[run['task']]}: the PSNR "
     if abs(after - before) < 0.1:
         return f"{text}stays at {after:.1f} dB."
     text += f"{'rises' if after > before else 'falls'} from {before:.1f} dB of its inputs to {after:.1f} dB"
     return f"{text}, though next to nothing can be seen in them." if before < HIDDEN and after > before else f"{text}."
 
 
-def between_images(run: Figures, figures: Figures) -> str | None:
-    paths = {name: points for name, points in run["interpolation"].items() if "hit_rate" in points[0]}
-    if "linear" not in paths:
+def in_the_cube(run: Figures, figures: Figures) -> str:
+    key = rate_of(figures)
+    points = [(point["boundary"], point[key]) for point in run["cube"]]
+    boundary, best = max(points, key=lambda point: point[1])
+    if best < 0.5:
+        return (
+            f"In no cube from boundary {points[0][0]:g} to {points[-1][0]:g} does {run['run']} show {RATES[key]} in "
+            f"more than {percent(best)} of the pictures."
+        )
+    text = f"In the cube of boundary {boundary:g}, {run['run']} shows {RATES[key]} in {percent(best)} of the pictures"
+    lost = next((b for b, rate in points if b > boundary and rate < 0.5), None)
+    return f"{text}; at boundary {lost:g} in fewer than half of them." if lost else f"{text}."
+
+
+def fitted(run: Figures, figures: Figures) -> str:
+    key = rate_of(figures)
+    rates = {name: run["samplers"][name][key] for name in ("normal", *FITTED)}
+    best = max(FITTED, key=lambda name: rates[name])
+    text = f"{run['run']} shows {RATES[key]} in {percent(rates['normal'])} of the pictures from N(0, 1) and in "
+    text += f"{percent(rates[best])} of those from {FITTED[best]} fitted to its z-points"
+    if not differ(rates[best], rates["normal"], figures["judged"]):
+        return f"{text}: no difference beyond chance."
+    return f"{text}." if rates[best] > rates["normal"] else f"{text}: no fit is as good as N(0, 1)."
+
+
+def correlated(run: Figures, figures: Figures) -> str | None:
+    key = rate_of(figures)
+    alone, together = (run["samplers"][name][key] for name in ("diagonal", "gaussian"))
+    if together < alone or not differ(alone, together, figures["judged"]):
         return None
-    points = paths["linear"]
-    half, ends = points[len(points) // 2]["hit_rate"], (points[0]["hit_rate"] + points[-1]["hit_rate"]) / 2
-    text = f"Halfway on the straight line between two test images, {run['run']} shows a face in {percent(half)} of the "
-    text += f"pictures, at the ends in {percent(ends)}"
-    return f"{text}." if differ(half, ends, figures["pairs"]) else f"{text}: no difference that shows."
-
-
-def of_normal(figures: Figures) -> str | None:
-    rates = {run["run"]: run["samplers"]["normal"].get("hit_rate") for run in figures["runs"]}
-    known = {name: rate for name, rate in rates.items() if rate is not None}
-    if len(known) < 2:
-        return None
-    best, worst = max(known, key=lambda n: known[n]), min(known, key=lambda n: known[n])
-    if not differ(known[best], known[worst], figures["judged"]):
-        return f"From N(0, 1) no model shows more faces than the others: {percent(known[best])} at best."
-    rest = ", ".join(f"{n} in {percent(r)}" for n, r in sorted(known.items(), key=lambda i: -i[1]) if n != best)
-    return f"From N(0, 1), {best} shows a face in {percent(known[best])} of the pictures, {rest}."
-
-
-def best_pair(figures: Figures) -> str | None:
-    """The best of all models and samplers, by the hit rate and by the Frechet distance."""
-    every = [
-        (run["run"], name, scores)
-        for run in figures["runs"]
-        for name, scores in run["samplers"].items()
-        if name != "reconstructions" and "hit_rate" in scores and "hog_frechet" in scores
-    ]
-    if not every:
-        return None
-    hit = max(every, key=lambda one: one[2]["hit_rate"])
-    near = min(every, key=lambda one: one[2]["hog_frechet"])
-    text = f"The lowest HOG-Frechet distance of all samplers has {near[0]} with {near[1]} "
-    text += f"({near[2]['hog_frechet']:.2f}, {percent(near[2]['hit_rate'])} faces)"
-    if hit[:2] == near[:2]:
-        return f"{text}; it has the highest hit rate too."
-    if not differ(hit[2]["hit_rate"], near[2]["hit_rate"], figures["judged"]):
-        return f"{text}; no other has a hit rate that is higher beyond chance."
     return (
-        f"{text}, the highest hit rate {hit[0]} with {hit[1]} ({percent(hit[2]['hit_rate'])}, distance "
-        f"{hit[2]['hog_frechet']:.2f}): the two measures do not agree on the best."
+        f"The correlations of {run['run']}'s components matter: with them the fitted Gaussian shows {RATES[key]} in "
+        f"{percent(together)} of the pictures, without them in {percent(alone)}."
     )
 
 
-FITTED = {
-    "diagonal": "a Gaussian without correlations", "gaussian": "a full Gaussian", "gmm": "a mixture of Gaussians",
-}  # fmt: skip
-VERBS = {
-    "denoise": "remove noise", "drop": "fill in dropped pixels", "recolor": "colour gray images",
-    "inpaint": "fill in masked blocks",
-}  # fmt: skip
+def radius(run: Figures, figures: Figures) -> str:
+    mean, root = run["points"]["mean_radius"], run["points"]["sqrt_z_dim"]
+    text = f"The z-points of {run['run']} lie {mean:.1f} from the origin on average"
+    n01 = f"N(0, 1) has its points: sqrt({run['z_dim']}) = {root:.1f}"
+    if abs(mean / root - 1) <= 0.1:
+        return f"{text}, near to where {n01}."
+    return f"{text}, {mean / root:.1f} times as far as where {n01}."
+
+
+def region(run: Figures, figures: Figures) -> str:
+    points = run["points"]
+    text = f"They are {'one region' if points['coherent'] else 'not one region'}"
+    if points["fragments"] != 1:
+        text += f": {percent(points['largest_fragment'])} of them hang together"
+    elif not points["coherent"]:
+        text += ": they fall into clusters more than a Gaussian does"
+    return (
+        f"{text}; the centre is {points['centre_radius']:.1f} from the origin, and {points['axes_90']} of "
+        f"{run['z_dim']} principal axes hold 90 % of the variance."
+    )
+
+
+def between_images(run: Figures, figures: Figures) -> str:
+    key, pairs = rate_of(figures), run["ways"]["pairs"]
+    way = run["ways"]["ways"]["straight"]
+    half, ends = way[len(way) // 2][key], (way[0][key] + way[-1][key]) / 2
+    text = f"Halfway on the straight line between two test images, {run['run']} shows {RATES[key]} in {percent(half)} "
+    text += f"of the pictures, at the ends in {percent(ends)}"
+    return f"{text}." if differ(half, ends, pairs) else f"{text}: no difference beyond chance."
+
+
+def copied(run: Figures, figures: Figures) -> str | None:
+    rates = {name: scores["copied"] for name, scores in run["samplers"].items() if name != "reconstructions"}
+    worst = max(rates, key=lambda name: rates[name])
+    if not differ(rates[worst], run["real"]["copied"], figures["judged"]) or rates[worst] < run["real"]["copied"]:
+        return None
+    return f"{percent(rates[worst])} of {run['run']}'s pictures from {worst} are close copies of a training image."
+
+
+def of_normal(figures: Figures) -> str:
+    key = rate_of(figures)
+    rates = {run["run"]: run["samplers"]["normal"][key] for run in figures["runs"]}
+    best, *others = sorted(rates, key=lambda name: -rates[name])
+    if not differ(rates[best], rates[others[-1]], figures["judged"]):
+        return (
+            f"From N(0, 1) no model shows {RATES[key]} more often than another beyond chance: from "
+            f"{percent(rates[others[-1]])} to {percent(rates[best])} of the pictures."
+        )
+    rest = ", ".join(f"{name} in {percent(rates[name])}" for name in others)
+    return f"From N(0, 1), {best} shows {RATES[key]} in {percent(rates[best])} of the pictures, {rest}."
+
+
+def best_pair(figures: Figures) -> str:
+    """The best of all models and samplers, by the rate and by the Frechet distance."""
+    key = rate_of(figures)
+    every = [
+        (run["run"], name, scores[key], scores["hog_frechet"])
+        for run in figures["runs"]
+        for name, scores in run["samplers"].items()
+        if name != "reconstructions"
+    ]
+    shows, near = max(every, key=lambda one: one[2]), min(every, key=lambda one: one[3])
+    text = f"Of all samplers, {near[1]} of {near[0]} has the lowest HOG-Frechet distance ({near[3]:.2f}; "
+    text += f"{percent(near[2])} show {RATES[key]})"
+    if not differ(shows[2], near[2], figures["judged"]):
+        return f"{text}; none shows {RATES[key]} more often beyond chance."
+    return f"{text}, {shows[1]} of {shows[0]} shows {RATES[key]} most often ({percent(shows[2])}; {shows[3]:.2f})."
+
+
 OF_RUN: tuple[Callable[[Figures, Figures], str | None], ...] = (
-    reconstructions, tasks, in_the_cube, fitted, correlated, radius, axes, between_images,
+    reconstructions, own_task, in_the_cube, fitted, correlated, radius, region, between_images, copied,
 )  # fmt: skip
-BETWEEN: tuple[Callable[[Figures], str | None], ...] = (of_normal, best_pair)
+BETWEEN: tuple[Callable[[Figures], str], ...] = (of_normal, best_pair)

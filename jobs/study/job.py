@@ -20,7 +20,10 @@ from jobs.record import Record, find_record
 from jobs.train import open_dataset
 
 if TYPE_CHECKING:
-    from aecore.study import Images, Subject
+    import numpy as np
+
+    from aecore.scores import Scores
+    from aecore.study import Subject
 
 LIMIT, JUDGED = 6_000, 256  # training images encoded at most; pictures judged at each point
 Progress = Callable[[int, int, str], None]
@@ -57,15 +60,14 @@ def study(
 
     from jobs.study.report import PAGE, make_report
 
-    report = make_report(figures, arrays)
-    for name, content in report.files.items():  # the page comes last: what it belongs with is there by then
+    files, findings = make_report(figures, arrays)
+    for name, content in files.items():  # the page comes last: what belongs to it is there by then
         write_whole(pafs.LocalFileSystem(), str(folder / name), content)
     for run in runs:
         if run.record.run_id:
-            log_report = partial(tracking.log_files, run.record.run_id, report.files, "study")
-            tracking.attempt("take the study", log_report)
+            tracking.attempt("take the study", partial(tracking.log_files, run.record.run_id, files, "study"))
     return {
-        "report": str(folder / PAGE), "runs": [run.record.name for run in runs], "findings": dict(report.findings),
+        "report": str(folder / PAGE), "runs": [run.record.name for run in runs], "findings": findings,
         "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
 
@@ -103,7 +105,7 @@ def _measure(
     progress: Progress,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
     """The figures of all runs, and each one's arrays by part and name: measured, or as an earlier study kept them."""
-    from aecore.study import PAIRS, PARTS
+    from aecore.study import PARTS
     from jobs.study.parts import load_part, part_path, save_part
 
     images = cache(partial(_images, *data, options["limit"]))
@@ -126,28 +128,37 @@ def _measure(
     manifest = data[2]
     about = {"name": manifest.dataset, "uri": runs[0].recipe.data.uri, "size": manifest.size, "digest": manifest.digest}
     counts = {split: manifest.count(split) for split in manifest.splits}
-    return {**options, "pairs": PAIRS, "dataset": about | {"images": counts}, "runs": figures}, arrays
+    return {**options, "dataset": about | {"images": counts}, "runs": figures}, arrays
 
 
 def _about(run: Studied) -> dict[str, Any]:
-    recipe, last = run.recipe, list(run.record.epochs().values())[-1]
+    recipe = run.recipe
     return {
         "run": run.record.name, "z_dim": recipe.model.z_dim, "kl_factor": recipe.loss.kl_factor,
-        "epochs": recipe.optim.epochs, "task": "reconstruct", "trained": last,
+        "task": recipe.task.kind, "epochs": recipe.optim.epochs,
     }  # fmt: skip
 
 
-def _images(fs: pafs.FileSystem, root: str, manifest: Manifest, limit: int) -> "Images":
+@dataclass(frozen=True)
+class Images:
+    """What the runs are judged with, uint8 (n, size, size, channels): the same for all."""
+
+    train: "np.ndarray"
+    test: "np.ndarray"
+    scores: "Scores"
+
+
+def _images(fs: pafs.FileSystem, root: str, manifest: Manifest, limit: int) -> Images:
+    from aecore.scores import Scores
     from aecore.stream import first_images
-    from aecore.study import Images, make_judge
 
     held_out = next((s for s in ("test", "valid") if manifest.splits.get(s) and manifest.count(s)), "train")
     train = first_images(fs, root, manifest, "train", limit)
     test = first_images(fs, root, manifest, held_out, limit)
-    return Images(train, test, make_judge(train, test))
+    return Images(train, test, Scores(train, test))
 
 
-def _subject(run: Studied, images: "Callable[[], Images]", judged: int) -> "Subject":
+def _subject(run: Studied, images: Callable[[], Images], judged: int) -> "Subject":
     import torch
 
     from aecore.checkpoint import load_model
@@ -155,4 +166,5 @@ def _subject(run: Studied, images: "Callable[[], Images]", judged: int) -> "Subj
 
     fs, root = run.record.place
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Subject(load_model(fs, f"{root}/model", device), images(), judged, device)
+    known = images()
+    return Subject(load_model(fs, f"{root}/model", device), known.train, known.test, known.scores, judged, device)

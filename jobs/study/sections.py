@@ -1,20 +1,23 @@
 """What a study's page shows, section by section: its texts, charts, cards of pictures and tables."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from jobs.study import plots
 from jobs.study.charts import Chart
-from jobs.study.findings import Figures, percent
+from jobs.study.findings import FITTED, Figures, percent
 
-Arrays = Sequence[Mapping[str, Mapping[str, np.ndarray]]]  # of each run: part, name, array
+Kept = Mapping[str, Mapping[str, np.ndarray]]  # a run's arrays: part, name, array
+Arrays = Sequence[Kept]
 # a figure's key: its head in a table, and how a value is written
 HEADS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "hit_rate": ("faces", percent), "hog_frechet": ("HOG-Frechet", "{:.2f}".format), "swd": ("SWD", "{:.0f}".format),
+    "faces": ("faces", percent), "recognised": ("recognised", percent), "classes": ("classes", "{:.1f}".format),
+    "hog_frechet": ("HOG-Frechet", "{:.2f}".format), "coverage": ("coverage", "{:.2f}".format),
+    "swd": ("SWD", "{:.0f}".format), "nearest_train": ("nearest", "{:.2f}".format), "copied": ("copied", percent),
 }  # fmt: skip
-IN_CARDS = ("hit_rate", "hog_frechet")
+IN_CARDS = ("faces", "recognised", "hog_frechet")
 
 
 @dataclass(frozen=True)
@@ -55,23 +58,26 @@ class Section:
     tables: Sequence[Table] = ()
 
 
-Rows = Callable[[Figures, Mapping[str, Mapping[str, np.ndarray]]], Iterator[Row]]
+Rows = Callable[[Figures, Kept], Iterator[Row]]
 
 
 def make_sections(figures: Figures, arrays: Arrays) -> list[Section]:
     """The sections of the page, in order."""
 
+    runs = figures["runs"]
+
     def cards(rows: Rows, label: str, heads: Sequence[str] = _heads(figures, IN_CARDS)) -> list[Card]:
-        runs = zip(figures["runs"], arrays, strict=True)
-        return [Card(n, plots.label(run), label, heads, list(rows(run, kept))) for n, (run, kept) in enumerate(runs)]
+        pairs = enumerate(zip(runs, arrays, strict=True))
+        return [Card(n, plots.label(run), label, heads, list(rows(run, kept))) for n, (run, kept) in pairs]
 
     def swept(name: str) -> list[Card]:
-        return cards(lambda run, kept: _swept(run, kept, name), plots.SWEPT[name][2])
+        cards_of = cards(lambda run, kept: _swept(run, kept, name), plots.SWEPT[name][2])
+        return [replace(card, title=f"{name}: {card.title}") for card in cards_of]
 
     return [
         Section(
             "samplers", "Samplers",
-            "Where z-points are taken from: a row shows the first ten pictures of a sampler, the figures are those of all.",
+            "Where z-points are taken from. A row shows a sampler's first ten pictures; the figures are those of all.",
             plots.sampler_charts(figures), [cards(_sampled, "sampler")],
         ),
         Section(
@@ -84,25 +90,31 @@ def make_sections(figures: Figures, arrays: Arrays) -> list[Section]:
         ),
         Section(
             "gaussians", "Fitted Gaussians",
-            "Fitted to the training images' z-points, first without correlations, then with them. The temperature "
-            "multiplies the distance from their mean: 1 is as fitted. A column is one draw.",
-            [*plots.sweep_charts(figures, "diagonal"), *plots.sweep_charts(figures, "gaussian")],
-            [swept("diagonal"), swept("gaussian")],
+            "Fitted to the training images' z-points: without correlations, with them, and a mixture. The temperature "
+            "multiplies the distance from the mean: 1 is as fitted. A column is one draw.",
+            [chart for name in FITTED for chart in plots.sweep_charts(figures, name)], [swept(name) for name in FITTED],
         ),
         Section(
             "tasks", "Tasks",
             "Test images, what the encoder sees of them, and what the decoder makes of that; the figures compare both "
-            "with the clean image. A model has been trained for one of these tasks only.",
+            "with the clean images. A model was trained for one of the tasks.",
             [], [cards(_tasks, "task", ["PSNR (dB)", "SSIM"])],
         ),
         Section(
-            "between", "Between two images",
-            "From the z-point of one test image to that of another, on different ways.",
-            plots.path_charts(figures), [cards(_paths, "way", [])],
+            "ways", "Between two images",
+            "From the z-point of one test image, left, to that of another: straight, along the arc about the mean "
+            "z-point, and from neighbour to neighbour among z-points of training images.",
+            plots.way_charts(figures), [cards(_ways, "way", [])],
+        ),
+        Section(
+            "directions", "Directions",
+            "The mean z-point, moved along the first principal axes of the z-points and along the set's attributes, "
+            f"from -{runs[0]['directions']['sds']:g} to {runs[0]['directions']['sds']:g} standard deviations.",
+            [], [cards(_directions, "along", [])],
         ),
         Section(
             "points", "The z-points", "Where the training images' z-points lie, as the decoder saw them in training.",
-            plots.statistics_charts(figures, arrays), tables=[_statistics(figures)],
+            plots.point_charts(figures, arrays), tables=[_points(figures)],
         ),
     ]  # fmt: skip
 
@@ -144,18 +156,18 @@ def _cells(scores: Figures, keys: Sequence[str] = IN_CARDS) -> list[str]:
     return [HEADS[key][1](scores[key]) for key in keys if key in scores]
 
 
-def _sampled(run: Figures, kept: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Row]:
+def _sampled(run: Figures, kept: Kept) -> Iterator[Row]:
     yield Row("real images", kept["real"]["pictures"], _cells(run["real"]))
     for name, scores in run["samplers"].items():
         yield Row(name, kept["samplers"][name], _cells(scores))
 
 
-def _swept(run: Figures, kept: Mapping[str, Mapping[str, np.ndarray]], name: str) -> Iterator[Row]:
+def _swept(run: Figures, kept: Kept, name: str) -> Iterator[Row]:
     for point, pictures in zip(run[name], kept[name]["pictures"], strict=True):
         yield Row(f"{point[plots.SWEPT[name][2]]:g}", pictures, _cells(point))
 
 
-def _tasks(run: Figures, kept: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Row]:
+def _tasks(run: Figures, kept: Kept) -> Iterator[Row]:
     for kind, task in run["tasks"].items():
         clean, seen, made = kept["tasks"][kind]
         if kind == "reconstruct":
@@ -170,21 +182,39 @@ def _closeness(task: Figures, prefix: str = "") -> list[str]:
     return [f"{task[f'{prefix}psnr']:.1f}", f"{task[f'{prefix}ssim']:.2f}"]
 
 
-def _paths(run: Figures, kept: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Row]:
-    for name, pairs in kept["interpolation"].items():
-        for number, pictures in enumerate(pairs, 1):
-            yield Row(f"{number}: {name}", pictures)
+def _ways(run: Figures, kept: Kept) -> Iterator[Row]:
+    names = list(run["ways"]["ways"])
+    for number in range(len(kept["ways"][names[0]])):
+        for name in names:
+            yield Row(f"{number + 1}, {name}", kept["ways"][name][number])
 
 
-def _statistics(figures: Figures) -> Table:
+def _directions(run: Figures, kept: Kept) -> Iterator[Row]:
+    for name, pictures in kept["directions"].items():
+        yield Row(name.replace("_", " "), pictures)
+
+
+def _points(figures: Figures) -> Table:
     runs = figures["runs"]
-    rows = [[text, *(write(run["statistics"]) for run in runs)] for text, write in FACTS]
+    rows = [[text, *(write(run["points"]) for run in runs)] for text, write in FACTS]
     return Table(["", *(run["run"] for run in runs)], rows)
 
 
 FACTS: list[tuple[str, Callable[[Figures], str]]] = [
-    ("mean radius", lambda s: f"{s['radius_mean']:.1f}"),
-    ("components with |x| < 20", lambda s: percent(s["within_20"])),
-    ("principal axes that hold 90 % of the variance", lambda s: str(s["axes_90"])),
-    ("principal axes that hold 99 % of the variance", lambda s: str(s["axes_99"])),
+    ("mean radius", lambda p: f"{p['mean_radius']:.1f}"),
+    ("sqrt(z_dim), the radius of N(0, 1)", lambda p: f"{p['sqrt_z_dim']:.1f}"),
+    ("the centre's distance from the origin", lambda p: f"{p['centre_radius']:.2f}"),
+    ("components with |x| < 20", lambda p: percent(p["within_20"])),
+    ("sd of a component, mean", lambda p: f"{p['mean_sd']:.2f}"),
+    ("|skew| of a component, mean", lambda p: f"{p['mean_abs_skew']:.2f}"),
+    ("excess kurtosis of a component, mean", lambda p: f"{p['mean_kurtosis']:.2f}"),
+    ("core's distance from normal (0: normal, 0.05: uniform)", lambda p: f"{p['core_distance']:.3f}"),
+    ("|correlation| of two components, mean", lambda p: f"{p['mean_abs_correlation']:.2f}"),
+    ("principal axes that hold 90 % of the variance", lambda p: f"{p['axes_90']}"),
+    ("principal axes that hold 99 % of the variance", lambda p: f"{p['axes_99']}"),
+    ("KL, nats", lambda p: f"{p['kl_sum']:,.1f}"),
+    ("active units", lambda p: f"{p['active_units']}"),
+    ("fragments of the neighbour graph", lambda p: f"{p['fragments']}"),
+    ("silhouette of the best clusters", lambda p: f"{p['silhouette']:.2f}"),
+    ("the same for one Gaussian", lambda p: f"{p['gaussian_silhouette']:.2f}"),
 ]
