@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from aecore.labels import Classifier, train_classifier
-from aecore.metrics import sliced_wasserstein
+from aecore.metrics import SlicedWasserstein
 from aecore.metrics_faces import face_hits
 from aecore.metrics_sets import Coverage, frechet_distance, hog_features, nearest_images
 from aecore.model import to_float
 
 REFERENCE = 2_048  # real images that others are compared with
+PYRAMIDS = 512  # and those whose pyramids are
 
 
 class Scores:
@@ -49,6 +50,10 @@ class Scores:
         return Coverage(self.shapes)
 
     @cached_property
+    def sliced(self) -> SlicedWasserstein:
+        return SlicedWasserstein(to_float(torch.from_numpy(np.array(self.train[:PYRAMIDS]))))
+
+    @cached_property
     def classifier(self) -> Classifier | None:
         return None if self._labelled is None else train_classifier(*self._labelled)
 
@@ -65,8 +70,7 @@ def _shapes(scores: Scores, images: np.ndarray) -> dict[str, float]:
 
 
 def _sliced_wasserstein(scores: Scores, images: np.ndarray) -> dict[str, float]:
-    decoded, wanted = (to_float(torch.from_numpy(np.array(some))) for some in (images, scores.test[: len(images)]))
-    return {"swd": sliced_wasserstein(decoded, wanted)}
+    return {"swd": scores.sliced(to_float(torch.from_numpy(np.array(images))))}
 
 
 def _nearest(scores: Scores, images: np.ndarray) -> dict[str, float]:
