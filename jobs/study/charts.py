@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -41,12 +41,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis says: its label with the unit, whether it is logarithmic, percent (of 1), where its ticks stand."""
+    """What an axis says: its label with the unit, its scale and where it has ticks; `percent` shows 1 as 100%."""
 
     label: str
     log: bool = False
     percent: bool = False
     ticks: Sequence[float] = ()
+    from_zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def dots(name: str, title: str, rows: Sequence[str], x: Axis, series: Sequence[S
     with rc_context(STYLE):
         figure, axes = _figure(height=1.1 + 0.32 * len(rows))
         for number, one in enumerate(series):
-            shift = (number - (len(series) - 1) / 2) * 0.16  # so that equal values do not hide one another
+            shift = (number - (len(series) - 1) / 2) * 0.22  # so that equal values do not hide one another
             places = [row + shift for row in one.y]
             marker = MARKERS[number % len(MARKERS)]
             axes.plot(one.x, places, marker, color=colour(number), label=one.name, clip_on=False, zorder=3, ms=7)
@@ -121,6 +122,8 @@ def scatter(
                 axes.plot(cross.x, cross.y, "+", color=INK, ms=11, mew=2, label=cross.label)
             axes.set_title(label, fontweight="normal")
             _finish(axes, x, y if number == 0 else Axis(""), [])
+            if not x.label:  # a map without coordinates
+                axes.set(xticks=[], yticks=[])
         return _drawn(figure, None, name, title)
 
 
@@ -149,11 +152,15 @@ def _finish(axes: Any, x: Axis, y: Axis, marks: Sequence[Mark]) -> None:
             place.set_minor_locator(NullLocator())
             place.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         if axis.percent:
-            place.set_major_formatter(PercentFormatter(1, decimals=0 if axis.ticks else None))
+            place.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     if y.percent and y.ticks:
         axes.set_ylim(0, 1)
     if x.percent and x.ticks:
         axes.set_xlim(-0.02, 1.02)
+    if x.from_zero:
+        axes.set_xlim(left=0)
+    if y.from_zero:
+        axes.set_ylim(bottom=0)
     for mark in marks:
         draw, where = (axes.axhline, mark.y) if mark.y is not None else (axes.axvline, mark.x)
         draw(where, color=INK, linestyle=(0, (4, 3)), linewidth=1.2, label=mark.label, zorder=2)

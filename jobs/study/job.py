@@ -20,10 +20,8 @@ from jobs.record import Record, find_record
 from jobs.train import open_dataset
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from aecore.scores import Scores
     from aecore.study import Subject
+    from jobs.study.data import Images
 
 LIMIT, JUDGED = 6_000, 256  # training images encoded at most; pictures judged at each point
 Progress = Callable[[int, int, str], None]
@@ -106,9 +104,10 @@ def _measure(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
     """The figures of all runs, and each one's arrays by part and name: measured, or as an earlier study kept them."""
     from aecore.study import PARTS
+    from jobs.study.data import held_out_split, read_images
     from jobs.study.parts import load_part, part_path, save_part
 
-    images = cache(partial(_images, *data, options["limit"]))
+    images = cache(partial(read_images, *data, options["limit"]))
     figures, arrays, total = [], [], len(runs) * len(PARTS)
     for run in runs:
         subject = cache(partial(_subject, run, images, options["judged"]))
@@ -128,7 +127,11 @@ def _measure(
     manifest = data[2]
     about = {"name": manifest.dataset, "uri": runs[0].recipe.data.uri, "size": manifest.size, "digest": manifest.digest}
     counts = {split: manifest.count(split) for split in manifest.splits}
-    return {**options, "dataset": about | {"images": counts}, "runs": figures}, arrays
+    return {
+        **options,
+        "dataset": about | {"images": counts, "held_out": held_out_split(manifest)},
+        "runs": figures,
+    }, arrays
 
 
 def _about(run: Studied) -> dict[str, Any]:
@@ -139,26 +142,7 @@ def _about(run: Studied) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Images:
-    """What the runs are judged with, uint8 (n, size, size, channels): the same for all."""
-
-    train: "np.ndarray"
-    test: "np.ndarray"
-    scores: "Scores"
-
-
-def _images(fs: pafs.FileSystem, root: str, manifest: Manifest, limit: int) -> Images:
-    from aecore.scores import Scores
-    from aecore.stream import first_images
-
-    held_out = next((s for s in ("test", "valid") if manifest.splits.get(s) and manifest.count(s)), "train")
-    train = first_images(fs, root, manifest, "train", limit)
-    test = first_images(fs, root, manifest, held_out, limit)
-    return Images(train, test, Scores(train, test))
-
-
-def _subject(run: Studied, images: Callable[[], Images], judged: int) -> "Subject":
+def _subject(run: Studied, images: Callable[[], "Images"], judged: int) -> "Subject":
     import torch
 
     from aecore.checkpoint import load_model

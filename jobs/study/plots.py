@@ -13,7 +13,7 @@ QUARTERS = (0, 0.25, 0.5, 0.75, 1)
 SHOWN = {
     "faces": ("Face hit rate", Axis("pictures that show a face", percent=True, ticks=QUARTERS)),
     "recognised": ("Recognised", Axis("pictures that show a class", percent=True, ticks=QUARTERS)),
-    "hog_frechet": ("HOG-Frechet distance", Axis("distance to real images")),
+    "hog_frechet": ("HOG-Frechet distance", Axis("distance to real images", from_zero=True)),
 }
 # a sampler: where its charts say they are, what its parameter is, and that parameter's key
 SWEPT = {
@@ -100,7 +100,7 @@ def point_charts(figures: Figures, arrays: Sequence[Mapping[str, Mapping[str, np
         [Series(name, *_held(p["variances"])) for name, p in named], [Mark("90 %", y=0.9)],
     )  # fmt: skip
     divergence = lines(
-        "kl", "KL of each component", Axis("component, greatest KL first"), Axis("KL (nats, mean over images)", log=True),
+        "kl", "KL of each component", Axis("component, greatest KL first"), Axis("KL (nats, mean of images)", log=True),
         [Series(name, range(1, len(p["kl"]) + 1), sorted(p["kl"], reverse=True)) for name, p in named],
     )  # fmt: skip
     spread = scatter(
@@ -120,7 +120,7 @@ def point_charts(figures: Figures, arrays: Sequence[Mapping[str, Mapping[str, np
 
 MAPS = [
     ("plane", "The z-points along their first two principal axes", "first axis", "second axis"),
-    ("tsne", "A map that keeps neighbours together (t-SNE; distances mean nothing)", "", ""),
+    ("tsne", "A map that keeps neighbours together (t-SNE)", "", ""),
 ]
 
 

@@ -9,13 +9,19 @@ from jobs.study import plots
 from jobs.study.charts import Chart
 from jobs.study.findings import FITTED, Figures, percent
 
+
+def short(rate: float) -> str:
+    """A rate in a table's cell."""
+    return percent(rate).replace("over ", ">").replace("under ", "<")
+
+
 Kept = Mapping[str, Mapping[str, np.ndarray]]  # a run's arrays: part, name, array
 Arrays = Sequence[Kept]
 # a figure's key: its head in a table, and how a value is written
 HEADS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "faces": ("faces", percent), "recognised": ("recognised", percent), "classes": ("classes", "{:.1f}".format),
+    "faces": ("faces", short), "recognised": ("recognised", short), "classes": ("classes", "{:.1f}".format),
     "hog_frechet": ("HOG-Frechet", "{:.2f}".format), "coverage": ("coverage", "{:.2f}".format),
-    "swd": ("SWD", "{:.0f}".format), "nearest_train": ("nearest", "{:.2f}".format), "copied": ("copied", percent),
+    "swd": ("SWD", "{:.0f}".format), "nearest_train": ("nearest", "{:.2f}".format), "copied": ("copied", short),
 }  # fmt: skip
 IN_CARDS = ("faces", "recognised", "hog_frechet")
 
@@ -142,10 +148,31 @@ def models(figures: Figures) -> Table:
 
 def method(figures: Figures) -> list[str]:
     """How the figures came about, in sentences."""
+    data, first = figures["dataset"], figures["runs"][0]
+    encoded, trained = first["points"]["encoded"], data["images"]["train"]
+    some = f"{encoded:,} training images" if encoded == trained else f"{encoded:,} of {trained:,} training images"
     return [
-        f"{figures['judged']:,} pictures were judged at each point; the bands and bars around hit rates are 95 % "
-        "intervals (Wilson 1927).",
+        f"{figures['judged']:,} pictures were judged at each point, {first['ways']['pairs']} at each point between two "
+        "images. The bands and bars around rates are 95 % intervals (Wilson 1927); two rates are said to differ where "
+        "they lie more than two standard errors apart.",
+        f"The z-points are those of {some}, drawn from q(z|x). Unseen images are of the {data['held_out']} split.",
+        *(text for key, text in MEANING.items() if key in first["real"]),
     ]
+
+
+MEANING = {
+    "faces": "faces: the share of pictures in which OpenCV's frontal face detector (Viola and Jones 2001) finds one; "
+    "it likes smooth faces.",
+    "recognised": "recognised: the share of pictures in which a small classifier of the set's labels sees a class "
+    "rather than nothing.",
+    "hog_frechet": "HOG-Frechet: the Frechet distance to training images in histograms of oriented gradients (Dalal "
+    "and Triggs 2005); less is nearer, and it likes sharp and varied pictures.",
+    "coverage": "coverage: the share of training images that have a picture nearer than their fifth neighbour (Naeem "
+    "2020); more is more varied.",
+    "swd": "SWD: the sliced Wasserstein distance to training images on Laplacian pyramids (Karras 2018), times 1000.",
+    "nearest_train": "nearest: the distance to the nearest training image over that to the next 50 (Carlini 2023), "
+    "median; copied: the share of pictures where it is under a half.",
+}
 
 
 def _heads(figures: Figures, keys: Sequence[str]) -> list[str]:
@@ -173,9 +200,12 @@ def _tasks(run: Figures, kept: Kept) -> Iterator[Row]:
         if kind == "reconstruct":
             yield Row("clean image", clean)
         else:
-            settings = ", ".join(f"{key} {value}" for key, value in task["settings"].items())
-            yield Row(f"{kind} ({settings})" if settings else kind, seen, _closeness(task, "input_"))
-        yield Row("output (own task)" if task["trained"] else "output", made, _closeness(task))
+            key = SETTING.get(kind)
+            yield Row(f"{kind}, {key} {task['settings'][key]:g}" if key else kind, seen, _closeness(task, "input_"))
+        yield Row("output, own task" if task["trained"] else "output", made, _closeness(task))
+
+
+SETTING = {"denoise": "sigma", "drop": "keep", "inpaint": "share"}
 
 
 def _closeness(task: Figures, prefix: str = "") -> list[str]:
