@@ -11,7 +11,7 @@ from aecore.scores import Scores
 from aecore.shards import Manifest, Shard, read_shard
 
 MOST_SHARDS = 64  # read of a split
-FEWEST = 64  # images of each split that the metrics need
+FEWEST = 64  # images of a split that the metrics need
 
 
 @dataclass(frozen=True)
@@ -23,23 +23,21 @@ class Images:
     scores: Scores
 
 
-def read_images(fs: pafs.FileSystem, root: str, manifest: Manifest, limit: int) -> Images:
-    """At most `limit` images of the training and of the test split (or else the validation split).
-
-    Raises ValueError for a damaged shard, and for a dataset too small to be judged by.
-    """
+def check_enough(manifest: Manifest, limit: int) -> None:
+    """Raises ValueError where a dataset, or what is used of it, is too small to be compared with."""
     held_out = held_out_split(manifest)
-    counts = {
-        "train": manifest.count("train"),
-        held_out: manifest.count(held_out) if manifest.splits.get(held_out) else 0,
-    }
+    counts = {split: manifest.count(split) if split in manifest.splits else 0 for split in ("train", held_out)}
     if min(limit, *counts.values()) < FEWEST:
         has = " and ".join(f"{count} in {split}" for split, count in counts.items())
         raise ValueError(
             f"a study compares with at least {FEWEST} images of each split: here are {has}, --limit {limit}"
         )
+
+
+def read_images(fs: pafs.FileSystem, root: str, manifest: Manifest, limit: int) -> Images:
+    """At most `limit` images of the training split and of the unseen ones. Raises ValueError for a damaged shard."""
     train, labels = read_spread(fs, root, manifest, "train", limit)
-    test, _ = read_spread(fs, root, manifest, held_out, limit)
+    test, _ = read_spread(fs, root, manifest, held_out_split(manifest), limit)
     return Images(train, test, Scores(train, test, labels))
 
 

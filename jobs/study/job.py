@@ -53,7 +53,7 @@ def study(
         raise ValueError(f"--out {out} is a file: it takes a folder")
     check_uri(settings().store)
     runs = [_find(name) for name in dict.fromkeys(names)]
-    data = _common_dataset(runs)
+    data = _common_dataset(runs, limit)
     figures, arrays = _measure(runs, data, {"limit": limit, "judged": judged}, fresh, progress)
 
     from jobs.study.report import PAGE, make_report
@@ -84,7 +84,9 @@ def _find(name: str) -> Studied:
     return Studied(record, check_recipe(known["recipe"]), known["dataset"])
 
 
-def _common_dataset(runs: list[Studied]) -> tuple[pafs.FileSystem, str, Manifest]:
+def _common_dataset(runs: list[Studied], limit: int) -> tuple[pafs.FileSystem, str, Manifest]:
+    from jobs.study.data import check_enough
+
     first = runs[0]
     for run in runs:
         if run.dataset != first.dataset:
@@ -95,6 +97,7 @@ def _common_dataset(runs: list[Studied]) -> tuple[pafs.FileSystem, str, Manifest
     fs, root, manifest = open_dataset(first.recipe.data.uri)
     if manifest.digest != first.dataset:
         raise ValueError(f"{first.recipe.data.uri} no longer holds what '{first.record.name}' was trained on")
+    check_enough(manifest, limit)
     return fs, root, manifest
 
 

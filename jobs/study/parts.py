@@ -37,6 +37,6 @@ def load_part(fs: pafs.FileSystem, path: str) -> Part | None:
     try:
         with np.load(io.BytesIO(read_bytes(fs, path)), allow_pickle=False) as kept:
             arrays = dict(kept)
-    except (FileNotFoundError, ValueError, zipfile.BadZipFile):
+    except (FileNotFoundError, ValueError, EOFError, zipfile.BadZipFile):
         return None
     return Part(json.loads(arrays.pop(FIGURES).tobytes()), arrays)

@@ -99,10 +99,6 @@ def point_charts(figures: Figures, arrays: Sequence[Mapping[str, Mapping[str, np
         Axis("variance held", percent=True, ticks=QUARTERS),
         [Series(name, *_held(p["variances"])) for name, p in named], [Mark("90 %", y=0.9)],
     )  # fmt: skip
-    divergence = lines(
-        "kl", "KL of each component", Axis("component, greatest KL first"), Axis("KL (nats, mean of images)", log=True),
-        [Series(name, range(1, len(p["kl"]) + 1), sorted(p["kl"], reverse=True)) for name, p in named],
-    )  # fmt: skip
     spread = scatter(
         "components", "Mean and sd of each component",
         [(name, np.stack([p["mean"], p["sd"]], 1)) for name, p in named], Axis("mean"), Axis("sd"),
@@ -115,7 +111,16 @@ def point_charts(figures: Figures, arrays: Sequence[Mapping[str, Mapping[str, np
         )
         for key, title, x, y in MAPS
     ]  # fmt: skip
-    return [radius, held, *([divergence] if any(max(p["kl"]) > 0 for _, p in named) else []), spread, *maps]
+    return [radius, held, *_divergence(named), spread, *maps]
+
+
+def _divergence(named: Sequence[tuple[str, Figures]]) -> list[Chart]:
+    if not any(max(p["kl"]) > 0 for _, p in named):  # plain AEs have none
+        return []
+    x, y = Axis("component, greatest KL first"), Axis("KL (nats, mean of images)", log=True)
+    values = [sorted((kl for kl in p["kl"] if kl > 0), reverse=True) for _, p in named]
+    series = [Series(name, range(1, len(kl) + 1), kl) for (name, _), kl in zip(named, values, strict=True)]
+    return [lines("kl", "KL of each component", x, y, series)]
 
 
 MAPS = [
