@@ -1,6 +1,5 @@
 """`zpoint study`: one page that loads nothing, parts that are kept, refusals that write nothing."""
 
-import io
 import json
 import os
 import re
@@ -16,13 +15,13 @@ from PIL import Image
 
 from aecore import study
 from aecore.faces import draw_face
-from aecore.files import read_json
 from aecore.images import encode_image
 from aecore.shards import Manifest, load_manifest, save_manifest, shard_table, write_shard
+from aecore.stream import spread_images
 from cluster import tracking
 from jobs.cli import main
 from jobs.record import find_record
-from jobs.study.data import read_spread, spread
+from jobs.study.data import read_labels
 from jobs.study.parts import load_part, part_path, save_part
 
 pytestmark = pytest.mark.usefixtures("tracking")
@@ -143,10 +142,15 @@ def test_a_damaged_part_counts_as_absent(tmp_path: Path):
         assert load_part(FS, path) is None
 
 
-def test_images_come_from_everywhere_in_a_set(many_faces: Path):
-    images, labels = read_spread(FS, str(many_faces), load_manifest(FS, str(many_faces)), "train", 16)
-    assert labels is None
-    assert (images[8] == draw_face(0, 64, SIZE)[0]).all()
-    assert (images[15] == draw_face(0, 120, SIZE)[0]).all()
-    assert spread(10, 4).tolist() == [0, 2, 5, 7]
-    assert spread(3, 10).tolist() == [0, 1, 2]
+def test_labels_go_with_the_images_that_are_read(many_faces: Path, tmp_path: Path):
+    manifest = load_manifest(FS, str(many_faces))
+    assert read_labels(FS, str(many_faces), manifest, 16) is None
+    images = [encode_image(draw_face(0, row, SIZE)[0], "png") for row in range(ROWS)]
+    table = pa.table({"name": [str(row) for row in range(ROWS)], "label": list(range(ROWS))})
+    shards = [write_shard(FS, str(tmp_path), f"{n}.parquet", shard_table(table, images)) for n in range(2)]
+    labelled = manifest.model_copy(update={"splits": {"train": tuple(shards)}})
+    labels = read_labels(FS, str(tmp_path), labelled, 32)
+    assert labels is not None
+    assert labels.tolist() == list(range(0, 64, 4)) * 2
+    faces = spread_images(FS, str(tmp_path), labelled, "train", 32)
+    assert all((faces[i] == draw_face(0, label, SIZE)[0]).all() for i, label in enumerate(labels))
