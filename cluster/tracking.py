@@ -1,6 +1,7 @@
 """MLflow from the driver's side: runs, metrics, artifacts. These raise what MLflow raises; callers that must not
 stop for it go through `attempt`."""
 
+import fcntl
 import logging
 import math
 import os
@@ -33,9 +34,14 @@ def _client(uri: str) -> Any:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     from mlflow import MlflowClient
 
+    made = MlflowClient(tracking_uri=uri, registry_uri=uri)
     if uri.startswith("sqlite:///"):
-        os.makedirs(os.path.dirname(uri.removeprefix("sqlite:///")), exist_ok=True)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+        path = uri.removeprefix("sqlite:///")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(f"{path}.lock", "w") as lock:  # its tables are made on first use, which fails for two at once
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            made.search_experiments(max_results=1)
+    return made
 
 
 def experiment_id() -> str:

@@ -60,6 +60,13 @@ class Record:
         fs, root = self.place
         return fs.get_file_info(f"{root}/model/config.json").type is not pafs.FileType.NotFound
 
+    def begin(self) -> None:
+        """Have MLflow show the run as running, opened there first if need be."""
+        if self.run_id:
+            tracking.set_status(self.run_id, "RUNNING")
+        else:
+            self.enter()
+
     def enter(self, *, tell: bool = True) -> None:
         """Open the MLflow run that run.json describes, unless there is one."""
         if not self.run_id:
@@ -104,6 +111,9 @@ class Record:
         over = threading.Event()
 
         def hand_in() -> None:
+            if over.wait(HAND_IN_SECONDS):  # so much later: at once, MLflow's import would hold up that of Ray
+                return
+            self.begin()
             wait, tell = HAND_IN_SECONDS, bool(self.run_id)
             while not over.wait(wait):
                 tell = self.hand_in(tell=tell)
@@ -137,7 +147,8 @@ def open_record(
     """The record of the run that `recipe` on `manifest` means, new or to be gone on with.
 
     The name is the recipe's, else `stem` with a digest of what is trained, so the same command finds its run
-    again. Raises ValueError when the name is taken by another recipe and not `fresh`.
+    again; MLflow knows of it when it has begun. Raises ValueError when the name is taken by another recipe and not
+    `fresh`.
     """
     digest = recipe.digest(manifest.digest)
     name = recipe.name or f"{stem}-{digest}"
@@ -159,12 +170,7 @@ def open_record(
             "tags": labels | {tracking.KEY: secrets.token_hex(8)}, "recipe": recipe.model_dump(mode="json"),
         }  # fmt: skip
         write_json(fs, f"{root}/run.json", known)
-    record = Record(name, uri, known["run_id"])
-    if not record.run_id:
-        record.enter()
-    elif not record.finished():
-        tracking.set_status(record.run_id, "RUNNING")
-    return record
+    return Record(name, uri, known["run_id"])
 
 
 def delete_folder(fs: pafs.FileSystem, root: str) -> None:

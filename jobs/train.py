@@ -144,7 +144,7 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
             storage_path=f"{root}/ray",
             storage_filesystem=fs,
             failure_config=FailureConfig(max_failures=scale.max_failures),
-            callbacks=[GiveUp(), SaveFirst(), *callbacks],  # pyright: ignore[reportArgumentType]  # workers' callbacks too
+            callbacks=[GiveUp(), SaveFirst(), *callbacks],  # pyright: ignore[reportArgumentType]
         ),
         **streams,
     )

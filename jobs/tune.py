@@ -90,6 +90,7 @@ def _search(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> list[
             mode="min",
             num_samples=search.trials,
             max_concurrent_trials=search.parallel,
+            reuse_actors=True,  # else each trial starts a process and imports torch: 3 s of CPU
         ),
         run_config=ray_tune.RunConfig(
             name=name, storage_path=f"{root}/ray", storage_filesystem=fs, verbose=0, callbacks=[watcher]
@@ -174,7 +175,9 @@ def _watcher(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> Any:
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             mine = trial_recipe(recipe, name, trial.config["z_dim"], trial.config["kl_factor"])
             tags = {"zpoint.campaign": name} | ({"mlflow.parentRunId": parent} if parent else {})
-            self.records[trial.trial_id] = open_record(mine, mine.name, manifest, tags=tags)
+            self.records[trial.trial_id] = record = open_record(mine, mine.name, manifest, tags=tags)
+            if not record.finished():
+                record.begin()
             self.show()
 
         def on_trial_result(

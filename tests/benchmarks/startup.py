@@ -29,7 +29,6 @@ STAMPS = Path(__file__).with_name("stamps")
 # such part: its time belongs to the next one.
 PARTS = [
     ("command: Python, recipe, dataset", "train", "begin"),
-    ("MLflow: the run is opened", "open_record", "end"),
     ("Ray is joined", "connect", "end"),
     ("ray.train is imported", "DataParallelTrainer.fit", "begin"),
     ("controller: process, imports", "TrainController.__init__", "begin"),

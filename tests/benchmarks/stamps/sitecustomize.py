@@ -13,7 +13,7 @@ from importlib.machinery import PathFinder
 
 POINTS = {
     "jobs.cli": ["main"],
-    "jobs.train": ["train", "open_record", "connect", "run_on_ray", "train_worker", "work", "open_feeds"],
+    "jobs.train": ["train", "connect", "run_on_ray", "train_worker", "work", "open_feeds"],
     "aecore.model": ["build_model"],
     "ray.train.v2.api.data_parallel_trainer": ["DataParallelTrainer.fit"],
     "ray.train.v2._internal.execution.controller.controller": ["TrainController.__init__"],
