@@ -17,13 +17,14 @@ from aecore.checkpoint import SavedModel
 from aecore.config import TASKS
 from aecore.metrics import psnr, ssim
 from aecore.model import Latent, to_float, to_uint8
+from aecore.order import seed_of
 from aecore.paths import PATHS, principal_axes
 from aecore.samplers import SAMPLERS, sample
 from aecore.scores import METRICS, Scores
 from aecore.task import Draws, corrupt
 from aecore.zstats import describe, structure, tsne
 
-BATCH, SHOWN, SEED = 64, 10, 0
+BATCH, CHUNK, SHOWN, SEED = 64, 512, 10, 0
 PAIRS, STEPS, PAIRS_SHOWN, CROWD = (
     64,
     11,
@@ -69,7 +70,8 @@ class Subject:
     @cached_property
     def latent(self) -> Latent:
         """What the encoder answers to the training images, as its task shows them."""
-        return self.encode(self.seen(self.train))
+        starts = range(0, len(self.train), CHUNK)  # as floats, all images together would take four times the memory
+        return _joined([self.encode(self.seen(self.train[i : i + CHUNK], first=i)) for i in starts])
 
     @cached_property
     def z(self) -> Tensor:
@@ -81,18 +83,19 @@ class Subject:
         """The test images' z-points, means of q(z|x), at most `judged`."""
         return self.encode(self.seen(self.test[: self.judged])).mean
 
-    def seen(self, images: np.ndarray, task: Any = None) -> Tensor:
-        """`images` as `task`, by default the model's own, shows them: float (n, channels, size, size) in [0, 1]."""
+    def seen(self, images: np.ndarray, task: Any = None, first: int = 0) -> Tensor:
+        """`images` as `task`, by default the model's own, shows them: float (n, channels, size, size) in [0, 1].
+
+        `first` numbers the first of them: others get other noise.
+        """
         clean = to_float(torch.from_numpy(np.array(images)))
-        draws = Draws(torch.Generator().manual_seed(SEED), torch.arange(len(clean)), len(clean))
+        draws = Draws(torch.Generator().manual_seed(seed_of(SEED, first)), torch.arange(len(clean)), len(clean))
         return corrupt(task or self.saved.recipe.task, clean, draws)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Latent:
         """The encoder's answer to float images, on the CPU."""
-        answers = [self.saved.model.encode(part.to(self.device)) for part in images.split(BATCH)]
-        logvars = [answer.logvar.cpu() for answer in answers if answer.logvar is not None]
-        return Latent(torch.cat([a.mean.cpu() for a in answers]), torch.cat(logvars) if logvars else None)
+        return _joined([self.saved.model.encode(part.to(self.device)) for part in images.split(BATCH)])
 
     def decode(self, z: Tensor) -> np.ndarray:
         """Images uint8 (n, size, size, channels)."""
@@ -105,6 +108,11 @@ class Subject:
 
     def sampled(self, sampler: str, **parameters: float) -> tuple[dict[str, float], np.ndarray]:
         return self.look(sample(sampler, self.judged, self.saved.latents, SEED, **parameters))
+
+
+def _joined(parts: list[Latent]) -> Latent:
+    logvars = [part.logvar.cpu() for part in parts if part.logvar is not None]
+    return Latent(torch.cat([part.mean.cpu() for part in parts]), torch.cat(logvars) if logvars else None)
 
 
 def real(subject: Subject) -> Part:

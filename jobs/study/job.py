@@ -47,13 +47,14 @@ def study(
     ZPOINT_HOME/studies, and to the runs in MLflow. Raises ValueError for an unknown or unfinished run, for runs on
     different datasets, and for an `out` that is no folder.
     """
-    started = time.monotonic()
+    started, names = time.monotonic(), list(dict.fromkeys(names))
     folder = Path(out).absolute() if out else settings().home / "studies" / _title(names)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {out} is a file: it takes a folder")
     check_uri(settings().store)
-    runs = [_find(name) for name in dict.fromkeys(names)]
+    runs = [_find(name) for name in names]
     data = _common_dataset(runs, limit)
+    folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is known before the work
     figures, arrays = _measure(runs, data, {"limit": limit, "judged": judged}, fresh, progress)
 
     from jobs.study.report import PAGE, make_report

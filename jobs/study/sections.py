@@ -19,7 +19,7 @@ Kept = Mapping[str, Mapping[str, np.ndarray]]  # a run's arrays: part, name, arr
 Arrays = Sequence[Kept]
 # a figure's key: its head in a table, and how a value is written
 HEADS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "faces": ("faces", short), "recognised": ("recognised", short), "classes": ("classes", "{:.1f}".format),
+    "faces": ("faces", short), "recognised": ("recognised", short), "confidence": ("confidence", "{:.2f}".format), "classes": ("classes", "{:.1f}".format),
     "hog_frechet": ("HOG-Frechet", "{:.2f}".format), "coverage": ("coverage", "{:.2f}".format),
     "swd": ("SWD", "{:.0f}".format), "nearest_train": ("nearest", "{:.2f}".format), "copied": ("copied", short),
 }  # fmt: skip
@@ -164,7 +164,8 @@ MEANING = {
     "faces": "faces: the share of pictures in which OpenCV's frontal face detector (Viola and Jones 2001) finds one; "
     "it likes smooth faces.",
     "recognised": "recognised: the share of pictures in which a small classifier of the set's labels sees a class "
-    "rather than nothing.",
+    "rather than nothing; confidence: the mean probability of the best class; classes: how many are shown, the "
+    "exponential of their entropy.",
     "hog_frechet": "HOG-Frechet: the Frechet distance to training images in histograms of oriented gradients (Dalal "
     "and Triggs 2005); less is nearer, and it likes sharp and varied pictures.",
     "coverage": "coverage: the share of training images that have a picture nearer than their fifth neighbour (Naeem "
