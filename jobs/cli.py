@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from typing import Any, NoReturn
 
 from cluster.settings import quiet_environment
@@ -212,11 +212,8 @@ def _study(args: Any) -> Result:
     from cluster.progress import Bar
     from jobs.study.job import study
 
-    bar = Bar("study", "parts")
-    try:
+    with closing(Bar("study", "parts")) as bar:
         return study(args.runs, args.out, limit=args.limit, judged=args.judged, fresh=args.fresh, progress=bar.update)
-    finally:
-        bar.close()
 
 
 def _promote(args: Any) -> Result:
@@ -315,16 +312,7 @@ def _show_study(result: Result) -> str:
 
 
 def _show_runs(result: Result) -> str:
-    columns = [
-        "run",
-        "status",
-        "started",
-        "epochs",
-        "valid_psnr",
-        "swd_normal",
-        "images_per_second",
-        "version",
-    ]
+    columns = ["run", "status", "started", "epochs", "valid_psnr", "swd_normal", "images_per_second", "version"]
     return _rows(result["runs"], columns) if result["runs"] else "no runs yet: `zpoint train RECIPE data.uri=...`"
 
 

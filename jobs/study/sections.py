@@ -19,9 +19,10 @@ Kept = Mapping[str, Mapping[str, np.ndarray]]  # a run's arrays: part, name, arr
 Arrays = Sequence[Kept]
 # a figure's key: its head in a table, and how a value is written
 HEADS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "faces": ("faces", short), "recognised": ("recognised", short), "confidence": ("confidence", "{:.2f}".format), "classes": ("classes", "{:.1f}".format),
-    "hog_frechet": ("HOG-Frechet", "{:.2f}".format), "coverage": ("coverage", "{:.2f}".format),
-    "swd": ("SWD", "{:.0f}".format), "nearest_train": ("nearest", "{:.2f}".format), "copied": ("copied", short),
+    "faces": ("faces", short), "recognised": ("recognised", short), "confidence": ("confidence", "{:.2f}".format),
+    "classes": ("classes", "{:.1f}".format), "hog_frechet": ("HOG-Frechet", "{:.2f}".format),
+    "coverage": ("coverage", "{:.2f}".format), "swd": ("SWD", "{:.0f}".format),
+    "nearest_train": ("nearest", "{:.2f}".format), "copied": ("copied", short),
 }  # fmt: skip
 IN_CARDS = ("faces", "recognised", "hog_frechet")
 
