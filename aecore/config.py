@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 Count = Annotated[int, Field(strict=True, ge=1)]
+Fill = Literal["black", "gray", "random"]  # what hidden pixels become; `random`: uniform noise
 
 
 class Section(BaseModel):
@@ -36,6 +37,51 @@ class Model(Section):
     z_dim: Annotated[int, Field(strict=True, ge=2, le=1200)] = 200
     channels: tuple[Count, Count, Count, Count] = (32, 64, 128, 256)
     norm: Literal["batch", "group", "none"] = "batch"
+
+
+class Reconstruct(Section):
+    """The encoder sees the image that the decoder must give."""
+
+    kind: Literal["reconstruct"] = "reconstruct"
+
+
+class Denoise(Section):
+    """`sigma`: the sd of Gaussian noise on pixels in [0, 1]; at 1 a face is all but hidden."""
+
+    kind: Literal["denoise"]
+    sigma: Annotated[float, Field(gt=0, le=100)] = 0.25
+
+
+class Drop(Section):
+    """`keep`: the probability of each pixel to stay; the others become what `fill` says."""
+
+    kind: Literal["drop"]
+    keep: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    fill: Fill = "black"
+
+
+class Recolor(Section):
+    """The encoder sees gray, the decoder must give colour."""
+
+    kind: Literal["recolor"]
+
+
+class Inpaint(Section):
+    """`block`: the side of a square hole, as a share of the image's; `share`: of the image, what the holes cover.
+
+    The holes lie anywhere and may overlap, so that they cover `share` at most.
+    """
+
+    kind: Literal["inpaint"]
+    block: Annotated[float, Field(gt=0, le=1)] = 0.25
+    share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    fill: Fill = "black"
+
+
+Task = Reconstruct | Denoise | Drop | Recolor | Inpaint
+TASKS: dict[str, type[Section]] = {
+    "reconstruct": Reconstruct, "denoise": Denoise, "drop": Drop, "recolor": Recolor, "inpaint": Inpaint,
+}  # fmt: skip
 
 
 class Loss(Section):
@@ -99,6 +145,7 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9._-]{0,62})?$")] = ""
     data: Data = Data()
     model: Model = Model()
+    task: Annotated[Task, Field(discriminator="kind")] = Reconstruct()
     loss: Loss = Loss()
     optim: Optim = Optim()
     scale: Scale = Scale()
@@ -115,7 +162,8 @@ class Recipe(Section):
 
         `extra` names the data, by its manifest's digest.
         """
-        core = self.model_dump(mode="json", include={"data": {"flip"}, "model": True, "loss": True, "optim": True})
+        trained = {"data": {"flip"}, "model": True, "task": True, "loss": True, "optim": True}
+        core = self.model_dump(mode="json", include=trained)
         text = json.dumps([core, *extra], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -176,12 +224,20 @@ def _value(text: str) -> Any:
 
 def _plain(error: Any) -> str:
     location = [str(part) for part in error["loc"]]
+    kind = location.pop(1) if location[0] == "task" and len(location) > 1 else ""  # the union's tag is no key
     key = ".".join(location) or "recipe"
     if error["type"] == "extra_forbidden":
         section: Any = Recipe
         for part in location[:-1]:
-            section = section.model_fields[part].annotation
-        return f"unknown key {key}: {'.'.join(location[:-1]) or 'a recipe'} takes {', '.join(section.model_fields)}"
+            section = TASKS[kind] if kind else section.model_fields[part].annotation
+        place = f"task of kind {kind}" if kind else ".".join(location[:-1]) or "a recipe"
+        return f"unknown key {key}: {place} takes {', '.join(section.model_fields)}"
+    if error["type"].startswith("union_tag"):
+        return f"{key}.kind: it takes one of {', '.join(TASKS)} (got {_shown(error['input'].get('kind'))})"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return f"{key}: {message} (got {json.dumps(error['input'], default=str)[:80]})"
+    return f"{key}: {message} (got {_shown(error['input'])})"
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str)[:80]

@@ -1,5 +1,7 @@
 """Numbers that judge reconstructions and decoded z-points."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,11 +9,36 @@ from torch import Tensor
 PYRAMID_FLOOR = 16  # Karras 2018 stops the Laplacian pyramid at 16 pixels
 PATCH = 7
 MAX_PATCHES = 16_384
+SSIM_WINDOW, SSIM_SD = 11, 1.5
 
 
 def psnr(squared_error: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of images in [0, 1] from their mean squared errors; same shape."""
     return -10.0 * torch.log10(squared_error.clamp_min(1e-10))
+
+
+def ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """Structural similarity of each pair of images, `(n,)`: 1 for equal ones, about 0 for unlike ones (Wang 2004).
+
+    Both (n, channels, size, size) float in [0, 1], at least 11 pixels a side. A Gaussian window of 11 pixels and sd
+    1.5, where it lies wholly inside; the mean over places and channels.
+    """
+    window = _gaussian_window(images.shape[-1]).to(images)
+    blur = lambda maps: window @ maps @ window.T  # noqa: E731
+    mean, wanted = blur(images), blur(reference)
+    variance, variance_wanted = blur(images.square()) - mean.square(), blur(reference.square()) - wanted.square()
+    covariance = blur(images * reference) - mean * wanted
+    c1, c2 = 0.01**2, 0.03**2
+    alike = (2 * mean * wanted + c1) * (2 * covariance + c2)
+    return (alike / ((mean.square() + wanted.square() + c1) * (variance + variance_wanted + c2))).flatten(1).mean(1)
+
+
+@cache
+def _gaussian_window(size: int) -> Tensor:
+    """The window as a matrix that blurs along one side, (size - 10, size)."""
+    place, row = torch.arange(size), torch.arange(size - SSIM_WINDOW + 1)[:, None] + SSIM_WINDOW // 2
+    weights = torch.exp(-((place - row) ** 2) / (2 * SSIM_SD**2)) * ((place - row).abs() <= SSIM_WINDOW // 2)
+    return weights / weights.sum(1, keepdim=True)
 
 
 def sliced_wasserstein(images: Tensor, reference: Tensor, *, seed: int = 0, projections: int = 128) -> float:

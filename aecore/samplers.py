@@ -4,27 +4,36 @@ A sampler is called `f(n, z_dim, latents, generator, **parameters)` and gives fl
 statistics that `fit_latents` found on the training images' z-points.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from aecore.gaussians import fit_gaussian, fit_mixture
+from aecore.paths import attribute_direction
+
 Latents = dict[str, Tensor]
 
 
-def fit_latents(z: Tensor) -> Latents:
-    """Mean `(z_dim,)` and covariance `(z_dim, z_dim)` of z-points `(n, z_dim)`, float32.
+COMPONENTS = 10  # of the mixture
 
-    The covariance is shrunk towards its diagonal by z_dim / (n + z_dim), so that it stays positive definite when
-    there are fewer images than components (the form of Ledoit and Wolf 2004 with a fixed weight).
+
+def fit_latents(z: Tensor, attributes: Mapping[str, Tensor] | None = None, *, components: int = COMPONENTS) -> Latents:
+    """What the samplers need to know of z-points `(n, z_dim)`, float32; it is stored with the model.
+
+    `mean` (z_dim,), `covariance` (z_dim, z_dim); with `components` the mixture's `gmm_weights` (k,), `gmm_means`
+    (k, z_dim) and `gmm_factors` (k, z_dim, z_dim); for each of `attributes` (name to values (n,)) its
+    `direction.NAME` (z_dim,), see `attribute_direction`. The covariances are shrunk as Ledoit and Wolf (2004) say.
     """
     z = z.double()
-    mean, z_dim = z.mean(0), z.shape[1]
-    centred = z - mean
-    covariance = centred.T @ centred / max(1, len(z) - 1)
-    weight = z_dim / (len(z) + z_dim)
-    covariance = (1 - weight) * covariance + weight * torch.diag(covariance.diagonal())
-    return {"mean": mean.float(), "covariance": covariance.float()}
+    mean, covariance = fit_gaussian(z)
+    latents = {"mean": mean, "covariance": covariance}
+    if components:
+        mixture = fit_mixture(z, mean, covariance, components)
+        latents |= dict(zip(("gmm_weights", "gmm_means", "gmm_factors"), mixture, strict=True))
+    for name, values in (attributes or {}).items():
+        latents[f"direction.{name}"] = attribute_direction(z, values)
+    return {name: tensor.float() for name, tensor in latents.items()}
 
 
 def cube(n: int, z_dim: int, latents: Latents, generator: torch.Generator, boundary: float = 1.0) -> Tensor:
@@ -58,8 +67,21 @@ def gaussian(n: int, z_dim: int, latents: Latents, generator: torch.Generator, t
     return latents["mean"] + temperature * torch.randn(n, z_dim, generator=generator) @ factor.T
 
 
+def gmm(n: int, z_dim: int, latents: Latents, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+    """Mixture of Gaussians with full covariances; `temperature` scales the distance to the components' means."""
+    if "gmm_weights" not in latents:
+        raise ValueError("this model was stored without a mixture: sampler gmm needs one trained anew")
+    chosen = torch.multinomial(latents["gmm_weights"], n, replacement=True, generator=generator)
+    noise = temperature * torch.randn(n, z_dim, generator=generator)
+    z = latents["gmm_means"][chosen]
+    for component in chosen.unique().tolist():
+        mine = chosen == component
+        z[mine] += noise[mine] @ latents["gmm_factors"][component].T
+    return z
+
+
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "cube": cube, "normal": normal, "sphere": sphere, "diagonal": diagonal, "gaussian": gaussian,
+    "cube": cube, "normal": normal, "sphere": sphere, "diagonal": diagonal, "gaussian": gaussian, "gmm": gmm,
 }  # fmt: skip
 
 

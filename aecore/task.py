@@ -1,31 +1,110 @@
 """What the encoder sees and what the decoder must give: the one place between clean images and the network.
 
 All that is drawn here is a function of (seed, step, position in the global batch), made on the training device. So it
-repeats exactly, and is the same however many workers share the batch.
+repeats exactly, and is the same however many workers share the batch. Add a task by writing its section in
+aecore.config and a function here, and naming it in CORRUPTIONS.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from aecore.config import Recipe
+from aecore.config import Denoise, Drop, Fill, Inpaint, Recipe, Recolor, Task
 from aecore.feed import Batch
 from aecore.model import to_float
 from aecore.order import seed_of
 
-NOISE, FLIP = 1, 2  # what the counters' streams are for
+NOISE, FLIP, TRAIN, JUDGE = 1, 2, 3, 4  # what the counters' streams are for
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+SHADES = {"black": 0.0, "gray": 0.5}
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers of a global batch of `count` images, of which the caller holds those at `positions`."""
+
+    generator: torch.Generator
+    positions: Tensor  # int64 (local,), on the generator's device
+    count: int
+
+    def uniform(self, *shape: int) -> Tensor:
+        """In [0, 1), float32 (local, *shape)."""
+        return torch.rand(self.count, *shape, generator=self.generator, device=self.generator.device)[self.positions]
+
+    def normal(self, *shape: int) -> Tensor:
+        """N(0, 1), float32 (local, *shape)."""
+        return torch.randn(self.count, *shape, generator=self.generator, device=self.generator.device)[self.positions]
 
 
 def make_pair(recipe: Recipe, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
     """The network's input and its target in a training step, floats in [0, 1] of (local, channels, size, size)."""
     images = batch.images
     if recipe.data.flip:
-        drawn = torch.rand(batch.count, generator=stream(images.device, recipe, step, FLIP), device=images.device)
-        mirrored = drawn[batch.positions] < 0.5
+        mirrored = draws_of(recipe, batch, step, FLIP).uniform() < 0.5
         images = torch.where(mirrored[:, None, None, None], images.flip(2), images)
     clean = to_float(images)
-    return clean, clean
+    return corrupt(recipe.task, clean, draws_of(recipe, batch, step, TRAIN)), clean
+
+
+def judged_pair(recipe: Recipe, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+    """As `make_pair`, for judging: `step` counts the batches of a split as stored, so it is the same in each epoch."""
+    clean = to_float(batch.images)
+    return corrupt(recipe.task, clean, draws_of(recipe, batch, step, JUDGE)), clean
+
+
+def draws_of(recipe: Recipe, batch: Batch, step: int, purpose: int) -> Draws:
+    """The random numbers of one step and purpose for this worker's part of its global batch."""
+    return Draws(stream(batch.images.device, recipe, step, purpose), batch.positions, batch.count)
 
 
 def stream(device: torch.device, recipe: Recipe, step: int, purpose: int) -> torch.Generator:
     """The random numbers of one step and purpose; draw a global batch's whole, then take this worker's positions."""
     return torch.Generator(device).manual_seed(seed_of(recipe.optim.seed, step, purpose))
+
+
+def corrupt(task: Task, clean: Tensor, draws: Draws) -> Tensor:
+    """What the encoder sees in the place of `clean` (n, channels, size, size), both floats in [0, 1].
+
+    `clean` itself for the task `reconstruct`. Raises ValueError for a task that these images do not suit.
+    """
+    make = CORRUPTIONS.get(task.kind)
+    return make(task, clean, draws) if make else clean
+
+
+def _denoise(task: Denoise, clean: Tensor, draws: Draws) -> Tensor:
+    # Cut to [0, 1], as what is stored in a picture file and sent to the endpoint would be.
+    return (clean + task.sigma * draws.normal(*clean.shape[1:])).clamp_(0, 1)
+
+
+def _drop(task: Drop, clean: Tensor, draws: Draws) -> Tensor:
+    return _hide(clean, draws.uniform(1, *clean.shape[2:]) >= task.keep, task.fill, draws)
+
+
+def _recolor(task: Recolor, clean: Tensor, draws: Draws) -> Tensor:
+    if clean.shape[1] != 3:
+        raise ValueError("task.kind recolor takes colour images: this dataset's are gray")
+    weights = torch.tensor(LUMA, device=clean.device)
+    return torch.einsum("nchw,c->nhw", clean, weights)[:, None].expand_as(clean)
+
+
+def _inpaint(task: Inpaint, clean: Tensor, draws: Draws) -> Tensor:
+    size = clean.shape[-1]
+    side = max(1, round(task.block * size))
+    count = max(1, round(task.share * size**2 / side**2))
+    start = (draws.uniform(2, count, 1) * (size - side + 1)).floor()  # top or left of each hole
+    line = torch.arange(size, device=clean.device)
+    down, across = ((line >= start) & (line < start + side)).float().unbind(1)  # (n, count, size)
+    return _hide(clean, (down.mT @ across > 0)[:, None], task.fill, draws)
+
+
+def _hide(clean: Tensor, hidden: Tensor, fill: Fill, draws: Draws) -> Tensor:
+    """`clean` with the pixels that are `hidden` (n, 1, size, size) filled."""
+    return torch.where(hidden, draws.uniform(*clean.shape[1:]) if fill == "random" else SHADES[fill], clean)
+
+
+CORRUPTIONS: dict[str, Callable[[Any, Tensor, Draws], Tensor]] = {
+    "denoise": _denoise, "drop": _drop, "recolor": _recolor, "inpaint": _inpaint,
+}  # fmt: skip

@@ -16,7 +16,8 @@ from serving.client import Client
 
 def serve(alias: str, host: str, port: int) -> dict[str, Any]:
     """Serve the model that `alias` names until Ctrl-C. Raises ValueError as `serving.deployment` does."""
-    from serving.deployment import find_champion, serve_champion, wait
+    from serving.deployment import serve_champion, wait
+    from serving.registry import find_champion
 
     find_champion(alias)  # a missing alias is told before Ray starts
     connect()

@@ -33,6 +33,14 @@ def test_overrides_win_and_keep_their_types(recipe_file):
         ("loss.kl_factor=nan", "loss.kl_factor: input should be a finite number"),
         ("model=5", "model: input should be a valid dictionary"),
         ("search.kl_factor=[5,1]", "search: kl_factor takes [low, high]"),
+        ("task.kind=blur", 'task.kind: it takes one of reconstruct, denoise, drop, recolor, inpaint (got "blur")'),
+        ("task.sigma=0.1", "task.kind: it takes one of reconstruct, denoise, drop, recolor, inpaint (got null)"),
+        ("task=5", "task: input should be a valid dictionary"),
+        ('task={"kind":"drop","sigma":1}', "unknown key task.sigma: task of kind drop takes kind, keep, fill"),
+        ('task={"kind":"drop","keep":2}', "task.keep: input should be less than 1 (got 2)"),
+        ('task={"kind":"drop","fill":"blue"}', "task.fill: input should be 'black', 'gray' or 'random' (got \"blue\")"),
+        ('task={"kind":"denoise","sigma":0}', "task.sigma: input should be greater than 0 (got 0)"),
+        ('task={"kind":"inpaint","block":1.5}', "task.block: input should be less than or equal to 1 (got 1.5)"),
         ("name=A B", "name: string should match pattern"),
         ("epochs", "'epochs' is no override: it takes section.key=value"),
         ("data.uri.x=1", "data.uri"),
@@ -67,3 +75,10 @@ def test_digest_knows_what_is_trained_and_not_where():
     assert base.digest("d") == check_recipe({"scale": {"workers": 4}, "data": {"uri": "/x"}}).digest("d")
     assert base.digest("d") != base.digest("e")
     assert base.digest("d") != check_recipe({"optim": {"seed": 1}}).digest("d")
+    tasks = [{"kind": "denoise"}, {"kind": "denoise", "sigma": 0.5}, {"kind": "recolor"}]
+    assert len({check_recipe({"task": task}).digest("d") for task in tasks} | {base.digest("d")}) == 4
+
+
+def test_a_task_survives_its_way_through_json():
+    recipe = check_recipe({"task": {"kind": "inpaint", "share": 0.5}})
+    assert check_recipe(recipe.model_dump(mode="json")) == recipe

@@ -9,7 +9,7 @@ from aecore.files import write_json
 from cluster import tracking
 from jobs.campaign import place_of
 from jobs.record import find_record
-from serving.deployment import find_champion, read_model
+from serving.registry import find_champion, read_model
 
 pytestmark = pytest.mark.usefixtures("tracking")
 

@@ -28,7 +28,8 @@ from cluster.storage import open_uri
 from serving import client as client_module
 from serving import haproxy
 from serving.client import Client
-from serving.deployment import find_champion, serve_champion, stop
+from serving.deployment import serve_champion, stop
+from serving.registry import find_champion
 
 Z_DIM = 8
 TOKEN = "of the tests"
