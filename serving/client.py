@@ -128,10 +128,10 @@ class Client(_Endpoint):
         """What `reconstruct` gives, and what the encoder saw, alike in shape."""
         return self._ask(calls.reconstruct(pictures, task, seed, parameters, JSON, calls.images_and_seen))
 
-    def interpolate(self, ends: np.ndarray, steps: int = 8, path: str = "linear") -> np.ndarray:
+    def interpolate(self, ends: np.ndarray, steps: int = 8, path: str = "straight") -> np.ndarray:
         """Images uint8 (steps, size, size, channels) from the first to the second of two z-points `ends` (2, z_dim).
 
-        `path` is "linear" or "spherical".
+        `path`: one of `model()["paths"]`.
         """
         return self._ask(calls.interpolate(ends, steps, path))
 
@@ -205,7 +205,7 @@ class AsyncClient(_Endpoint):
     ) -> Pair:
         return await self._ask(calls.reconstruct(pictures, task, seed, parameters, JSON, calls.images_and_seen))
 
-    async def interpolate(self, ends: np.ndarray, steps: int = 8, path: str = "linear") -> np.ndarray:
+    async def interpolate(self, ends: np.ndarray, steps: int = 8, path: str = "straight") -> np.ndarray:
         return await self._ask(calls.interpolate(ends, steps, path))
 
     async def model(self) -> dict[str, Any]:

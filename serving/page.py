@@ -3,7 +3,7 @@ nothing else and run no inline script or style."""
 
 import hashlib
 from collections.abc import Awaitable, Callable
-from importlib.resources import files
+from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -22,23 +22,20 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",  # asked for again each time, and then found unchanged by its ETag
 }
+FOLDER = Path(__file__).parent / "static"
 
 
-def add_page(api: FastAPI) -> frozenset[str]:
-    """Let `api` serve `/` and the files beside it; gives their paths, which hold no secret and want no token."""
-    folder = files("serving") / "static"
-    found = {file.name: file.read_bytes() for file in folder.iterdir() if file.name.endswith(tuple(TYPES))}
-    index = found.pop("index.html")
-    paths = {"/": ("index.html", index)} | {f"/static/{name}": (name, data) for name, data in found.items()}
-    for path, (name, data) in paths.items():
-        api.add_api_route(path, _file(name, data), methods=["GET", "HEAD"], include_in_schema=False)
-    return frozenset(paths)
+def add_page(api: FastAPI) -> None:
+    """Let `api` serve `/` and `/static/NAME`. They hold no secret, so they want no token."""
+    for file in FOLDER.iterdir():
+        path = "/" if file.name == "index.html" else f"/static/{file.name}"
+        api.add_api_route(path, _answer(file), methods=["GET", "HEAD"], include_in_schema=False)
 
 
-def _file(name: str, data: bytes) -> Callable[[Request], Awaitable[Response]]:
+def _answer(file: Path) -> Callable[[Request], Awaitable[Response]]:
+    data, kind = file.read_bytes(), TYPES[file.suffix]
     etag = f'"{hashlib.sha256(data).hexdigest()[:20]}"'
     headers = HEADERS | {"ETag": etag}
-    kind = TYPES[name[name.rindex(".") :]]
 
     async def answer(request: Request) -> Response:
         if request.headers.get("if-none-match") == etag:

@@ -38,17 +38,16 @@ export async function sample(sampler, n, seed, parameters) {
   return answer.images.map((image, i) => ({ z: answer.z[i], src: url(image) }));
 }
 
-/** `steps` points on a path ("linear", "spherical") from z-point a to b, both included. */
+/** `steps` points on a path (one of model.paths) from z-point a to b, both included. */
 export async function interpolate(a, b, steps, path) {
   const answer = await post("v1/interpolate", { z: [a, b], steps, path });
   return answer.images.map((image, i) => ({ z: answer.z[i], src: url(image) }));
 }
 
-/** A picture (a data: URL) through the model, harmed by a task first: {before, seen, after}, the last of them a point. */
+/** A picture (a data: URL) through the model, changed by a task first: {seen, after}; the second is a point. */
 export async function reconstruct(src, task, parameters, seed) {
-  const answer = await post("v1/reconstruct", { images: [src.split(",")[1]], task, parameters, seed });
-  const [z] = answer.z;
-  return { before: { src: url(answer.originals[0]) }, seen: { src: url(answer.inputs[0]) }, after: { z, src: url(answer.images[0]) } };
+  const answer = await post("v1/reconstruct", { images: [src], task, parameters, seed });
+  return { seen: { src: url(answer.seen[0]) }, after: { z: answer.z[0], src: url(answer.images[0]) } };
 }
 
 /** n new points of the sampler that follows the training images' points best. */

@@ -35,7 +35,7 @@ function show() {
     else link.removeAttribute("aria-current");
   }
   window.scrollTo(0, 0);
-  made[view] ??= starts[view](pick);
+  if (!(view in made)) made[view] = starts[view](pick);
   return made[view];
 }
 

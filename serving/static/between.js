@@ -1,13 +1,14 @@
 // The way from one point to another: all its pictures are fetched at once, so the slider needs no request.
 
-import { interpolate, latest, likely } from "./api.js";
+import { interpolate, latest, likely, model } from "./api.js";
 import { byId, choice, picture, short, slider } from "./dom.js";
 
 const FRAMES = 33;
 const SHOWN = 9;
 const ABOUT = {
-  linear: "Straight through; between far points it passes nearer the middle than any picture lies.",
-  spherical: "Turning around the origin, keeping the distance from it.",
+  straight: "The straight line; between far points it passes nearer the middle than real pictures lie.",
+  spherical: "Around the middle, keeping the distance from it.",
+  neighbours: "From real picture to real picture, each near the one before.",
 };
 
 export function startBetween(pick) {
@@ -20,7 +21,7 @@ export function startBetween(pick) {
   let ends = [null, null];
   let frames = [];
 
-  const way = choice(byId("ways"), Object.entries(ABOUT).map(([value, about]) => ({ value, label: value, about })), () => refresh());
+  const way = choice(byId("ways"), model.paths.map((value) => ({ value, label: value, about: ABOUT[value] })), () => refresh());
   const position = slider({
     label: "Where between them", min: 0, max: FRAMES - 1, step: 1, value: (FRAMES - 1) / 2, ends: ["start", "end"],
     format: (value) => `${Math.round((100 * value) / (FRAMES - 1))} %`, onInput: showMiddle,

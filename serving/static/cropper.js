@@ -13,7 +13,7 @@ export function makeCropper(onFrame) {
   let bitmap = null;
   let [x, y] = [0.5, 0.5]; // the part of the picture that is in the frame's middle, as shares of its width and height
   const zoom = slider({
-    label: "Enlarge", min: 1, max: MOST, step: 0.02, value: 1, format: (value) => `${value.toFixed(1)} ×`, onInput: show,
+    label: "Enlarge", min: 1, max: MOST, step: 0.02, value: 1, format: (value) => `${value.toFixed(1)} ×`, onInput: reframe,
   });
   byId("zoom").append(zoom.element);
 
@@ -26,13 +26,17 @@ export function makeCropper(onFrame) {
     paint.imageSmoothingQuality = "high";
     paint.clearRect(0, 0, side, side);
     paint.drawImage(bitmap, side / 2 - x * width, side / 2 - y * height, width, height);
+  }
+
+  function reframe() {
+    show();
     onFrame();
   }
 
   function move(right, down) {
     x -= right / (bitmap.width * scale());
     y -= down / (bitmap.height * scale());
-    show();
+    reframe();
   }
 
   canvas.addEventListener("pointerdown", (event) => canvas.setPointerCapture(event.pointerId));
@@ -51,7 +55,7 @@ export function makeCropper(onFrame) {
     (event) => {
       event.preventDefault();
       zoom.set(zoom.value * Math.exp(-event.deltaY / 500));
-      show();
+      reframe();
     },
     { passive: false },
   );

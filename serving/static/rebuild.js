@@ -11,6 +11,9 @@ const ABOUT = {
   recolor: "Its colours go.",
   inpaint: "Blocks are cut out of it.",
 };
+// From and to which value the sliders go; what a task takes beside these is left as it is.
+const RANGES = { sigma: [0.01, 2], keep: [0, 0.99], block: [0.03, 1], share: [0.02, 1] };
+const SEED = 0; // the same noise again, so that one sees what the sliders do
 const PARTS = { before: "The picture", seen: "What the encoder sees", after: "What comes back" };
 
 export function startRebuild(pick) {
@@ -26,19 +29,22 @@ export function startRebuild(pick) {
   const refresh = latest(async () => {
     if (!source) return;
     const given = Object.fromEntries(Object.entries(sliders).map(([name, made]) => [name, made.value]));
-    const now = source;
-    const answer = await reconstruct(now.src(), task.value, given, 0);
-    if (now !== source) return;
-    for (const part of Object.keys(PARTS)) pictures[part].show({ ...answer[part], about: `${now.about}, ${task.value}: ${PARTS[part].toLowerCase()}` });
+    const { src, about } = source;
+    const before = { src: src() };
+    const parts = { before, ...(await reconstruct(before.src, task.value, given, SEED)) };
+    for (const [part, point] of Object.entries(parts)) pictures[part].show({ ...point, about: `${about}, ${task.value}: ${PARTS[part].toLowerCase()}` });
   });
-  const task = choice(byId("tasks"), Object.keys(model.tasks).map((value) => ({ value, label: value, about: ABOUT[value] })), () => {
+  const suits = (name) => name !== "recolor" || model.image.channels === 3;
+  const task = choice(byId("tasks"), Object.keys(model.tasks).filter(suits).map((value) => ({ value, label: value, about: ABOUT[value] })), () => {
     makeSliders();
     refresh();
   });
 
   function makeSliders() {
     sliders = {};
-    for (const [name, { value, min, max }] of Object.entries(model.tasks[task.value])) {
+    for (const [name, value] of Object.entries(model.tasks[task.value])) {
+      if (!(name in RANGES)) continue;
+      const [min, max] = RANGES[name];
       sliders[name] = slider({ label: name, min, max, step: (max - min) / 100, value, onInput: refresh });
     }
     byId("strength").replaceChildren(...Object.values(sliders).map((made) => made.element));
@@ -52,12 +58,14 @@ export function startRebuild(pick) {
 
   async function open(file) {
     if (!file) return;
-    source = { src: () => cropper.crop(model.image.size), about: file.name };
     try {
       await cropper.open(file);
     } catch {
       tell(`${file.name} is no picture that this browser reads`, "trouble");
+      return;
     }
+    source = { src: () => cropper.crop(model.image.size), about: file.name };
+    refresh();
   }
 
   const another = latest(async () => {
@@ -78,6 +86,8 @@ export function startRebuild(pick) {
   }
   document.addEventListener("paste", (event) => !view.hidden && open(event.clipboardData.files[0]));
 
+  const { kind } = model.recipe.task;
+  byId("trained").textContent = `This model learned the task ${kind}; at others it does what it can.`;
   makeSliders();
   another();
   return { take };
