@@ -38,7 +38,7 @@ class _Endpoint:
     """What both clients share: where the endpoint is, and when to ask again."""
 
     def __init__(self, url: str, token: str, timeout: float):
-        self._url = url.rstrip("/")
+        self._url, self._timeout = url.rstrip("/"), timeout
         self._options: dict[str, Any] = {
             "base_url": self._url,
             "headers": {"Authorization": f"Bearer {token}"} if token else {},
@@ -55,8 +55,10 @@ class _Endpoint:
         elif isinstance(trouble, (httpx2.ConnectError, httpx2.ConnectTimeout)):
             error = EndpointError(f"no endpoint answers at {self._url}: {trouble}; start one with: zpoint serve")
             again = attempt < KNOCKS
+        elif isinstance(trouble, httpx2.TimeoutException):
+            error = EndpointError(f"no answer from {self._url} within {self._timeout:g} s")
         else:
-            error = EndpointError(f"the request to {self._url} failed: {trouble or type(trouble).__name__}")
+            error = EndpointError(f"the request to {self._url} failed: {str(trouble) or type(trouble).__name__}")
             # The connection broke: every request only reads, so it may be sent again.
             again = isinstance(trouble, (httpx2.NetworkError, httpx2.RemoteProtocolError)) and attempt < ATTEMPTS
         if not again:
