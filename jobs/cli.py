@@ -114,6 +114,7 @@ def _add_serving(command: Callable[..., Any]) -> None:
     serve.add_argument("--alias", default="champion")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=_count, default=8000)
+    serve.add_argument("--replicas", default="1", help="processes: a number, or the least and the most as in 1-4 (1)")
 
     decode = command("decode", _decode, "decode z-points at a served endpoint to a PNG or .npy")
     decode.add_argument("z", help=".npy file of z-points, float (n, z_dim)")
@@ -208,7 +209,7 @@ def _promote(args: Any) -> Result:
 def _serve(args: Any) -> Result:
     from jobs.serve import serve
 
-    return serve(args.alias, args.host, args.port)
+    return serve(args.alias, args.host, args.port, args.replicas)
 
 
 def _decode(args: Any) -> Result:

@@ -1,6 +1,7 @@
 """The serve command and the commands that query what is served."""
 
 import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,30 @@ from cluster.settings import settings
 from serving.client import Client
 
 
-def serve(alias: str, host: str, port: int) -> dict[str, Any]:
-    """Serve the model that `alias` names until Ctrl-C. Raises ValueError as `serving.deployment` does."""
+def serve(alias: str, host: str, port: int, replicas: str = "1") -> dict[str, Any]:
+    """Serve the model that `alias` names until Ctrl-C, by `replicas` processes, as in "2" or "1-4".
+
+    Raises ValueError as `serving.deployment` does.
+    """
     from serving.deployment import serve_champion, wait
     from serving.registry import find_champion
 
+    bounds = _replicas(replicas)
     find_champion(alias)  # a missing alias is told before Ray starts
     connect()
-    served = serve_champion(alias, host, port)
+    served = serve_champion(alias, host, port, replicas=bounds)
     print(f"zpoint: serving {served.model} version {served.version} at {served.url}", file=sys.stderr)
     print(f"zpoint: routes at {served.url}/docs; stop with Ctrl-C", file=sys.stderr, flush=True)
     wait()
     return {"url": served.url, "model": served.model, "version": served.version, "stopped": True}
+
+
+def _replicas(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", text)
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= least <= most:
+        raise ValueError(f"--replicas takes a number, or the least and the most as in 1-4, not '{text}'")
+    return least, most
 
 
 def decode_file(url: str, path: str, out: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from cluster.settings import settings
 from serving import haproxy
@@ -36,13 +37,14 @@ class Endpoint:
 
 def serve_champion(
     alias: str = "champion", host: str = "127.0.0.1", port: int = 8000, *, replicas: tuple[int, int] = (1, 1),
-    blocking: bool = False,
+    compiled: bool = True,
 ) -> Endpoint:  # fmt: skip
     """Serve the model that `alias` names at http://host:port, through HAProxy, on the Ray that is connected.
 
-    `replicas`: between how many, by the length of their queues. Returns once the endpoint answers; with `blocking` once it has been interrupted and stopped. Raises
-    ValueError for an unknown alias, a host beyond loopback without ZPOINT_TOKEN, a taken port or a Ray
-    that serves already; RuntimeError when the model does not load.
+    Between `replicas` processes, by the number of requests that each has to answer; with `compiled` decoders, which
+    take some seconds longer to start. Returns once the endpoint answers. Raises ValueError for an unknown alias, a
+    host beyond loopback without ZPOINT_TOKEN, a taken port or a Ray that serves already; RuntimeError when the model
+    does not load.
     """
     token = settings().token
     if not _is_loopback(host) and not token:
@@ -63,14 +65,11 @@ def serve_champion(
             logging_config={"log_level": "WARNING", "enable_access_log": False},
             controller_options={"runtime_env": {"env_vars": _controller_environment()}},
         )
-        _run(champion, token, replicas)
+        _run(champion, application(champion, token, replicas, compiled=compiled))
         _wait_until_ready(served.url)
     except BaseException:
         stop()
         raise
-    log.info("serving %s version %s at %s", served.model, served.version, served.url)
-    if blocking:
-        wait()
     return served
 
 
@@ -108,11 +107,11 @@ def stop() -> None:
     shutil.rmtree(_folder() / ray.get_runtime_context().get_node_id(), ignore_errors=True)
 
 
-def _run(champion: Champion, token: str, replicas: tuple[int, int]) -> None:
+def _run(champion: Champion, app: Any) -> None:
     from ray import serve
 
     try:
-        serve.run(application(champion, token, replicas), name=APP, route_prefix="/")
+        serve.run(app, name=APP, route_prefix="/")
     except RuntimeError as error:
         # Serve tells why only in the deployment's status, below a traceback.
         told = [d.message for d in serve.status().applications[APP].deployments.values()]
@@ -128,8 +127,12 @@ def _controller_environment() -> dict[str, str]:
     wanted = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # see replica.py: it has no such port
         # Long enough for HAProxy to forget a replica; the default of 30 s would also hold up every stop.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # Else HAProxy writes a line for each request, and a Python process reads it: replicas count by themselves.
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 2))),
     }
     head = next(node for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
     if head["NodeID"] != ray.get_runtime_context().get_node_id():

@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -27,9 +28,9 @@ class Loaded:
     def __init__(self, facts: Facts, model: Autoencoder, *, compiled: bool = True, meters: Meters | None = None):
         self.facts = facts
         thread = ThreadPoolExecutor(1, "model")  # ends when nobody holds this model any more
-        network = thread.submit(_networks, model, compiled).result()
-        self.decode = Batcher("decode", _on_arrays(network[0], model), executor=thread, meters=meters)
-        self.encode = Batcher("encode", _on_arrays(network[1], model), executor=thread, meters=meters)
+        decode, encode = thread.submit(_networks, model, compiled).result()
+        self.decode = Batcher("decode", _on_arrays(decode, model), executor=thread, meters=meters)
+        self.encode = Batcher("encode", _on_arrays(encode, model), executor=thread, meters=meters)
 
 
 def load(champion: Champion, device: str = "cpu", *, compiled: bool = True, meters: Meters | None = None) -> Loaded:
@@ -66,37 +67,41 @@ def fold_norms(model: Autoencoder) -> Autoencoder:
 def _networks(model: Autoencoder, compiled: bool) -> tuple[Network, Network]:
     """Decoder and encoder, warm: float32 z (n, z_dim) to images uint8 (n, size, size, channels), and back."""
     model = fold_norms(model)
-
-    def decode(z: Tensor) -> Tensor:
-        return to_uint8(torch.sigmoid(model.logits(z)))
-
-    def encode(images: Tensor) -> Tensor:
-        return model.encode(to_float(images)).mean
-
-    device = next(model.parameters()).device
-    made = torch.zeros(2, model.z_dim, device=device)
+    example = torch.zeros(1, model.z_dim, device=next(model.parameters()).device)
     with torch.inference_mode():
-        seen = decode(made)
-        for n in WARM[::-1]:
-            encode(seen[:1].expand(n, -1, -1, -1).contiguous())
-        return (_compile(decode, made) if compiled else _warm(decode, made)), encode
+        images = _decode(model, example)
+        encode = _warm(partial(_encode, model), images)
+        decode = partial(_decode, model)
+        if compiled:
+            try:
+                return _warm(partial(_compiled_decode(), model), example), encode
+            except Exception as error:  # its kinds are many, no C++ compiler the commonest; none is worth an outage
+                log.warning("the decoder runs uncompiled: %s", " ".join(str(error).split())[:300])
+        return _warm(decode, example), encode
 
 
-def _compile(network: Network, example: Tensor) -> Network:
-    """`network` compiled and warm; itself, with a warning, where this machine has no C++ compiler."""
+def _decode(model: Autoencoder, z: Tensor) -> Tensor:
+    return to_uint8(torch.sigmoid(model.logits(z)))
+
+
+def _encode(model: Autoencoder, images: Tensor) -> Tensor:
+    return model.encode(to_float(images)).mean
+
+
+@cache
+def _compiled_decode() -> Callable[[Autoencoder, Tensor], Tensor]:
+    """`_decode` compiled once for all models of a kind: weights are arguments, so the next version costs no compiling."""
+    import torch._dynamo.config as dynamo
     import torch._inductor.config as inductor
 
     inductor.compile_threads = 1  # no pool of compiling processes beside the server
-    try:
-        return _warm(torch.compile(network, dynamic=True), example)
-    except Exception as error:  # the compiler's own kinds are many, and none of them is worth an outage
-        log.warning("the decoder runs uncompiled: %s", " ".join(str(error).split())[:300])
-        return _warm(network, example)
+    dynamo.recompile_limit = 64  # kinds of models that one process may come to serve, two graphs each
+    return torch.compile(_decode, dynamic=True)
 
 
 def _warm(network: Network, example: Tensor) -> Network:
     for n in WARM:
-        network(example[:1].expand(n, -1).contiguous())
+        network(example.expand(n, *example.shape[1:]).contiguous())
     return network
 
 

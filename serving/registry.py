@@ -2,12 +2,15 @@
 
 import tempfile
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from aecore.checkpoint import SavedModel, load_model
 from cluster import tracking
 from cluster.settings import settings
 from cluster.storage import open_uri
+
+if TYPE_CHECKING:  # torch is not needed to ask what an alias names
+    from aecore.checkpoint import SavedModel
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,10 @@ def find_champion(alias: str = "champion") -> Champion:
     )
 
 
-def read_model(source: str, tracking_uri: str, device: str) -> SavedModel:
+def read_model(source: str, tracking_uri: str, device: str) -> "SavedModel":
     """The model in the artifact folder `source`: a path, file://, s3:// or what only MLflow reads."""
+    from aecore.checkpoint import load_model
+
     if urlsplit(source).scheme in ("", "file", "s3"):
         return load_model(*open_uri(source), device)
     import mlflow.artifacts

@@ -6,6 +6,7 @@ serve run serving/serve.yaml        # on a cluster; see there
 import json
 import os
 import threading
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +21,7 @@ KNOWN = b"zpoint-served"
 class Replica:
     """One process that holds the model; Ray Serve mounts the app that `__serve_build_asgi_app__` gives."""
 
-    def __init__(self, champion: dict[str, str], token: str):
+    def __init__(self, champion: dict[str, str], token: str, compiled: bool = True):
         import torch
         from ray import serve
 
@@ -28,13 +29,14 @@ class Replica:
         from serving.loading import load
         from serving.meters import Meters
 
+        _close_side_door()
         given, self._token = Champion(**champion), token
         os.environ["MLFLOW_TRACKING_URI"] = given.tracking_uri
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._meters = meters = Meters(serve.get_replica_context().replica_id.unique_id)
 
         def bring(found: Champion) -> Any:
-            return load(found, device, meters=meters)
+            return load(found, device, compiled=compiled, meters=meters)
 
         self._slot = first_that_loads(_candidates(given), bring)
         facts = self._slot.current.facts
@@ -49,7 +51,7 @@ class Replica:
         return make_api(self._slot, token=self._token, meters=self._meters)
 
 
-def application(champion: Champion, token: str, replicas: tuple[int, int] = (1, 1)) -> Any:
+def application(champion: Champion, token: str, replicas: tuple[int, int] = (1, 1), *, compiled: bool = True) -> Any:
     """The Serve application; between `replicas` processes, by the number of requests that each has to answer."""
     from ray import serve
 
@@ -70,7 +72,7 @@ def application(champion: Champion, token: str, replicas: tuple[int, int] = (1, 
         ray_actor_options={"num_cpus": 1, "num_gpus": GPU_SHARE if has_gpu() else 0},
         **scale,
     )
-    return deployment.bind(asdict(champion), token)
+    return deployment.bind(asdict(champion), token, compiled)
 
 
 def app(args: dict[str, Any]) -> Any:
@@ -88,20 +90,29 @@ def app(args: dict[str, Any]) -> Any:
     return application(find_champion(alias), settings().token, (least, most))
 
 
+def _close_side_door() -> None:
+    """Keep Serve from opening a port on every interface at which a replica unpickles what anybody sends.
+
+    It is for calls between deployments; the endpoint has one, and what calls it comes over HTTP.
+    """
+    from ray.serve._private import replica
+
+    assert callable(replica.add_port_to_grpc_server)
+    replica.add_port_to_grpc_server = lambda server, address: 0
+
+
 def _candidates(given: Champion) -> list[Champion]:
     """What a starting replica tries in turn: what the alias names now, what was served last, what was served first."""
     found = []
-    try:
+    with suppress(Exception):  # where MLflow does not answer, or the alias is gone: serve on
         found.append(find_champion(given.alias))
-    except Exception:  # MLflow does not answer, or the alias is gone: serve on
-        pass
     if known := _recall(given.alias):
         found.append(known)
     return list(dict.fromkeys([*found, given]))
 
 
 def _remember(served: Champion) -> None:
-    """Note in the cluster's own store what is served, for replicas that start when the alias names what does not load."""
+    """Note in the cluster what is served, for replicas that start when the alias names what does not load."""
     from ray.experimental.internal_kv import _internal_kv_put
 
     _internal_kv_put(served.alias.encode(), json.dumps(asdict(served)).encode(), overwrite=True, namespace=KNOWN)
