@@ -37,7 +37,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from aecore.config import TASKS
-from serving import docs, options
+from serving import docs, options, page
 from serving.answers import ARRAY_KINDS, IMAGE_KINDS, choose_answer, encode_images, encode_json, encode_npy
 from serving.batching import Overloaded
 from serving.formats import JSON, NPY, PICTURES, Limits, TooLarge, load_json, parse_body
@@ -58,6 +58,7 @@ def make_api(slot: Slot, *, token: str = "", limits: Limits | None = None, meter
     api.add_middleware(Gate, slot=slot, token=token, seconds=limits.seconds, meters=meters)
     api.add_exception_handler(HTTPException, _http_problem)
     api.add_exception_handler(Overloaded, _overloaded)
+    page.add_page(api)
     _add_work(api, limits)
     _add_facts(api, slot, limits, meters)
     return api

@@ -14,7 +14,7 @@ from serving.meters import Meters
 from serving.served import Slot
 
 log = logging.getLogger(__name__)
-OPEN = frozenset({"/healthz", "/readyz"})  # need no token, but none that is wrong either
+OPEN = frozenset({"/", "/healthz", "/readyz"})  # as /static/, the page's files: need no token, but none that is wrong
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -69,7 +69,7 @@ class Gate:
             return True
         given = dict(scope["headers"]).get(b"authorization")
         if given is None:
-            return scope["path"] in OPEN
+            return scope["path"] in OPEN or scope["path"].startswith("/static/")
         kind, _, token = given.partition(b" ")
         return hmac.compare_digest(token.strip(), self._token) and kind.lower() == b"bearer"
 

@@ -6,12 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import httpx2
 import numpy as np
@@ -25,7 +22,6 @@ from aecore.model import ImageShape, build_model
 from aecore.samplers import fit_latents, sample
 from cluster import tracking
 from cluster.storage import open_uri
-from serving import client as client_module
 from serving import haproxy
 from serving.client import Client
 from serving.deployment import serve_champion, stop
@@ -176,64 +172,6 @@ def test_an_open_host_wants_a_token(home):
 def test_an_alias_that_nothing_has(home):
     with pytest.raises(ValueError, match="no model has the alias 'champion'"):
         find_champion()
-
-
-class Flaky(BaseHTTPRequestHandler):
-    answers: ClassVar[list[tuple[int, str, bytes]]] = []
-
-    def do_GET(self):
-        status, kind, body = self.answers.pop(0)
-        self.send_response(status)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def flaky():
-    server = HTTPServer(("127.0.0.1", 0), Flaky)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_client_tries_again_what_passes(flaky, monkeypatch):
-    monkeypatch.setattr(client_module, "FIRST_WAIT", 0.001)
-    # HAProxy says 500 in plain text while no replica is up.
-    Flaky.answers = [
-        (503, "text/plain", b"busy"),
-        (500, "text/plain", b""),
-        (200, "application/json", b'{"a": 1}'),
-    ]
-    assert Client(flaky).model() == {"a": 1}
-    own_fault = b'{"status": 500, "title": "Internal Server Error", "detail": "see the log"}'
-    Flaky.answers = [(500, "application/problem+json", own_fault)]
-    with pytest.raises(ValueError, match="see the log"):
-        Client(flaky).model()
-    Flaky.answers = [(503, "text/plain", b"busy")] * 5
-    with pytest.raises(ValueError, match="answered 503 busy"):
-        Client(flaky).model()
-
-
-def test_client_without_an_endpoint(monkeypatch):
-    monkeypatch.setattr(client_module, "FIRST_WAIT", 0.001)
-    with pytest.raises(ValueError, match="no endpoint answers at"):
-        Client(f"http://127.0.0.1:{free_port()}").model()
-    for url in ("localhost:8000", "ftp://127.0.0.1", "", "http://[", "http://host:port"):
-        with pytest.raises(ValueError, match=r"."):
-            Client(url).model()
-
-
-def test_client_imports_neither_torch_nor_ray():
-    code = "import sys, serving.client; assert not {'torch', 'ray', 'fastapi', 'mlflow'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_haproxy_statistics_stay_on_loopback():
