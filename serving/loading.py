@@ -90,7 +90,7 @@ def _encode(model: Autoencoder, images: Tensor) -> Tensor:
 
 @cache
 def _compiled_decode() -> Callable[[Autoencoder, Tensor], Tensor]:
-    """`_decode` compiled once for all models of a kind: weights are arguments, so the next version costs no compiling."""
+    """`_decode` compiled once for all models of a kind: weights are arguments, so the next version compiles nothing."""
     import torch._dynamo.config as dynamo
     import torch._inductor.config as inductor
 
