@@ -7,6 +7,8 @@ import { coordinate, directions, geometry, moved } from "./latents.js";
 const STRIP = 9;
 const RANGE = 3; // standard deviations of the training images' points each way; whole differences for attributes
 
+const signed = (value) => (Math.abs(value) < 0.05 ? "0.0" : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(1)}`);
+
 export function startChange(pick) {
   const shown = picture("The picture that the sliders change", pick);
   byId("changed").append(shown.element);
@@ -40,7 +42,7 @@ export function startChange(pick) {
       max: RANGE,
       step: 0.05,
       value: 0,
-      format: (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(1)}`,
+      format: signed,
       onInput(value) {
         z = moved(z, direction, value - coordinate(z, direction));
         byId("change-undo").disabled = false;

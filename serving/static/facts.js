@@ -1,11 +1,11 @@
 // What the endpoint tells of its model, as tables and one chart.
 
-import { model } from "./api.js";
+import { hasToken, model } from "./api.js";
 import { byId, draw, make, short } from "./dom.js";
 import { geometry, shares } from "./latents.js";
 
 export function startFacts() {
-  const { recipe, image } = model;
+  const { recipe, image, refused } = model;
   const { radius, prior } = geometry();
   const kl = recipe.loss.kl_factor;
   byId("facts").append(
@@ -15,7 +15,9 @@ export function startFacts() {
       kind: kl === 0 ? "autoencoder" : `variational autoencoder, kl_factor ${short(kl)}`,
       z_dim: model.z_dim,
       images: `${image.size} × ${image.size} pixels, ${image.channels === 1 ? "gray" : "colour"}`,
+      task: recipe.task.kind,
       "trained on": recipe.data.uri,
+      ...(refused && { "not served": `version ${refused.version}, which the alias names: ${refused.reason}` }),
     }),
     table("Where the training images' points lie", {
       "mean distance from the origin": short(radius),
@@ -23,8 +25,9 @@ export function startFacts() {
     }),
     spectrum(),
     table("Measured", Object.fromEntries(Object.entries(model.metrics).map(([name, value]) => [name, short(value)]))),
-    make("p", {}, "The routes of this endpoint are described at ", make("a", { href: "docs" }, "/docs"), "."),
   );
+  // A link cannot carry the token.
+  if (!hasToken()) byId("facts").append(make("p", {}, "Its routes are described at ", make("a", { href: "docs" }, "/docs"), "."));
 }
 
 function table(title, rows) {

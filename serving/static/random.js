@@ -40,7 +40,7 @@ export function startRandom(pick) {
     sliders = {};
     for (const [name, standard] of Object.entries(model.samplers[sampler.value])) {
       const value = standard ?? geometry().prior;
-      const max = name === "radius" ? 2.5 * Math.max(geometry().prior, geometry().radius) : name === "boundary" ? 20 : 4 * value;
+      const max = farthest(sampler.value, name) ?? 4 * value;
       sliders[name] = slider({ label: name, min: 0, max, step: max / 200, value, onInput: refresh });
     }
     byId("parameters").replaceChildren(...Object.values(sliders).map((made) => made.element));
@@ -57,6 +57,15 @@ export function startRandom(pick) {
   another();
 }
 
+/** Where a slider ends: well beyond the training images' points, wherever those lie. */
+function farthest(sampler, parameter) {
+  const { radius, prior } = geometry();
+  if (parameter === "radius") return 2.5 * Math.max(prior, radius);
+  if (parameter === "boundary") return Math.max(20, (2.5 * Math.sqrt(3) * radius) / prior); // a cube's points lie at boundary * sqrt(z_dim / 3)
+  if (sampler === "normal") return Math.max(4, (2.5 * radius) / prior);
+  return undefined;
+}
+
 /** How far from the origin the shown points lie, beside where the data's points lie. */
 function showDistance(points) {
   const { radius, spread } = geometry();
@@ -69,8 +78,8 @@ function showDistance(points) {
     draw(
       "svg",
       { viewBox: "0 0 300 34", role: "img", "aria-label": "Distances from the origin" },
-      draw("rect", { class: "data", x: x(radius - 2 * spread), y: 4, width: x(radius + 2 * spread) - x(radius - 2 * spread), height: 22, rx: 6 }),
       draw("line", { class: "line", x1: 0, x2: 300, y1: 15, y2: 15 }),
+      draw("rect", { class: "data", x: x(radius - 2 * spread), y: 4, width: x(radius + 2 * spread) - x(radius - 2 * spread), height: 22, rx: 6 }),
       ...radii.map((value) => draw("circle", { class: "dot", cx: x(value), cy: 15, r: 4 })),
     ),
     make(

@@ -241,7 +241,7 @@ def test_no_endpoint(ask):
 
 
 def test_a_thread_pool_shares_one_client(url):
-        with Client(url, TOKEN) as client, ThreadPoolExecutor(8) as pool:
+    with Client(url, TOKEN) as client, ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda row: client.decode(row[None])[0], np.tile(Z, (8, 1))))
     assert close(np.stack(answers), np.tile(decoded(Z), (8, 1, 1, 1)))
 
