@@ -121,16 +121,27 @@ def _add_serving(command: Callable[..., Any]) -> None:
     serve.add_argument("--alias", default="champion")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=_count, default=8000)
+    serve.add_argument("--replicas", default="1", help="processes: a number, or the least and the most as in 1-4 (1)")
 
-    decode = command("decode", _decode, "decode z-points at a served endpoint to a PNG or .npy")
+    decode = command("decode", _ask, "decode z-points at a served endpoint")
     decode.add_argument("z", help=".npy file of z-points, float (n, z_dim)")
-    sample = command("sample", _sample, "choose z-points at a served endpoint and decode them")
+    sample = command("sample", _ask, "choose z-points at a served endpoint and decode them")
     sample.add_argument("--sampler", default="normal")
     sample.add_argument("--n", type=_count, default=64)
-    sample.add_argument("--seed", type=int, default=0)
-    for added in (decode, sample):
+    reconstruct = command("reconstruct", _ask, "do a task to a picture and rebuild it at a served endpoint")
+    reconstruct.add_argument("picture", help="an image file, or a .npy of several, uint8 (n, height, width, 1 or 3)")
+    reconstruct.add_argument("--task", default="reconstruct")
+    for added in (sample, reconstruct):
+        added.add_argument("--seed", type=int, default=0)
+        added.add_argument("overrides", nargs="*", metavar="parameter=value", help="as in boundary=3 or sigma=0.4")
+    interpolate = command("interpolate", _ask, "go from one picture or z-point to another at a served endpoint")
+    interpolate.add_argument("start", help="an image file, or a .npy of one z-point")
+    interpolate.add_argument("end", help="the same")
+    interpolate.add_argument("--steps", type=_count, default=8)
+    interpolate.add_argument("--path", default="straight")
+    for added in (decode, sample, reconstruct, interpolate):
         added.add_argument("--url", default="http://127.0.0.1:8000")
-        added.add_argument("--out", default="decoded.png", help="where the pictures go: .png or .npy")
+        added.add_argument("--out", default="decoded.png", help="where the pictures go: .png or .npy (decoded.png)")
 
 
 def _add_cluster(command: Callable[..., Any]) -> None:
@@ -225,19 +236,14 @@ def _promote(args: Any) -> Result:
 def _serve(args: Any) -> Result:
     from jobs.serve import serve
 
-    return serve(args.alias, args.host, args.port)
+    return serve(args.alias, args.host, args.port, args.replicas)
 
 
-def _decode(args: Any) -> Result:
-    from jobs.serve import decode_file
+def _ask(args: Any) -> Result:
+    from jobs import ask
 
-    return decode_file(args.url, args.z, args.out)
-
-
-def _sample(args: Any) -> Result:
-    from jobs.serve import sample_file
-
-    return sample_file(args.url, args.sampler, args.n, args.seed, args.out)
+    given = {name: value for name, value in vars(args).items() if name not in ("command", "json", "call", "show")}
+    return getattr(ask, args.command)(**given)
 
 
 def _runs(args: Any) -> Result:
