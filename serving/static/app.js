@@ -9,7 +9,14 @@ import { startPicked } from "./picked.js";
 import { startRandom } from "./random.js";
 import { startRebuild } from "./rebuild.js";
 
-const VIEWS = ["random", "change", "between", "rebuild", "model"];
+const starts = {
+  random: startRandom,
+  change: startChange,
+  between: startBetween,
+  rebuild: startRebuild,
+  model: startFacts,
+};
+const VIEWS = Object.keys(starts);
 
 /** A view is made when it is first looked at. */
 const made = {};
@@ -19,7 +26,6 @@ const pick = startPicked({
   "to-end": (point) => open("between").takeEnd(point),
   "to-rebuild": (point) => open("rebuild").take(point),
 });
-const starts = { random: startRandom, change: startChange, between: startBetween, rebuild: startRebuild, model: startFacts };
 
 function open(view) {
   history.pushState(null, "", `#${view}`);
