@@ -49,8 +49,8 @@ async function start() {
   try {
     await load();
   } catch (error) {
-    if (error instanceof Refused && error.status === 401) return askToken();
-    tell(error.message, "stay");
+    if (error instanceof Refused && error.status === 401) byId("token").showModal();
+    else tell(error.message, "stay");
     return;
   }
   byId("served").textContent = `${model.name} ${model.version}, ${model.alias}`;
@@ -59,10 +59,7 @@ async function start() {
   show();
 }
 
-function askToken() {
-  byId("token").showModal();
-}
-
+byId("token").addEventListener("cancel", (event) => event.preventDefault()); // there is nothing to see without one
 byId("token-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   useToken(byId("token-value").value.trim());
