@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from cluster.local import connect
+from cluster.settings import settings
 
 
 def serve(alias: str, host: str, port: int, replicas: str = "1") -> dict[str, Any]:
@@ -12,6 +13,7 @@ def serve(alias: str, host: str, port: int, replicas: str = "1") -> dict[str, An
 
     Raises ValueError as `serving.deployment` does.
     """
+    from serving.client import Client
     from serving.deployment import serve_champion, wait
     from serving.registry import find_champion
 
@@ -22,8 +24,30 @@ def serve(alias: str, host: str, port: int, replicas: str = "1") -> dict[str, An
     print(f"zpoint: serving {served.model} version {served.version} at {served.url}", file=sys.stderr)
     print(f"zpoint: look at it there in a browser; routes at {served.url}/docs", file=sys.stderr)
     print("zpoint: stop with Ctrl-C", file=sys.stderr, flush=True)
-    wait()
+    with Client(served.url, settings().token) as client:
+        wait(_Teller(client, served.version))
     return {"url": served.url, "model": served.model, "version": served.version, "stopped": True}
+
+
+class _Teller:
+    """Tells on stderr when the endpoint has followed the alias, or has refused to."""
+
+    def __init__(self, client: Any, version: str):
+        self._client, self._told, self._seen = client, (version, None), (version, None)
+
+    def __call__(self) -> None:
+        try:
+            model = self._client.model()
+        except ValueError:  # it will answer again, or whoever asks it is told why not
+            return
+        now, refused = (model["version"], model["refused"]), ""
+        # Twice, since replicas do not move in the same moment.
+        if now == self._seen != self._told:
+            if model["refused"]:
+                refused = f"; refused version {model['refused']['version']}: {model['refused']['reason']}"
+            print(f"zpoint: serving version {model['version']}{refused}", file=sys.stderr, flush=True)
+            self._told = now
+        self._seen = now
 
 
 def _replicas(text: str) -> tuple[int, int]:

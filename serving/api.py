@@ -55,7 +55,7 @@ def make_api(slot: Slot, *, token: str = "", limits: Limits | None = None, meter
     """The app around what stands in `slot`. With a `token` all but /healthz, /readyz and the page want
     `Authorization: Bearer TOKEN`. Nothing is loaded from elsewhere."""
     limits, meters = limits or Limits(), meters or Meters()
-    api = FastAPI(title="zpoint", version="1", docs_url=None, redoc_url=None)
+    api = FastAPI(title="zpoint", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     api.add_middleware(Gate, slot=slot, token=token, seconds=limits.seconds, meters=meters)
     api.add_exception_handler(HTTPException, _http_problem)
     api.add_exception_handler(Overloaded, _overloaded)

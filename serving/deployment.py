@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 APP = "zpoint"
 START_SECONDS = 120.0  # to download, load and warm the model and to answer
 STOP_SECONDS = 20.0
+LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,13 @@ def serve_champion(
     return served
 
 
-def wait() -> None:
-    """Block until Ctrl-C or SIGTERM, then stop the endpoint."""
+def wait(look: Callable[[], None]) -> None:
+    """Block until Ctrl-C or SIGTERM, calling `look` each few seconds, then stop the endpoint."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while True:
-            time.sleep(3600)
+            time.sleep(LOOK_SECONDS)
+            look()
     except KeyboardInterrupt:
         log.info("stopping the endpoint")
     finally:

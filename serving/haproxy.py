@@ -48,7 +48,7 @@ def write_errors(folder: Path) -> None:
         body = json.dumps({"status": 503, "title": "Service Unavailable", "detail": detail})
         head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 2"
         text = f"{head}\r\nCache-Control: no-store\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-        (folder / f"{status}.http").write_text(text)
+        (folder / f"{status}.http").write_bytes(text.encode())
 
 
 def on_loopback(config: str) -> str:

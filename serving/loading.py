@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from aecore.model import Autoencoder, to_float, to_uint8
-from serving.batching import Batcher
+from serving.batching import Batcher, Work
 from serving.meters import Meters
 from serving.registry import Champion, read_model
 from serving.served import Facts
@@ -28,9 +28,9 @@ class Loaded:
     def __init__(self, facts: Facts, model: Autoencoder, *, compiled: bool = True, meters: Meters | None = None):
         self.facts = facts
         thread = ThreadPoolExecutor(1, "model")  # ends when nobody holds this model any more
-        decode, encode = thread.submit(_networks, model, compiled).result()
-        self.decode = Batcher("decode", _on_arrays(decode, model), executor=thread, meters=meters)
-        self.encode = Batcher("encode", _on_arrays(encode, model), executor=thread, meters=meters)
+        decode, encode = thread.submit(networks, model, compiled).result()
+        self.decode = Batcher("decode", decode, executor=thread, meters=meters)
+        self.encode = Batcher("encode", encode, executor=thread, meters=meters)
 
 
 def load(champion: Champion, device: str = "cpu", *, compiled: bool = True, meters: Meters | None = None) -> Loaded:
@@ -64,20 +64,15 @@ def fold_norms(model: Autoencoder) -> Autoencoder:
     return model
 
 
-def _networks(model: Autoencoder, compiled: bool) -> tuple[Network, Network]:
+def networks(model: Autoencoder, compiled: bool) -> tuple[Work, Work]:
     """Decoder and encoder, warm: float32 z (n, z_dim) to images uint8 (n, size, size, channels), and back."""
     model = fold_norms(model)
-    example = torch.zeros(1, model.z_dim, device=next(model.parameters()).device)
+    device = next(model.parameters()).device
+    example = torch.zeros(1, model.z_dim, device=device)
     with torch.inference_mode():
-        images = _decode(model, example)
-        encode = _warm(partial(_encode, model), images)
-        decode = partial(_decode, model)
-        if compiled:
-            try:
-                return _warm(partial(_compiled_decode(), model), example), encode
-            except Exception as error:  # its kinds are many, no C++ compiler the commonest; none is worth an outage
-                log.warning("the decoder runs uncompiled: %s", " ".join(str(error).split())[:300])
-        return _warm(decode, example), encode
+        encode = _warm(partial(_encode, model), _decode(model, example))
+        decode = _warm(_compiled(model, example) if compiled else partial(_decode, model), example)
+    return _on_arrays(decode, device), _on_arrays(encode, device)
 
 
 def _decode(model: Autoencoder, z: Tensor) -> Tensor:
@@ -86,6 +81,14 @@ def _decode(model: Autoencoder, z: Tensor) -> Tensor:
 
 def _encode(model: Autoencoder, images: Tensor) -> Tensor:
     return model.encode(to_float(images)).mean
+
+
+def _compiled(model: Autoencoder, example: Tensor) -> Network:
+    try:
+        return _warm(partial(_compiled_decode(), model), example)
+    except Exception as error:  # its kinds are many, no C++ compiler the commonest; none is worth an outage
+        log.warning("the decoder runs uncompiled: %s", " ".join(str(error).split())[:300])
+        return partial(_decode, model)
 
 
 @cache
@@ -105,9 +108,7 @@ def _warm(network: Network, example: Tensor) -> Network:
     return network
 
 
-def _on_arrays(network: Network, model: Autoencoder) -> Callable[[np.ndarray], np.ndarray]:
-    device = next(model.parameters()).device
-
+def _on_arrays(network: Network, device: torch.device) -> Work:
     def work(items: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             return network(torch.from_numpy(items).to(device)).cpu().numpy()

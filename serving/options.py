@@ -19,7 +19,7 @@ from aecore.paths import PATHS
 from aecore.samplers import SAMPLERS, Latents, sample
 from aecore.task import Draws, corrupt
 
-Seed = Field(default=None, ge=0, lt=2**63, description="repeats what is drawn; without one X-Zpoint-Seed tells it")
+SEED = "repeats what is drawn; without one X-Zpoint-Seed tells it"
 
 
 class Options(BaseModel):
@@ -33,7 +33,7 @@ class Decode(Options):
 class Sample(Options):
     sampler: str = Field(default="normal", description=f"one of {', '.join(SAMPLERS)}")
     n: int = Field(default=1, strict=True, ge=1, description="how many z-points")
-    seed: int | None = Field(default=None, strict=True, ge=0, lt=2**63, description=Seed.description)
+    seed: int | None = Field(default=None, strict=True, ge=0, lt=2**63, description=SEED)
     parameters: dict[str, float] = Field(default={}, description="the sampler's own, see /v1/model")
 
 
@@ -43,7 +43,7 @@ class Encode(Options):
 
 class Reconstruct(Options):
     task: str = Field(default="reconstruct", description=f"one of {', '.join(TASKS)}")
-    seed: int | None = Seed
+    seed: int | None = Field(default=None, ge=0, lt=2**63, description=SEED)
     parameters: dict[str, float | str] = Field(default={}, description="the task's own, see /v1/model")
 
 

@@ -95,10 +95,10 @@ def _close_side_door() -> None:
 
     It is for calls between deployments; the endpoint has one, and what calls it comes over HTTP.
     """
-    from ray.serve._private import replica
+    import ray.serve._private.replica as theirs
 
-    assert callable(replica.add_port_to_grpc_server)
-    replica.add_port_to_grpc_server = lambda server, address: 0
+    assert hasattr(theirs, "add_port_to_grpc_server")
+    theirs.add_port_to_grpc_server = lambda server, address: 0  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _candidates(given: Champion) -> list[Champion]:

@@ -127,9 +127,7 @@ class Load:
         del self.open[connection.sock.fileno()]
 
 
-def make_request(
-    path: str, body: bytes, accept: str, kind: str = "application/x-npy", token: str = ""
-) -> bytes:
+def make_request(path: str, body: bytes, accept: str, kind: str = "application/x-npy", token: str = "") -> bytes:
     """The bytes of an HTTP/1.1 POST."""
     lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Type: {kind}", f"Accept: {accept}"]
     lines += [f"Content-Length: {len(body)}", *([f"Authorization: Bearer {token}"] if token else []), "", ""]

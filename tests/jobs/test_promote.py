@@ -55,6 +55,14 @@ def test_an_unfinished_run_is_refused(refused, two_runs: list[str]):
     assert "run 'a' has not finished" in refused("promote", "a")
 
 
+def test_a_model_that_does_not_load_is_refused_and_the_alias_stays(refused, zpoint, two_runs: list[str]):
+    zpoint("promote", "a")
+    weights = Path(find_record("b").uri) / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "run 'b' is not promoted, its model does not load" in refused("promote", "b")
+    assert find_champion().version == "1"
+
+
 def test_a_run_unknown_to_mlflow_is_refused(refused, zpoint, tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     zpoint("train", tiny, f"data.uri={faces}", "name=a", "optim.epochs=1")
