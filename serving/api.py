@@ -10,6 +10,7 @@
 | GET /v1/model | | JSON: facts, samplers, tasks, the latent space, limits |
 | GET /healthz, /readyz | | {"status": "ok"}; readyz decodes a z-point first. Both want no token |
 | GET /metrics, /docs, /openapi.json | | Prometheus, HTML, JSON |
+| GET /, /static/NAME | | the page for people; they want no token |
 
 z: JSON {"z": [[...], ...]} or .npy float (n, z_dim). Pictures: an image file (PNG, JPEG, WebP), .npy uint8
 (n, H, W, 1 or 3) or JSON {"images": ["base64 of an image file", ...]}; they are cut square and scaled. Options stand
@@ -51,7 +52,7 @@ SMALL = 1 << 16  # bytes that are parsed or encoded on the event loop; more goes
 
 
 def make_api(slot: Slot, *, token: str = "", limits: Limits | None = None, meters: Meters | None = None) -> FastAPI:
-    """The app around what stands in `slot`. With a `token` all but /healthz and /readyz want
+    """The app around what stands in `slot`. With a `token` all but /healthz, /readyz and the page want
     `Authorization: Bearer TOKEN`. Nothing is loaded from elsewhere."""
     limits, meters = limits or Limits(), meters or Meters()
     api = FastAPI(title="zpoint", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)

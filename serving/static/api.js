@@ -100,14 +100,16 @@ async function ask(method, path, body, type) {
     try {
       answer = await fetch(path, { method, headers, body, signal: AbortSignal.timeout(30_000) });
     } catch (error) {
-      throw new Refused(0, error.name === "TimeoutError" ? "The endpoint took longer than 30 s." : "The endpoint does not answer.");
+      const late = error.name === "TimeoutError";
+      throw new Refused(0, late ? "The endpoint took longer than 30 s." : "The endpoint does not answer.");
     }
     if (answer.ok) {
       noticeSwap(answer);
       return answer;
     }
     if (answer.status !== 503 || tried === TRIES) throw new Refused(answer.status, await reason(answer));
-    await new Promise((done) => setTimeout(done, 1000 * Math.min(10, Number(answer.headers.get("Retry-After")) || 0.2 * 2 ** tried)));
+    const seconds = Math.min(10, Number(answer.headers.get("Retry-After")) || 0.2 * 2 ** tried);
+    await new Promise((done) => setTimeout(done, 1000 * seconds));
   }
 }
 

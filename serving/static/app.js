@@ -9,7 +9,14 @@ import { startPicked } from "./picked.js";
 import { startRandom } from "./random.js";
 import { startRebuild } from "./rebuild.js";
 
-const VIEWS = ["random", "change", "between", "rebuild", "model"];
+const starts = {
+  random: startRandom,
+  change: startChange,
+  between: startBetween,
+  rebuild: startRebuild,
+  model: startFacts,
+};
+const VIEWS = Object.keys(starts);
 
 /** A view is made when it is first looked at. */
 const made = {};
@@ -19,7 +26,6 @@ const pick = startPicked({
   "to-end": (point) => open("between").takeEnd(point),
   "to-rebuild": (point) => open("rebuild").take(point),
 });
-const starts = { random: startRandom, change: startChange, between: startBetween, rebuild: startRebuild, model: startFacts };
 
 function open(view) {
   history.pushState(null, "", `#${view}`);
@@ -43,8 +49,8 @@ async function start() {
   try {
     await load();
   } catch (error) {
-    if (error instanceof Refused && error.status === 401) return askToken();
-    tell(error.message, "stay");
+    if (error instanceof Refused && error.status === 401) byId("token").showModal();
+    else tell(error.message, "stay");
     return;
   }
   byId("served").textContent = `${model.name} ${model.version}, ${model.alias}`;
@@ -53,10 +59,7 @@ async function start() {
   show();
 }
 
-function askToken() {
-  byId("token").showModal();
-}
-
+byId("token").addEventListener("cancel", (event) => event.preventDefault()); // there is nothing to see without one
 byId("token-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   useToken(byId("token-value").value.trim());

@@ -1,7 +1,7 @@
 // The way from one point to another: all its pictures are fetched at once, so the slider needs no request.
 
 import { interpolate, latest, likely, model } from "./api.js";
-import { byId, choice, picture, short, slider } from "./dom.js";
+import { byId, choice, picture, slider } from "./dom.js";
 
 const FRAMES = 33;
 const SHOWN = 9;
@@ -10,6 +10,8 @@ const ABOUT = {
   spherical: "Around the middle, keeping the distance from it.",
   neighbours: "From real picture to real picture, each near the one before.",
 };
+
+const percent = (frame) => `${Math.round((100 * frame) / (FRAMES - 1))} %`;
 
 export function startBetween(pick) {
   const start = picture("The start", pick);
@@ -21,22 +23,22 @@ export function startBetween(pick) {
   let ends = [null, null];
   let frames = [];
 
-  const way = choice(byId("ways"), model.paths.map((value) => ({ value, label: value, about: ABOUT[value] })), () => refresh());
+  const way = choice(byId("ways"), model.paths, ABOUT, () => refresh());
   const position = slider({
     label: "Where between them", min: 0, max: FRAMES - 1, step: 1, value: (FRAMES - 1) / 2, ends: ["start", "end"],
-    format: (value) => `${Math.round((100 * value) / (FRAMES - 1))} %`, onInput: showMiddle,
+    format: percent, onInput: showMiddle,
   });
   byId("position").append(position.element);
 
   function showMiddle() {
     if (!frames.length) return;
     middle.show(frames[position.value]);
-    byId("middle-caption").textContent = `${Math.round((100 * position.value) / (FRAMES - 1))} % of the way`;
+    byId("middle-caption").textContent = `${percent(position.value)} of the way`;
   }
 
   const refresh = latest(async () => {
     const points = await interpolate(ends[0].z, ends[1].z, FRAMES, way.value);
-    frames = points.map((point, i) => ({ ...point, about: `${short((100 * i) / (FRAMES - 1))} % of the way, ${way.value}` }));
+    frames = points.map((point, i) => ({ ...point, about: `${percent(i)} of the way, ${way.value}` }));
     steps.forEach((shown, i) => shown.show(frames[(i * (FRAMES - 1)) / (SHOWN - 1)]));
     showMiddle();
   });

@@ -77,9 +77,13 @@ export function startChange(pick) {
   });
 
   const groups = Map.groupBy(controls, ({ direction }) => direction.group);
-  for (const [group, members] of groups) byId("directions").append(make("h2", {}, group), ...members.map((c) => c.slider.element));
+  for (const [group, members] of groups) {
+    byId("directions").append(make("h2", {}, group), ...members.map(({ slider }) => slider.element));
+  }
   byId("change-random").addEventListener("click", another);
-  byId("change-mean").addEventListener("click", () => take({ z: geometry().mean, about: "the mean of the training images' points" }));
+  byId("change-mean").addEventListener("click", () => {
+    take({ z: geometry().mean, about: "the mean of the training images' points" });
+  });
   byId("change-undo").addEventListener("click", () => take({ z: origin, about: about.replace(/, changed$/, "") }));
   another();
   return { take };

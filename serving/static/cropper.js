@@ -13,7 +13,8 @@ export function makeCropper(onFrame) {
   let bitmap = null;
   let [x, y] = [0.5, 0.5]; // the part of the picture that is in the frame's middle, as shares of its width and height
   const zoom = slider({
-    label: "Enlarge", min: 1, max: MOST, step: 0.02, value: 1, format: (value) => `${value.toFixed(1)} ×`, onInput: reframe,
+    label: "Enlarge", min: 1, max: MOST, step: 0.02, value: 1,
+    format: (value) => `${value.toFixed(1)} ×`, onInput: reframe,
   });
   byId("zoom").append(zoom.element);
 
@@ -39,10 +40,16 @@ export function makeCropper(onFrame) {
     reframe();
   }
 
-  canvas.addEventListener("pointerdown", (event) => canvas.setPointerCapture(event.pointerId));
+  let last = null; // where the pointer that drags was before
+  canvas.addEventListener("pointerdown", (event) => {
+    canvas.setPointerCapture(event.pointerId);
+    last = event;
+  });
   canvas.addEventListener("pointermove", (event) => {
+    if (!canvas.hasPointerCapture(event.pointerId)) return;
     const shown = side / canvas.clientWidth;
-    if (canvas.hasPointerCapture(event.pointerId)) move(event.movementX * shown, event.movementY * shown);
+    move((event.clientX - last.clientX) * shown, (event.clientY - last.clientY) * shown);
+    last = event;
   });
   canvas.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: [-6, 0], ArrowRight: [6, 0], ArrowUp: [0, -6], ArrowDown: [0, 6] }[event.key];
@@ -65,7 +72,11 @@ export function makeCropper(onFrame) {
     async open(file) {
       const whole = await createImageBitmap(file);
       const shrink = Math.min(1, LARGEST / Math.min(whole.width, whole.height));
-      bitmap = await createImageBitmap(whole, { resizeWidth: Math.round(whole.width * shrink), resizeHeight: Math.round(whole.height * shrink), resizeQuality: "high" });
+      bitmap = await createImageBitmap(whole, {
+        resizeWidth: Math.round(whole.width * shrink),
+        resizeHeight: Math.round(whole.height * shrink),
+        resizeQuality: "high",
+      });
       [x, y] = [0.5, 0.5];
       zoom.set(1);
       byId("crop").hidden = false;

@@ -42,23 +42,22 @@ export function slider({ label, min, max, step, value, ends, format = short, onI
 }
 let sliders = 0;
 
-/** Fills `fieldset` with one radio button for each of `options` ({value, label, about}); the first is chosen. */
-export function choice(fieldset, options, onChange) {
-  const about = make("p", { className: "about quiet" });
-  const inputs = options.map(({ value }) => make("input", { type: "radio", name: fieldset.id, value }));
-  const labels = inputs.map((input, i) => make("label", {}, input, options[i].label));
-  const chosen = () => options[inputs.findIndex((input) => input.checked)];
-  const show = () => (about.textContent = chosen().about ?? "");
+/** Fills `fieldset` with a radio button for each of `names`, the first chosen, and what `about` says of the chosen. */
+export function choice(fieldset, names, about, onChange) {
+  const line = make("p", { className: "about quiet" });
+  const inputs = names.map((value) => make("input", { type: "radio", name: fieldset.id, value }));
+  const chosen = () => inputs.find((input) => input.checked).value;
+  const show = () => (line.textContent = about[chosen()] ?? "");
   inputs[0].checked = true;
   fieldset.addEventListener("change", () => {
     show();
-    onChange(chosen().value);
+    onChange();
   });
-  fieldset.append(...labels, about);
+  fieldset.append(...inputs.map((input) => make("label", {}, input, input.value)), line);
   show();
   return {
     get value() {
-      return chosen().value;
+      return chosen();
     },
   };
 }
@@ -67,7 +66,8 @@ export function choice(fieldset, options, onChange) {
 export function picture(name, onPick) {
   const image = make("img", { alt: name, decoding: "sync", draggable: false });
   let shown = null;
-  const element = make("button", { type: "button", className: "picture", title: "Copy, download or go on from here" }, image);
+  const title = "Copy, download or go on from here";
+  const element = make("button", { type: "button", className: "picture", title }, image);
   element.addEventListener("click", () => shown && onPick(shown));
   return {
     element,

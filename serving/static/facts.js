@@ -20,18 +20,21 @@ export function startFacts() {
       ...(refused && { "not served": `version ${refused.version}, which the alias names: ${refused.reason}` }),
     }),
     table("Where the training images' points lie", {
-      "mean distance from the origin": short(radius),
+      "distance from the origin (root mean square)": short(radius),
       "where N(0, 1) has its mass": `sqrt(z_dim) = ${short(prior)}`,
     }),
     spectrum(),
     table("Measured", Object.fromEntries(Object.entries(model.metrics).map(([name, value]) => [name, short(value)]))),
   );
   // A link cannot carry the token.
-  if (!hasToken()) byId("facts").append(make("p", {}, "Its routes are described at ", make("a", { href: "docs" }, "/docs"), "."));
+  const link = make("a", { href: "docs" }, "/docs");
+  if (!hasToken()) byId("facts").append(make("p", {}, "Its routes are described at ", link, "."));
 }
 
 function table(title, rows) {
-  const lines = Object.entries(rows).map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, String(value))));
+  const lines = Object.entries(rows).map(([name, value]) =>
+    make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, String(value))),
+  );
   return make("div", {}, make("h2", {}, title), make("table", {}, make("tbody", {}, ...lines)));
 }
 
@@ -42,10 +45,8 @@ function spectrum() {
     const height = (110 * share) / held[0];
     return draw("rect", { class: "bar", x: i * width, y: 120 - height, width: Math.max(0.5, 0.8 * width), height });
   });
-  return make(
-    "figure",
-    { className: "chart" },
-    draw("svg", { viewBox: "0 0 600 120", role: "img", "aria-label": "Share of variance along each principal axis" }, ...bars),
-    make("figcaption", {}, `Variance along the first ${held.length} principal axes: ${(100 * held.reduce((a, b) => a + b)).toFixed(0)} % of all, ${(100 * held[0]).toFixed(1)} % along the first.`),
-  );
+  const all = held.reduce((a, b) => a + b);
+  const text = `Variance along the first ${held.length} principal axes: ${(100 * all).toFixed(0)} % of all, ${(100 * held[0]).toFixed(1)} % along the first.`;
+  const svg = draw("svg", { viewBox: "0 0 600 120", role: "img", "aria-label": text }, ...bars);
+  return make("figure", { className: "chart" }, svg, make("figcaption", {}, text));
 }

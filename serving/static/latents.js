@@ -17,7 +17,8 @@ export function geometry() {
   const variance = dot(sd, sd);
   const radius = Math.sqrt(dot(mean, mean) + variance);
   // A Gaussian's |z|^2 has the variance 2 tr(C^2) + 4 m'Cm, most of it along the first axes.
-  const spread = Math.sqrt(sum(axes.map((axis) => 2 * axis.sd ** 4 + 4 * (axis.sd * dot(mean, axis.direction)) ** 2))) / (2 * radius);
+  const parts = axes.map((axis) => 2 * axis.sd ** 4 + 4 * (axis.sd * dot(mean, axis.direction)) ** 2);
+  const spread = Math.sqrt(sum(parts)) / (2 * radius);
   return { mean, variance, radius, spread, prior: Math.sqrt(model.z_dim) };
 }
 
@@ -36,7 +37,8 @@ export function directions() {
   });
   const principal = axes.slice(0, AXES).map(({ sd, direction }, i) => {
     const percent = (100 * share[i]).toFixed(share[i] < 0.1 ? 1 : 0);
-    return { group: "Principal axes", name: `Axis ${i + 1}`, label: `Axis ${i + 1}, ${percent} % of the variance`, step: scaled(direction, sd) };
+    const name = `Axis ${i + 1}`;
+    return { group: "Principal axes", name, label: `${name}, ${percent} % of the variance`, step: scaled(direction, sd) };
   });
   return [...named, ...principal].filter(({ step }) => dot(step, step) > 0);
 }

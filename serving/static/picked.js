@@ -30,8 +30,9 @@ export function startPicked(go) {
     point = picked;
     byId("picked-image").src = point.src;
     byId("download").href = point.src;
-    byId("picked-about").textContent = point.z ? `${point.about}; ${short(Math.hypot(...point.z))} from the origin` : point.about;
-    for (const id of ["copy", "to-change", "to-start", "to-end"]) byId(id).hidden = !point.z; // a picture that went in has none
+    const where = point.z ? `; ${short(Math.hypot(...point.z))} from the origin` : "";
+    byId("picked-about").textContent = point.about + where;
+    for (const id of ["copy", "to-change", "to-start", "to-end"]) byId(id).hidden = !point.z;
     dialog.showModal();
   };
 }

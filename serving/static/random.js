@@ -6,8 +6,8 @@ import { geometry } from "./latents.js";
 
 const COUNT = 24;
 const ABOUT = {
-  cube: "Anywhere in a cube around the origin, each component alike.",
   normal: "N(0, 1), from which a VAE learns to decode.",
+  cube: "Anywhere in a cube around the origin, each component alike.",
   sphere: "On a sphere around the origin.",
   diagonal: "With the mean and spread that each component has in the data.",
   gaussian: "With the data's mean and full covariance.",
@@ -17,9 +17,8 @@ const ABOUT = {
 export function startRandom(pick) {
   const pictures = Array.from({ length: COUNT }, (_, i) => picture(`Random picture ${i + 1}`, pick));
   byId("sheet").append(...pictures.map((p) => p.element));
-  const names = Object.keys(model.samplers).sort((a, b) => Object.keys(ABOUT).indexOf(a) - Object.keys(ABOUT).indexOf(b));
-  const first = names.includes("normal") ? ["normal", ...names.filter((name) => name !== "normal")] : names;
-  const sampler = choice(byId("samplers"), first.map((value) => ({ value, label: value, about: ABOUT[value] })), () => {
+  const names = [...new Set([...Object.keys(ABOUT), ...Object.keys(model.samplers)])].filter((name) => name in model.samplers);
+  const sampler = choice(byId("samplers"), names, ABOUT, () => {
     makeSliders();
     refresh();
   });
@@ -31,8 +30,8 @@ export function startRandom(pick) {
     const given = Object.fromEntries(Object.entries(sliders).map(([name, made]) => [name, made.value]));
     const name = sampler.value;
     const points = await sample(name, COUNT, Number(seed.value), given);
-    const about = [name, ...Object.entries(given).map(([key, value]) => `${key} ${short(value)}`), `seed ${seed.value}`].join(", ");
-    points.forEach((point, i) => pictures[i].show({ ...point, about: `${about}, number ${i + 1}` }));
+    const about = [name, ...Object.entries(given).map(([key, value]) => `${key} ${short(value)}`), `seed ${seed.value}`];
+    points.forEach((point, i) => pictures[i].show({ ...point, about: `${about.join(", ")}, number ${i + 1}` }));
     showDistance(points);
   });
 
@@ -61,7 +60,8 @@ export function startRandom(pick) {
 function farthest(sampler, parameter) {
   const { radius, prior } = geometry();
   if (parameter === "radius") return 2.5 * Math.max(prior, radius);
-  if (parameter === "boundary") return Math.max(20, (2.5 * Math.sqrt(3) * radius) / prior); // a cube's points lie at boundary * sqrt(z_dim / 3)
+  // A cube's points lie at boundary * sqrt(z_dim / 3), root mean square.
+  if (parameter === "boundary") return Math.max(20, (2.5 * Math.sqrt(3) * radius) / prior);
   if (sampler === "normal") return Math.max(4, (2.5 * radius) / prior);
   return undefined;
 }
@@ -72,6 +72,7 @@ function showDistance(points) {
   const radii = points.map(({ z }) => Math.hypot(...z));
   const far = 1.1 * Math.max(radius + 2 * spread, ...radii);
   const x = (value) => (300 * Math.max(0, value)) / far;
+  const low = x(radius - 2 * spread);
   const mean = radii.reduce((a, b) => a + b) / radii.length;
   byId("distance").hidden = false;
   byId("distance").replaceChildren(
@@ -79,7 +80,7 @@ function showDistance(points) {
       "svg",
       { viewBox: "0 0 300 34", role: "img", "aria-label": "Distances from the origin" },
       draw("line", { class: "line", x1: 0, x2: 300, y1: 15, y2: 15 }),
-      draw("rect", { class: "data", x: x(radius - 2 * spread), y: 4, width: x(radius + 2 * spread) - x(radius - 2 * spread), height: 22, rx: 6 }),
+      draw("rect", { class: "data", x: low, y: 4, width: x(radius + 2 * spread) - low, height: 22, rx: 6 }),
       ...radii.map((value) => draw("circle", { class: "dot", cx: x(value), cy: 15, r: 4 })),
     ),
     make(

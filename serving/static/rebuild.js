@@ -32,10 +32,12 @@ export function startRebuild(pick) {
     const { src, about } = source;
     const before = { src: src() };
     const parts = { before, ...(await reconstruct(before.src, task.value, given, SEED)) };
-    for (const [part, point] of Object.entries(parts)) pictures[part].show({ ...point, about: `${about}, ${task.value}: ${PARTS[part].toLowerCase()}` });
+    for (const [part, point] of Object.entries(parts)) {
+      pictures[part].show({ ...point, about: `${about}, ${task.value}: ${PARTS[part].toLowerCase()}` });
+    }
   });
   const suits = (name) => name !== "recolor" || model.image.channels === 3;
-  const task = choice(byId("tasks"), Object.keys(model.tasks).filter(suits).map((value) => ({ value, label: value, about: ABOUT[value] })), () => {
+  const task = choice(byId("tasks"), Object.keys(model.tasks).filter(suits), ABOUT, () => {
     makeSliders();
     refresh();
   });
