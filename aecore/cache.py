@@ -33,7 +33,7 @@ from aecore.shards import Manifest, Shard, UnreadShardError, read_shard
 
 log = logging.getLogger(__name__)
 LOCAL = pafs.LocalFileSystem()
-BLOCK = 1 << 20  # bytes decoded, written and checked in one go; part of the checksum's definition
+BLOCK = 1 << 21  # bytes decoded, written and checked in one go; part of the checksum's definition
 AHEAD = 2  # shards being read while others are decoded
 TRUSTED_SECONDS = 3600  # for so long a copy that was found right is not read again
 _buffers = threading.local()

@@ -121,7 +121,7 @@ class UnreadShardError(OSError):
 
 def read_shard(fs: pafs.FileSystem, root: str, shard: Shard) -> pa.Table:
     """Read `shard` whole, check it, and give its table. Raises what `read_shard_bytes` does."""
-    return pq.read_table(pa.BufferReader(read_shard_bytes(fs, root, shard)), use_threads=False)
+    return pq.ParquetFile(pa.BufferReader(read_shard_bytes(fs, root, shard))).read(use_threads=False)
 
 
 def save_manifest(fs: pafs.FileSystem, root: str, manifest: Manifest) -> None:

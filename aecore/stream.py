@@ -51,11 +51,17 @@ def pour(
 
 def spread_images(fs: pafs.FileSystem, root: str, manifest: Manifest, split: str, count: int) -> np.ndarray:
     """At most `count` images evenly spread over the split as stored, from a few of its shards."""
+    parts = spread_parts(manifest, split, count)
+    images = [decode_shard(fs, root, manifest, shard, rows) for shard, rows in parts]
+    return np.concatenate([np.empty((0, manifest.size, manifest.size, manifest.channels), np.uint8), *images])
+
+
+def spread_parts(manifest: Manifest, split: str, count: int) -> list[tuple[Shard, np.ndarray]]:
+    """The shards that `spread_images` takes images from, and which of each one's rows."""
     shards = manifest.shards(split)
     enough = next((n for n in range(len(shards)) if sum(s.rows for s in shards[:n]) >= count), len(shards))
     chosen = [shards[number] for number in spread_rows(len(shards), max(SPREAD, enough))]
     starts = np.cumsum([0, *(shard.rows for shard in chosen)])
     rows = spread_rows(int(starts[-1]), count)
     parts = [rows[(rows >= low) & (rows < high)] - low for low, high in pairwise(starts)]
-    images = [decode_shard(fs, root, manifest, *part) for part in zip(chosen, parts, strict=True)]
-    return np.concatenate([np.empty((0, manifest.size, manifest.size, manifest.channels), np.uint8), *images])
+    return list(zip(chosen, parts, strict=True))

@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from aecore.model import Latent
+from aecore.order import spread_rows
 from aecore.paths import principal_axes
 
 FAR, ACTIVE = 20.0, 0.01  # a component beyond which few lie; Burda 2016's threshold for an active unit
@@ -121,8 +122,8 @@ class Structure:
 
 
 def structure(z: Tensor, seed: int = 0) -> Structure:
-    """The structure of z-points `(n, z_dim)`, judged by the first 2,000."""
-    x = z[:POINTS].double().cpu().numpy()
+    """The structure of z-points `(n, z_dim)`, judged by 2,000 of them, evenly spread."""
+    x = z[spread_rows(len(z), POINTS)].double().cpu().numpy()
     like = np.random.default_rng(seed).multivariate_normal(x.mean(0), np.cov(x.T), len(x), method="eigh")
     with threadpool_limits(1):  # on busy processors the threads' waiting for each other takes several times as long
         sizes = _part_sizes(x) / len(x)

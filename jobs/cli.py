@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from typing import Any, NoReturn
 
 from cluster.settings import quiet_environment
@@ -102,6 +102,13 @@ def _add_training(command: Callable[..., Any]) -> None:
         added.add_argument("overrides", nargs="*", metavar="section.key=value")
     train.add_argument("--fresh", action="store_true", help="forget an earlier run of this name")
 
+    study = command("study", _study, "which z-points of finished runs decode to meaningful images", _show_study)
+    study.add_argument("runs", nargs="+", metavar="RUN")
+    study.add_argument("--out", help="the report's folder (one in ZPOINT_HOME/studies)")
+    study.add_argument("--limit", type=_count, default=6_000, help="training images encoded at most (6000)")
+    study.add_argument("--judged", type=_count, default=256, help="pictures judged at each point (256)")
+    study.add_argument("--fresh", action="store_true", help="measure again what an earlier study measured")
+
     promote = command("promote", _promote, "register a run's model and point an alias to it")
     promote.add_argument("name", metavar="RUN|CAMPAIGN")
     promote.add_argument("--alias", default="champion")
@@ -114,16 +121,27 @@ def _add_serving(command: Callable[..., Any]) -> None:
     serve.add_argument("--alias", default="champion")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=_count, default=8000)
+    serve.add_argument("--replicas", default="1", help="processes: a number, or the least and the most as in 1-4 (1)")
 
-    decode = command("decode", _decode, "decode z-points at a served endpoint to a PNG or .npy")
+    decode = command("decode", _ask, "decode z-points at a served endpoint")
     decode.add_argument("z", help=".npy file of z-points, float (n, z_dim)")
-    sample = command("sample", _sample, "choose z-points at a served endpoint and decode them")
+    sample = command("sample", _ask, "choose z-points at a served endpoint and decode them")
     sample.add_argument("--sampler", default="normal")
     sample.add_argument("--n", type=_count, default=64)
-    sample.add_argument("--seed", type=int, default=0)
-    for added in (decode, sample):
+    reconstruct = command("reconstruct", _ask, "do a task to a picture and rebuild it at a served endpoint")
+    reconstruct.add_argument("picture", help="an image file, or a .npy of several, uint8 (n, height, width, 1 or 3)")
+    reconstruct.add_argument("--task", default="reconstruct")
+    for added in (sample, reconstruct):
+        added.add_argument("--seed", type=int, default=0)
+        added.add_argument("overrides", nargs="*", metavar="parameter=value", help="as in boundary=3 or sigma=0.4")
+    interpolate = command("interpolate", _ask, "go from one picture or z-point to another at a served endpoint")
+    interpolate.add_argument("start", help="an image file, or a .npy of one z-point")
+    interpolate.add_argument("end", help="the same")
+    interpolate.add_argument("--steps", type=_count, default=8)
+    interpolate.add_argument("--path", default="straight")
+    for added in (decode, sample, reconstruct, interpolate):
         added.add_argument("--url", default="http://127.0.0.1:8000")
-        added.add_argument("--out", default="decoded.png", help="where the pictures go: .png or .npy")
+        added.add_argument("--out", default="decoded.png", help="where the pictures go: .png or .npy (decoded.png)")
 
 
 def _add_cluster(command: Callable[..., Any]) -> None:
@@ -139,7 +157,9 @@ def _add_cluster(command: Callable[..., Any]) -> None:
         added.add_argument("--address", help="the cluster's dashboard URL (RAY_ADDRESS, http://127.0.0.1:8265)")
     for added in (logs, stop):
         added.add_argument("id")
-    submit.add_argument("job", nargs=argparse.REMAINDER, help="ingest, train, tune or promote with its arguments")
+    submit.add_argument(
+        "job", nargs=argparse.REMAINDER, help="ingest, train, tune, study or promote with its arguments"
+    )
 
 
 def _demo(args: Any) -> Result:
@@ -199,6 +219,14 @@ def _tune(args: Any) -> Result:
     return tune(recipe, stem)
 
 
+def _study(args: Any) -> Result:
+    from cluster.progress import Bar
+    from jobs.study.job import study
+
+    with closing(Bar("study", "parts")) as bar:
+        return study(args.runs, args.out, limit=args.limit, judged=args.judged, fresh=args.fresh, progress=bar.update)
+
+
 def _promote(args: Any) -> Result:
     from jobs.promote import promote
 
@@ -208,19 +236,14 @@ def _promote(args: Any) -> Result:
 def _serve(args: Any) -> Result:
     from jobs.serve import serve
 
-    return serve(args.alias, args.host, args.port)
+    return serve(args.alias, args.host, args.port, args.replicas)
 
 
-def _decode(args: Any) -> Result:
-    from jobs.serve import decode_file
+def _ask(args: Any) -> Result:
+    from jobs import ask
 
-    return decode_file(args.url, args.z, args.out)
-
-
-def _sample(args: Any) -> Result:
-    from jobs.serve import sample_file
-
-    return sample_file(args.url, args.sampler, args.n, args.seed, args.out)
+    given = {name: value for name, value in vars(args).items() if name not in ("command", "json", "call", "show")}
+    return getattr(ask, args.command)(**given)
 
 
 def _runs(args: Any) -> Result:
@@ -290,17 +313,12 @@ def _show_campaign(result: Result) -> str:
     return f"{table}\nbest: {result['best']}\nrule: {result['rule']}\nnext: zpoint promote {result['campaign']}"
 
 
+def _show_study(result: Result) -> str:
+    return "\n".join([*(s for group in result["findings"].values() for s in group), f"report: {result['report']}"])
+
+
 def _show_runs(result: Result) -> str:
-    columns = [
-        "run",
-        "status",
-        "started",
-        "epochs",
-        "valid_psnr",
-        "swd_normal",
-        "images_per_second",
-        "version",
-    ]
+    columns = ["run", "status", "started", "epochs", "valid_psnr", "swd_normal", "images_per_second", "version"]
     return _rows(result["runs"], columns) if result["runs"] else "no runs yet: `zpoint train RECIPE data.uri=...`"
 
 

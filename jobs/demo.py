@@ -102,7 +102,7 @@ def _query(champion: dict[str, Any], runs: dict[str, Any], dataset: str) -> byte
     from serving.client import Client
     from serving.deployment import free_port, serve_champion, stop
 
-    served = serve_champion("champion", port=free_port())
+    served = serve_champion("champion", port=free_port(), compiled=False)
     try:
         with Client(served.url, settings().token) as endpoint:
             z_dim = endpoint.model()["z_dim"]

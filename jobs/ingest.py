@@ -1,8 +1,7 @@
 """`zpoint ingest`: read a source, cut its images square, and write them as shards and a manifest.
 
-Runs on Ray, one worker per CPU and one call per shard (Ray Data leaves a worker idle for 0.1 to 0.3 s after each, which
-takes it 0.3 s). Until the manifest is written, last, each finished shard has a record in `.ingest/`, from which the
-same command goes on after a kill. The bytes depend on source and options alone.
+Runs on Ray, one call per shard. Until the manifest is written, last, each finished shard has a record in `.ingest/`,
+from which the same command goes on after a kill. The bytes depend on source and options alone.
 """
 
 import json
@@ -21,11 +20,10 @@ from aecore.sources import Request, Source, open_source
 from aecore.splits import RULES
 from cluster.local import connect
 from cluster.storage import check_uri, open_uri, plain_s3_error
-from jobs.ingest_task import RECORDS, Maker, Work
+from jobs.ingest_task import RECORDS, Work
+from jobs.ingest_workers import run_makers
 
 REJECTS = "rejects.jsonl"
-CHUNKS_AT_ONCE = 2  # in a worker: one is decoded while the other waits for storage or for Ray
-RESTARTS = 3  # of a worker that died, and for how many times a chunk may go down with it
 
 
 def ingest(
@@ -220,7 +218,7 @@ def _run_all(
     results: dict[str, dict] = {}
     done = bad = 0
     failure = ""
-    for result in _on_ray(work, chunks):
+    for result in run_makers(work, chunks):
         if result.get("called_off"):
             continue
         if not result:
@@ -237,44 +235,6 @@ def _run_all(
     if failure:
         raise ValueError(failure)
     return [results[chunk["name"]] for chunk in chunks if chunk["name"] in results]
-
-
-def _on_ray(work: Work, chunks: list[dict]) -> Iterator[dict]:
-    """Give the result of each chunk as it comes, from one worker per CPU of the cluster; a killed one is replaced.
-
-    When a worker is ready for work, {} is given.
-    """
-    import ray
-    from ray.exceptions import RayActorError
-
-    count = min(len(chunks), max(1, int(ray.cluster_resources().get("CPU", 0))))
-    remote: Any = ray.remote(Maker)  # Ray's stubs do not know all that it has
-    worker = remote.options(
-        num_cpus=1,
-        max_concurrency=CHUNKS_AT_ONCE,
-        max_restarts=RESTARTS,
-        max_task_retries=RESTARTS,
-        scheduling_strategy="SPREAD",
-    )
-    makers = [worker.remote(work) for _ in range(count)]
-    left, done = iter(chunks), 0
-    # One that finds no CPU free is never ready and gets nothing to do.
-    busy = {maker.__ray_ready__.remote(): (maker, "") for maker in makers for _ in range(CHUNKS_AT_ONCE)}
-    try:
-        while done < len(chunks):
-            [over], _ = ray.wait(list(busy))
-            maker, name = busy.pop(over)
-            try:
-                result = ray.get(over)
-            except RayActorError as error:
-                raise RuntimeError(f"shard {name} could not be made: its worker died each time ({error})") from error
-            if (chunk := next(left, None)) is not None:
-                busy[maker.make.remote(chunk)] = maker, chunk["name"]
-            done += bool(name)
-            yield json.loads(result) if name else {}
-    finally:
-        for maker in makers:
-            ray.kill(maker)
 
 
 def _too_many(rejects: list[dict], max_bad: int) -> str:

@@ -18,7 +18,8 @@ def promote(name: str, alias: str = "champion") -> dict[str, Any]:
     """Register the model of the run `name`, or of the best run of the campaign `name`, and point `alias` to it.
 
     A run that is registered already keeps its version; only the alias moves. Gives model, version, alias and run.
-    Raises ValueError for an unknown name, a run that has not finished or an alias that MLflow does not take.
+    Raises ValueError for an unknown name, a run that has not finished or whose model does not load, or an alias that
+    MLflow does not take.
     """
     if not ALIAS.fullmatch(alias):
         raise ValueError(f"--alias takes letters, digits, '_' and '-', not 'latest' nor a version, not '{alias}'")
@@ -29,6 +30,7 @@ def promote(name: str, alias: str = "champion") -> dict[str, Any]:
         raise ValueError(f"run '{run}' has not finished: start its command again, then promote it")
     if not record.run_id:
         raise ValueError(f"run '{run}' is not known to MLflow: start its command again while MLflow answers")
+    _check(record)
     version = _registered(record.run_id) or _register(record)
     tracking.client().set_registered_model_alias(tracking.MODEL_NAME, alias, version)
     fs, root = record.place
@@ -36,6 +38,21 @@ def promote(name: str, alias: str = "champion") -> dict[str, Any]:
         "model": tracking.MODEL_NAME, "version": version, "alias": alias, "run": run, "run_id": record.run_id,
         "metrics": read_json(fs, f"{root}/model/metrics.json"),
     }  # fmt: skip
+
+
+def _check(record: Any) -> None:
+    """Raise ValueError unless the run's model loads and decodes: what is served now is not given up for less."""
+    import torch
+
+    from aecore.checkpoint import load_model
+
+    fs, root = record.place
+    try:
+        saved = load_model(fs, f"{root}/model")
+        saved.model.decode(torch.zeros(1, saved.model.z_dim))
+    except Exception as error:  # whatever is wrong with it, it is the run's files
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"run '{record.name}' is not promoted, its model does not load: {reason}") from error
 
 
 def _registered(run_id: str) -> str | None:

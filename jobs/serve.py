@@ -1,64 +1,58 @@
-"""The serve command and the commands that query what is served."""
+"""The serve command; the commands that query what is served are in ask.py."""
 
-import io
+import re
 import sys
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.fs as pafs
-
-from aecore.files import write_whole
 from cluster.local import connect
 from cluster.settings import settings
-from serving.client import Client
 
 
-def serve(alias: str, host: str, port: int) -> dict[str, Any]:
-    """Serve the model that `alias` names until Ctrl-C. Raises ValueError as `serving.deployment` does."""
-    from serving.deployment import find_champion, serve_champion, wait
+def serve(alias: str, host: str, port: int, replicas: str = "1") -> dict[str, Any]:
+    """Serve the model that `alias` names until Ctrl-C, by `replicas` processes, as in "2" or "1-4".
 
+    Raises ValueError as `serving.deployment` does.
+    """
+    from serving.client import Client
+    from serving.deployment import serve_champion, wait
+    from serving.registry import find_champion
+
+    bounds = _replicas(replicas)
     find_champion(alias)  # a missing alias is told before Ray starts
     connect()
-    served = serve_champion(alias, host, port)
+    served = serve_champion(alias, host, port, replicas=bounds)
     print(f"zpoint: serving {served.model} version {served.version} at {served.url}", file=sys.stderr)
-    print(f"zpoint: routes at {served.url}/docs; stop with Ctrl-C", file=sys.stderr, flush=True)
-    wait()
+    print(f"zpoint: look at it there in a browser; routes at {served.url}/docs", file=sys.stderr)
+    print("zpoint: stop with Ctrl-C", file=sys.stderr, flush=True)
+    with Client(served.url, settings().token) as client:
+        wait(_Teller(client, served.version))
     return {"url": served.url, "model": served.model, "version": served.version, "stopped": True}
 
 
-def decode_file(url: str, path: str, out: str) -> dict[str, Any]:
-    """Decode the z-points in the .npy file `path` at the endpoint `url` into the PNG or .npy file `out`."""
-    _check_out(out)
-    try:
-        with open(path, "rb") as file:
-            z = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is no .npy file of z-points: {error}") from error
-    if z.ndim != 2:
-        raise ValueError(f"{path} has the shape {z.shape}: it takes z-points, (n, z_dim)")
-    client = Client(url, settings().token)
-    return _save(out, lambda: client.decode_png(z), lambda: client.decode(z), len(z))
+class _Teller:
+    """Tells on stderr when the endpoint has followed the alias, or has refused to."""
+
+    def __init__(self, client: Any, version: str):
+        self._client, self._told, self._seen = client, (version, None), (version, None)
+
+    def __call__(self) -> None:
+        try:
+            model = self._client.model()
+        except ValueError:  # it will answer again, or whoever asks it is told why not
+            return
+        now, refused = (model["version"], model["refused"]), ""
+        # Twice, since replicas do not move in the same moment.
+        if now == self._seen != self._told:
+            if model["refused"]:
+                refused = f"; refused version {model['refused']['version']}: {model['refused']['reason']}"
+            print(f"zpoint: serving version {model['version']}{refused}", file=sys.stderr, flush=True)
+            self._told = now
+        self._seen = now
 
 
-def sample_file(url: str, sampler: str, n: int, seed: int, out: str) -> dict[str, Any]:
-    """Have the endpoint `url` choose `n` z-points and decode them into the PNG or .npy file `out`."""
-    _check_out(out)
-    client = Client(url, settings().token)
-    return _save(out, lambda: client.sample_png(sampler, n, seed=seed), lambda: client.sample(sampler, n, seed=seed), n)
-
-
-def _check_out(out: str) -> None:
-    if Path(out).suffix not in (".png", ".npy"):
-        raise ValueError(f"--out takes a .png or .npy file, not '{out}'")
-
-
-def _save(out: str, png: Any, array: Any, n: int) -> dict[str, Any]:
-    if out.endswith(".png"):
-        data = png()
-    else:
-        buffer = io.BytesIO()
-        np.save(buffer, array())
-        data = buffer.getvalue()
-    write_whole(pafs.LocalFileSystem(), str(Path(out).absolute()), data)
-    return {"out": out, "images": n}
+def _replicas(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", text)
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= least <= most:
+        raise ValueError(f"--replicas takes a number, or the least and the most as in 1-4, not '{text}'")
+    return least, most

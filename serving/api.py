@@ -1,211 +1,253 @@
-"""The endpoint as a plain FastAPI app around a decoder: testable without Ray, mounted by serving.deployment.
+"""The endpoint as a plain FastAPI app around a model: testable without Ray, mounted by serving.deployment.
+
+| route | takes | gives |
+|---|---|---|
+| POST /v1/decode | z | images |
+| POST /v1/sample | {"sampler": "normal", "n": 1, "seed": null, "parameters": {}} | images; JSON also z, seed |
+| POST /v1/encode | pictures | z |
+| POST /v1/reconstruct | pictures; task, seed, parameters | images; JSON also seen, z, seed |
+| POST /v1/interpolate | two z or two pictures; steps, path | images; JSON also z |
+| GET /v1/model | | JSON: facts, samplers, tasks, the latent space, limits |
+| GET /healthz, /readyz | | {"status": "ok"}; readyz decodes a z-point first. Both want no token |
+| GET /metrics, /docs, /openapi.json | | Prometheus, HTML, JSON |
+| GET /, /static/NAME | | the page for people; they want no token |
+
+z: JSON {"z": [[...], ...]} or .npy float (n, z_dim). Pictures: an image file (PNG, JPEG, WebP), .npy uint8
+(n, H, W, 1 or 3) or JSON {"images": ["base64 of an image file", ...]}; they are cut square and scaled. Options stand
+in the JSON beside z or images; with another body in the URL's query, where what is no option is a parameter:
+`?task=denoise&sigma=0.4&seed=1`. Images, by Accept: image/png (default), image/jpeg, image/webp (a grid for many),
+application/zip (a PNG each), application/x-npy (uint8 (n, size, size, channels)) or application/json
+{"model": "name/version", "images": ["base64 PNG", ...], ...}. z, by Accept: application/json {"model", "z"} or .npy.
 
 Errors are RFC 9457 problems (application/problem+json: status, title, detail); every answer names the model
-that gave it in the header X-Zpoint-Model, as `name/version`.
+that gave it in the header X-Zpoint-Model, as `name/version`, and what was drawn with in X-Zpoint-Seed.
 """
 
 import asyncio
-import hmac
-import inspect
 import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from http import HTTPStatus
-from typing import Any, Protocol, TypeVar
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from fastapi.responses import HTMLResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from aecore.model import ImageShape
-from aecore.samplers import SAMPLERS, Latents, sample
-from serving.formats import JSON, MAX_POINTS, NPY, TooLarge, choose_answer, encode_images, load_json, parse_z
-from serving.page import ANSWERS, DECODE_DOCS, SAMPLE_DOCS, docs_page
+from aecore.config import TASKS
+from serving import docs, options, page
+from serving.answers import ARRAY_KINDS, IMAGE_KINDS, choose_answer, encode_images, encode_json, encode_npy
+from serving.batching import Overloaded
+from serving.formats import JSON, NPY, PICTURES, Limits, TooLarge, load_json, parse_body
+from serving.gate import Gate, problem
+from serving.meters import Meters
+from serving.served import Served, Slot
 
 T = TypeVar("T")
+O = TypeVar("O", bound=options.Options)  # noqa: E741
 SMALL = 1 << 16  # bytes that are parsed or encoded on the event loop; more goes to a thread
 
 
-class Decoder(Protocol):
-    async def decode(self, z: np.ndarray) -> np.ndarray:
-        """Images uint8 (n, size, size, channels) of z-points float32 (n, z_dim)."""
-        ...
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the endpoint tells of its model, and the statistics `latents` that its samplers draw from."""
-
-    name: str
-    version: str
-    alias: str
-    run_id: str
-    recipe: dict[str, Any]
-    image: ImageShape
-    z_dim: int
-    metrics: dict[str, float]
-    latents: Latents
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request may hold: z-points, bytes of body, bytes of decoded pixels."""
-
-    points: int = MAX_POINTS
-    body: int = 32 << 20
-    pixels: int = 256 << 20
-
-    def points_of(self, image: ImageShape) -> int:
-        """z-points whose images stay within `pixels`, at most `points`."""
-        return min(self.points, max(1, self.pixels // (image.size**2 * image.channels)))
-
-
-class Sample(BaseModel):
-    """The body of /v1/sample. Without a seed one is drawn; the answer names it in X-Zpoint-Seed."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    sampler: str = Field(default="normal", description=f"one of {', '.join(SAMPLERS)}")
-    n: int = Field(default=1, strict=True, ge=1)
-    seed: int | None = Field(default=None, strict=True, ge=0, lt=2**63)
-    parameters: dict[str, float] = Field(default={}, description="the sampler's own, see /v1/model")
-
-
-def make_api(decoder: Decoder, facts: Facts, *, token: str = "", limits: Limits | None = None) -> FastAPI:
-    """The app: POST /v1/decode and /v1/sample, GET /v1/model, /healthz, /docs and /openapi.json.
-
-    With a `token` all but /healthz want `Authorization: Bearer TOKEN`. Nothing is loaded from elsewhere.
-    """
-    limits = limits or Limits()
-    max_points = limits.points_of(facts.image)
-    model = f"{facts.name}/{facts.version}"
-    api = FastAPI(title="zpoint", version=facts.version, docs_url=None, redoc_url=None)
-    api.add_middleware(Gate, model=model, token=token)
+def make_api(slot: Slot, *, token: str = "", limits: Limits | None = None, meters: Meters | None = None) -> FastAPI:
+    """The app around what stands in `slot`. With a `token` all but /healthz, /readyz and the page want
+    `Authorization: Bearer TOKEN`. Nothing is loaded from elsewhere."""
+    limits, meters = limits or Limits(), meters or Meters()
+    api = FastAPI(title="zpoint", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
+    api.add_middleware(Gate, slot=slot, token=token, seconds=limits.seconds, meters=meters)
     api.add_exception_handler(HTTPException, _http_problem)
-    api.add_exception_handler(Exception, lambda _, __: problem(500, "see the log", {"X-Zpoint-Model": model}))
+    api.add_exception_handler(Overloaded, _overloaded)
+    page.add_page(api)
+    _add_work(api, limits)
+    _add_facts(api, slot, limits, meters)
+    return api
 
-    async def answer(z: np.ndarray, kind: str, headers: Mapping[str, str] | None = None) -> Response:
-        images = await decoder.decode(z)
-        body = await _where(images.nbytes, encode_images, images, kind, model)
-        return Response(body, media_type=kind, headers=headers)
 
-    @api.post("/v1/decode", response_class=Response, responses=ANSWERS, openapi_extra=DECODE_DOCS)
+def _add_work(api: FastAPI, limits: Limits) -> None:
+    route = {"response_class": Response}
+
+    @api.post("/v1/decode", **route, **docs.DECODE)
     async def decode(request: Request) -> Response:
-        """Decode z-points: `{"z": [[...], ...]}` or .npy (n, z_dim) to PNG, .npy or JSON, by Accept."""
-        kind = _answer_kind(request)
-        content_type = _content_type(request, JSON, NPY)
-        body = await _read(request, limits.body, f"{max_points} z-points")
-        with _refusals():
-            z = await _where(len(body), parse_z, body, content_type, facts.z_dim, max_points)
-        return await answer(z, kind)
+        """Decode z-points to images."""
+        model: Served = request.state.model
+        kind = _answer_kind(request, IMAGE_KINDS)
+        z, _ = await _take(request, limits, ("z",), options.Decode)
+        return await _images(await model.decode(z), kind, model)
 
-    @api.post("/v1/sample", response_class=Response, responses=ANSWERS, openapi_extra=SAMPLE_DOCS)
-    async def sample_and_decode(request: Request) -> Response:
-        """Draw z-points with a sampler and decode them: PNG, .npy or JSON by Accept."""
-        kind = _answer_kind(request)
+    @api.post("/v1/sample", **route, **docs.SAMPLE)
+    async def sample(request: Request) -> Response:
+        """Draw z-points with a sampler and decode them."""
+        model: Served = request.state.model
+        kind = _answer_kind(request, IMAGE_KINDS)
         _content_type(request, JSON)
-        body = await _read(request, SMALL, "a sampler, n, seed and parameters")
+        body = await _read(request, limits, SMALL, "a sampler, n, seed and parameters")
         with _refusals():
-            wanted = check_sample(load_json(body), max_points)
-            seed = secrets.randbelow(1 << 32) if wanted.seed is None else wanted.seed
-            z = await asyncio.to_thread(_draw, wanted, facts.latents, seed)
-        return await answer(z, kind, {"X-Zpoint-Seed": str(seed)})
+            wanted = options.check(options.Sample, load_json(body))
+            most = limits.points_of(model.facts.image)
+            if wanted.n > most:
+                raise TooLarge(f"n is {wanted.n}: one request takes at most {most} z-points")
+            seed = _seed(wanted.seed)
+            z = await asyncio.to_thread(options.draw, wanted, model.facts.latents, seed)
+        return await _images(await model.decode(z), kind, model, {"z": z, "seed": seed})
 
-    @api.get("/v1/model")
-    async def about() -> dict[str, Any]:
-        """The served model: version, run, recipe, image, metrics, samplers with their parameters, limits."""
-        told = {key: getattr(facts, key) for key in ("name", "version", "alias", "run_id", "recipe", "z_dim")}
-        return told | {
-            "image": asdict(facts.image),
-            "metrics": facts.metrics,
-            "samplers": {name: sampler_parameters(name) for name in SAMPLERS},
-            "limits": {"points": max_points, "body": limits.body},
-        }
+    @api.post("/v1/encode", **route, **docs.ENCODE)
+    async def encode(request: Request) -> Response:
+        """Encode pictures to z-points: the means of the encoder."""
+        model: Served = request.state.model
+        kind = _answer_kind(request, ARRAY_KINDS)
+        pictures, _ = await _take(request, limits, ("images",), options.Encode)
+        z = await model.encode(pictures)
+        body = encode_npy(z) if kind == NPY else encode_json({"model": model.facts.label, "z": z})
+        return Response(body, media_type=kind)
 
-    @api.get("/healthz")
+    @api.post("/v1/reconstruct", **route, **docs.RECONSTRUCT)
+    async def reconstruct(request: Request) -> Response:
+        """Do a task to pictures, as in training, and give what the model makes of them."""
+        model: Served = request.state.model
+        kind = _answer_kind(request, IMAGE_KINDS)
+        pictures, wanted = await _take(request, limits, ("images",), options.Reconstruct)
+        seed = _seed(wanted.seed)
+        with _refusals():
+            task = options.check_task(wanted)
+            seen = await asyncio.to_thread(options.do_task, task, pictures, seed)
+        z = await model.encode(seen)
+        return await _images(await model.decode(z), kind, model, {"seen": seen, "z": z, "seed": seed})
+
+    @api.post("/v1/interpolate", **route, **docs.INTERPOLATE)
+    async def interpolate(request: Request) -> Response:
+        """Go from one z-point, or picture, to another in equal steps, and decode each."""
+        model: Served = request.state.model
+        kind = _answer_kind(request, IMAGE_KINDS)
+        ends, wanted = await _take(request, limits, ("z", "images"), options.Interpolate)
+        with _refusals():
+            if len(ends) != 2:
+                raise ValueError(f"{len(ends)} ends: interpolation goes between two")
+            most = limits.points_of(model.facts.image)
+            if wanted.steps > most:
+                raise TooLarge(f"steps is {wanted.steps}: one request takes at most {most} z-points")
+        if ends.dtype == np.uint8:
+            ends = await model.encode(ends)
+        with _refusals():
+            z = await asyncio.to_thread(options.interpolate, ends, wanted, model.facts.latents)
+        return await _images(await model.decode(z), kind, model, {"z": z})
+
+
+def _add_facts(api: FastAPI, slot: Slot, limits: Limits, meters: Meters) -> None:
+    @api.get("/v1/model", **docs.MODEL)
+    async def about(request: Request) -> Response:
+        """The served model: version, run, recipe, image, metrics, samplers, tasks, paths, latents, limits."""
+        body = await asyncio.to_thread(lambda: encode_json(describe(request.state.model, slot, limits)))
+        return Response(body, media_type=JSON)
+
+    @api.get("/healthz", **docs.HEALTH)
     async def healthz() -> dict[str, str]:
         """Whether the endpoint answers; wants no token."""
         return {"status": "ok"}
 
+    @api.get("/readyz", **docs.READY)
+    async def readyz(request: Request) -> dict[str, str]:
+        """Whether the model decodes a z-point now; wants no token."""
+        model: Served = request.state.model
+        await model.decode(np.zeros((1, model.facts.z_dim), np.float32))
+        return {"status": "ok"}
+
+    @api.get("/metrics", response_class=Response, **docs.METRICS)
+    async def metrics() -> Response:
+        """Counters of the replica that answers, for Prometheus."""
+        return Response(meters.page(), media_type=CONTENT_TYPE_LATEST)
+
     @api.get("/docs", include_in_schema=False)
-    async def docs(request: Request) -> HTMLResponse:
-        return HTMLResponse(docs_page(api.openapi(), str(request.base_url).rstrip("/"), facts.z_dim))
-
-    return api
-
-
-def sampler_parameters(name: str) -> dict[str, Any]:
-    """The parameters of a sampler and their defaults."""
-    given = inspect.signature(SAMPLERS[name]).parameters.values()
-    return {p.name: p.default for p in given if p.default is not p.empty}
+    async def page(request: Request) -> HTMLResponse:
+        model: Served = request.state.model
+        return HTMLResponse(docs.docs_page(api.openapi(), str(request.base_url).rstrip("/"), model.facts.z_dim))
 
 
-def check_sample(value: object, max_points: int) -> Sample:
-    """The body of /v1/sample. Raises ValueError in one line, TooLarge for more than `max_points`."""
+def describe(model: Served, slot: Slot, limits: Limits) -> dict[str, Any]:
+    """What /v1/model tells, ready for JSON.
+
+    `samplers` and `tasks`: name to parameters with their defaults. `paths`: names. `latents`: mean and sd by component,
+    `axes` (sd and unit direction of each, largest first) and `attributes` (name to how z moves as the attribute grows
+    by 1). `refused`: null, or the version that the alias names, which did not load, and the reason.
+    """
+    facts = model.facts
+    told = {key: getattr(facts, key) for key in ("name", "version", "alias", "run_id", "recipe", "z_dim")}
+    return told | {
+        "image": asdict(facts.image),
+        "metrics": {name: value for name, value in facts.metrics.items() if math.isfinite(value)},
+        "samplers": {name: options.sampler_parameters(name) for name in facts.samplers},
+        "tasks": {name: options.task_parameters(name) for name in TASKS},
+        "paths": facts.paths,
+        "latents": facts.space,
+        "limits": {"points": limits.points_of(facts.image), "body": limits.body, "pixels": limits.upload_pixels},
+        "refused": slot.refused,
+    }
+
+
+async def _take(request: Request, limits: Limits, wants: tuple[str, ...], kind: type[O]) -> tuple[np.ndarray, O]:
+    """What the request brings of `wants` ("z", "images"), and its options."""
+    facts = request.state.model.facts
+    content_type = _content_type(request, *(PICTURES if "images" in wants else ()), JSON, NPY)
+    takes = f"{limits.points_of(facts.image)} {'z-points' if 'z' in wants else 'pictures'}"
+    body = await _read(request, limits, limits.body, takes)
+
+    def parse() -> tuple[np.ndarray, O]:
+        found, beside = parse_body(body, content_type, wants, facts.image, facts.z_dim, limits)
+        if content_type != JSON:
+            return found, options.from_query(kind, dict(request.query_params))
+        return found, options.check(kind, beside)
+
+    with _refusals():
+        # Even a short file may hold many pixels.
+        return await (_where(len(body), parse) if wants == ("z",) else asyncio.to_thread(parse))
+
+
+async def _images(images: np.ndarray, kind: str, model: Served, told: Mapping[str, Any] | None = None) -> Response:
+    told = {"model": model.facts.label, **(told or {})}
+    with _refusals():
+        body = await _where(images.nbytes, encode_images, images, kind, told)
+    headers = {"X-Zpoint-Seed": str(told["seed"])} if "seed" in told else None
+    return Response(body, media_type=kind, headers=headers)
+
+
+def _seed(wanted: int | None) -> int:
+    return secrets.randbelow(1 << 32) if wanted is None else wanted
+
+
+async def _where(size: int, work: Callable[..., T], *args: Any) -> T:
+    return work(*args) if size <= SMALL else await asyncio.to_thread(work, *args)
+
+
+def _answer_kind(request: Request, kinds: tuple[str, ...]) -> str:
     try:
-        wanted = Sample.model_validate(value)
-    except ValidationError as error:
-        parts = (f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors())
-        raise ValueError("; ".join(parts)[:500]) from None
-    if wanted.n > max_points:
-        raise TooLarge(f"n is {wanted.n}: one request takes at most {max_points} z-points")
-    if wanted.sampler not in SAMPLERS:
-        raise ValueError(f"unknown sampler '{wanted.sampler[:50]}': it takes one of {', '.join(SAMPLERS)}")
-    known = sampler_parameters(wanted.sampler)
-    if unknown := set(wanted.parameters) - set(known):
-        raise ValueError(f"{wanted.sampler} takes {', '.join(known)}, not {', '.join(sorted(unknown))[:100]}")
-    if not all(map(math.isfinite, wanted.parameters.values())):
-        raise ValueError("parameters must be finite numbers")
-    return wanted
+        return choose_answer(request.headers.get("accept", ""), kinds)
+    except ValueError as error:
+        raise HTTPException(406, str(error)) from None
 
 
-def _draw(wanted: Sample, latents: Latents, seed: int) -> np.ndarray:
-    z = sample(wanted.sampler, wanted.n, latents, seed, **wanted.parameters).numpy()
-    if not np.isfinite(z).all():
-        raise ValueError("these parameters give z-points that are not finite")
-    return np.ascontiguousarray(z, np.float32)
+def _content_type(request: Request, *known: str) -> str:
+    given = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if given not in known:
+        raise HTTPException(415, f"content-type is '{given[:100]}': it takes {', '.join(known[:-1])} or {known[-1]}")
+    return given
 
 
-class Gate:
-    """ASGI middleware: the bearer token, and the model's name on every answer."""
-
-    def __init__(self, app: ASGIApp, model: str, token: str):
-        self._app, self._model, self._token = app, model.encode(), token.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-
-        async def named(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-zpoint-model", self._model)]
-            await send(message)
-
-        app = self._app
-        if self._token and scope["path"] != "/healthz" and not self._knows_token(scope):
-            app = problem(401, "this endpoint wants 'Authorization: Bearer TOKEN'", {"WWW-Authenticate": "Bearer"})
-        await app(scope, receive, named)
-
-    def _knows_token(self, scope: Scope) -> bool:
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        kind, _, token = given.partition(b" ")
-        return hmac.compare_digest(token.strip(), self._token) and kind.lower() == b"bearer"
-
-
-def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An RFC 9457 problem."""
-    body = {"status": status, "title": HTTPStatus(status).phrase, "detail": detail}
-    return JSONResponse(body, status, headers, media_type="application/problem+json")
-
-
-async def _http_problem(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return problem(error.status_code, error.detail, error.headers)
+async def _read(request: Request, limits: Limits, most: int, takes: str) -> bytes:
+    refusal = HTTPException(413, f"the body is larger than {most} bytes: one request takes {takes}")
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length) > most:
+        raise refusal
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.read_seconds):
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > most:
+                    raise refusal
+                body += chunk
+    except TimeoutError:
+        raise HTTPException(408, f"the body took longer than {limits.read_seconds:g} s to arrive") from None
+    return bytes(body)
 
 
 @contextmanager
@@ -218,32 +260,11 @@ def _refusals() -> Iterator[None]:
         raise HTTPException(422, str(error)) from None
 
 
-async def _where(size: int, work: Callable[..., T], *args: Any) -> T:
-    return work(*args) if size <= SMALL else await asyncio.to_thread(work, *args)
+async def _http_problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return problem(error.status_code, error.detail, error.headers)
 
 
-def _answer_kind(request: Request) -> str:
-    try:
-        return choose_answer(request.headers.get("accept", ""))
-    except ValueError as error:
-        raise HTTPException(406, str(error)) from None
-
-
-def _content_type(request: Request, *known: str) -> str:
-    given = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if given not in known:
-        raise HTTPException(415, f"content-type is '{given[:100]}': it takes {' or '.join(known)}")
-    return given
-
-
-async def _read(request: Request, limit: int, takes: str) -> bytes:
-    refusal = HTTPException(413, f"the body is larger than {limit} bytes: one request takes {takes}")
-    length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and int(length) > limit:
-        raise refusal
-    body = bytearray()
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > limit:
-            raise refusal
-        body += chunk
-    return bytes(body)
+async def _overloaded(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Overloaded)
+    return problem(503, str(error), {"Retry-After": str(math.ceil(error.seconds))})

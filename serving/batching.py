@@ -1,61 +1,103 @@
-"""Concurrent small requests decoded together: while one batch decodes, the next gathers. No timer."""
+"""Concurrent small requests worked on together: while one batch is in the model, the next gathers. No timer."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Executor
 
 import numpy as np
 
-Decode = Callable[[np.ndarray], np.ndarray]
+from serving.meters import Meters
+
+Work = Callable[[np.ndarray], np.ndarray]
+
+
+class Overloaded(Exception):
+    """More waits than is worked off in `patience` seconds; try again after `seconds`."""
+
+    def __init__(self, seconds: float):
+        super().__init__(f"too much waits here: try again in {seconds:.0f} s")
+        self.seconds = seconds
 
 
 class Batcher:
-    """Makes a blocking `decode` awaitable; the unit of a batch is the z-point, not the request.
+    """Makes a blocking `work` awaitable; the unit of a batch is the item (z-point, image), not the request.
 
-    `decode` maps float32 (n, z_dim) to uint8 (n, H, W, C), n <= max_points; it runs in a thread, one call at
-    a time.
+    `work` maps an array (n, ...) to an array (n, ...), n <= most; it runs in `executor`, one call at a time.
+    A request that would wait for longer than `patience` seconds is refused at once with Overloaded.
     """
 
-    def __init__(self, decode: Decode, max_points: int = 64):
-        self._decode, self._max_points = decode, max_points
-        self._waiting: deque[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = deque()
+    def __init__(
+        self, name: str, work: Work, *, executor: Executor | None = None, most: int = 64, patience: float = 10.0,
+        meters: Meters | None = None,
+    ):  # fmt: skip
+        self._name, self._work, self._executor = name, work, executor
+        self._most, self._patience, self._meters = most, patience, meters or Meters()
+        self._queue: deque[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = deque()
         self._worker: asyncio.Task[None] | None = None
+        self._admitted = 0  # items of requests that are not answered yet
+        self._pace = 0.0  # seconds per item, of late
 
-    async def decode(self, z: np.ndarray) -> np.ndarray:
-        """Images uint8 (n, H, W, C) of z-points float32 (n, z_dim), n >= 1; raises what `decode` raises."""
-        pieces = np.split(z, range(self._max_points, len(z), self._max_points))
-        # One piece after the other, so that others' requests come in between those of a large one.
-        done = [await self._decode_piece(piece) for piece in pieces]
-        return done[0] if len(done) == 1 else np.concatenate(done)
+    async def __call__(self, items: np.ndarray) -> np.ndarray:
+        """What `work` makes of `items` (n, ...), n >= 1; raises what it raises, or Overloaded."""
+        if (wait := self._admitted * self._pace) > self._patience:
+            self._meters.shed(self._name)
+            raise Overloaded(min(30.0, max(1.0, wait - self._patience)))
+        self._admitted += len(items)
+        try:
+            if len(items) <= self._most:
+                return await self._piece(items)
+            pieces = np.split(items, range(self._most, len(items), self._most))
+            # One piece after the other, so that others' requests come in between those of a large one.
+            return np.concatenate([await self._piece(piece) for piece in pieces])
+        finally:
+            self._admitted -= len(items)
 
-    def _decode_piece(self, z: np.ndarray) -> asyncio.Future[np.ndarray]:
-        future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
-        self._waiting.append((z, future))
+    def _piece(self, items: np.ndarray) -> asyncio.Future[np.ndarray]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[np.ndarray] = loop.create_future()
+        self._queue.append((items, future))
         if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
+            self._worker = loop.create_task(self._run(loop))
         return future
 
-    async def _work(self) -> None:
-        while batch := self._take():
-            pieces, futures = zip(*batch, strict=True)
-            try:
-                images = await asyncio.to_thread(self._decode, np.concatenate(pieces))
-            except Exception as error:
-                for future in futures:
+    async def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            while batch := self._take():
+                pieces, futures = zip(*batch, strict=True)
+                items = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+                try:
+                    made, seconds = await loop.run_in_executor(self._executor, _timed, self._work, items)
+                except Exception as error:
+                    for future in futures:
+                        if not future.done():
+                            future.set_exception(error)
+                    continue
+                self._note(len(items), seconds)
+                start = 0
+                for piece, future in zip(pieces, futures, strict=True):
                     if not future.done():
-                        future.set_exception(error)
-                continue
-            ends = np.cumsum([len(piece) for piece in pieces])
-            for future, part in zip(futures, np.split(images, ends[:-1]), strict=True):
-                if not future.done():
-                    future.set_result(part)
-        self._worker = None
+                        future.set_result(made[start : start + len(piece)])
+                    start += len(piece)
+        finally:
+            self._worker = None
 
     def _take(self) -> list[tuple[np.ndarray, asyncio.Future[np.ndarray]]]:
-        batch, points = [], 0
-        while self._waiting and points + len(self._waiting[0][0]) <= self._max_points:
-            z, future = self._waiting.popleft()
+        batch, count = [], 0
+        while self._queue and count + len(self._queue[0][0]) <= self._most:
+            items, future = self._queue.popleft()
             if not future.cancelled():  # whoever asked has gone
-                batch.append((z, future))
-                points += len(z)
+                batch.append((items, future))
+                count += len(items)
         return batch
+
+    def _note(self, items: int, seconds: float) -> None:
+        self._pace += 0.2 * (seconds / items - self._pace) if self._pace else seconds / items
+        self._meters.batch(self._name, items, seconds)
+        self._meters.waiting(self._name, self._admitted)
+
+
+def _timed(work: Work, items: np.ndarray) -> tuple[np.ndarray, float]:
+    began = time.perf_counter()
+    return work(items), time.perf_counter() - began

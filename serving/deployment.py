@@ -1,4 +1,4 @@
-"""The endpoint on Ray Serve: HAProxy in front, one replica that decodes in dynamic batches.
+"""Starting and stopping the endpoint on Ray Serve, with HAProxy in front.
 
 HAProxy and Serve's fast route are switched on through the controller's own environment, which proxies and
 replicas inherit: it does not matter how the Ray that serves was started. The caller joins it (cluster.local).
@@ -9,39 +9,27 @@ import os
 import shutil
 import signal
 import socket
-import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from cluster import tracking
 from cluster.settings import settings
 from serving import haproxy
+from serving.registry import Champion, find_champion
+from serving.replica import application
 
 log = logging.getLogger(__name__)
 APP = "zpoint"
 START_SECONDS = 120.0  # to download, load and warm the model and to answer
 STOP_SECONDS = 20.0
-GPU_SHARE = 0.1  # a decoder needs little of a GPU; trainings on the same cluster need the rest
+LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Champion:
-    """A registered model version: where its model folder lies, and what to tell of it."""
-
-    name: str
-    version: str
-    alias: str
-    run_id: str
-    source: str
-    tracking_uri: str
-
-
-@dataclass(frozen=True)
-class Served:
+class Endpoint:
     """What `serve_champion` gives: where the endpoint answers and what it serves."""
 
     url: str
@@ -49,42 +37,23 @@ class Served:
     version: str
 
 
-def find_champion(alias: str = "champion") -> Champion:
-    """The version that `alias` names in MLflow's registry. Raises ValueError when there is none."""
-    from mlflow.exceptions import MlflowException
-
-    client = tracking.client()
-    try:
-        found = client.get_model_version_by_alias(tracking.MODEL_NAME, alias)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        raise ValueError(f"no model has the alias '{alias}': promote a run first (zpoint promote RUN)") from None
-    return Champion(
-        tracking.MODEL_NAME,
-        str(found.version),
-        alias,
-        found.run_id or "",
-        found.source,
-        settings().tracking_uri,
-    )
-
-
 def serve_champion(
-    alias: str = "champion", host: str = "127.0.0.1", port: int = 8000, *, blocking: bool = False
-) -> Served:
+    alias: str = "champion", host: str = "127.0.0.1", port: int = 8000, *, replicas: tuple[int, int] = (1, 1),
+    compiled: bool = True,
+) -> Endpoint:  # fmt: skip
     """Serve the model that `alias` names at http://host:port, through HAProxy, on the Ray that is connected.
 
-    Returns once the endpoint answers; with `blocking` once it has been interrupted and stopped. Raises
-    ValueError for an unknown alias, a host beyond loopback without ZPOINT_TOKEN, a taken port or a Ray
-    that serves already; RuntimeError when the model does not load.
+    Between `replicas` processes, by the number of requests that each has to answer; with `compiled` decoders, which
+    take some seconds longer to start. Returns once the endpoint answers. Raises ValueError for an unknown alias, a
+    host beyond loopback without ZPOINT_TOKEN, a taken port or a Ray that serves already; RuntimeError when the model
+    does not load.
     """
     token = settings().token
     if not _is_loopback(host) and not token:
         raise ValueError(f"serving at {host} wants a token: set ZPOINT_TOKEN, or serve at 127.0.0.1")
     champion = find_champion(alias)
     _check_port(host, port)
-    served = Served(f"http://{_reachable(host)}:{port}", champion.name, champion.version)
+    served = Endpoint(f"http://{_reachable(host)}:{port}", champion.name, champion.version)
 
     from ray import serve
 
@@ -98,23 +67,21 @@ def serve_champion(
             logging_config={"log_level": "WARNING", "enable_access_log": False},
             controller_options={"runtime_env": {"env_vars": _controller_environment()}},
         )
-        _run(champion, token)
+        _run(champion, application(champion, token, replicas, compiled=compiled))
         _wait_until_ready(served.url)
     except BaseException:
         stop()
         raise
-    log.info("serving %s version %s at %s", served.model, served.version, served.url)
-    if blocking:
-        wait()
     return served
 
 
-def wait() -> None:
-    """Block until Ctrl-C or SIGTERM, then stop the endpoint."""
+def wait(look: Callable[[], None]) -> None:
+    """Block until Ctrl-C or SIGTERM, calling `look` each few seconds, then stop the endpoint."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while True:
-            time.sleep(3600)
+            time.sleep(LOOK_SECONDS)
+            look()
     except KeyboardInterrupt:
         log.info("stopping the endpoint")
     finally:
@@ -143,65 +110,11 @@ def stop() -> None:
     shutil.rmtree(_folder() / ray.get_runtime_context().get_node_id(), ignore_errors=True)
 
 
-class Replica:
-    """One process that holds the model; Ray Serve mounts the app that `__serve_build_asgi_app__` gives."""
-
-    def __init__(self, champion: dict[str, str], token: str):
-        import torch
-
-        from serving.api import Facts
-        from serving.batching import Batcher
-
-        found, self._token = Champion(**champion), token
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        saved = read_model(found.source, found.tracking_uri, device)
-        model = saved.model
-
-        def decode(z: Any) -> Any:
-            return model.decode(torch.from_numpy(z).to(device)).cpu().numpy()
-
-        for n in (1, 64):  # the first calls choose kernels
-            decode(torch.zeros(n, model.z_dim).numpy())
-        self._batcher = Batcher(decode)
-        self._facts = Facts(
-            found.name, found.version, found.alias, found.run_id, saved.recipe.model_dump(mode="json"),
-            model.image, model.z_dim, saved.metrics, saved.latents,
-        )  # fmt: skip
-
-    def __serve_build_asgi_app__(self) -> Any:
-        from serving.api import make_api
-
-        return make_api(self._batcher, self._facts, token=self._token)
-
-
-def read_model(source: str, tracking_uri: str, device: str) -> Any:
-    """The SavedModel in the artifact folder `source`: a path, file://, s3:// or what only MLflow reads."""
-    from aecore.checkpoint import load_model
-    from cluster.storage import open_uri
-
-    if urlsplit(source).scheme in ("", "file", "s3"):
-        return load_model(*open_uri(source), device)
-    import mlflow.artifacts
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = mlflow.artifacts.download_artifacts(source, dst_path=folder, tracking_uri=tracking_uri)
-        return load_model(*open_uri(path), device)
-
-
-def _run(champion: Champion, token: str) -> None:
+def _run(champion: Champion, app: Any) -> None:
     from ray import serve
 
-    from cluster.local import has_gpu
-
-    deployment = serve.deployment(
-        serve.ingress()(Replica),
-        name="decoder",
-        max_ongoing_requests=256,
-        max_queued_requests=1024,
-        ray_actor_options={"num_cpus": 1, "num_gpus": GPU_SHARE if has_gpu() else 0},
-    )
     try:
-        serve.run(deployment.bind(asdict(champion), token), name=APP, route_prefix="/")
+        serve.run(app, name=APP, route_prefix="/")
     except RuntimeError as error:
         # Serve tells why only in the deployment's status, below a traceback.
         told = [d.message for d in serve.status().applications[APP].deployments.values()]
@@ -217,8 +130,12 @@ def _controller_environment() -> dict[str, str]:
     wanted = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # see replica.py: it has no such port
         # Long enough for HAProxy to forget a replica; the default of 30 s would also hold up every stop.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # Else HAProxy writes a line for each request, and a Python process reads it: replicas count by themselves.
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 2))),
     }
     head = next(node for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
     if head["NodeID"] != ray.get_runtime_context().get_node_id():

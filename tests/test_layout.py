@@ -16,7 +16,7 @@ FORBIDDEN = {
     "jobs": {"serving"},
     "serving": {"jobs"},
 }
-MAY_IMPORT_SERVING = {"jobs/serve.py", "jobs/demo.py", "jobs/cli.py"}
+MAY_IMPORT_SERVING = {"jobs/ask.py", "jobs/serve.py", "jobs/demo.py", "jobs/cli.py"}
 HEAVY = ("ray", "mlflow", "torch", "torchvision", "fastapi", "pyarrow", "boto3")
 
 

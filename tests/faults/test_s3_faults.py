@@ -60,7 +60,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Begin]:
             yield json.loads(Maker(pickle.loads(pickle.dumps(work))).make(chunk))
 
     monkeypatch.setattr("jobs.ingest.connect", lambda: None)
-    monkeypatch.setattr("jobs.ingest._on_ray", run)
+    monkeypatch.setattr("jobs.ingest.run_makers", run)
     return begins
 
 

@@ -9,7 +9,7 @@ from aecore.files import write_json
 from cluster import tracking
 from jobs.campaign import place_of
 from jobs.record import find_record
-from serving.deployment import find_champion, read_model
+from serving.registry import find_champion, read_model
 
 pytestmark = pytest.mark.usefixtures("tracking")
 
@@ -53,6 +53,14 @@ def test_a_wrong_alias_registers_nothing(refused, two_runs: list[str], alias: st
 def test_an_unfinished_run_is_refused(refused, two_runs: list[str]):
     shutil.rmtree(Path(find_record("a").uri) / "model")
     assert "run 'a' has not finished" in refused("promote", "a")
+
+
+def test_a_model_that_does_not_load_is_refused_and_the_alias_stays(refused, zpoint, two_runs: list[str]):
+    zpoint("promote", "a")
+    weights = Path(find_record("b").uri) / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "run 'b' is not promoted, its model does not load" in refused("promote", "b")
+    assert find_champion().version == "1"
 
 
 def test_a_run_unknown_to_mlflow_is_refused(refused, zpoint, tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch):

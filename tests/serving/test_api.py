@@ -1,7 +1,13 @@
+"""The app without Ray: what each route answers and refuses."""
+
 import asyncio
+import base64
 import io
 import json
-import threading
+import time
+import zipfile
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,43 +15,54 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
-from aecore.config import Recipe
-from aecore.model import ImageShape, build_model
-from aecore.samplers import SAMPLERS, fit_latents, sample
-from serving.api import Decoder, Facts, Limits, make_api
-from serving.batching import Batcher
-from serving.formats import encode_npy
+from aecore.config import TASKS
+from aecore.model import ImageShape
+from aecore.paths import PATHS
+from aecore.samplers import SAMPLERS, sample
+from serving.answers import encode_npy
+from serving.api import make_api
+from serving.batching import Overloaded
+from serving.formats import JPEG, JSON, NPY, PNG, WEBP, ZIP, Limits
+from serving.served import Slot
+from tests.serving.live import IMAGE, Z_DIM, lively_model, made_slot
 
-NPY, PNG, JSON = "application/x-npy", "image/png", "application/json"
-Z_DIM, IMAGE = 8, ImageShape(16, 3)
-RECIPE = Recipe.model_validate({"model": {"z_dim": Z_DIM, "channels": [4, 4, 8, 8]}})
-
-
-class Direct:
-    """A decoder without batches."""
-
-    def __init__(self):
-        self.model = build_model(RECIPE, IMAGE).eval()
-
-    def now(self, z):
-        return self.model.decode(torch.from_numpy(z)).numpy()
-
-    async def decode(self, z):
-        return self.now(z)
+SLOT = made_slot()
+FACTS, MODEL = SLOT.current.facts, lively_model()
 
 
-class Broken:
-    async def decode(self, z):
-        raise ValueError("a fault of ours")
+def client(slot: Slot = SLOT, **options):
+    return TestClient(make_api(slot, **options), raise_server_exceptions=False)
 
 
-LATENTS = fit_latents(torch.randn(200, Z_DIM, generator=torch.Generator().manual_seed(0)))
-FACTS = Facts("zpoint", "7", "champion", "run-1", RECIPE.model_dump(mode="json"), IMAGE, Z_DIM, {"psnr": 20.0}, LATENTS)
-DIRECT = Direct()
+def slot_with(decode=None, encode=None, **facts):
+    """The made model, with another method or other facts."""
+    now = SLOT.current
+    served = SimpleNamespace(facts=replace(FACTS, **facts), decode=decode or now.decode, encode=encode or now.encode)
+    return Slot(served)
 
 
-def client(decoder: Decoder = DIRECT, **options):
-    return TestClient(make_api(decoder, FACTS, **options), raise_server_exceptions=False)
+def decoded(z):
+    return MODEL.decode(torch.from_numpy(z)).numpy()
+
+
+def same(images, wanted):
+    """Equal but for a step of a pixel: folded batch norms, and batches, sum in another order."""
+    return images.shape == wanted.shape and np.abs(images.astype(int) - wanted).max() <= 1
+
+
+def picture(width=40, height=30, kind="PNG", mode="RGB", seed=0):
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def read_picture(body):
+    return np.asarray(Image.open(io.BytesIO(body)))
+
+
+def read_npy(body):
+    return np.load(io.BytesIO(body))
 
 
 def points(n, seed=0):
@@ -73,14 +90,14 @@ def test_png_of_one_z_has_the_decoded_pixels():
     assert answer.status_code == 200
     assert answer.headers["content-type"] == PNG
     assert answer.headers["x-zpoint-model"] == "zpoint/7"
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), DIRECT.now(z)[0])
+    assert same(read_picture(answer.content), decoded(z)[0])
 
 
 def test_npy_of_many_and_json():
     z = points(300)
     answer = decode(client(), z)
     assert answer.headers["content-type"] == NPY
-    np.testing.assert_array_equal(np.load(io.BytesIO(answer.content)), DIRECT.now(z))
+    assert same(read_npy(answer.content), decoded(z))
     answer = decode(client(), z[:2], JSON).json()
     assert answer["model"] == "zpoint/7"
     assert len(answer["images"]) == 2
@@ -144,16 +161,22 @@ def test_pixels_bound_the_points_of_large_images():
 
 
 def test_types_that_are_not_known():
-    is_problem(client().post("/v1/decode", content=b"{}"), 415, "takes application/json or application/x-npy")
+    is_problem(client().post("/v1/decode", content=b"{}"), 415, "it takes application/json or application/x-npy")
     is_problem(client().post("/v1/sample", content=b"", headers={"content-type": NPY}), 415)
     is_problem(decode(client(), points(1), "text/html"), 406, "image/png")
     is_problem(client().get("/v1/decode"), 405)
     is_problem(client().get("/etc/passwd"), 404)
+    for path in ("/v1", "/v1/decode/", "/redoc", "/-/routes", "/static/../api.py", "/static/%2e%2e/api.py"):
+        is_problem(client().get(path, follow_redirects=False), 404)
 
 
 def test_token():
     http = client(token="secret")
-    assert http.get("/healthz").status_code == 200
+    for path in ("/healthz", "/readyz"):
+        assert http.get(path).status_code == 200
+        is_problem(http.get(path, headers={"authorization": "Bearer wrong"}), 401)
+    for path in ("/v1/model", "/metrics", "/docs", "/openapi.json", "/nothing"):
+        is_problem(http.get(path), 401, "Bearer")
     for given in ("", "Bearer", "Bearer wrong", "Bearer secrets", "Basic secret", "secret", "Bearer sécret"):
         for path in ("/v1/model", "/docs", "/openapi.json", "/nothing"):
             answer = http.get(path, headers=[(b"authorization", given.encode())])
@@ -164,18 +187,46 @@ def test_token():
     assert http.post("/v1/sample", json={}, headers=allowed).status_code == 200
 
 
-def test_our_own_fault_is_a_500_that_tells_nothing():
-    answer = decode(client(Broken()), points(1))
+def test_our_own_fault_is_a_500_that_tells_nothing(caplog):
+    async def broken(z):
+        raise RuntimeError("a fault of ours")
+
+    answer = decode(client(slot_with(broken)), points(1))
     is_problem(answer, 500)
-    assert "fault" not in answer.text
+    assert "a fault of ours" not in answer.text
+    assert "a fault of ours" in caplog.text
+
+
+def test_too_much_waiting_is_a_503_with_a_time():
+    async def busy(z):
+        raise Overloaded(3.2)
+
+    http = client(slot_with(busy))
+    for answer in (decode(http, points(1)), http.post("/v1/sample", json={}), http.get("/readyz")):
+        is_problem(answer, 503, "too much waits")
+        assert answer.headers["retry-after"] == "4"
+    assert http.get("/healthz").status_code == 200
+
+
+def test_what_takes_too_long_is_a_503_with_a_time():
+    async def slow(z):
+        await asyncio.sleep(30)
+
+    start = time.perf_counter()
+    answer = decode(client(slot_with(slow), limits=Limits(seconds=0.1)), points(1))
+    is_problem(answer, 503, "longer than 0.1 s")
+    assert answer.headers["retry-after"] == "5"
+    assert time.perf_counter() - start < 5
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_sample_decodes_what_the_sampler_gives(sampler):
     answer = client().post("/v1/sample", json={"sampler": sampler, "n": 5, "seed": 3}, headers={"accept": NPY})
     assert answer.headers["x-zpoint-seed"] == "3"
-    wanted = DIRECT.now(sample(sampler, 5, LATENTS, 3).numpy())
-    np.testing.assert_array_equal(np.load(io.BytesIO(answer.content)), wanted)
+    assert same(read_npy(answer.content), decoded(sample(sampler, 5, FACTS.latents, 3).numpy()))
+    told = client().post("/v1/sample", json={"sampler": sampler, "n": 5, "seed": 3}, headers={"accept": JSON}).json()
+    np.testing.assert_array_equal(np.float32(told["z"]), sample(sampler, 5, FACTS.latents, 3).numpy())
+    assert (told["seed"], len(told["images"])) == (3, 5)
 
 
 def test_sample_without_a_seed_names_the_one_it_drew():
@@ -220,7 +271,33 @@ def test_model_tells_the_facts():
     assert told["recipe"]["model"]["z_dim"] == Z_DIM
     assert told["metrics"] == {"psnr": 20.0}
     assert told["samplers"]["cube"] == {"boundary": 1.0}
-    assert set(told["samplers"]) == set(SAMPLERS)
+    assert (set(told["samplers"]), set(told["tasks"]), set(told["paths"])) == (set(SAMPLERS), set(TASKS), set(PATHS))
+    assert told["tasks"]["denoise"] == {"sigma": 0.25}
+    assert told["refused"] is None
+
+
+def test_model_tells_the_latent_space():
+    space = client().get("/v1/model").json()["latents"]
+    covariance = FACTS.latents["covariance"].double().numpy()
+    axis = np.array(space["axes"][0]["direction"])
+    assert len(space["axes"]) == Z_DIM
+    assert axis @ covariance @ axis == pytest.approx(np.linalg.eigvalsh(covariance)[-1], rel=1e-3)
+    assert space["axes"][0]["sd"] ** 2 == pytest.approx(np.linalg.eigvalsh(covariance)[-1], rel=1e-3)
+    assert space["mean"] == pytest.approx(FACTS.latents["mean"].tolist(), abs=1e-5)
+    assert set(space["attributes"]) == {"Smiling", "dark_hair"}
+
+
+def test_a_model_without_a_mixture_or_stored_points_does_without():
+    bare = {name: FACTS.latents[name] for name in ("mean", "covariance")}
+    http = client(slot_with(latents=bare, metrics={"psnr": float("nan")}))
+    told = http.get("/v1/model").json()
+    assert set(told["samplers"]) == set(SAMPLERS) - {"gmm"}
+    assert told["paths"] == ["straight", "spherical"]
+    assert told["metrics"] == {}
+    is_problem(http.post("/v1/sample", json={"sampler": "gmm"}), 422, "mixture")
+    is_problem(
+        http.post("/v1/interpolate", json={"z": points(2).tolist(), "path": "neighbours"}), 422, "takes straight"
+    )
 
 
 def test_docs_list_every_route_and_load_nothing():
@@ -233,43 +310,146 @@ def test_docs_list_every_route_and_load_nothing():
         assert loading not in page.text
 
 
-def test_concurrent_requests_are_batched_and_equal_single_decodes():
-    sizes, lock = [], threading.Lock()
-
-    def decode_batch(z):
-        with lock:
-            sizes.append(len(z))
-        return DIRECT.now(z)
-
-    async def run():
-        batcher = Batcher(decode_batch, max_points=16)
-        requests = [points(n, seed) for seed, n in enumerate([1, 3, 40, 1, 1, 7, 16, 2])]
-        return requests, await asyncio.gather(*map(batcher.decode, requests))
-
-    requests, answers = asyncio.run(run())
-    assert max(sizes) <= 16
-    assert len(sizes) < sum(-(-len(z) // 16) for z in requests)
-    for z, images in zip(requests, answers, strict=True):
-        alone = np.concatenate([DIRECT.now(row[None]) for row in z])
-        # Batches may sum in another order; that moves a pixel by one step at most.
-        assert images.shape == alone.shape
-        assert np.abs(images.astype(int) - alone).max() <= 1
+def test_encode_gives_the_means_of_the_encoder():
+    http, body = client(), picture()
+    for kind in ("PNG", "JPEG", "WEBP"):
+        answer = http.post("/v1/encode", content=picture(kind=kind), headers={"content-type": f"image/{kind.lower()}"})
+        assert np.shape(answer.json()["z"]) == (1, Z_DIM)
+    answer = http.post("/v1/encode", content=body, headers={"content-type": PNG, "accept": NPY})
+    z = read_npy(answer.content)
+    cut = Image.open(io.BytesIO(body)).crop((5, 0, 35, 30)).resize((IMAGE.size, IMAGE.size), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(cut)).permute(2, 0, 1)[None] / 255
+    np.testing.assert_allclose(z, MODEL.encode(pixels).mean.numpy(), atol=1e-4)
+    again = http.post("/v1/encode", json={"images": [base64.b64encode(body).decode()] * 2}).json()
+    np.testing.assert_allclose(again["z"], np.repeat(z, 2, axis=0), atol=1e-5)
+    fitted = np.array(cut)[None]
+    as_array = http.post("/v1/encode", content=encode_npy(fitted), headers={"content-type": NPY, "accept": NPY})
+    np.testing.assert_allclose(read_npy(as_array.content), z, atol=1e-5)
 
 
-def test_a_failing_batch_fails_its_requests_and_no_others():
-    def decode_batch(z):
-        if (z == 666).any():
-            raise RuntimeError("no")
-        return DIRECT.now(z)
+@pytest.mark.parametrize("task", TASKS)
+def test_reconstruct_does_the_task_and_tells_what_the_encoder_saw(task):
+    http, files = client(), [base64.b64encode(picture(seed=seed)).decode() for seed in range(3)]
+    told = http.post(
+        "/v1/reconstruct", json={"images": files, "task": task, "seed": 4}, headers={"accept": JSON}
+    ).json()
+    seen = np.stack([read_picture(base64.b64decode(text)) for text in told["seen"]])
+    images = np.stack([read_picture(base64.b64decode(text)) for text in told["images"]])
+    z = MODEL.encode(torch.from_numpy(seen).permute(0, 3, 1, 2) / 255).mean
+    np.testing.assert_allclose(told["z"], z.numpy(), atol=1e-4)
+    assert same(images, decoded(np.float32(told["z"])))
+    again = http.post(f"/v1/reconstruct?task={task}&seed=4", content=picture(), headers={"content-type": PNG})
+    assert again.headers["x-zpoint-seed"] == "4"
+    plain = http.post("/v1/reconstruct", json={"images": files, "seed": 4}, headers={"accept": JSON}).json()
+    assert (told["seen"] == plain["seen"]) == (task == "reconstruct")
 
-    async def run():
-        batcher = Batcher(decode_batch)
-        with pytest.raises(RuntimeError, match="no"):
-            await batcher.decode(np.full((1, Z_DIM), 666, np.float32))
-        gone = asyncio.ensure_future(batcher.decode(points(1)))
-        kept = asyncio.ensure_future(batcher.decode(points(2)))
-        await asyncio.sleep(0)
-        gone.cancel()
-        return await kept
 
-    np.testing.assert_array_equal(asyncio.run(run()), DIRECT.now(points(2)))
+def test_reconstruct_takes_the_tasks_parameters_from_the_query():
+    headers = {"content-type": PNG, "accept": JSON}
+    ask = lambda query: client().post(f"/v1/reconstruct?{query}", content=picture(), headers=headers)  # noqa: E731
+    black = read_picture(base64.b64decode(ask("task=drop&keep=0&fill=black").json()["seen"][0]))
+    assert not black.any()
+    is_problem(ask("task=drop&keep=2"), 422, "keep")
+    is_problem(ask("task=drop&boundary=1"), 422, "boundary")
+    is_problem(ask("task=magic"), 422, "it takes one of reconstruct")
+    is_problem(ask("seed=x"), 422, "seed")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_interpolate_goes_from_one_end_to_the_other(path):
+    ends = points(2)
+    told = (
+        client()
+        .post("/v1/interpolate", json={"z": ends.tolist(), "steps": 5, "path": path}, headers={"accept": JSON})
+        .json()
+    )
+    z = np.float32(told["z"])
+    assert z.shape == (5, Z_DIM)
+    np.testing.assert_allclose(z[[0, -1]], ends, atol=1e-5)
+    assert len(told["images"]) == 5
+    http = client()
+    as_query = http.post(
+        f"/v1/interpolate?steps=5&path={path}", content=encode_npy(ends), headers={"content-type": NPY, "accept": NPY}
+    )
+    assert same(read_npy(as_query.content), decoded(z))
+
+
+def test_interpolate_between_pictures_and_what_it_refuses():
+    http, files = client(), [base64.b64encode(picture(seed=seed)).decode() for seed in range(2)]
+    told = http.post("/v1/interpolate", json={"images": files, "steps": 3}, headers={"accept": JSON}).json()
+    ends = http.post("/v1/encode", json={"images": files}).json()["z"]
+    np.testing.assert_allclose(np.array(told["z"])[[0, 2]], ends, atol=1e-5)
+    is_problem(http.post("/v1/interpolate", json={"z": points(3).tolist()}), 422, "between two")
+    is_problem(http.post("/v1/interpolate", json={"z": points(2).tolist(), "images": files}), 422, "must be")
+    is_problem(http.post("/v1/interpolate", json={"z": points(2).tolist(), "steps": 1}), 422, "steps")
+    is_problem(http.post("/v1/interpolate", json={"z": points(2).tolist(), "steps": 5000}), 413, "at most 4096")
+    far = [[3e38] * Z_DIM, [-3e38] * Z_DIM]
+    assert http.post("/v1/interpolate", json={"z": far, "path": "spherical"}).status_code in (200, 422)
+
+
+def test_every_kind_of_picture_goes_out():
+    http, z = client(), points(3)
+    for kind in (PNG, JPEG, WEBP):
+        answer = decode(http, z, kind)
+        assert answer.headers["content-type"] == kind
+        assert Image.open(io.BytesIO(answer.content)).size == (2 * IMAGE.size, 2 * IMAGE.size)
+    with zipfile.ZipFile(io.BytesIO(decode(http, z, ZIP).content)) as archive:
+        assert archive.namelist() == ["0000.png", "0001.png", "0002.png"]
+        assert archive.testzip() is None
+        images = np.stack([read_picture(archive.read(name)) for name in archive.namelist()])
+    assert same(images, decoded(z))
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"", "empty"),
+        (b"no image at all", "not an image"),
+        (picture()[:200], "does not decode"),
+    ],
+)
+def test_what_is_no_picture_is_a_422(body, text):
+    is_problem(client().post("/v1/encode", content=body, headers={"content-type": PNG}), 422, text)
+    files = {"images": [base64.b64encode(body).decode()]}
+    is_problem(client().post("/v1/reconstruct", json=files), 422, text)
+
+
+def test_a_bomb_of_pixels_is_refused_before_it_is_decoded():
+    buffer = io.BytesIO()
+    Image.new("L", (9_000, 9_000)).save(buffer, "PNG")
+    assert len(buffer.getvalue()) < 200_000
+    start = time.perf_counter()
+    is_problem(client().post("/v1/encode", content=buffer.getvalue(), headers={"content-type": PNG}), 413, "81,000,000")
+    half = base64.b64encode(picture(6_000, 6_000, mode="1")).decode()
+    is_problem(client().post("/v1/encode", json={"images": [half] * 2}), 413, "72,000,000 pixels")
+    assert time.perf_counter() - start < 20
+
+
+def test_counters_tell_what_was_asked():
+    http = client()
+    for n in (1, 2):
+        decode(http, points(n))
+    http.get("/nothing/made/up")
+    http.post("/v1/decode", content=b"{}")
+    told = http.get("/metrics")
+    assert told.headers["content-type"].startswith("text/plain")
+    lines = told.text.splitlines()
+    assert 'zpoint_requests_total{replica="",route="/v1/decode",status="200"} 2.0' in lines
+    assert 'zpoint_requests_total{replica="",route="/v1/decode",status="415"} 1.0' in lines
+    assert 'zpoint_requests_total{replica="",route="other",status="404"} 1.0' in lines
+    assert 'zpoint_request_seconds_count{replica="",route="/v1/decode"} 3.0' in lines
+
+
+def test_a_request_ends_on_the_model_it_began_with():
+    slot = Slot(SLOT.current)
+    later = made_slot("8").current
+
+    async def swap_meanwhile(z):
+        slot.current = later
+        return await SLOT.current.decode(z)
+
+    slot.current = slot_with(swap_meanwhile).current
+    http = client(slot)
+    answer = decode(http, points(2), JSON)
+    assert (answer.headers["x-zpoint-model"], answer.json()["model"]) == ("zpoint/7", "zpoint/7")
+    assert decode(http, points(2)).headers["x-zpoint-model"] == "zpoint/8"

@@ -1,6 +1,7 @@
 """The endpoint behind HAProxy, and its client."""
 
 import io
+import json
 import os
 import signal
 import socket
@@ -8,15 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import ClassVar
+from unittest.mock import ANY
 
 import httpx2
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from aecore.checkpoint import save_model
@@ -25,10 +27,10 @@ from aecore.model import ImageShape, build_model
 from aecore.samplers import fit_latents, sample
 from cluster import tracking
 from cluster.storage import open_uri
-from serving import client as client_module
 from serving import haproxy
 from serving.client import Client
-from serving.deployment import find_champion, serve_champion, stop
+from serving.deployment import serve_champion, stop
+from serving.registry import find_champion
 
 Z_DIM = 8
 TOKEN = "of the tests"
@@ -77,17 +79,70 @@ def champion(tmp_path_factory):
         save_model(*open_uri(source), model, recipe, latents, {"psnr": 21.0})
         registry = tracking.client()
         registry.create_registered_model(tracking.MODEL_NAME)
-        version = registry.create_model_version(tracking.MODEL_NAME, source).version
-        registry.set_registered_model_alias(tracking.MODEL_NAME, "champion", version)
+        for place in (source, source, f"file://{home}/nothing"):  # version 3 will not load
+            registry.create_model_version(tracking.MODEL_NAME, place)
+        registry.set_registered_model_alias(tracking.MODEL_NAME, "champion", "1")
         yield model, latents
 
 
 @pytest.fixture(scope="module")
 def served(ray_cluster, champion):
     try:
-        yield serve_champion(port=free_port())
+        yield serve_champion(port=free_port(), replicas=(2, 2), compiled=False)
     finally:
         stop()
+
+
+class Loading:
+    """Requests from some threads as long as the block runs, each with the client's retries or without."""
+
+    def __init__(self, url, threads=4, retries=True):
+        self.url, self.threads, self.retries = url, threads, retries
+        self.versions, self.failures, self.over = Counter(), [], threading.Event()
+
+    def __enter__(self):
+        self.pool = ThreadPoolExecutor(self.threads)
+        self.running = [self.pool.submit(self.run, seed) for seed in range(self.threads)]
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.pool.shutdown()
+        for each in self.running:
+            each.result()
+
+    def run(self, seed):
+        z = points(2, seed)
+        with Client(self.url, TOKEN) as client, httpx2.Client(headers={"Authorization": f"Bearer {TOKEN}"}) as plain:
+            while not self.over.is_set():
+                try:
+                    if self.retries:
+                        assert client.decode(z).shape == (2, 16, 16, 3)
+                        self.versions["any"] += 1
+                    else:
+                        answer = plain.post(f"{self.url}/v1/decode", json={"z": z.tolist()})
+                        answer.raise_for_status()
+                        self.versions[answer.headers["x-zpoint-model"]] += 1
+                except Exception as error:
+                    self.failures.append(error)
+
+    def until(self, done, seconds=60):
+        deadline = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < deadline, (self.versions, self.failures[-1:])
+            time.sleep(0.1)
+
+
+def point_alias_to(version):
+    tracking.client().set_registered_model_alias(tracking.MODEL_NAME, "champion", version)
+
+
+def replicas():
+    """Pids of this Ray's replicas."""
+    from ray.util.state import list_actors
+
+    actors = list_actors(filters=[("class_name", "=", "ServeReplica:zpoint:decoder"), ("state", "=", "ALIVE")])
+    return [actor.pid for actor in actors]
 
 
 @pytest.fixture
@@ -149,6 +204,103 @@ def test_what_the_endpoint_refuses_is_a_value_error(served, endpoint):
 
 
 @pytest.mark.ray
+def test_moving_the_alias_swaps_the_model_without_a_failed_request(served, endpoint):
+    with Loading(served.url, retries=False) as load:
+        load.until(lambda: load.versions["zpoint/1"] > 20)
+        point_alias_to("2")
+        load.until(lambda: load.versions["zpoint/2"] > 20)
+        point_alias_to("3")  # does not load: refused, and version 2 goes on
+        load.until(lambda: all(endpoint.model()["refused"] for _ in range(8)))
+        assert endpoint.model()["refused"]["version"] == "3"
+        assert "nothing" in endpoint.model()["refused"]["reason"]
+        assert endpoint.model()["version"] == "2"
+        point_alias_to("1")
+        before = load.versions["zpoint/1"]
+        load.until(lambda: load.versions["zpoint/1"] > before + 20)
+        load.until(lambda: not any(endpoint.model()["refused"] for _ in range(8)))
+    assert load.failures == []
+    assert set(load.versions) == {"zpoint/1", "zpoint/2"}
+
+
+@pytest.mark.ray
+def test_a_killed_replica_costs_what_it_held_and_nothing_with_retries(served):
+    with Loading(served.url, threads=2) as patient, Loading(served.url, threads=2, retries=False) as plain:
+        patient.until(lambda: patient.versions["any"] > 20)
+        before = replicas()
+        assert len(before) == 2
+        os.kill(before[0], signal.SIGKILL)
+        patient.until(lambda: len(set(replicas()) - {before[0]}) == 2, 120)
+        seen = patient.versions["any"]
+        patient.until(lambda: patient.versions["any"] > seen + 20)
+    assert patient.failures == []
+    assert len(plain.failures) <= 2  # what was in flight
+
+
+@pytest.mark.ray
+def test_a_new_replica_serves_the_last_good_version_while_the_alias_names_a_bad_one(served, endpoint):
+    point_alias_to("2")
+    with Loading(served.url, retries=False) as load:
+        load.until(lambda: load.versions["zpoint/2"] > 20)
+        load.until(lambda: all(endpoint.model()["version"] == "2" for _ in range(8)))
+    point_alias_to("3")
+    killed = replicas()[0]
+    os.kill(killed, signal.SIGKILL)
+    with Loading(served.url) as load:
+        load.until(lambda: len(set(replicas()) - {killed}) == 2, 120)
+    with Loading(served.url) as load:
+        load.until(lambda: load.versions["any"] > 50)
+        load.until(lambda: all(endpoint.model()["refused"] for _ in range(8)))
+    assert endpoint.model()["version"] == "2"
+    point_alias_to("1")
+    load.until(lambda: all(endpoint.model()["version"] == "1" for _ in range(8)))
+
+
+@pytest.mark.ray
+def test_nothing_listens_beyond_loopback(served):
+    inodes = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A":  # LISTEN
+                inodes[f"socket:[{words[9]}]"] = words[1]
+    listening = []
+    for pid in [*replicas(), *haproxies(int(served.url.rpartition(":")[2]))]:
+        links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+        listening += [inodes[link].split(":")[0] for link in links if link in inodes]
+    assert len(listening) >= 4
+    assert {each[-8:] for each in listening} == {"0100007F"}
+
+
+@pytest.mark.ray
+def test_only_its_own_routes_are_served(served):
+    for path in ("/-/routes", "/-/healthz", "/-/", "/v2/decode"):
+        assert httpx2.get(f"{served.url}{path}").status_code in (401, 404)
+
+
+@pytest.mark.ray
+def test_idle_and_slow_clients_do_not_keep_others_waiting(served, endpoint):
+    address = ("127.0.0.1", int(served.url.rpartition(":")[2]))
+    idle = [socket.create_connection(address) for _ in range(1000)]
+    try:
+        for each in idle[:50]:  # a head that never ends
+            each.sendall(b"POST /v1/decode HTTP/1.1\r\nHost: x\r\n")
+        head = f"Authorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
+        for each in idle[50:100]:  # a body that never ends
+            each.sendall(b"POST /v1/decode HTTP/1.1\r\nHost: x\r\n" + head.encode() + b'{"z":')
+        start = time.perf_counter()
+        for _ in range(20):
+            assert endpoint.decode(points(1)).shape == (1, 16, 16, 3)
+        assert time.perf_counter() - start < 10
+        idle[0].settimeout(30)
+        assert b" 408 " in idle[0].recv(1000).split(b"\r\n")[0]
+        idle[50].settimeout(60)
+        assert b" 408 " in idle[50].recv(1000).split(b"\r\n")[0]
+    finally:
+        for each in idle:
+            each.close()
+
+
+@pytest.mark.ray
 def test_a_second_endpoint_on_the_same_ray_is_refused(served):
     with pytest.raises(ValueError, match="this Ray serves already"):
         serve_champion(port=free_port())
@@ -160,7 +312,7 @@ def test_a_second_endpoint_on_the_same_ray_is_refused(served):
 def test_stop_leaves_nothing(ray_cluster, champion):
     stop()
     port = free_port()
-    serve_champion(port=port)
+    serve_champion(port=port, compiled=True)
     stop()
     assert haproxies(port) == []
     with socket.create_server(("127.0.0.1", port)):
@@ -177,62 +329,38 @@ def test_an_alias_that_nothing_has(home):
         find_champion()
 
 
-class Flaky(BaseHTTPRequestHandler):
-    answers: ClassVar[list[tuple[int, str, bytes]]] = []
+@pytest.mark.ray
+def test_the_config_file_for_a_cluster_loads_and_scales(ray_cluster, champion, monkeypatch):
+    from ray._common.utils import import_attr
+    from ray.serve.schema import ServeDeploySchema
 
-    def do_GET(self):
-        status, kind, body = self.answers.pop(0)
-        self.send_response(status)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def flaky():
-    server = HTTPServer(("127.0.0.1", 0), Flaky)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    text = (Path(haproxy.__file__).parent / "serve.yaml").read_text()
+    described = ServeDeploySchema.model_validate(yaml.safe_load(text)).applications[0]
+    build = import_attr(described.import_path)
+    deployment = build(described.args)._bound_deployment
+    assert deployment._deployment_config.autoscaling_config.max_replicas == 4
+    for wrong, message in (({"alias": "nobody"}, "no model has the alias"), ({"port": 1}, "not port")):
+        with pytest.raises(ValueError, match=message):
+            build(described.args | wrong)
+    monkeypatch.delenv("ZPOINT_TOKEN")
+    with pytest.raises(ValueError, match="set ZPOINT_TOKEN"):
+        build(described.args)
 
 
-def test_client_tries_again_what_passes(flaky, monkeypatch):
-    monkeypatch.setattr(client_module, "FIRST_WAIT", 0.001)
-    # HAProxy says 500 in plain text while no replica is up.
-    Flaky.answers = [
-        (503, "text/plain", b"busy"),
-        (500, "text/plain", b""),
-        (200, "application/json", b'{"a": 1}'),
-    ]
-    assert Client(flaky).model() == {"a": 1}
-    own_fault = b'{"status": 500, "title": "Internal Server Error", "detail": "see the log"}'
-    Flaky.answers = [(500, "application/problem+json", own_fault)]
-    with pytest.raises(ValueError, match="see the log"):
-        Client(flaky).model()
-    Flaky.answers = [(503, "text/plain", b"busy")] * 5
-    with pytest.raises(ValueError, match="answered 503 busy"):
-        Client(flaky).model()
+def test_haproxy_says_503_where_no_replica_answers(tmp_path):
+    from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE as template
 
-
-def test_client_without_an_endpoint(monkeypatch):
-    monkeypatch.setattr(client_module, "FIRST_WAIT", 0.001)
-    with pytest.raises(ValueError, match="no endpoint answers at"):
-        Client(f"http://127.0.0.1:{free_port()}").model()
-    for url in ("localhost:8000", "ftp://127.0.0.1", "", "http://[", "http://host:port"):
-        with pytest.raises(ValueError, match=r"."):
-            Client(url).model()
-
-
-def test_client_imports_neither_torch_nor_ray():
-    code = "import sys, serving.client; assert not {'torch', 'ray', 'fastapi', 'mlflow'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    haproxy.write_errors(tmp_path)
+    head, _, body = (tmp_path / "504.http").read_bytes().decode().partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 503 ")
+    assert "Retry-After: 2" in head
+    assert f"Content-Length: {len(body)}" in head
+    assert json.loads(body) == {"status": 503, "title": "Service Unavailable", "detail": ANY}
+    changed = haproxy.mend(template, tmp_path)
+    assert changed.count(f"{tmp_path}/50") == 3
+    assert "{{ config.error_file_path }}\n" not in changed
+    assert changed.count("timeout http-request 10s") == changed.count("return status 404 if { path_beg /-/ }") == 1
+    assert haproxy.mend(changed, tmp_path) == changed
 
 
 def test_haproxy_statistics_stay_on_loopback():

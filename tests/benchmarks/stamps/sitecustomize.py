@@ -12,12 +12,10 @@ import time
 from importlib.machinery import PathFinder
 
 POINTS = {
-    "jobs.cli": ["main"],
-    "jobs.train": ["train", "connect", "run_on_ray", "train_worker", "work", "open_feeds"],
+    "jobs.train": ["train", "connect", "open_feeds"],
     "aecore.model": ["build_model"],
     "ray.train.v2.api.data_parallel_trainer": ["DataParallelTrainer.fit"],
     "ray.train.v2._internal.execution.controller.controller": ["TrainController.__init__"],
-    "ray.train.v2._internal.execution.worker_group.worker_group": ["WorkerGroup._start_impl"],
     "ray.train.v2._internal.execution.worker_group.placement_group_handle": ["DefaultPlacementGroupHandle.wait"],
     "ray.train.v2._internal.execution.worker_group.worker": ["RayTrainWorker.__init__", "RayTrainWorker.run_train_fn"],
     "torch.distributed.distributed_c10d": ["init_process_group"],

@@ -1,0 +1,76 @@
+"""The alias decides what is served: a thread of each replica looks where it points and swaps the model.
+
+The new version is loaded and warmed beside the old one, which goes on answering; then `slot.current` is put, and
+requests that had begun end on the model they began with. A version that does not load is refused once, and the old
+one stays. Where MLflow does not answer, everything stays as it is.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from serving.meters import Meters
+from serving.registry import Champion, find_champion
+from serving.served import Served, Slot
+
+log = logging.getLogger(__name__)
+POLL_SECONDS = 2.0
+Load = Callable[[Champion], Served]
+
+
+def first_that_loads(candidates: list[Champion], load: Load) -> Slot:
+    """The slot of a starting replica: the first of `candidates` that loads, with the refusal of the first of all.
+
+    Raises what the last one raised when none does.
+    """
+    refused = None
+    for index, champion in enumerate(candidates):
+        try:
+            return Slot(load(champion), refused)
+        except Exception as error:
+            if index == len(candidates) - 1:
+                raise
+            refused = refused or _refusal(champion, error)
+    raise ValueError("there is no model to serve")
+
+
+def follow(slot: Slot, alias: str, load: Load, note: Callable[[Champion], None], meters: Meters) -> None:
+    """Keep `slot` at what `alias` names, for ever; `note` is told of each version that is served."""
+    pause, silent = threading.Event(), False
+    while not pause.wait(POLL_SECONDS):
+        try:
+            found, silent = find_champion(alias), False
+        except Exception as error:
+            if not silent:
+                log.warning(
+                    "the alias '%s' cannot be looked up, so %s stays: %s", alias, slot.current.facts.label, error
+                )
+            silent = True
+            continue
+        look(slot, found, load, note, meters)
+
+
+def look(slot: Slot, found: Champion, load: Load, note: Callable[[Champion], None], meters: Meters) -> None:
+    """Put the version that the alias names now into `slot`, unless it is there or has been refused."""
+    if found.version == slot.current.facts.version:
+        slot.refused = None
+        return
+    if slot.refused and slot.refused["version"] == found.version:
+        return
+    before = slot.current.facts.label
+    try:
+        slot.current = load(found)
+    except Exception as error:
+        slot.refused = _refusal(found, error)
+        meters.refused()
+        return
+    slot.refused = None
+    meters.serving(found.name, found.version, swap=True)
+    note(found)
+    log.warning("serving %s/%s in the place of %s", found.name, found.version, before)
+
+
+def _refusal(champion: Champion, error: Exception) -> dict[str, str]:
+    reason = " ".join(str(error).split())[:500] or type(error).__name__
+    log.error("%s version %s cannot be served and is refused: %s", champion.name, champion.version, reason)
+    return {"version": champion.version, "reason": reason}

@@ -1,0 +1,125 @@
+"""The deployment: replicas that hold the model, and how many of them. Also what a Serve config file names.
+
+serve run serving/serve.yaml        # on a cluster; see there
+"""
+
+import json
+import os
+import threading
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from cluster.settings import settings
+from serving.registry import Champion, find_champion
+
+GPU_SHARE = 0.1  # a decoder needs little of a GPU; trainings on the same cluster need the rest
+ONGOING = 64  # requests that a replica answers at once before another one is started
+KNOWN = b"zpoint-served"
+
+
+class Replica:
+    """One process that holds the model; Ray Serve mounts the app that `__serve_build_asgi_app__` gives."""
+
+    def __init__(self, champion: dict[str, str], token: str, compiled: bool = True):
+        import torch
+        from ray import serve
+
+        from serving.following import first_that_loads, follow
+        from serving.loading import load
+        from serving.meters import Meters
+
+        _close_side_door()
+        given, self._token = Champion(**champion), token
+        os.environ["MLFLOW_TRACKING_URI"] = given.tracking_uri
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._meters = meters = Meters(serve.get_replica_context().replica_id.unique_id)
+
+        def bring(found: Champion) -> Any:
+            return load(found, device, compiled=compiled, meters=meters)
+
+        self._slot = first_that_loads(_candidates(given), bring)
+        facts = self._slot.current.facts
+        meters.serving(facts.name, facts.version, swap=False)
+        threading.Thread(
+            target=follow, args=(self._slot, given.alias, bring, _remember, meters), name="alias", daemon=True
+        ).start()
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from serving.api import make_api
+
+        return make_api(self._slot, token=self._token, meters=self._meters)
+
+
+def application(champion: Champion, token: str, replicas: tuple[int, int] = (1, 1), *, compiled: bool = True) -> Any:
+    """The Serve application; between `replicas` processes, by the number of requests that each has to answer."""
+    from ray import serve
+
+    from cluster.local import has_gpu
+
+    least, most = replicas
+    scale: dict[str, Any] = {"num_replicas": least}
+    if most > least:
+        bounds = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": ONGOING}
+        scale = {"autoscaling_config": bounds}
+    deployment = serve.deployment(
+        serve.ingress()(Replica),
+        name="decoder",
+        # The replica refuses by itself what would wait too long; these only bound what it holds in memory.
+        max_ongoing_requests=2048,
+        max_queued_requests=2048,
+        backpressure_config={"status_code": 503, "retry_after_s": 1},
+        ray_actor_options={"num_cpus": 1, "num_gpus": GPU_SHARE if has_gpu() else 0},
+        **scale,
+    )
+    return deployment.bind(asdict(champion), token, compiled)
+
+
+def app(args: dict[str, Any]) -> Any:
+    """The builder that a Serve config file names; `args`: alias, min_replicas, max_replicas. See serving/serve.yaml.
+
+    Raises ValueError for another argument, an unknown alias, or without ZPOINT_TOKEN: a cluster is not loopback.
+    """
+    args = dict(args)
+    alias, least = args.pop("alias", "champion"), args.pop("min_replicas", 1)
+    most = args.pop("max_replicas", least)
+    if args:
+        raise ValueError(f"args take alias, min_replicas and max_replicas, not {', '.join(args)}")
+    if not settings().token:
+        raise ValueError("serving on a cluster wants a token: set ZPOINT_TOKEN in the runtime environment")
+    return application(find_champion(alias), settings().token, (least, most))
+
+
+def _close_side_door() -> None:
+    """Keep Serve from opening a port on every interface at which a replica unpickles what anybody sends.
+
+    It is for calls between deployments; the endpoint has one, and what calls it comes over HTTP.
+    """
+    import ray.serve._private.replica as theirs
+
+    assert hasattr(theirs, "add_port_to_grpc_server")
+    theirs.add_port_to_grpc_server = lambda server, address: 0  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _candidates(given: Champion) -> list[Champion]:
+    """What a starting replica tries in turn: what the alias names now, what was served last, what was served first."""
+    found = []
+    with suppress(Exception):  # where MLflow does not answer, or the alias is gone: serve on
+        found.append(find_champion(given.alias))
+    if known := _recall(given.alias):
+        found.append(known)
+    return list(dict.fromkeys([*found, given]))
+
+
+def _remember(served: Champion) -> None:
+    """Note in the cluster what is served, for replicas that start when the alias names what does not load."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(served.alias.encode(), json.dumps(asdict(served)).encode(), overwrite=True, namespace=KNOWN)
+
+
+def _recall(alias: str) -> Champion | None:
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    told = _internal_kv_get(alias.encode(), namespace=KNOWN)
+    return Champion(**json.loads(told)) if told else None

@@ -1,0 +1,185 @@
+"""The endpoint against the bare decoder and against other servers, side by side on one machine, over loopback.
+
+    python tests/benchmarks/serve.py --folder /tmp/bench [--only ceiling zpoint-1 zpoint-2 fastapi litserve bentoml]
+
+LitServe and BentoML are measured where they can be imported (`pip install --target FOLDER litserve bentoml`, then
+PYTHONPATH=FOLDER). Each is given the same random model (z_dim 200, 96x96, channels of the default recipe), the same
+requests and the same load generator (load.py, whose own share of a CPU stands beside each figure). Results of each
+part are kept as JSON in the folder, and the last thing printed is a table of all that are there.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+HERE = Path(__file__).parent
+Z_DIM, SIZE = 200, 96
+NPY, PNG = "application/x-npy", "image/png"
+CONNECTIONS = (1, 8, 32, 128)
+KINDS = {"1 z, raw": (1, NPY), "1 z, PNG": (1, PNG), "64 z, raw": (64, NPY)}
+PARTS = ("ceiling", "zpoint-1", "zpoint-2", "fastapi", "litserve", "bentoml")
+
+
+def make_model(folder: Path) -> str:
+    """A registered model under ZPOINT_HOME = folder, the champion; gives its folder."""
+    import torch
+
+    from aecore.checkpoint import save_model
+    from aecore.config import Recipe
+    from aecore.model import ImageShape, build_model
+    from aecore.samplers import fit_latents
+    from cluster import tracking
+    from cluster.storage import open_uri
+
+    source = f"file://{folder}/model"
+    if not (folder / "model" / "config.json").exists():
+        recipe = Recipe.model_validate({"model": {"z_dim": Z_DIM}})
+        model = build_model(recipe, ImageShape(SIZE, 3)).eval()
+        save_model(*open_uri(source), model, recipe, fit_latents(torch.randn(1000, Z_DIM), components=0), {})
+        registry = tracking.client()
+        registry.create_registered_model(tracking.MODEL_NAME)
+        version = registry.create_model_version(tracking.MODEL_NAME, source).version
+        registry.set_registered_model_alias(tracking.MODEL_NAME, "champion", version)
+    return source
+
+
+def ceiling(source: str, seconds: float) -> dict[str, Any]:
+    """z-points a second of the bare compiled decoder called in a loop, for 1 and 64 z a call, on 1 and 2 threads."""
+    code = f"""
+import json, sys, time
+sys.path[:0] = [{str(HERE)!r}]
+from serve_peers import open_decoder
+import numpy as np, torch
+decode, _ = open_decoder({source!r})
+found = {{}}
+for threads in (1, 2):
+    torch.set_num_threads(threads)
+    for n in (1, 8, 32, 64):
+        z = np.random.default_rng(0).standard_normal((n, {Z_DIM})).astype(np.float32)
+        for _ in range(10):
+            decode(z)
+        rates = []
+        for _ in range(5):  # the best: what else the machine does only ever takes away
+            began, calls = time.perf_counter(), 0
+            while time.perf_counter() - began < {seconds / 5}:
+                decode(z)
+                calls += 1
+            rates.append(calls * n / (time.perf_counter() - began))
+        found[f"{{n}} z, {{threads}} threads"] = max(rates)
+print(json.dumps(found))
+"""
+    return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+@contextmanager
+def server(name: str, source: str, port: int) -> Iterator[None]:
+    """A server of that name at 127.0.0.1:port, once it answers."""
+    if name.startswith("zpoint-"):
+        words = ["-m", "jobs.cli", "serve", "--port", str(port), "--replicas", name.partition("-")[2]]
+    else:
+        words = [str(HERE / "serve_peers.py"), name, source, str(port)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen([sys.executable, *words], env=environment, start_new_session=True)
+    try:
+        wait_until_decoding(port, process)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(40)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_until_decoding(port: int, process: subprocess.Popen, seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(subprocess.CalledProcessError, json.JSONDecodeError):
+            if measure(port, 1, NPY, 1, 0.2, warm=0)["statuses"].get("200"):
+                return
+        assert process.poll() is None, "the server has ended"
+        assert time.monotonic() < deadline, "the server does not answer"
+        time.sleep(0.5)
+
+
+def measure(
+    port: int, points: int, accept: str, connections: int, seconds: float, rate: float = 0, warm: float = 0.5
+) -> dict[str, Any]:
+    """What load.py, a process of its own, says of one load."""
+    options = {"port": port, "points": points, "accept": accept, "connections": connections, "seconds": seconds}
+    words = [f"--{key}={value}" for key, value in (options | {"rate": rate, "warm": warm, "z-dim": Z_DIM}).items()]
+    done = subprocess.run([sys.executable, str(HERE / "load.py"), *words], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_all(port: int, seconds: float) -> dict[str, Any]:
+    """Each kind of request at each number of connections; one z also at half of what 32 connections gave."""
+    measure(port, 1, NPY, 64, 2.0)  # batches of all sizes, seen once
+    found = {
+        f"{kind} x {connections}": measure(port, points, accept, connections, seconds)
+        for kind, (points, accept) in KINDS.items()
+        for connections in CONNECTIONS
+    }
+    half = found["1 z, raw x 32"]["requests_per_second"] / 2
+    return found | {"half load": measure(port, 1, NPY, 32, 2 * seconds, rate=half)}
+
+
+def table(folder: Path) -> str:
+    """Markdown of all results in `folder`."""
+    found = {name: json.loads(path.read_text()) for name in PARTS if (path := folder / f"{name}.json").exists()}
+    lines = []
+    if bare := found.pop("ceiling", None):
+        lines += ["| the bare compiled decoder | z-points/s |", "|---|---|"]
+        lines += [f"| {name} | {rate:,.0f} |" for name, rate in bare.items()] + [""]
+    lines += [f"| request x connections | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+    for load in [f"{kind} x {c}" for kind in KINDS for c in CONNECTIONS] + ["half load"]:
+        cells = [_cell(results[load]) for results in found.values()]
+        lines.append(f"| {load} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(result: dict[str, Any]) -> str:
+    bad = sum(count for status, count in result["statuses"].items() if status != "200") + result["failures"]
+    text = f"{result['requests_per_second']:,.0f}/s, {result['p50_ms']:.1f}, {result['p99_ms']:.1f}"
+    return f"{text} ({bad} failed)" if bad else text
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="where the model and the results are kept")
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each load")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    os.environ["ZPOINT_HOME"] = str(args.folder.absolute())
+    source = make_model(args.folder.absolute())
+    for name in args.only:
+        if name == "ceiling":
+            result = ceiling(source, args.seconds)
+        else:
+            port = free_port()
+            with server(name, source, port):
+                result = measure_all(port, args.seconds)
+        (args.folder / f"{name}.json").write_text(json.dumps(result, indent=1))
+    print(table(args.folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""A real browser for the tests of the page."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.serving.live import made_slot, running
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None and os.environ.get("CI") != "true":
+        pytest.skip("no Chromium on the PATH (apt-get install chromium)")
+    assert chromium is not None, "no Chromium on the PATH"
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Chromium's own sandbox does not start as root, which containers are.
+        options = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=chromium, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def page_url() -> Iterator[str]:
+    with running(made_slot()) as url:
+        yield url
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a URL in a tab of its own; at the end of the test no tab may have complained."""
+    said, contexts = [], []
+
+    def open_url(url: str, *, allowed: str = "nothing", **options: Any) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("console", lambda message: allowed in message.text or said.append(message.text))
+        page.on(
+            "request", lambda request: request.url.startswith(("data:", url.split("#")[0])) or said.append(request.url)
+        )
+        page.goto(url)
+        return page
+
+    yield open_url
+    for context in contexts:
+        context.close()
+    assert said == []

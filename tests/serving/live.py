@@ -1,0 +1,56 @@
+"""The endpoint's app around a made model, at a URL of its own."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import uvicorn
+
+from aecore.config import Recipe
+from aecore.model import Autoencoder, ImageShape, build_model
+from aecore.samplers import fit_latents
+from serving.api import make_api
+from serving.loading import Loaded
+from serving.served import Facts, Slot
+
+Z_DIM, IMAGE = 8, ImageShape(16, 3)
+RECIPE = Recipe.model_validate({"model": {"z_dim": Z_DIM, "channels": [4, 4, 8, 8]}})
+
+
+def made_slot(version: str = "7") -> Slot:
+    """A random model that has all that a model can have: a mixture, attributes and stored z-points."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(300, Z_DIM, generator=generator) * torch.linspace(2, 0.5, Z_DIM) + 0.5
+    attributes = {"Smiling": (z[:, 0] + z[:, 3] > 1).float(), "dark_hair": (z[:, 1] > 0).float()}
+    latents = fit_latents(z, attributes, components=2) | {"points": z[:100]}
+    facts = Facts(
+        "zpoint", version, "champion", "run-1", RECIPE.model_dump(mode="json"), IMAGE, Z_DIM, {"psnr": 20.0}, latents
+    )
+    return Slot(Loaded(facts, lively_model(), compiled=False))
+
+
+def lively_model() -> Autoencoder:
+    """Random weights large enough that a small step of z changes the picture."""
+    model = build_model(RECIPE, IMAGE).eval().requires_grad_(False)
+    for weights in (p for p in model.decoder.parameters() if p.ndim > 1):
+        weights.mul_(3)
+    model.from_latent.weight.mul_(10)
+    return model
+
+
+@contextmanager
+def running(slot: Slot, token: str = "") -> Iterator[str]:
+    """The URL at which the app answers meanwhile."""
+    server = uvicorn.Server(uvicorn.Config(make_api(slot, token=token), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
