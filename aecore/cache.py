@@ -29,11 +29,11 @@ import pyarrow.fs as pafs
 from aecore.files import write_json
 from aecore.images import decode_rows
 from aecore.room import allocate, hold
-from aecore.shards import Manifest, Shard, read_shard
+from aecore.shards import Manifest, Shard, UnreadShardError, read_shard
 
 log = logging.getLogger(__name__)
 LOCAL = pafs.LocalFileSystem()
-BLOCK = 1 << 20  # bytes decoded, written and checked in one go; part of the checksum's definition
+BLOCK = 1 << 21  # bytes decoded, written and checked in one go; part of the checksum's definition
 AHEAD = 2  # shards being read while others are decoded
 TRUSTED_SECONDS = 3600  # for so long a copy that was found right is not read again
 _buffers = threading.local()
@@ -41,14 +41,15 @@ _buffers = threading.local()
 
 def open_cache(
     folder: Path, fs: pafs.FileSystem, root: str, manifest: Manifest, split: str,
-    filled: Callable[[int], None] = lambda rows: None, limit: int | None = None,
+    filled: Callable[[int], None] = lambda done: None, limit: int | None = None,
 ) -> np.ndarray:  # fmt: skip
     """The split's images, uint8 `(rows, size, size, channels)`, read-only and memory-mapped; filled first if need be.
 
-    Damaged parts of an older copy are decoded again. `filled(rows)` is called after each shard that this process
-    decoded. The copies in `folder` may take `limit` bytes together, by default half of what the disk has for them;
-    those that nobody uses leave, the least recently used first. Raises ValueError for a damaged shard, a folder that
-    cannot be written, or a split over the limit.
+    Damaged parts of an older copy are decoded again. `filled(done)` is called after each shard that this process
+    decoded, with the rows that the copy has by then, whoever decoded them. The copies in `folder` may take `limit`
+    bytes together, by default half of what the disk has for them; those that nobody uses leave, the least recently
+    used first. Raises ValueError for a damaged shard, a folder that cannot be written, or a split over the limit,
+    UnreadShardError where storage does not give a shard.
     """
     copy = _Copy(folder / f"{manifest.digest[:16]}-{split}", fs, root, manifest, split)
     if not copy.shape[0]:
@@ -65,6 +66,8 @@ def open_cache(
         except BaseException:
             held.close()
             raise
+    except UnreadShardError:
+        raise
     except OSError as error:
         raise ValueError(f"cannot fill the node cache {copy.place}: {error}; ZPOINT_CACHE names its folder") from error
     weakref.finalize(mapped, held.close)  # in use for as long as any array of it lives
@@ -232,8 +235,15 @@ class _Work:
     def _finish(self, part: _Part) -> None:
         checksum = _checksum(part.decoding)
         os.pwrite(part.lock.fileno(), checksum, 0)
-        self.filled(part.shard.rows)
+        self.filled(self._rows_done())
         part.lock.close()
+
+    def _rows_done(self) -> int:
+        with os.scandir(self.copy.place) as files:
+            done = {int(file.name[:-4]) for file in files if file.name.endswith(".crc") and file.stat().st_size}
+        return sum(
+            shard.rows for number, shard in enumerate(self.copy.manifest.shards(self.copy.split)) if number in done
+        )
 
     def _decode(self, part: _Part, rows: list[bytes], first: int) -> int:
         manifest = self.copy.manifest

@@ -34,9 +34,11 @@ class Data(Section):
 
 
 class Model(Section):
+    """`norm`: `batch` normalises with what each worker sees of a batch, `sync_batch` with the whole of it."""
+
     z_dim: Annotated[int, Field(strict=True, ge=2, le=1200)] = 200
     channels: tuple[Count, Count, Count, Count] = (32, 64, 128, 256)
-    norm: Literal["batch", "group", "none"] = "batch"
+    norm: Literal["batch", "sync_batch", "group", "none"] = "batch"
 
 
 class Reconstruct(Section):
@@ -85,33 +87,78 @@ TASKS: dict[str, type[Section]] = {
 
 
 class Loss(Section):
-    """`pixels`: what is summed over pixels. `kl_factor`: the weight of the summed KL; 0 makes a plain AE."""
+    """`pixels`: what is summed over pixels. `kl_factor`: the weight of the summed KL; 0 makes a plain AE.
+
+    `kl_warmup`: epochs in which that weight rises from 0. `free_bits`: nats of each component that cost nothing.
+    """
 
     pixels: Literal["bce", "mse"] = "bce"
     kl_factor: Annotated[float, Field(ge=0)] = 1.0
+    kl_warmup: Annotated[float, Field(ge=0)] = 0.0
+    free_bits: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Optim(Section):
-    """`batch` is the global batch, shared out among the workers."""
+    """`batch` is the global batch, shared out among the workers.
+
+    `lr` is reached after `warmup` epochs; `schedule` cosine then brings it down to 0. `clip`: the largest norm that
+    the gradient may have, 0 for any. `deterministic`: GPUs repeat a run bit by bit too, and take longer.
+    """
 
     epochs: Count = 10
     batch: Count = 64
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    warmup: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip: Annotated[float, Field(ge=0)] = 0.0
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     precision: Literal["auto", "float32", "bf16"] = "auto"
+    deterministic: Annotated[bool, Field(strict=True)] = False
+
+    @model_validator(mode="after")
+    def _warm_in_time(self) -> "Optim":
+        if self.warmup >= self.epochs:
+            raise ValueError(f"warmup takes fewer epochs than the {self.epochs} of the run")
+        return self
 
 
 class Scale(Section):
-    """`workers`: DDP workers, one GPU each where the cluster has GPUs; 0 trains in this very process."""
+    """`workers`: DDP workers, one GPU each where the cluster has GPUs; 0 trains in this very process.
 
-    workers: Annotated[int, Field(strict=True, ge=0)] = 1
+    `[1, 4]`: from one to four, as many as there is room for: more when a node joins, fewer when one dies.
+    `max_failures`: how often workers may die before the training is given up; announced ends of nodes do not count.
+    """
+
+    workers: int | tuple[int, int] = 1
     max_failures: Annotated[int, Field(strict=True, ge=0)] = 3
+
+    @field_validator("workers", mode="before")  # one line for both types, where pydantic's own would be one for each
+    @classmethod
+    def _number_or_range(cls, value: Any) -> Any:
+        match value:
+            case bool():
+                pass
+            case int() if value >= 0:
+                return value
+            case [int(least), int(most)] if 1 <= least <= most:
+                return value
+        raise ValueError("takes a number of workers, or [least, most] with 1 <= least <= most")
+
+    @property
+    def most(self) -> int:
+        """How many workers there may be."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class Checkpoints(Section):
-    """`every`: steps between checkpoints, 0 for the end of each epoch only; `keep`: how many are kept."""
+    """A checkpoint is made at the end of each epoch, every `every` steps (0: none within an epoch for their sake) and
+    whenever the last one is `minutes` old (0: never for its age).
+
+    `keep`: how many are kept, the newest ones; the one with the lowest validation loss is kept besides.
+    """
 
     every: Annotated[int, Field(strict=True, ge=0)] = 0
+    minutes: Annotated[float, Field(ge=0)] = 5.0
     keep: Count = 2
 
 

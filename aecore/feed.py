@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from aecore.cache import cpus
-from aecore.order import Order, seed_of, steps_per_epoch
+from aecore.order import Order, seed_of, spread_rows, steps_per_epoch
 
 STREAM_BUFFER = 128 << 20  # bytes of images among which a stream is shuffled
 PIECE = 64  # images that change places at once
@@ -24,7 +25,10 @@ PIECE = 64  # images that change places at once
 
 @dataclass(frozen=True)
 class Batch:
-    """This worker's part of a global batch of `count` images; it may be empty, on some workers, at an epoch's end."""
+    """This worker's part of a global batch of `count` images; it may be empty, on some workers, at an epoch's end.
+
+    `images` may be overwritten as soon as the next batch is asked for: who wants to keep them takes a copy.
+    """
 
     images: Tensor  # uint8 (local, size, size, channels), on the device
     positions: Tensor  # int64 (local,), places in the global batch, on the device
@@ -45,8 +49,8 @@ class Feed(Protocol):
         """
         ...
 
-    def head(self, count: int) -> Tensor:
-        """The first images as stored, at most `count`, uint8 on the device."""
+    def spread(self, count: int) -> Tensor:
+        """At most `count` images, evenly spread over the split as stored, uint8 on the device."""
         ...
 
 
@@ -64,21 +68,30 @@ class NodeFeed:
 
     def batches(self, epoch: int | None, first: int = 0) -> Iterator[Batch]:
         threads = min(2, cpus())  # two reach what the memory can give
+        # The yielded one, those in the making and the next: memory fresh from the kernel for each would cost a third.
+        rooms = cycle([self._room() for _ in range(threads + 2)])
         with ThreadPoolExecutor(threads, "gather") as gatherers:
             coming: deque[Future[Batch]] = deque()
             for step in self.order.steps(len(self), epoch, first):
-                coming.append(gatherers.submit(self._gather, *step))
+                coming.append(gatherers.submit(self._gather, next(rooms), *step))
                 if len(coming) > threads:
                     yield coming.popleft().result()
             while coming:
                 yield coming.popleft().result()
 
-    def head(self, count: int) -> Tensor:
-        return torch.from_numpy(np.array(self.images[:count])).to(self.device)
+    def spread(self, count: int) -> Tensor:
+        return torch.from_numpy(self.images[spread_rows(len(self), count)]).to(self.device)
 
-    def _gather(self, rows: np.ndarray, positions: np.ndarray, count: int) -> Batch:
-        pinned = self.device.type == "cuda"  # from torch's pool: given back once the copy to the device is done
-        images = torch.empty((len(rows), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+    def _room(self) -> Tensor | None:
+        if self.device.type != "cpu":
+            return None  # torch keeps a pool of pinned memory, which knows when the copy to the device is done
+        local = -(-self.order.batch // self.order.world.size)
+        return torch.empty((local, *self.images.shape[1:]), dtype=torch.uint8)
+
+    def _gather(self, room: Tensor | None, rows: np.ndarray, positions: np.ndarray, count: int) -> Batch:
+        if room is None:
+            room = torch.empty((len(rows), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=True)
+        images = room[: len(rows)]
         if len(rows):  # "clip" for speed: with "raise" numpy copies twice
             np.take(self._flat, rows, axis=0, out=images.view(len(rows), -1).numpy(), mode="clip")
         places = torch.from_numpy(positions)
@@ -105,24 +118,24 @@ class DeviceFeed:
             both = torch.from_numpy(np.stack([rows, positions])).to(self.device, non_blocking=True)
             yield Batch(self.images.index_select(0, both[0]), both[1], count)
 
-    def head(self, count: int) -> Tensor:
-        return self.images[:count]
+    def spread(self, count: int) -> Tensor:
+        return self.images[torch.from_numpy(spread_rows(len(self), count)).to(self.device)]
 
 
 class StreamFeed:
     """Images that go by: `pour(epoch)` gives this worker's share of them, in arrays of any number of rows.
 
     The shares together hold each image once, and none holds more than `share` images. They are shuffled through a
-    buffer. `head` gives the first images as stored.
+    buffer. `few` gives what `spread` has to.
     """
 
     resumable = False
 
     def __init__(
-        self, pour: Callable[[int | None], Iterator[np.ndarray]], first: Callable[[int], np.ndarray], count: int,
+        self, pour: Callable[[int | None], Iterator[np.ndarray]], few: Callable[[int], np.ndarray], count: int,
         order: Order, device: torch.device,
     ) -> None:  # fmt: skip
-        self.pour, self.first, self.count, self.order, self.device = pour, first, count, order, device
+        self.pour, self.few, self.count, self.order, self.device = pour, few, count, order, device
 
     def __len__(self) -> int:
         return self.count
@@ -144,8 +157,8 @@ class StreamFeed:
             before, count = self._counts(len(images)) if epoch is not None else (0, len(images))
             yield Batch(here, torch.arange(before, before + len(images), device=self.device), count)
 
-    def head(self, count: int) -> Tensor:
-        return torch.from_numpy(self.first(min(count, self.count))).to(self.device)
+    def spread(self, count: int) -> Tensor:
+        return torch.from_numpy(self.few(count)).to(self.device)
 
     def _counts(self, mine: int) -> tuple[int, int]:
         """How many images of this global batch the workers before this one have, and all of them. A collective."""

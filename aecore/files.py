@@ -4,9 +4,18 @@ import hashlib
 import json
 import os
 import secrets
-from typing import Any
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+
+T = TypeVar("T")
+TRIES = 3  # for what came over a network without an error, and yet is not what was sent
+MARKS = b"\xa5\x5a\xc3"  # one for each try
+PAUSE_SECONDS = 0.5  # before the second try, twice as long before the third
 
 
 def sha256(data: bytes) -> str:
@@ -43,10 +52,56 @@ def read_bytes(fs: pafs.FileSystem, path: str) -> bytes:
     """Give the whole content of `path`. Raises FileNotFoundError when there is none, OSError when less comes."""
     with fs.open_input_file(path) as file:
         size = file.size()
+        if not isinstance(fs, pafs.LocalFileSystem):
+            buffer = bytearray(size)
+            read_range(file, 0, memoryview(buffer), path)
+            return bytes(buffer)
         data = file.read(size)
-    if len(data) != size:  # an object store may end its answer early without an error
+    if len(data) != size:
         raise OSError(f"{path} came cut short: {len(data):,} of {size:,} bytes")
     return data
+
+
+def read_range(file: pa.NativeFile, start: int, buffer: memoryview, name: str) -> None:
+    """Fill `buffer` from byte `start` of a remote file that reaches that far. Raises OSError when less comes.
+
+    Two answers of S3 are asked for again here, for pyarrow (25) does not. One that is too short, but as long as its
+    own Content-Length: pyarrow leaves the rest of the buffer as it was and says nothing. So a mark is laid on the last
+    byte first, another one at each try: where it is still there, the answer did not get so far (or that byte is the
+    mark, which the next try tells). And an error, as a 503, whose text is longer than the buffer.
+    """
+
+    def read(attempt: int) -> None:
+        time.sleep(attempt * PAUSE_SECONDS)
+        buffer[-1] = mark = MARKS[attempt]
+        file.seek(start)
+        try:
+            came = file.readinto(buffer)
+        except OSError as error:
+            if "response stream" in str(error):  # it does not take the error's text
+                raise _ShortAnswerError(f"{name} gave an error for {len(buffer):,} bytes from {start:,} on") from error
+            raise
+        if came != len(buffer) or buffer[-1] == mark:
+            raise _ShortAnswerError(f"{name} came cut short: not all of {len(buffer):,} bytes from {start:,} on")
+
+    if len(buffer):
+        again(read, _ShortAnswerError, remote=True)
+
+
+class _ShortAnswerError(OSError):
+    """Fewer bytes came than the file holds."""
+
+
+def again(read: Callable[[int], T], *wrong: type[Exception], remote: bool) -> T:
+    """Give what `read(attempt)` gives, attempts counting from 0. What is `wrong` but came over a network is read again.
+
+    For what arrives without a word and is not what was sent; errors of the connection the file system retries itself.
+    """
+    last = TRIES - 1 if remote else 0
+    for attempt in range(last):
+        with suppress(*wrong):
+            return read(attempt)
+    return read(last)
 
 
 def write_json(fs: pafs.FileSystem, path: str, value: Any) -> None:

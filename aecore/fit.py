@@ -2,10 +2,11 @@
 
 `fit` is a generator. It yields a Step after each optimizer step and an Epoch after each epoch; between two yields
 the caller may save a checkpoint, log or stop. Images and noise are functions of (seed, epoch, step), so a run that
-goes on from a checkpoint sees what it would have seen.
+goes on from a checkpoint sees what it would have seen. Within a step nothing waits for the device.
 """
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,45 +18,46 @@ from torch import Tensor, nn
 
 from aecore.checkpoint import Progress
 from aecore.config import Recipe
-from aecore.feed import Batch, Feed, NodeFeed
+from aecore.feed import Batch, Feed
+from aecore.judge import evaluate, judge
 from aecore.losses import loss_parts
-from aecore.metrics import psnr, sliced_wasserstein
-from aecore.model import Autoencoder, Latent, to_float, to_uint8
-from aecore.order import Order, World, seed_of, steps_per_epoch
-from aecore.samplers import Latents, fit_latents, sample
+from aecore.order import plan_epoch, steps_per_epoch
+from aecore.run import EPOCH_SUMS, Run, as_feed
+from aecore.schedule import kl_factor, learning_rate
 from aecore.task import NOISE, make_pair, stream
 
-LATENT_IMAGES, JUDGED, SHOWN = 4_096, 256, 10
+LOOK_SECONDS = 0.5  # between two looks at what lies on the device
+JUDGED_TIMES = 10  # in a run: judging costs as much as some steps
+VALIDATED_SHARE, VALIDATED_LEAST = 25, 256  # an epoch is validated on a 25th as many images as it trains on
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Run:
-    """What a training holds: `network` is the model as called, wrapped for DDP where there are several workers."""
-
-    recipe: Recipe
-    model: Autoencoder
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    device: torch.device
-    world: World
-    progress: Progress
 
 
 @dataclass(frozen=True)
 class Step:
     done: int  # images of the whole run seen so far
     total: int
-    loss: float  # mean over this worker's images, per image; nan where it had none
+    told: dict[str, float]  # this worker's means per image since the epoch's start; empty between two looks
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """Means per image over all workers. `pictures` (uint8 rows of images) are rank 0's only."""
+    """Means per image over all workers; `components` is the validation images' KL by component, in nats `(z_dim,)`.
+
+    `pictures` (uint8 rows of images) are rank 0's only, and of the judged epochs.
+    """
 
     epoch: int
     metrics: dict[str, float]
+    components: np.ndarray
     pictures: dict[str, np.ndarray]
+
+
+def set_up(device: torch.device, recipe: Recipe) -> None:
+    """Choose the GPU's algorithms: the fastest ones, or those that repeat bit by bit."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS refuses to repeat itself
+        torch.use_deterministic_algorithms(recipe.optim.deterministic)
+        torch.backends.cudnn.benchmark = not recipe.optim.deterministic
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -65,80 +67,74 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 def fit(run: Run, train: Feed | np.ndarray, valid: Feed | np.ndarray) -> Iterator[Step | Epoch]:
     """Train from `run.progress` to the recipe's last epoch.
 
-    `train` and `valid` are feeds, or uint8 (n, size, size, channels), the same on each worker. Raises
-    FloatingPointError, naming the step, as soon as a loss is not finite.
+    `train` and `valid` are feeds, or uint8 (n, size, size, channels), the same on each worker. Of a large `valid`
+    a fixed part is used after each epoch, and all of it after the last. Raises FloatingPointError when a loss is not
+    finite, with the step, its images and the parameters' norms.
     """
     optim, progress = run.recipe.optim, run.progress
     train, valid = as_feed(run, train), as_feed(run, valid)
-    steps = steps_per_epoch(len(train), optim.batch)
+    run.train = train
+    steps, total = steps_per_epoch(len(train), optim.batch), optim.epochs * len(train)
     if not train.resumable:
-        rewind(progress, steps, len(train))
+        rewind(run, steps, len(train))
+    few = valid
+    if (enough := max(VALIDATED_LEAST, len(train) // VALIDATED_SHARE)) < len(valid):
+        few = as_feed(run, valid.spread(enough).cpu().numpy())
+    looked = -LOOK_SECONDS
     for epoch in range(progress.epochs, optim.epochs):
-        started, first = time.monotonic(), progress.samples
-        for batch in train.batches(epoch, progress.step - epoch * steps):
-            recon, kl = train_step(run, batch)
+        started, waited, first = time.monotonic(), 0.0, progress.samples
+        batches = train.batches(epoch, progress.step - epoch * steps)
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            waited += time.monotonic() - asked
+            if batch is None:
+                break
+            train_step(run, batch, steps)
             progress.step += 1
             progress.samples += batch.count
-            _add(progress.sums, recon, kl)
-            here = float((recon + run.recipe.loss.kl_factor * kl).mean()) if len(recon) else float("nan")
-            if len(recon) and not np.isfinite(here):
-                raise FloatingPointError(f"the loss became {here} at step {progress.step}: try a smaller optim.lr")
-            yield Step(progress.samples, optim.epochs * len(train), here)
-        rate = (progress.samples - first) / (time.monotonic() - started)
-        metrics = {f"train_{key}": value for key, value in _means(run, progress.sums).items()}
-        metrics["images_per_second"] = rate
-        progress.sums, progress.epochs = {}, epoch + 1
+            told = {}
+            if run.device.type == "cpu":
+                check_finite(run, run.bad_step)  # here looking costs nothing
+            if time.monotonic() - looked >= LOOK_SECONDS or progress.samples == total:
+                looked = time.monotonic()
+                told = look(run)
+            yield Step(progress.samples, total, told)
+        seconds = time.monotonic() - started
+        metrics = close_epoch(run)
+        rate = (progress.samples - first) / seconds
+        metrics |= {"images_per_second": rate, "epoch_seconds": seconds, "data_wait": waited / seconds}
+        metrics |= memory(run.device)
         run.model.eval()
-        metrics |= evaluate(run, valid, "valid")
-        pictures = judge(run, train, valid, metrics) if run.world.rank == 0 else {}
+        last = progress.epochs == optim.epochs
+        found, components = evaluate(run, valid if last else few, "valid")
+        due = last or progress.epochs % -(-optim.epochs // JUDGED_TIMES) == 0
+        pictures = judge(run, train, valid, metrics) if due and run.world.rank == 0 else {}
         run.model.train()
-        yield Epoch(progress.epochs, metrics, pictures)
+        yield Epoch(progress.epochs, metrics | found, components, pictures)
 
 
-def as_feed(run: Run, images: Feed | np.ndarray) -> Feed:
-    """`images` as a feed: an array becomes one."""
-    if not isinstance(images, np.ndarray):
-        return images
-    return NodeFeed(images, Order(run.recipe.optim.seed, run.recipe.optim.batch, run.world), run.device)
-
-
-def rewind(progress: Progress, steps: int, count: int) -> None:
-    """Go back to the start of the epoch, of `steps` steps and `count` images; the weights stay as they are."""
-    if again := progress.step - progress.epochs * steps:
-        log.warning("a stream cannot go on within an epoch: %d steps of epoch %d again", again, progress.epochs + 1)
-    progress.step, progress.samples, progress.sums = progress.epochs * steps, progress.epochs * count, {}
-
-
-def gather_sums(run: Run) -> None:
-    """Move the open epoch's sums of all workers to rank 0, so that its checkpoint holds them all. A collective."""
-    if run.world.size > 1:
-        keys = ["recon", "kl", "count"]
-        total = torch.tensor([run.progress.sums.get(k, 0.0) for k in keys], dtype=torch.float64, device=run.device)
-        dist.all_reduce(total)
-        run.progress.sums = dict(zip(keys, total.tolist(), strict=True)) if run.world.rank == 0 else {}
-
-
-def train_step(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
-    """One optimizer step on this worker's part of a global batch; its reconstructions' losses and KLs."""
-    noise = batch_noise(run, run.progress.step, batch.count)
-    weight = 1.0
-    if not len(batch.images):  # fewer images than workers: join in DDP's all-reduce with an image that counts nothing
-        batch, weight = blank(run, batch), 0.0
-    seen, target = make_pair(run.recipe, batch, run.progress.step)
-    recon, kl = forward(run, seen, target, noise[batch.positions])
-    # DDP takes the mean of the workers' gradients; times the world's size it is the sum over the global batch.
-    loss = weight * (recon + run.recipe.loss.kl_factor * kl).sum() * (run.world.size / batch.count)
+def train_step(run: Run, batch: Batch, steps: int) -> None:
+    """One optimizer step on this worker's part of a global batch, in an epoch of `steps`."""
+    recipe, step = run.recipe, run.progress.step
+    noise = batch_noise(run, step, batch.count)
+    seen, target = make_pair(recipe, batch, step)
+    recon, kl, held = forward(run, seen, target, noise[batch.positions])
+    # DDP takes the mean of the workers' gradients; times the world's size it is the sum over the global batch. Of a
+    # last batch with fewer images than workers some have none: they take part all the same.
+    loss = (recon + kl_factor(recipe.loss, step, steps) * held).sum() * (run.world.size / batch.count)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    finite = loss.detach().isfinite()
+    if recipe.optim.clip:
+        finite &= nn.utils.clip_grad_norm_(run.model.parameters(), recipe.optim.clip, foreach=True).isfinite()
+    run.bad_step = torch.where((run.bad_step < 0) & ~finite, step, run.bad_step)
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(recipe.optim, step, steps)
+    # Fused Adam leaves the weights alone from the bad step on, without the host having to know.
+    run.optimizer.found_inf = (run.bad_step >= 0).float()  # pyright: ignore[reportAttributeAccessIssue]
     run.optimizer.step()
-    return (recon.detach(), kl.detach()) if weight else (recon[:0].detach(), kl[:0].detach())
-
-
-def blank(run: Run, batch: Batch) -> Batch:
-    """A black image in the place of none."""
-    size, channels = run.model.image.size, run.model.image.channels
-    images = torch.zeros((1, size, size, channels), dtype=torch.uint8, device=run.device)
-    return Batch(images, torch.zeros(1, dtype=torch.int64, device=run.device), batch.count)
+    run.totals.add(recon=recon, kl=kl, count=torch.ones_like(recon))
 
 
 def batch_noise(run: Run, step: int, count: int) -> Tensor:
@@ -147,80 +143,84 @@ def batch_noise(run: Run, step: int, count: int) -> Tensor:
     return torch.randn(count, run.model.z_dim, generator=generator, device=run.device)
 
 
-def forward(run: Run, seen: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixel loss against `target` and KL of each image that the encoder has `seen`, in nats, float32."""
+def forward(run: Run, seen: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each image that the encoder has `seen`: pixel loss against `target`, KL, and the KL that the loss takes.
+
+    In nats, float32 `(batch,)`; the last differs where there are free bits.
+    """
     wants_bf16 = run.recipe.optim.precision == "bf16"
     bf16 = wants_bf16 or (run.recipe.optim.precision == "auto" and run.device.type == "cuda")
     with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
         logits, latent = run.network(seen, noise)
-    return loss_parts(run.recipe.loss.pixels, logits, latent, target)
+    return loss_parts(run.recipe.loss, logits, latent, target)
 
 
-@torch.inference_mode()
-def evaluate(run: Run, split: Feed | np.ndarray, prefix: str) -> dict[str, float]:
-    """Means per image of a split, `prefix_*`, each worker taking its part; the decoder gets the latent's mean.
+def look(run: Run) -> dict[str, float]:
+    """This worker's means per image since the epoch's start. Raises FloatingPointError as `fit` does."""
+    check_finite(run, run.bad_step)
+    return means(run, dict(zip(EPOCH_SUMS, run.totals.sums.tolist(), strict=True)))
 
-    `recon` and `kl` in nats, `mse` of pixels in [0, 1], `psnr` in dB. A collective of all workers.
+
+def close_epoch(run: Run) -> dict[str, float]:
+    """The epoch's means over all workers; sums begin anew. A collective."""
+    gather_sums(run)
+    metrics = {f"train_{key}": value for key, value in means(run, run.progress.sums).items()}
+    run.progress.sums, run.progress.epochs = {}, run.progress.epochs + 1
+    run.totals.sums.zero_()
+    return metrics
+
+
+def gather_sums(run: Run) -> None:
+    """Move the open epoch's sums of all workers to rank 0, so that its checkpoint holds them all. A collective.
+
+    Raises FloatingPointError on all workers when the weights of one are not to be saved.
     """
-    sums: dict[str, float] = {}
-    for batch in as_feed(run, split).batches(None):
-        if not len(batch.images):
-            continue
-        images = to_float(batch.images)
-        latent = run.model.encode(images)
-        logits = run.model.logits(latent.mean)
-        recon, kl = loss_parts(run.recipe.loss.pixels, logits, latent, images)
-        error = (logits.sigmoid() - images).square().flatten(1).mean(1)
-        _add(sums, recon, kl)
-        sums["mse"] = sums.get("mse", 0.0) + float(error.double().sum())
-        sums["psnr"] = sums.get("psnr", 0.0) + float(psnr(error).double().sum())
-    return {f"{prefix}_{key}": value for key, value in _means(run, sums).items()}
-
-
-@torch.inference_mode()
-def judge(run: Run, train: Feed, valid: Feed, metrics: dict[str, float]) -> dict[str, np.ndarray]:
-    """Add to `metrics` how real decoded random z-points look, and give pictures of them and of reconstructions."""
-    real = (valid if len(valid) else train).head(JUDGED)
-    reference = to_float(real).cpu()
-    latents = fit_run_latents(run, train, limit=2 * JUDGED)
-    pictures = {"originals": real[:SHOWN].cpu().numpy()}
-    if len(real):
-        seen = run.model.encode(to_float(real[:SHOWN]))
-        pictures["reconstructions"] = run.model.decode(seen.mean).cpu().numpy()
-    for sampler in ("normal", "gaussian"):
-        z = sample(sampler, JUDGED, latents, seed=run.recipe.optim.seed).to(run.device)
-        images = torch.cat([run.model.logits(part).sigmoid() for part in z.split(64)]).cpu()
-        metrics[f"swd_{sampler}"] = sliced_wasserstein(images, reference)
-        pictures[sampler] = to_uint8(images[:SHOWN]).numpy()
-    return pictures
-
-
-@torch.inference_mode()
-def fit_run_latents(run: Run, train: Feed | np.ndarray, limit: int = LATENT_IMAGES) -> Latents:
-    """Statistics of the z-points of the first `limit` training images: each a draw from q(z|x), as the decoder saw."""
-    parts: list[Tensor] = []
-    images = as_feed(run, train).head(limit)
-    for rows in np.array_split(np.arange(len(images)), -(-len(images) // 64)):
-        latent: Latent = run.model.encode(to_float(images[rows[0] : rows[-1] + 1]))
-        generator = torch.Generator(run.device).manual_seed(seed_of(run.recipe.optim.seed, int(rows[0]), NOISE))
-        noise = torch.randn(latent.mean.shape, generator=generator, device=run.device)
-        parts.append(latent.sample(noise).cpu())
-    return fit_latents(torch.cat(parts))
-
-
-def _add(sums: dict[str, float], recon: Tensor, kl: Tensor) -> None:
-    for key, value in (("recon", recon), ("kl", kl)):
-        sums[key] = sums.get(key, 0.0) + float(value.double().sum())
-    sums["count"] = sums.get("count", 0.0) + len(recon)
-
-
-def _means(run: Run, sums: dict[str, float]) -> dict[str, float]:
-    """Sums over this worker's images to means over all workers' images."""
-    keys = ["recon", "kl", "mse", "psnr", "count"]
-    total = torch.tensor([sums.get(key, 0.0) for key in keys], dtype=torch.float64, device=run.device)
+    sums, bad = run.totals.read(run.world), run.bad_step.clone()
     if run.world.size > 1:
-        dist.all_reduce(total)
-    *values, count = total.tolist()
-    means = {key: value / max(1.0, count) for key, value in zip(keys, values, strict=False) if key in sums}
-    means["loss"] = means.get("recon", 0.0) + run.recipe.loss.kl_factor * means.get("kl", 0.0)
-    return means
+        dist.all_reduce(bad, dist.ReduceOp.MAX)
+    check_finite(run, bad)
+    run.progress.sums = {key: float(value[0]) for key, value in sums.items()}
+    mine = [run.progress.sums[key] if run.world.rank == 0 else 0.0 for key in EPOCH_SUMS]
+    run.totals.sums.copy_(torch.tensor(mine, dtype=torch.float64))
+
+
+def check_finite(run: Run, bad_step: Tensor) -> None:
+    """Raise FloatingPointError when there was a `bad_step`; the weights are those before it."""
+    if (step := int(bad_step)) < 0:
+        return
+    optim, steps = run.recipe.optim, steps_per_epoch(len(run.train), run.recipe.optim.batch)
+    where = "a stream's images, in no order that could be named"
+    if run.train.resumable:
+        plan = plan_epoch(optim.seed, step // steps, len(run.train))
+        rows = plan[step % steps * optim.batch :][: optim.batch].tolist()
+        where = f"images {', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''} of the split"
+    norms = ", ".join(f"{name} {float(p.detach().norm()):.3g}" for name, p in run.model.named_parameters())
+    raise FloatingPointError(
+        f"the loss or a gradient was not finite at step {step + 1} (epoch {step // steps + 1}, {where}): "
+        f"try a smaller optim.lr, or optim.clip=1000; parameter norms before it: {norms}"
+    )
+
+
+def means(run: Run, sums: dict[str, float]) -> dict[str, float]:
+    """Sums over images to means per image; `loss` is with the full KL factor, whatever the warm-up."""
+    recon, kl = (sums[key] / max(1.0, sums["count"]) for key in ("recon", "kl"))
+    return {"loss": recon + run.recipe.loss.kl_factor * kl, "recon": recon, "kl": kl}
+
+
+def rewind(run: Run, steps: int, count: int) -> None:
+    """Go back to the start of the epoch, of `steps` steps and `count` images; the weights stay as they are."""
+    progress: Progress = run.progress
+    if again := progress.step - progress.epochs * steps:
+        log.warning("a stream cannot go on within an epoch: %d steps of epoch %d again", again, progress.epochs + 1)
+    progress.step, progress.samples, progress.sums = progress.epochs * steps, progress.epochs * count, {}
+    run.totals.sums.zero_()
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """This process's own memory (without mapped files) in MB, and the most that it had of the GPU's."""
+    with open("/proc/self/status") as status:
+        own = next((line.split()[1] for line in status if line.startswith("RssAnon")), "0")
+    found = {"memory_mb": int(own) / 1000}
+    if device.type == "cuda":
+        found["gpu_memory_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
+    return found

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-AXES, PER_COMPONENT = 32, 50  # what a mixture's clusters are sought in; the fewest z-points that make one
+AXES, PER_COMPONENT = 32, 50  # where a mixture's clusters are sought; how many z-points there should be for each
+TINY = 1e-30  # in the place of 0 in a denominator
+FLOOR = 1e-4  # of a cluster's variances, as a share of all z-points' variance in the same direction
 
 
 def shrunk_covariance(centred: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -17,7 +19,7 @@ def shrunk_covariance(centred: Tensor, weights: Tensor | None = None) -> Tensor:
     target = covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
     distance = (covariance - target).square().sum()
     spread = share.square().sum() * (share @ centred.square().sum(1).square() - covariance.square().sum())
-    weight = (spread / distance.clamp_min(1e-300)).clamp(0, 1)
+    weight = (spread / distance.clamp_min(TINY)).clamp(0, 1)
     return (1 - weight) * covariance + weight * target
 
 
@@ -28,7 +30,7 @@ def fit_gaussian(z: Tensor) -> tuple[Tensor, Tensor]:
     """
     mean = z.mean(0)
     sd = (z - mean).square().mean(0).sqrt()
-    return mean, shrunk_covariance((z - mean) / sd.clamp_min(1e-12)) * torch.outer(sd, sd)
+    return mean, shrunk_covariance((z - mean) / sd.clamp_min(TINY)) * torch.outer(sd, sd)
 
 
 def fit_mixture(z: Tensor, mean: Tensor, covariance: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,17 +40,30 @@ def fit_mixture(z: Tensor, mean: Tensor, covariance: Tensor, components: int) ->
     Expectation maximisation finds the clusters in the whitened first AXES principal axes; each one's covariance is
     then shrunk, in coordinates in which all z-points together are white: so towards the shape of them all.
     """
-    from sklearn.mixture import GaussianMixture
-
     variances, axes = torch.linalg.eigh(covariance)
-    scales = variances.clamp_min(1e-9 * variances.mean()).sqrt()
+    scales = (variances.clamp_min(0) + 1e-9 * variances.mean() + TINY).sqrt()
     white = (z - mean) @ (axes / scales)
-    leading = white[:, -AXES:].numpy()
-    k = max(1, min(components, len(z) // PER_COMPONENT))
-    mixture = GaussianMixture(k, reg_covar=1e-2, max_iter=200, random_state=0).fit(leading)
-    shares = torch.from_numpy(mixture.predict_proba(leading)).to(z.dtype)
+    shares = _cluster(white[:, -AXES:], max(1, min(components, len(z) // PER_COMPONENT)))
     weights = shares.mean(0)
     centres = (shares.T @ white) / shares.sum(0)[:, None]
-    own = [shrunk_covariance(white - centre, share) for centre, share in zip(centres, shares.T, strict=True)]
-    factors = (axes * scales) @ torch.linalg.cholesky(torch.stack(own))
+    unit = (
+        white.square().mean().sqrt().clamp_min(TINY)
+    )  # 1 but where there are fewer z-points than z_dim: then they fill a part of it
+    pairs = zip(centres, shares.T, strict=True)
+    own = [shrunk_covariance((white - centre) / unit, share) for centre, share in pairs]
+    floor = FLOOR * torch.eye(len(mean), dtype=z.dtype)  # a cluster may be a single odd point
+    factors = (axes * scales) @ torch.linalg.cholesky(torch.stack(own) + floor)
     return weights, mean + centres @ (axes * scales).T, factors
+
+
+def _cluster(white: Tensor, k: int) -> Tensor:
+    """How much each of the points `(n, axes)` belongs to each of k clusters, `(n, k)`; rows sum to 1."""
+    if k == 1:
+        return torch.ones_like(white[:, :1])
+    from sklearn.mixture import GaussianMixture
+    from threadpoolctl import threadpool_limits
+
+    points = white.numpy()
+    with threadpool_limits(1):  # on busy processors the threads' waiting for each other takes 20 times as long
+        mixture = GaussianMixture(k, reg_covar=FLOOR, max_iter=200, random_state=0).fit(points)
+        return torch.from_numpy(mixture.predict_proba(points))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
+from aecore.config import Loss
 from aecore.model import Latent
 
 
@@ -21,6 +22,12 @@ def mse(logits: Tensor, images: Tensor) -> Tensor:
 PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"bce": bce, "mse": mse}
 
 
-def loss_parts(pixels: str, logits: Tensor, latent: Latent, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Reconstruction and KL of each image, both `(batch,)` float32, to be joined as recon + kl_factor * kl."""
-    return PIXEL_LOSSES[pixels](logits, images), latent.kl().sum(1)
+def loss_parts(loss: Loss, logits: Tensor, latent: Latent, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Reconstruction loss and KL of each image, and the KL that the loss takes: `(batch,)` in nats, float32.
+
+    They differ where a component's KL is below `loss.free_bits`: there it counts as that much and so has no gradient
+    (Kingma 2016, appendix C.8, but for each image by itself, so that the number of workers makes no difference).
+    """
+    kl = latent.kl()
+    held = kl.clamp_min(loss.free_bits) if loss.free_bits else kl
+    return PIXEL_LOSSES[loss.pixels](logits, images), kl.sum(1), held.sum(1)

@@ -1,7 +1,9 @@
 """Numbers that judge reconstructions and decoded z-points."""
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,19 +50,35 @@ def sliced_wasserstein(images: Tensor, reference: Tensor, *, seed: int = 0, proj
     some scale. Unlike the paper, both are normalised with the reference's statistics: normalised with its own, a
     set of nearly gray images would count as full of contrast.
     """
-    generator = torch.Generator().manual_seed(seed)
-    distances = []
-    for level, wanted in zip(_pyramid(images), _pyramid(reference), strict=True):
-        where = torch.randint(0, 2**31, (MAX_PATCHES, 3), generator=generator)
-        patches, patches_wanted = _patches(level, where), _patches(wanted, where)
-        mean = patches_wanted.mean(dim=(0, 2, 3), keepdim=True)
-        sd = patches_wanted.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6)
-        length = patches[0].numel()
-        directions = F.normalize(torch.randn(length, projections, generator=generator), dim=0)
-        projected = (((patches - mean) / sd).reshape(-1, length) @ directions).sort(dim=0).values
-        projected_wanted = (((patches_wanted - mean) / sd).reshape(-1, length) @ directions).sort(dim=0).values
-        distances.append((projected - projected_wanted).abs().mean().item())
-    return 1000.0 * sum(distances) / len(distances)
+    return SlicedWasserstein(reference, seed=seed, projections=projections)(images)
+
+
+class SlicedWasserstein:
+    """`sliced_wasserstein` of several sets of images to one reference, whose part is computed once."""
+
+    def __init__(self, reference: Tensor, *, seed: int = 0, projections: int = 128):
+        generator = torch.Generator().manual_seed(seed)
+        self._levels: list[tuple[Callable[[Tensor], Tensor], Tensor]] = []
+        for wanted in _pyramid(reference):
+            where = torch.randint(0, 2**31, (MAX_PATCHES, 3), generator=generator)
+            patches = _patches(wanted, where)
+            mean = patches.mean(dim=(0, 2, 3), keepdim=True)
+            sd = patches.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6)
+            directions = F.normalize(torch.randn(patches[0].numel(), projections, generator=generator), dim=0)
+            project = partial(_project, where=where, mean=mean, sd=sd, directions=directions)
+            self._levels.append((project, project(wanted)))
+
+    def __call__(self, images: Tensor) -> float:
+        pairs = zip(_pyramid(images), self._levels, strict=True)
+        distances = [(project(level) - wanted).abs().mean().item() for level, (project, wanted) in pairs]
+        return 1000.0 * sum(distances) / len(distances)
+
+
+def _project(level: Tensor, where: Tensor, mean: Tensor, sd: Tensor, directions: Tensor) -> Tensor:
+    """The patches at `where`, normalised and projected, sorted along each direction: (projections, MAX_PATCHES)."""
+    patches = (_patches(level, where) - mean) / sd
+    along = (directions.T @ patches.flatten(1).T).numpy()
+    return torch.from_numpy(np.sort(along, axis=1))  # on CPUs 20 to 50 times faster than torch's sort
 
 
 def _pyramid(images: Tensor) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from functools import cache
 
 import cv2
+import cv2.data
 import numpy as np
 
 SIDE, SMALLEST = 288, 90  # pixels: what each image is scaled to, 3 times 96, and the smallest face in it

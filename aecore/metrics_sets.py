@@ -14,7 +14,7 @@ SIDE = 96  # pixels that each image is scaled to for its shapes
 SMALL = 32  # and for its distance to training images
 NEIGHBOUR = 5  # whose distance is a real image's radius, as in Naeem 2020
 OTHERS = 50  # training images that the nearest one is compared with
-COPY = 0.5
+COPY = 1 / 3
 
 
 def hog_features(images: np.ndarray) -> np.ndarray:
@@ -46,7 +46,7 @@ def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean (d,) and a root R (at most d, d) of the covariance, R^T R."""
     mean = features.mean(0, dtype=np.float64)
     centred = (features - mean) / np.sqrt(max(1, len(features) - 1))
-    return mean, np.linalg.qr(centred, mode="r") if len(centred) > centred.shape[1] else centred
+    return mean, np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > centred.shape[1] else centred
 
 
 class Coverage:
@@ -78,7 +78,7 @@ class Nearest:
     """For each image its nearest training image, int64 (n,), and how much nearer it is than others, float (n,).
 
     `ratio` is the distance to it over the mean distance to the 50 next ones (Carlini 2023, section 4.2): 0 for a copy,
-    about 0.9 for an unseen image, 1 where no training image stands out.
+    under a third for a blurred or noisy one, 0.7 to 0.85 for most unseen images, 1 where no image stands out.
     """
 
     index: np.ndarray
@@ -86,7 +86,7 @@ class Nearest:
 
     @property
     def copied(self) -> float:
-        """The share of images that are twice as near to one training image as to the 50 next ones."""
+        """The share of images that are three times as near to one training image as to the 50 next ones."""
         return float((self.ratio < COPY).mean())
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aecore.config import Model, Recipe
+from aecore.sync_norm import SyncBatchNorm
 
 # exp(logvar) stays finite and the KL of a near-AE does not explode in its first epoch.
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -80,7 +81,7 @@ class Autoencoder(nn.Module):
         """`images` (batch, channels, size, size) float in [0, 1]."""
         low = (self.image.padded - self.image.size) // 2
         high = self.image.padded - self.image.size - low
-        out = self.to_latent(self.encoder(F.pad(images, (low, high, low, high)))).float()
+        out = _full(self.to_latent(self.encoder(F.pad(images, (low, high, low, high)))))
         if not self.variational:
             return Latent(out, None)
         mean, logvar = out.chunk(2, dim=1)
@@ -89,7 +90,7 @@ class Autoencoder(nn.Module):
     def logits(self, z: Tensor) -> Tensor:
         """`z` (batch, z_dim) to pixel logits (batch, channels, size, size); their sigmoid is the image."""
         grid = self.from_latent(z).view(-1, *self._grid)
-        out = self.decoder(grid).float()
+        out = _full(self.decoder(grid))
         low = (self.image.padded - self.image.size) // 2
         return out[:, :, low : low + self.image.size, low : low + self.image.size]
 
@@ -122,9 +123,16 @@ def build_model(recipe: Recipe, image: ImageShape) -> Autoencoder:
     return model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
+def _full(out: Tensor) -> Tensor:
+    """What came out of layers in bf16 as float32; float64 stays."""
+    return out.float() if out.dtype is torch.bfloat16 else out
+
+
 def _norm(kind: str, channels: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm2d(channels)
+    if kind == "sync_batch":
+        return SyncBatchNorm(channels)
     if kind == "none":
         return nn.Identity()
     # Groups of about 8 channels; the count must divide them.

@@ -50,6 +50,11 @@ class Order:
             yield rows, positions, min(self.batch, count - step * self.batch)
 
 
+def spread_rows(count: int, wanted: int) -> np.ndarray:
+    """At most `wanted` of the rows 0 to `count` - 1, evenly spread, int64: a split may be stored class by class."""
+    return np.arange(count) if wanted >= count else np.arange(wanted) * count // wanted
+
+
 def steps_per_epoch(count: int, batch: int) -> int:
     return -(-count // batch)
 

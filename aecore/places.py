@@ -8,7 +8,7 @@ from typing import IO
 
 import pyarrow.fs as pafs
 
-from aecore.files import read_bytes
+from aecore.files import read_bytes, read_range
 
 AHEAD = 1 << 20  # bytes asked for at once inside a remote zip: neighbours in it come in one request
 
@@ -83,7 +83,7 @@ class Place:
 
 
 class _Ranges(io.RawIOBase):
-    """A remote file as Python's buffers want it; an answer that ends early is asked for again, or an error."""
+    """A remote file as Python's buffers want it; what does not come whole is asked for again, or an error."""
 
     def __init__(self, place: Place) -> None:
         self._file = place.fs.open_input_file(place.path)
@@ -106,11 +106,9 @@ class _Ranges(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         start = self._file.tell()
-        data = self._file.read(len(buffer))
-        if not data and len(buffer) and start < self._size:
-            raise OSError(f"{self._place} gave nothing at byte {start:,} of {self._size:,}")
-        buffer[: len(data)] = data
-        return len(data)
+        wanted = memoryview(buffer)[: max(0, self._size - start)]
+        read_range(self._file, start, wanted, str(self._place))
+        return len(wanted)
 
     def close(self) -> None:
         if not self.closed:

@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -18,11 +19,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from aecore.faces import draw_face
+from aecore.files import again
 from aecore.places import Place
 
 MAX_FILE = 256 * 1024 * 1024  # bytes of one encoded image
 REQUESTS = 16  # at once, where each image is an object of its own on S3
 Item = bytes | np.ndarray
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
 
 
 class Reader(Protocol):
@@ -97,11 +100,16 @@ class ZipReader:
     def read(self, name: str) -> bytes:
         """Give the member's bytes. Raises ValueError when it is damaged or encrypted, OSError when reading fails."""
         archive = _open_zip(self.place, self.stamp)
+
+        def read(attempt: int) -> bytes:
+            source = _opened_beside(archive, self.place) if attempt else archive
+            return source.read(member)
+
         try:
             member = archive.getinfo(self.prefix + name)
             _check_length(member.file_size)
-            return archive.read(member)
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
+            return again(read, *_DAMAGED, remote=not self.place.local)
+        except (*_DAMAGED, KeyError, RuntimeError) as error:
             raise ValueError(f"the zip does not give it: {error}") from error
 
 
@@ -138,9 +146,29 @@ def _check_length(length: int) -> None:
         raise ValueError(f"its file has {length:,} bytes, over the limit of {MAX_FILE:,}")
 
 
+def open_zip(place: Place) -> zipfile.ZipFile:
+    """Open the zip `place` for reading. Raises BadZipFile when it is none, OSError when reading fails."""
+    try:
+        return zipfile.ZipFile(place.open())
+    except zipfile.BadZipFile as error:
+        if isinstance(error.__context__, OSError):  # zipfile takes it for a sign of a bad file
+            raise error.__context__ from None
+        raise
+
+
 @lru_cache(maxsize=2)
 def _open_zip(place: Place, stamp: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(place.open())
+    try:
+        return open_zip(place)
+    except zipfile.BadZipFile as error:  # it was whole when it was listed: none of its images is to blame
+        raise OSError(f"{place} does not open as a zip any more: {error}") from error
+
+
+def _opened_beside(archive: zipfile.ZipFile, place: Place) -> zipfile.ZipFile:
+    """The same zip with a buffer of its own, so that its bytes are fetched anew; its list is not read again."""
+    other = copy(archive)
+    other.fp = place.open()
+    return other
 
 
 @lru_cache(maxsize=2)

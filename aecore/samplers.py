@@ -60,10 +60,11 @@ def diagonal(n: int, z_dim: int, latents: Latents, generator: torch.Generator, t
 
 def gaussian(n: int, z_dim: int, latents: Latents, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
     """Gaussian with the z-points' mean and full covariance."""
-    # The tiny ridge covers components that never vary.
     covariance = latents["covariance"].double()
-    ridge = 1e-6 * covariance.diagonal().mean() * torch.eye(z_dim, dtype=torch.float64)
-    factor = torch.linalg.cholesky(covariance + ridge).float()
+    sd = covariance.diagonal().sqrt().clamp_min(1e-20)
+    # The ridge covers what storing it in float32 cut off, and components that never vary.
+    correlation = covariance / torch.outer(sd, sd) + 1e-4 * torch.eye(z_dim, dtype=torch.float64)
+    factor = (sd[:, None] * torch.linalg.cholesky(correlation)).float()
     return latents["mean"] + temperature * torch.randn(n, z_dim, generator=generator) @ factor.T
 
 

@@ -14,22 +14,24 @@ import numpy as np
 import torch
 
 from aecore.labels import Classifier, train_classifier
-from aecore.metrics import sliced_wasserstein
+from aecore.metrics import SlicedWasserstein
 from aecore.metrics_faces import face_hits
 from aecore.metrics_sets import Coverage, frechet_distance, hog_features, nearest_images
 from aecore.model import to_float
+from aecore.order import spread_rows
 
 REFERENCE = 2_048  # real images that others are compared with
+PYRAMIDS = 512  # and those whose pyramids are
 
 
 class Scores:
     """The metrics of one dataset. What they need of the real images is computed once, when first asked for."""
 
     def __init__(self, train: np.ndarray, test: np.ndarray, labels: np.ndarray | None = None):
-        """`train` and `test`: real images uint8 (n, size, size, channels), at least 64 each; of each the first 2,048
-        are used. `labels` (n,) int of all of `train`: given these, a classifier stands in for the face detector.
+        """`train` and `test`: real images uint8 (n, size, size, channels), at least 64 each; of each 2,048 are used,
+        evenly spread. `labels` (n,) int of all of `train`: given these, a classifier stands in for the face detector.
         """
-        self.train, self.test = train[:REFERENCE], test[:REFERENCE]
+        self.train, self.test = (some[spread_rows(len(some), REFERENCE)] for some in (train, test))
         self._labelled = None if labels is None else (train, labels)
 
     def __call__(self, images: np.ndarray) -> dict[str, float]:
@@ -49,6 +51,11 @@ class Scores:
         return Coverage(self.shapes)
 
     @cached_property
+    def sliced(self) -> SlicedWasserstein:
+        rows = spread_rows(len(self.train), PYRAMIDS)
+        return SlicedWasserstein(to_float(torch.from_numpy(self.train[rows])))
+
+    @cached_property
     def classifier(self) -> Classifier | None:
         return None if self._labelled is None else train_classifier(*self._labelled)
 
@@ -65,8 +72,7 @@ def _shapes(scores: Scores, images: np.ndarray) -> dict[str, float]:
 
 
 def _sliced_wasserstein(scores: Scores, images: np.ndarray) -> dict[str, float]:
-    decoded, wanted = (to_float(torch.from_numpy(np.array(some))) for some in (images, scores.test[: len(images)]))
-    return {"swd": sliced_wasserstein(decoded, wanted)}
+    return {"swd": scores.sliced(to_float(torch.from_numpy(np.array(images))))}
 
 
 def _nearest(scores: Scores, images: np.ndarray) -> dict[str, float]:

@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
-from aecore.files import read_bytes, read_json, sha256, write_json, write_whole
+from aecore.files import again, read_bytes, read_json, sha256, write_json, write_whole
 from aecore.images import Encoding
 
 MANIFEST = "manifest.json"
@@ -93,22 +93,35 @@ def write_shard(fs: pafs.FileSystem, root: str, path: str, table: pa.Table) -> S
 
 
 def read_shard_bytes(fs: pafs.FileSystem, root: str, shard: Shard) -> bytes:
-    """Give the bytes of `shard`. Raises ValueError naming it when it is missing or not what was written."""
+    """Give the bytes of `shard`. Raises an error that names it.
+
+    That is a ValueError when it is missing or not what was written, an UnreadShardError when storage fails.
+    """
     mend = "re-run `zpoint ingest` to mend it"
-    try:
+
+    def read(_: int) -> bytes:
         data = read_bytes(fs, f"{root}/{shard.path}")
+        if len(data) != shard.bytes:
+            raise ValueError(f"shard {shard.path} has {len(data)} bytes, not {shard.bytes}; {mend}")
+        if sha256(data) != shard.sha256:
+            raise ValueError(f"shard {shard.path} is damaged: its sha256 differs from the manifest's; {mend}")
+        return data
+
+    try:
+        return again(read, ValueError, remote=not isinstance(fs, pafs.LocalFileSystem))
     except FileNotFoundError:
         raise ValueError(f"shard {shard.path} is missing in {root}; {mend}") from None
-    if len(data) != shard.bytes:
-        raise ValueError(f"shard {shard.path} has {len(data)} bytes, not {shard.bytes}; {mend}")
-    if sha256(data) != shard.sha256:
-        raise ValueError(f"shard {shard.path} is damaged: its sha256 differs from the manifest's; {mend}")
-    return data
+    except OSError as error:
+        raise UnreadShardError(f"shard {shard.path} cannot be read: {error}") from error
+
+
+class UnreadShardError(OSError):
+    """Storage did not give a shard: no fault of the shard, and it may give it later."""
 
 
 def read_shard(fs: pafs.FileSystem, root: str, shard: Shard) -> pa.Table:
-    """Read `shard` whole, check it, and give its table. Raises ValueError as `read_shard_bytes` does."""
-    return pq.read_table(pa.BufferReader(read_shard_bytes(fs, root, shard)), use_threads=False)
+    """Read `shard` whole, check it, and give its table. Raises what `read_shard_bytes` does."""
+    return pq.ParquetFile(pa.BufferReader(read_shard_bytes(fs, root, shard))).read(use_threads=False)
 
 
 def save_manifest(fs: pafs.FileSystem, root: str, manifest: Manifest) -> None:

@@ -17,7 +17,7 @@ from aecore.download import check_downloadable, download
 from aecore.faces import face_factors
 from aecore.files import sha256
 from aecore.places import Place
-from aecore.readers import ArrayReader, FaceReader, FileReader, Item, Reader, ZipReader, load_cifar, load_idx
+from aecore.readers import ArrayReader, FaceReader, FileReader, Item, Reader, ZipReader, load_cifar, load_idx, open_zip
 from aecore.splits import SPLITS, sample_splits, split_table
 
 SPLIT_FOLDERS = {"training": "train", "val": "valid", "validation": "valid", "testing": "test"} | {
@@ -116,13 +116,12 @@ def _list_images(place: Place, expected: str, keep: set[str] | None = None) -> t
 
 def _list_zip(place: Place) -> dict[str, int]:
     try:
-        with place.open() as file:
-            if not zipfile.is_zipfile(file):
-                raise ValueError(f"{place} is not a whole zip file ({place.size():,} bytes); fetch it again")
-            with zipfile.ZipFile(file) as archive:
-                return {member.filename: member.CRC for member in archive.infolist() if not member.is_dir()}
+        with open_zip(place) as archive:
+            return {member.filename: member.CRC for member in archive.infolist() if not member.is_dir()}
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{place} is a damaged zip file: {error}; fetch it again") from error
+        raise ValueError(
+            f"{place} is not a whole zip file ({place.size():,} bytes): {error}; fetch it again"
+        ) from error
 
 
 def _is_image(name: str) -> bool:

@@ -3,21 +3,25 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pyarrow.fs as pafs
 
 from aecore.cache import AHEAD, cpus
 from aecore.images import decode_rows
-from aecore.order import plan_epoch
+from aecore.order import plan_epoch, spread_rows
 from aecore.shards import Manifest, Shard, read_shard
+
+SPREAD = 8  # shards among which a few images are taken, where there are so many
 
 
 def decode_shard(
-    fs: pafs.FileSystem, root: str, manifest: Manifest, shard: Shard, rows: int | None = None
+    fs: pafs.FileSystem, root: str, manifest: Manifest, shard: Shard, rows: np.ndarray | None = None
 ) -> np.ndarray:
-    """The shard's images or its first `rows`, uint8 (n, size, size, channels). Raises ValueError naming a bad shard."""
-    encoded = read_shard(fs, root, shard)["image"][:rows].to_pylist()
+    """The shard's images, or those in `rows`, uint8 (n, size, size, channels). Raises ValueError naming a bad shard."""
+    column = read_shard(fs, root, shard)["image"]
+    encoded = (column if rows is None else column.take(rows)).to_pylist()
     images = np.empty((len(encoded), manifest.size, manifest.size, manifest.channels), np.uint8)
     try:
         decode_rows(encoded, manifest.encoding, manifest.size, manifest.channels, images)
@@ -45,12 +49,19 @@ def pour(
             yield coming.popleft().result()
 
 
-def first_images(fs: pafs.FileSystem, root: str, manifest: Manifest, split: str, count: int) -> np.ndarray:
-    """The first `count` images of the split as stored."""
-    parts, left = [np.empty((0, manifest.size, manifest.size, manifest.channels), np.uint8)], count
-    for shard in manifest.shards(split):
-        if left <= 0:
-            break
-        parts.append(decode_shard(fs, root, manifest, shard, left))
-        left -= len(parts[-1])
-    return np.concatenate(parts)
+def spread_images(fs: pafs.FileSystem, root: str, manifest: Manifest, split: str, count: int) -> np.ndarray:
+    """At most `count` images evenly spread over the split as stored, from a few of its shards."""
+    parts = spread_parts(manifest, split, count)
+    images = [decode_shard(fs, root, manifest, shard, rows) for shard, rows in parts]
+    return np.concatenate([np.empty((0, manifest.size, manifest.size, manifest.channels), np.uint8), *images])
+
+
+def spread_parts(manifest: Manifest, split: str, count: int) -> list[tuple[Shard, np.ndarray]]:
+    """The shards that `spread_images` takes images from, and which of each one's rows."""
+    shards = manifest.shards(split)
+    enough = next((n for n in range(len(shards)) if sum(s.rows for s in shards[:n]) >= count), len(shards))
+    chosen = [shards[number] for number in spread_rows(len(shards), max(SPREAD, enough))]
+    starts = np.cumsum([0, *(shard.rows for shard in chosen)])
+    rows = spread_rows(int(starts[-1]), count)
+    parts = [rows[(rows >= low) & (rows < high)] - low for low, high in pairwise(starts)]
+    return list(zip(chosen, parts, strict=True))

@@ -4,14 +4,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import sparse, stats
+from scipy.sparse.csgraph import connected_components
+from scipy.special import ndtr
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from aecore.model import Latent
+from aecore.order import spread_rows
 from aecore.paths import principal_axes
 
 FAR, ACTIVE = 20.0, 0.01  # a component beyond which few lie; Burda 2016's threshold for an active unit
 CORE = 2.0  # sds about the median
+NORMAL_QUARTILES = 1.34898  # from the first to the third, in sds
 NEIGHBOURS, FRAGMENT, CLUSTERED, POINTS = 10, 0.01, 0.05, 2_000
 
 
@@ -88,11 +92,15 @@ def core_distance(x: np.ndarray) -> np.ndarray:
     about 0.8 / sqrt(n).
     """
     low, middle, high = np.quantile(x, [0.25, 0.5, 0.75], axis=0)
-    sd = np.maximum((high - low) / (stats.norm.ppf(0.75) - stats.norm.ppf(0.25)), 1e-12)
-    standard = (x - middle) / sd
-    cut = stats.truncnorm(-CORE, CORE).cdf
-    cores = (column[np.abs(column) < CORE] for column in standard.T)
-    return np.array([stats.ks_1samp(core, cut, method="asymp").statistic if len(core) else 1.0 for core in cores])
+    standard = (x - middle) / np.maximum((high - low) / NORMAL_QUARTILES, 1e-12)
+    distances = np.ones(x.shape[1])
+    for i, column in enumerate(standard.T):
+        core = np.sort(column[np.abs(column) < CORE])
+        if len(core):
+            wanted = (ndtr(core) - ndtr(-CORE)) / (ndtr(CORE) - ndtr(-CORE))
+            steps = np.arange(len(core) + 1) / len(core)
+            distances[i] = max((steps[1:] - wanted).max(), (wanted - steps[:-1]).max())
+    return distances
 
 
 @dataclass(frozen=True)
@@ -114,25 +122,27 @@ class Structure:
 
 
 def structure(z: Tensor, seed: int = 0) -> Structure:
-    """The structure of z-points `(n, z_dim)`, judged by the first 2,000."""
-    x = z[:POINTS].double().cpu().numpy()
+    """The structure of z-points `(n, z_dim)`, judged by 2,000 of them, evenly spread."""
+    x = z[spread_rows(len(z), POINTS)].double().cpu().numpy()
     like = np.random.default_rng(seed).multivariate_normal(x.mean(0), np.cov(x.T), len(x), method="eigh")
-    sizes = _part_sizes(x) / len(x)
-    return Structure(int((sizes >= FRAGMENT).sum()), float(sizes.max()), _silhouette(x, seed), _silhouette(like, seed))
+    with threadpool_limits(1):  # on busy processors the threads' waiting for each other takes several times as long
+        sizes = _part_sizes(x) / len(x)
+        best, best_like = _silhouette(x, seed), _silhouette(like, seed)
+    return Structure(int((sizes >= FRAGMENT).sum()), float(sizes.max()), best, best_like)
 
 
 def _part_sizes(x: np.ndarray) -> np.ndarray:
     from sklearn.neighbors import kneighbors_graph
 
     graph = kneighbors_graph(x, min(NEIGHBOURS, len(x) - 1))
-    return np.bincount(sparse.csgraph.connected_components(graph, directed=False)[1])
+    return np.bincount(connected_components(graph, directed=False)[1])
 
 
 def _silhouette(x: np.ndarray, seed: int) -> float:
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
 
-    divisions = (KMeans(k, n_init=1, random_state=seed).fit_predict(x) for k in range(2, 11))
+    divisions = (KMeans(k, random_state=seed).fit_predict(x) for k in range(2, 11))
     return float(max(silhouette_score(x, division) for division in divisions))
 
 
@@ -140,4 +150,5 @@ def tsne(z: Tensor, seed: int = 0) -> np.ndarray:
     """A map of z-points `(n, z_dim)` that keeps neighbours together, float (n, 2) (van der Maaten 2008)."""
     from sklearn.manifold import TSNE
 
-    return TSNE(random_state=seed, init="pca").fit_transform(z.cpu().numpy())
+    with threadpool_limits(1):
+        return TSNE(random_state=seed, init="pca").fit_transform(z.cpu().numpy())

@@ -36,6 +36,12 @@ def full_uri(uri: str) -> str:
 
 
 def _s3(seconds: int = 30, attempts: int = 3) -> pafs.FileSystem:
+    """The S3 of the settings. A request fails after `seconds` without one byte, and is tried `attempts` times.
+
+    Half a minute is what a busy store may take to begin its answer; pyarrow's own 3 seconds are too few, and no limit
+    would hang. With 3 attempts a store that is silent is given up after a minute and a half. Three is also what a
+    file system has in another process, whatever it has here: pyarrow (25) does not pickle its retry strategy.
+    """
     now = settings()
     scheme, _, host = now.s3_endpoint.rpartition("://")
     return pafs.S3FileSystem(
@@ -71,6 +77,8 @@ def plain_s3_error(error: OSError) -> str:
     """What an S3 error of pyarrow means to a person."""
     text = str(error)
     for code, meaning in {
+        "HTTP status 5": "the S3 server answers that it cannot (HTTP 5xx)",  # a HEAD's answer says no more
+        "SLOW_DOWN": "the S3 server asks for fewer requests (HTTP 503)",
         "INVALID_ACCESS_KEY_ID": "the access key is unknown (AWS_ACCESS_KEY_ID)",
         "SIGNATURE_DOES_NOT_MATCH": "the secret key is wrong (AWS_SECRET_ACCESS_KEY)",
         "ACCESS_DENIED": "access denied: the keys are wrong or lack the right to this bucket",

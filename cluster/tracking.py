@@ -1,6 +1,7 @@
 """MLflow from the driver's side: runs, metrics, artifacts. These raise what MLflow raises; callers that must not
 stop for it go through `attempt`."""
 
+import fcntl
 import logging
 import math
 import os
@@ -13,6 +14,7 @@ from cluster.settings import settings
 
 log = logging.getLogger(__name__)
 MODEL_NAME = "zpoint"
+KEY = "zpoint.key"  # the tag by which a run is found again
 PARAM_LIMIT = 500  # characters of a parameter's value that every MLflow store takes
 
 
@@ -32,9 +34,15 @@ def _client(uri: str) -> Any:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     from mlflow import MlflowClient
 
-    if uri.startswith("sqlite:///"):
-        os.makedirs(os.path.dirname(uri.removeprefix("sqlite:///")), exist_ok=True)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    path = uri.removeprefix("sqlite:///")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(f"{path}.lock", "w") as lock:  # its tables are made on first use, which fails for two at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        made.search_experiments(max_results=1)
+    return made
 
 
 def experiment_id() -> str:
@@ -46,14 +54,26 @@ def experiment_id() -> str:
         return found.experiment_id
     # A tracking server knows itself where it keeps artifacts, unless the user named a store.
     ours = now.tracking_uri.startswith("sqlite:") or now.store != str(now.home)
-    return client().create_experiment(name, artifact_location=now.artifacts_uri if ours else None)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client().create_experiment(name, artifact_location=now.artifacts_uri if ours else None)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another training was first
+            raise
+    found = client().get_experiment_by_name(name)
+    assert found is not None
+    return found.experiment_id
 
 
 def create_run(name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-    """Open a run with flat `params` and `tags`; gives its id."""
+    """Open a run with flat `params` and `tags`, or find the one with the same tag `KEY`; gives its id."""
     from mlflow.entities import Param
 
-    run_id = client().create_run(experiment_id(), run_name=name, tags=dict(tags)).info.run_id
+    experiment = experiment_id()
+    known = client().search_runs([experiment], f"tags.`{KEY}` = '{tags[KEY]}'", max_results=1) if KEY in tags else []
+    run = known[0] if known else client().create_run(experiment, run_name=name, tags=dict(tags))
+    run_id = run.info.run_id
     client().log_batch(run_id, params=[Param(key, str(value)[:PARAM_LIMIT]) for key, value in params.items()])
     return run_id
 
@@ -114,10 +134,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def attempt(what: str, call: Callable[[], Any], otherwise: Any = None) -> Any:
-    """`call()`, or `otherwise` with a warning when it fails: no failure of MLflow stops a training."""
+def attempt(what: str, call: Callable[[], Any], otherwise: Any = None, *, tell: bool = True) -> Any:
+    """`call()`, or `otherwise` with a warning (if `tell`) when it fails: no failure of MLflow stops a training."""
     try:
         return call()
     except Exception as error:
+        if not tell:
+            return otherwise
         log.warning("MLflow could not %s: %s", what, " ".join(str(error).split())[:300])
         return otherwise

@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from typing import Any, NoReturn
 
 from cluster.settings import quiet_environment
@@ -102,6 +102,13 @@ def _add_training(command: Callable[..., Any]) -> None:
         added.add_argument("overrides", nargs="*", metavar="section.key=value")
     train.add_argument("--fresh", action="store_true", help="forget an earlier run of this name")
 
+    study = command("study", _study, "which z-points of finished runs decode to meaningful images", _show_study)
+    study.add_argument("runs", nargs="+", metavar="RUN")
+    study.add_argument("--out", help="the report's folder (one in ZPOINT_HOME/studies)")
+    study.add_argument("--limit", type=_count, default=6_000, help="training images encoded at most (6000)")
+    study.add_argument("--judged", type=_count, default=256, help="pictures judged at each point (256)")
+    study.add_argument("--fresh", action="store_true", help="measure again what an earlier study measured")
+
     promote = command("promote", _promote, "register a run's model and point an alias to it")
     promote.add_argument("name", metavar="RUN|CAMPAIGN")
     promote.add_argument("--alias", default="champion")
@@ -150,7 +157,9 @@ def _add_cluster(command: Callable[..., Any]) -> None:
         added.add_argument("--address", help="the cluster's dashboard URL (RAY_ADDRESS, http://127.0.0.1:8265)")
     for added in (logs, stop):
         added.add_argument("id")
-    submit.add_argument("job", nargs=argparse.REMAINDER, help="ingest, train, tune or promote with its arguments")
+    submit.add_argument(
+        "job", nargs=argparse.REMAINDER, help="ingest, train, tune, study or promote with its arguments"
+    )
 
 
 def _demo(args: Any) -> Result:
@@ -208,6 +217,14 @@ def _tune(args: Any) -> Result:
     from jobs.tune import tune
 
     return tune(recipe, stem)
+
+
+def _study(args: Any) -> Result:
+    from cluster.progress import Bar
+    from jobs.study.job import study
+
+    with closing(Bar("study", "parts")) as bar:
+        return study(args.runs, args.out, limit=args.limit, judged=args.judged, fresh=args.fresh, progress=bar.update)
 
 
 def _promote(args: Any) -> Result:
@@ -296,17 +313,12 @@ def _show_campaign(result: Result) -> str:
     return f"{table}\nbest: {result['best']}\nrule: {result['rule']}\nnext: zpoint promote {result['campaign']}"
 
 
+def _show_study(result: Result) -> str:
+    return "\n".join([*(s for group in result["findings"].values() for s in group), f"report: {result['report']}"])
+
+
 def _show_runs(result: Result) -> str:
-    columns = [
-        "run",
-        "status",
-        "started",
-        "epochs",
-        "valid_psnr",
-        "swd_normal",
-        "images_per_second",
-        "version",
-    ]
+    columns = ["run", "status", "started", "epochs", "valid_psnr", "swd_normal", "images_per_second", "version"]
     return _rows(result["runs"], columns) if result["runs"] else "no runs yet: `zpoint train RECIPE data.uri=...`"
 
 

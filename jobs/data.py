@@ -13,9 +13,17 @@ import pyarrow.fs as pafs
 from aecore.files import write_whole
 from aecore.images import decode_rows, fit_square
 from aecore.pictures import grid, titled_sheet, to_png
-from aecore.shards import MANIFEST, Manifest, Shard, find_manifest, load_manifest, read_shard
+from aecore.shards import (
+    MANIFEST,
+    Manifest,
+    Shard,
+    UnreadShardError,
+    find_manifest,
+    load_manifest,
+    read_shard,
+)
 from aecore.splits import SPLITS
-from cluster.storage import check_uri, open_uri, plain_s3_error
+from cluster.storage import check_uri, open_uri
 
 COLUMNS, THUMB = 16, 128  # of the contact sheet: pictures in a row, and their largest edge
 SHEET_ROWS = {"train": 6, "valid": 2, "test": 2}
@@ -28,7 +36,8 @@ def show(uri: str, out: str, progress: Progress = lambda done, total: None) -> d
 
     Means and standard deviations are each channel's over every pixel of all splits, 0 to 255; `text` says it all
     to a person. Every shard is read and checked on the way. Raises ValueError when there is no dataset, one
-    without images, or a shard is missing or damaged.
+    without images, or a shard is missing or damaged,
+    UnreadShardError where storage does not give one.
     """
     fs, root = _place(uri)
     manifest = load_manifest(fs, root)
@@ -84,7 +93,7 @@ def verify(uri: str, progress: Progress = lambda done, total: None) -> dict[str,
     def check(split: str, start: int, shard: Shard) -> str:
         try:
             rows = sum(len(images) for _, images in _decode(fs, root, manifest, shard))
-        except ValueError as error:
+        except (UnreadShardError, ValueError) as error:
             return str(error)
         return "" if rows == shard.rows else f"shard {shard.path} has {rows} rows, not {shard.rows}"
 
@@ -130,10 +139,7 @@ def _each_shard(
 
 def _decode(fs: pafs.FileSystem, root: str, manifest: Manifest, shard: Shard) -> Iterator[tuple[int, np.ndarray]]:
     """Give a shard's images piece by piece: the first one's number, and uint8 (n, size, size, channels)."""
-    try:
-        column = read_shard(fs, root, shard)["image"]
-    except OSError as error:
-        raise ValueError(f"shard {shard.path} cannot be read: {plain_s3_error(error)}") from error
+    column = read_shard(fs, root, shard)["image"]
     size, channels = manifest.size, manifest.channels
     rows = max(1, SLICE // (size * size * channels))
     for first in range(0, len(column), rows):

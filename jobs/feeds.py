@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "valid", "test")
 ShardOf = Callable[[str], Any]  # ray.train.get_dataset_shard
+Show = Callable[[int, int, str], None]  # takes how much is done, of how much, and what else there is to say
 
 
 def open_feeds(
     recipe: Recipe, fs: pafs.FileSystem, root: str, manifest: Manifest, world: "World", device: str,
-    shard_of: ShardOf | None = None,
+    shard_of: ShardOf | None = None, show: Show = lambda done, total, text: None,
 ) -> dict[str, "Feed"]:  # fmt: skip
     """A feed for each split, empty for one that the dataset lacks.
 
@@ -33,7 +34,7 @@ def open_feeds(
     from aecore.cache import open_cache
     from aecore.feed import DeviceFeed, NodeFeed, StreamFeed
     from aecore.order import Order
-    from aecore.stream import first_images, pour
+    from aecore.stream import pour, spread_images
 
     order, place = Order(recipe.optim.seed, recipe.optim.batch, world), torch.device(device)
 
@@ -48,9 +49,11 @@ def open_feeds(
                 share = partial(pour_shard, shard_of(split))
             else:
                 share = partial(pour, fs, root, manifest, split, order.seed)
-            first = partial(first_images, fs, root, manifest, split)
-            return StreamFeed(share, first, manifest.count(split), order, place)
-        images = open_cache(settings().cache, fs, root, manifest, split, limit=settings().cache_max)
+            few = partial(spread_images, fs, root, manifest, split)
+            return StreamFeed(share, few, manifest.count(split), order, place)
+        total, text = manifest.count(split), f"filling the node cache: {split}"
+        filled: Callable[[int], None] = lambda done: show(done, total, text)  # noqa: E731
+        images = open_cache(settings().cache, fs, root, manifest, split, filled, settings().cache_max)
         feed = DeviceFeed if in_device(recipe.data.cache, images.nbytes, place) else NodeFeed
         return feed(images, order, place)
 

@@ -1,15 +1,13 @@
 """`zpoint ingest`: read a source, cut its images square, and write them as shards and a manifest.
 
-Runs on Ray Data, one task per shard. Until the manifest is written, last, each finished shard has a record in
-`.ingest/`, from which the same command goes on after a kill. The bytes depend on source and options alone.
+Runs on Ray, one call per shard. Until the manifest is written, last, each finished shard has a record in `.ingest/`,
+from which the same command goes on after a kill. The bytes depend on source and options alone.
 """
 
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -22,10 +20,10 @@ from aecore.sources import Request, Source, open_source
 from aecore.splits import RULES
 from cluster.local import connect
 from cluster.storage import check_uri, open_uri, plain_s3_error
-from jobs.ingest_task import RECORDS, Work, make_shard
+from jobs.ingest_task import RECORDS, Work
+from jobs.ingest_workers import run_makers
 
 REJECTS = "rejects.jsonl"
-TASKS_PER_CPU = 2  # one works while the other waits, for storage or for Ray to hand it its next chunk
 
 
 def ingest(
@@ -48,9 +46,9 @@ def ingest(
     """Write `dataset`, read from `source`, to the URI `to`, and give its facts.
 
     `crop` is a text that `Crop.parse` takes, `encoding` one of ENCODINGS (by default png up to 32 pixels, jpeg
-    above), `quality` that of jpeg, `split` one of RULES. `progress(done, total)` counts images. The result has
-    uri, digest, counts (per split), bytes, images_per_second, shards, skipped_shards, unchanged (nothing had to be
-    written) and rejects (how many).
+    above), `quality` that of jpeg, `split` one of RULES. `progress(done, total)` counts images, from when the first
+    worker is up. The result has uri, digest, counts (per split), bytes, images_per_second, shards, skipped_shards,
+    unchanged (nothing had to be written) and rejects (how many).
     Raises ValueError for a user's mistake, more than `max_bad` bad images, or storage that fails.
     """
     _check(size=size, shard_rows=shard_rows, max_bad=max_bad, encoding=encoding, quality=quality, split=split)
@@ -220,8 +218,11 @@ def _run_all(
     results: dict[str, dict] = {}
     done = bad = 0
     failure = ""
-    for result in _on_ray(work, chunks):
+    for result in run_makers(work, chunks):
         if result.get("called_off"):
+            continue
+        if not result:
+            progress(done, total)
             continue
         failure = failure or result.get("error", "")
         if not failure:
@@ -234,18 +235,6 @@ def _run_all(
     if failure:
         raise ValueError(failure)
     return [results[chunk["name"]] for chunk in chunks if chunk["name"] in results]
-
-
-def _on_ray(work: Work, chunks: list[dict]) -> Iterator[dict]:
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    data = ray.data.from_items(chunks, override_num_blocks=len(chunks))
-    for row in data.map(partial(make_shard, work=work), num_cpus=1 / TASKS_PER_CPU).iter_rows():
-        yield json.loads(row["result"])
 
 
 def _too_many(rejects: list[dict], max_bad: int) -> str:

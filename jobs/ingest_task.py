@@ -36,14 +36,20 @@ class Work:
         return f"{self.root}/{RECORDS}/{name}"
 
 
-def make_shard(chunk: dict[str, Any], work: Work) -> dict[str, str]:
-    """Make one shard, in a Ray task. What a user must know comes back as data: {"result": JSON}."""
-    try:
-        result = _make_shard(chunk, work)
-    except (OSError, ValueError) as error:
-        text = plain_s3_error(error) if isinstance(error, OSError) else str(error)
-        result = {"error": f"shard {chunk['name']} could not be made: {text}"}
-    return {"result": json.dumps(result)}
+class Maker:
+    """Makes shards in a Ray worker."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def make(self, chunk: dict[str, Any]) -> str:
+        """Make one shard. What a user must know comes back as data, in JSON."""
+        try:
+            result = _make_shard(chunk, self.work)
+        except (OSError, ValueError) as error:
+            text = plain_s3_error(error) if isinstance(error, OSError) else str(error)
+            result = {"error": f"shard {chunk['name']} could not be made: {text}"}
+        return json.dumps(result)
 
 
 def _make_shard(chunk: dict[str, Any], work: Work) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """The train job: one recipe, trained in this process (scale.workers=0) or by DDP workers under Ray Train."""
 
 import logging
-import signal
-import threading
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
@@ -17,15 +16,18 @@ from cluster.progress import Bar, publish, watch
 from cluster.settings import adopt, forwarded, settings
 from cluster.storage import check_uri, full_uri, open_uri
 from cluster.tracking import status_of
-from jobs.feeds import ShardOf, open_feeds
+from jobs.feeds import ShardOf, Show, open_feeds
+from jobs.process_group import process_group, worker_device
 from jobs.record import Record, delete_folder, open_record
+from jobs.stops import NOTHING, SAVE, STOP, THIS_PROCESS, Agreement, Stop, interruptible
 
 if TYPE_CHECKING:
     from aecore.fit import Epoch
     from aecore.order import World
 
 log = logging.getLogger(__name__)
-Show = Callable[[int, int, str], None]
+RESIZE_SECONDS = 60.0  # between two looks whether the cluster has room for more workers
+GROUP_SECONDS = 20  # for room for all workers of a group: Ray Train goes on counting a lost node for as long
 
 
 def open_dataset(uri: str) -> tuple[pafs.FileSystem, str, Manifest]:
@@ -54,7 +56,8 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
     started = time.monotonic()
     if not again:
         try:
-            _run(recipe, record)
+            with record.handing_in():
+                _run(recipe, record)
         except ValueError:
             record.drop()
             raise
@@ -76,10 +79,11 @@ def with_full_uri(recipe: Recipe) -> Recipe:
 
 def _run(recipe: Recipe, record: Record) -> None:
     if recipe.scale.workers == 0:
-        bar = Bar(record.name, "images")
+        bar, stop = Bar(record.name, "images"), Stop()
         try:
-            for _ in work(recipe, record, bar.update):
-                record.hand_in()
+            with interruptible(stop.on_signal):
+                for _ in work(recipe, record, bar.update, stop=stop):
+                    pass
         finally:
             bar.close()
         return
@@ -91,30 +95,38 @@ def _run(recipe: Recipe, record: Record) -> None:
 def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) -> None:
     """Train under Ray Train; further `callbacks` run in its controller. Raises ValueError or RuntimeError."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.callback import WorkerCallback
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # TorchTrainer would import torch here
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    class HandIn(UserCallback):
-        """Runs in Ray Train's controller, on the driver's node."""
-
-        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            adopt(environment)
-            record.hand_in()
+    class GiveUp(UserCallback):
+        """Runs in Ray Train's controller."""
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             for error in worker_exceptions.values():
                 if isinstance(error, ValueError | FloatingPointError):
                     raise error  # it would come again at each retry: raised here, it ends the run
 
+    class SaveFirst(WorkerCallback):
+        """Runs in each worker, when the controller ends it: for Ctrl-C, another number of workers, a node's end."""
+
+        def before_worker_shutdown(self) -> None:
+            from jobs.stops import SAVE_SECONDS, THIS_PROCESS  # the worker's, not copies of the driver's
+
+            THIS_PROCESS.ask(SAVE_SECONDS)
+
     environment = forwarded()
-    workers, streaming = recipe.scale.workers, recipe.data.cache == "none"
+    scale, streaming = recipe.scale, recipe.data.cache == "none"
+    if not isinstance(scale.workers, int):
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_SECONDS))
     streams = {}
     if streaming:
         from jobs.streams import ray_streams
 
         streams = ray_streams(recipe, open_dataset(recipe.data.uri)[2])
     fs, root = open_uri(settings().store)
-    trainer = TorchTrainer(
+    delete_folder(fs, f"{root}/ray/{record.name}")  # Ray Train's own notes, of a driver that was killed
+    trainer = DataParallelTrainer(
         train_worker,
         train_loop_config={
             "recipe": recipe.model_dump(mode="json"),
@@ -122,37 +134,29 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
             "environment": environment,
         },
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=has_gpu(), resources_per_worker=worker_resources(workers, streaming)
+            num_workers=scale.workers,
+            use_gpu=has_gpu(),
+            resources_per_worker=worker_resources(scale.most, streaming),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=RunConfig(
             name=record.name,
             storage_path=f"{root}/ray",
             storage_filesystem=fs,
-            failure_config=FailureConfig(max_failures=recipe.scale.max_failures),
-            callbacks=[HandIn(), *callbacks],
+            failure_config=FailureConfig(max_failures=scale.max_failures),
+            callbacks=[GiveUp(), SaveFirst(), *callbacks],  # pyright: ignore[reportArgumentType]
         ),
         **streams,
     )
+    # The same for each driver of this run: what a killed one had reserved, for minutes, is its successor's.
+    object.__setattr__(trainer.train_run_context, "run_id", record.uri)
     try:
         with interruptible():
             trainer.fit()
     except TrainingFailedError as error:
         raise plain_failure(error) from error
     finally:
-        delete_folder(fs, f"{root}/ray/{record.name}")  # Ray Train's own notes; ours are the record
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Keep what Ctrl-C means: Ray's libraries put another handler in place and leave it there."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:  # Ray Train's answer to Ctrl-C
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
+        delete_folder(fs, f"{root}/ray/{record.name}")  # ours are the record
 
 
 def worker_resources(workers: int, streaming: bool = False) -> dict[str, float]:
@@ -164,8 +168,8 @@ def worker_resources(workers: int, streaming: bool = False) -> dict[str, float]:
 
     if has_gpu():
         return {"GPU": 1, "CPU": 1}
-    cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    share = max(1, min(min(cpus), sum(cpus) // workers))
+    cpus = [count for node in ray.nodes() if node["Alive"] and (count := int(node["Resources"].get("CPU", 0)))]
+    share = max(1, min(min(cpus), sum(cpus) // workers)) if cpus else 1
     return {"CPU": share if not streaming else share // 2 or 0.5}
 
 
@@ -185,7 +189,6 @@ def plain_failure(error: Any) -> Exception:
 def train_worker(config: dict[str, Any]) -> None:
     """The loop of one Ray Train worker."""
     import ray.train
-    from ray.train.torch import get_device
     from torch.nn.parallel import DistributedDataParallel
 
     from aecore.order import World
@@ -198,63 +201,110 @@ def train_worker(config: dict[str, Any]) -> None:
     wrap = DistributedDataParallel if world.size > 1 else lambda model: model
     recipe = check_recipe(config["recipe"])
     shard_of = ray.train.get_dataset_shard if recipe.data.cache == "none" else None
-    for metrics in work(recipe, record, show, world, str(get_device()), wrap, shard_of):
-        ray.train.report(metrics)
+
+    def warned() -> bool:
+        return ray.train.get_preemption_info() is not None
+
+    device = worker_device()
+    with process_group(world, device):
+        for metrics in work(recipe, record, show, world, str(device), wrap, shard_of, THIS_PROCESS, warned):
+            ray.train.report(metrics)
 
 
 def work(
     recipe: Recipe, record: Record, show: Show, world: "World | None" = None, device: str = "cpu",
-    wrap: Callable[[Any], Any] = lambda model: model, shard_of: ShardOf | None = None,
+    wrap: Callable[[Any], Any] = lambda model: model, shard_of: ShardOf | None = None, stop: Stop | None = None,
+    warned: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, float]]:  # fmt: skip
-    """One worker's part of a training, from the last checkpoint to the finished model; yields each epoch's metrics."""
+    """One worker's part of a training, from the last checkpoint to the finished model; yields each epoch's metrics.
+
+    Raises KeyboardInterrupt when it has saved because of `stop`. Where it is `warned` that a node will end, it goes on
+    while it may and saves again and again, about once a second.
+    """
     import torch
 
-    from aecore import checkpoint, fit
+    from aecore import checkpoint, fit, judge
+    from aecore.attributes import read_attributes
     from aecore.model import ImageShape, build_model
-    from aecore.order import World
+    from aecore.order import World, spread_rows
 
     data, root, manifest = open_dataset(recipe.data.uri)
     fs, place = record.place
     world = world or World()
-    splits = open_feeds(recipe, data, root, manifest, world, device, shard_of)
+    splits = open_feeds(recipe, data, root, manifest, world, device, shard_of, show)
 
+    fit.set_up(torch.device(device), recipe)
     model = build_model(recipe, ImageShape(manifest.size, manifest.channels)).to(device)
     optimizer = fit.make_optimizer(model, recipe)
     progress = checkpoint.load_checkpoint(fs, f"{place}/checkpoints", model, optimizer)
+    same_step(progress.step, world, device)
     if world.rank != 0:
         progress.sums = {}  # the checkpoint's are those of all workers
     run = fit.Run(recipe, model, wrap(model), optimizer, torch.device(device), world, progress)
 
-    def save() -> None:
-        fit.gather_sums(run)
-        if world.rank == 0:
-            checkpoint.save_checkpoint(fs, f"{place}/checkpoints", model, optimizer, recipe, progress)
+    stop = stop or Stop()
 
-    for event in fit.fit(run, splits["train"], splits["valid"]):
-        if isinstance(event, fit.Step):
-            show(event.done, event.total, f"loss {event.loss:.1f}")
-            if recipe.checkpoint.every and progress.step % recipe.checkpoint.every == 0:
-                save()
-            continue
-        if world.rank == 0:
-            record.save_epoch(event.epoch, event.metrics, epoch_picture(event))
-        save()
-        yield event.metrics
+    def wish() -> int:
+        end_is_near = warned()  # a question that all workers ask together
+        return STOP if stop.asked else SAVE if end_is_near else NOTHING
 
-    tested = fit.evaluate(run, splits["test"], "test") if len(splits["test"]) else {}
+    agreement = Agreement(recipe.checkpoint, world, device, wish, progress.step)
+    with stop.heeded(), checkpoint.Saver(fs, f"{place}/checkpoints", recipe.checkpoint.keep) as saver:
+
+        def save(valid_loss: float = float("nan"), before: Callable[[], None] | None = None) -> None:
+            fit.gather_sums(run)
+            if world.rank == 0:
+                saver.save(checkpoint.take_snapshot(model, optimizer, recipe, progress, valid_loss), before)
+
+        for event in fit.fit(run, splits["train"], splits["valid"]):
+            if isinstance(event, fit.Step):
+                if event.told:
+                    figures = "  ".join(f"{key} {value:,.1f}" for key, value in event.told.items())
+                    show(event.done, event.total, f"epoch {progress.epochs + 1}/{recipe.optim.epochs}  {figures}")
+                todo = agreement.after(progress.step)
+                if todo:
+                    save()
+                if todo == STOP:
+                    saver.finish()
+                    raise KeyboardInterrupt
+                continue
+            loss = event.metrics["valid_loss" if len(splits["valid"]) else "train_loss"]
+            save(loss, partial(write_epoch, record, event))
+            yield event.metrics
+        saver.finish()
+
+    tested = judge.evaluate(run, splits["test"], "test")[0] if len(splits["test"]) else {}
     if world.rank == 0:
         last = list(record.epochs().values())[-1]
-        latents = fit.fit_run_latents(run, splits["train"])
-        checkpoint.save_model(fs, f"{place}/model", model, recipe, latents, last | tested)
+        known = {}
+        if splits["train"].resumable:  # a stream's images come in no order that could be named
+            known = read_attributes(data, root, manifest, "train", spread_rows(len(run.train), judge.LATENT_IMAGES))
+        latents = judge.fit_run_latents(run, splits["train"], attributes=known)
+        save_model = partial(checkpoint.save_model, fs, f"{place}/model", model, recipe, latents, last | tested)
+        checkpoint.patiently(save_model, "save the model")
 
 
-def epoch_picture(event: "Epoch") -> bytes:
-    """The epoch's pictures on one sheet, as PNG."""
+def same_step(step: int, world: "World", device: str) -> None:
+    """Raise RuntimeError unless all workers go on from the same step: their nodes may see a storage differently."""
+    import torch
+    import torch.distributed as dist
+
+    if world.size > 1:
+        ends = torch.tensor([step, -step], device=device)
+        dist.all_reduce(ends, dist.ReduceOp.MAX)
+        if int(ends.sum()):
+            raise RuntimeError(f"the workers see different checkpoints: up to step {ends[0]}, and {-ends[1]}")
+
+
+def write_epoch(record: Record, event: "Epoch") -> None:
+    """Put an epoch's metrics, and its pictures on one sheet, into the run's folder."""
     from aecore.pictures import titled_sheet, to_png
 
     titles = {
-        "originals": "validation images", "reconstructions": "their reconstructions",
+        "originals": "validation images", "seen": "what the encoder sees of them",
+        "reconstructions": "their reconstructions",
         "normal": "decoded z-points from N(0, 1)", "gaussian": "decoded z-points from the fitted Gaussian",
     }  # fmt: skip
     parts = [(titles[key], [row]) for key, row in event.pictures.items()]
-    return to_png(titled_sheet(parts))
+    picture = to_png(titled_sheet(parts)) if parts else None  # only some epochs are judged
+    record.save_epoch(event.epoch, event.metrics, event.components.tolist(), picture)

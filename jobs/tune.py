@@ -19,7 +19,8 @@ from cluster.settings import adopt, forwarded, settings
 from cluster.storage import check_uri, open_uri
 from jobs import campaign as campaigns
 from jobs.record import Record, delete_folder, open_record
-from jobs.train import interruptible, open_dataset, plain_failure, run_on_ray, with_full_uri, work, worker_resources
+from jobs.stops import interruptible
+from jobs.train import open_dataset, plain_failure, run_on_ray, with_full_uri, work, worker_resources
 
 log = logging.getLogger(__name__)
 GOALS = {"valid_psnr": "max", "swd_normal": "min"}
@@ -55,6 +56,7 @@ def tune(recipe: Recipe, stem: str) -> dict[str, Any]:
 def _search(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> list[dict[str, Any]]:
     # Tune's own tables and warnings would drown the progress bar; its Callback class wants no V1 output.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # swd_normal is not in each epoch
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # so that a relative ZPOINT_HOME means the same there
     warnings.filterwarnings("ignore", module="optuna")
     import optuna
@@ -72,7 +74,7 @@ def _search(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> list[
         ray_tune.with_resources(
             # Not in param_space, which Tune writes into the store: the environment may hold keys.
             ray_tune.with_parameters(run_trial, recipe=recipe, campaign=name, environment=forwarded()),
-            worker_resources(search.parallel) if recipe.scale.workers <= 1 else waiting,
+            worker_resources(search.parallel) if recipe.scale.most <= 1 else waiting,
         ),
         param_space={
             "z_dim": ray_tune.choice(list(search.z_dim)),
@@ -88,6 +90,7 @@ def _search(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> list[
             mode="min",
             num_samples=search.trials,
             max_concurrent_trials=search.parallel,
+            reuse_actors=True,  # else each trial starts a process and imports torch: 3 s of CPU
         ),
         run_config=ray_tune.RunConfig(
             name=name, storage_path=f"{root}/ray", storage_filesystem=fs, verbose=0, callbacks=[watcher]
@@ -125,7 +128,7 @@ def run_trial(config: dict[str, Any], *, recipe: Recipe, campaign: str, environm
     record = Record(recipe.name, f"{settings().runs_uri}/{recipe.name}", "")
     known = record.epochs()
     if not record.finished():
-        if recipe.scale.workers > 1:
+        if recipe.scale.most > 1:
             from ray.tune.integration.ray_train import TuneReportCallback
 
             run_on_ray(recipe, record, [TuneReportCallback()])
@@ -172,7 +175,9 @@ def _watcher(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> Any:
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             mine = trial_recipe(recipe, name, trial.config["z_dim"], trial.config["kl_factor"])
             tags = {"zpoint.campaign": name} | ({"mlflow.parentRunId": parent} if parent else {})
-            self.records[trial.trial_id] = open_record(mine, mine.name, manifest, tags=tags)
+            self.records[trial.trial_id] = record = open_record(mine, mine.name, manifest, tags=tags)
+            if not record.finished():
+                record.begin()
             self.show()
 
         def on_trial_result(

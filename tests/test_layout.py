@@ -52,3 +52,15 @@ def test_importing_loads_nothing_heavy(module: str):
     code = f"import sys, {module}; print(*sorted(set({light!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_help_and_the_driver_of_a_training_load_no_more_than_they_need():
+    """A start waits for each import: no torch in the driver and, since it gets the same objects, the controller."""
+    parts = "sys, jobs.train; from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer"
+    for code, needless in {
+        "import sys, jobs.cli; jobs.cli.make_parser().format_help()": {*HEAVY, "pydantic", "numpy"},
+        f"import {parts}; from ray.train.v2._internal.execution.callback import WorkerCallback": {"torch", "mlflow"},
+    }.items():
+        asked = f"{code}; print(*sorted({needless!r} & set(sys.modules)))"
+        done = subprocess.run([sys.executable, "-c", asked], cwd=REPO, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == []

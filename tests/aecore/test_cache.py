@@ -41,11 +41,11 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def filled(folder: Path, root: Path, seconds: float = 0.0, told=None) -> np.ndarray:
-    """Open the cache, taking `seconds` over each shard; `told` gets the rows of each shard decoded here."""
+    """Open the cache, taking `seconds` over each shard; `told` gets the rows done by each shard decoded here."""
 
-    def tell(rows: int) -> None:
+    def tell(done: int) -> None:
         if told is not None:
-            told.put((os.getpid(), rows))
+            told.put((os.getpid(), done))
         time.sleep(seconds)
 
     return open_cache(folder, FS, str(root), load_manifest(FS, str(root)), "train", tell)
@@ -76,6 +76,7 @@ def test_two_processes_share_the_work(tmp_path: Path, dataset: Path):
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert told.empty()
     assert {pid for pid, _ in decoded} == {worker.pid for worker in workers}
+    assert max(done for _, done in decoded) == SHARDS * ROWS  # each counts what the other did
     assert (filled(tmp_path / "cache", dataset) == pixels()).all()
 
 

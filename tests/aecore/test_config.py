@@ -41,6 +41,15 @@ def test_overrides_win_and_keep_their_types(recipe_file):
         ('task={"kind":"drop","fill":"blue"}', "task.fill: input should be 'black', 'gray' or 'random' (got \"blue\")"),
         ('task={"kind":"denoise","sigma":0}', "task.sigma: input should be greater than 0 (got 0)"),
         ('task={"kind":"inpaint","block":1.5}', "task.block: input should be less than or equal to 1 (got 1.5)"),
+        (
+            "scale.workers=-1",
+            "scale.workers: takes a number of workers, or [least, most] with 1 <= least <= most (got -1)",
+        ),
+        ("scale.workers=[0,2]", "scale.workers: takes a number of workers, or [least, most]"),
+        ("scale.workers=[3,2]", "scale.workers: takes a number of workers, or [least, most]"),
+        ("scale.workers=[1,2,3]", "scale.workers: takes a number of workers, or [least, most]"),
+        ("scale.workers=1.5", "scale.workers: takes a number of workers, or [least, most]"),
+        ("scale.workers=true", "scale.workers: takes a number of workers, or [least, most]"),
         ("name=A B", "name: string should match pattern"),
         ("epochs", "'epochs' is no override: it takes section.key=value"),
         ("data.uri.x=1", "data.uri"),
@@ -51,6 +60,12 @@ def test_wrong_input_is_named(recipe_file, override, message):
         load_recipe(recipe_file, [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_workers_are_a_number_or_a_range(recipe_file):
+    assert load_recipe(recipe_file, ["scale.workers=0"]).scale.workers == 0
+    scale = load_recipe(recipe_file, ["scale.workers=[1, 4]"]).scale
+    assert (scale.workers, scale.most) == ((1, 4), 4)
 
 
 def test_unknown_recipe_names_the_known_ones():

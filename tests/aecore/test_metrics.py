@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
-from aecore.metrics import psnr, sliced_wasserstein
+from aecore.metrics import psnr, sliced_wasserstein, ssim
 from aecore.ranking import Scored, choose_best, pareto_front
 
 
@@ -32,6 +34,43 @@ def test_sliced_wasserstein_orders_sets_as_an_eye_does():
 
 def test_psnr():
     assert psnr(torch.tensor([1.0, 0.01])).tolist() == pytest.approx([0.0, 20.0])
+
+
+def plain_ssim(a, b):
+    """Wang 2004 with scipy's Gaussian filter, cut where the window leaves the image."""
+    blur = lambda x: gaussian_filter(x, 1.5, truncate=3.5)[5:-5, 5:-5]  # noqa: E731
+    mean, wanted = blur(a), blur(b)
+    variance, variance_wanted = blur(a * a) - mean**2, blur(b * b) - wanted**2
+    covariance = blur(a * b) - mean * wanted
+    c1, c2 = 0.01**2, 0.03**2
+    top = (2 * mean * wanted + c1) * (2 * covariance + c2)
+    return (top / ((mean**2 + wanted**2 + c1) * (variance + variance_wanted + c2))).mean()
+
+
+@pytest.mark.parametrize("size", [16, 33])
+def test_ssim_is_that_of_wang(size):
+    real = torch.nn.functional.interpolate(blobs(6, 0), size=size, mode="bilinear")
+    other = (real + 0.1 * torch.randn(real.shape, generator=torch.manual_seed(0))).clamp(0, 1)
+    wanted = [
+        np.mean([plain_ssim(a, b) for a, b in zip(x, y, strict=True)])
+        for x, y in zip(real.double().numpy(), other.double().numpy(), strict=True)
+    ]
+    assert ssim(real, other).tolist() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_ssim_orders_as_an_eye_does():
+    real = blobs(64, 0)
+    noise = torch.rand(real.shape, generator=torch.manual_seed(0))
+    means = {
+        "itself": ssim(real, real).mean(),
+        "brighter": ssim((real + 0.1).clamp(0, 1), real).mean(),
+        "blurred": ssim(torch.nn.functional.avg_pool2d(real, 5, 1, 2), real).mean(),
+        "gray": ssim(torch.full_like(real, 0.5), real).mean(),
+        "noise": ssim(noise, real).mean(),
+    }
+    assert means["itself"] == pytest.approx(1)
+    assert means["itself"] > means["brighter"] > means["blurred"] > means["gray"] > means["noise"]
+    assert means["noise"].abs() < 0.05
 
 
 def test_the_rule_takes_the_front_within_the_slack():

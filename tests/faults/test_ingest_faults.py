@@ -69,7 +69,7 @@ def tasks_of_ours() -> list[int]:
             parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError):
             continue
-        if line.startswith(b"ray::Map(make_shard"):
+        if line.startswith(b"ray::Maker"):
             found.append(int(place.name))
     return [pid for pid in found if os.getpid() in (parents.get(pid), parents.get(parents.get(pid, 0)))]
 

@@ -35,7 +35,7 @@ for epoch in range(4):
     for batch in feed.batches(epoch):
         seen += len(batch.images)
     told.append(private() - bare)
-feed.head(4096)
+feed.spread(4096)
 print(json.dumps({"seen": seen, "told": told, "after": private() - bare}))
 """
 

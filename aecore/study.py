@@ -1,0 +1,214 @@
+"""What a study measures of one finished model: parts, each a function that gives figures and pictures.
+
+Points of a sweep come from one seed: the same directions at every boundary, radius or temperature. Add a part by
+writing a function and naming it in PARTS.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aecore.checkpoint import SavedModel
+from aecore.config import TASKS
+from aecore.metrics import psnr, ssim
+from aecore.model import Latent, to_float, to_uint8
+from aecore.order import seed_of
+from aecore.paths import PATHS, principal_axes
+from aecore.samplers import SAMPLERS, sample
+from aecore.scores import METRICS, Scores
+from aecore.task import Draws, corrupt
+from aecore.zstats import describe, structure, tsne
+
+BATCH, CHUNK, SHOWN, SEED = 64, 512, 10, 0
+PAIRS, STEPS, PAIRS_SHOWN, CROWD = (
+    64,
+    11,
+    3,
+    2_000,
+)  # images joined, points on a way, ways shown, z-points to go through
+AXES, REACH, ALONG = 5, 3.0, 9  # principal axes shown, sds to either side, pictures along one
+MAPPED = 1_000  # z-points on a map
+RADII = np.geomspace(0.125, 32, 65)  # bins of a radius in units of sqrt(z_dim)
+TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+# the parameter of a sampler, and its values
+SWEEPS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "cube": ("boundary", (0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0)),
+    "sphere": ("radius", (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 40.0)),
+    "diagonal": ("temperature", TEMPERATURES),
+    "gaussian": ("temperature", TEMPERATURES),
+    "gmm": ("temperature", TEMPERATURES),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Figures, as JSON takes them, and arrays: pictures uint8 (..., size, size, channels) or points on a map."""
+
+    figures: Any
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass
+class Subject:
+    """A finished model, images of its dataset uint8 (n, size, size, channels), and the metrics of that dataset.
+
+    `judged` pictures are decoded and judged at each point.
+    """
+
+    saved: SavedModel
+    train: np.ndarray
+    test: np.ndarray
+    scores: Scores
+    judged: int
+    device: str = "cpu"
+
+    @cached_property
+    def latent(self) -> Latent:
+        """What the encoder answers to the training images, as its task shows them."""
+        starts = range(0, len(self.train), CHUNK)  # as floats, all images together would take four times the memory
+        return _joined([self.encode(self.seen(self.train[i : i + CHUNK], first=i)) for i in starts])
+
+    @cached_property
+    def z(self) -> Tensor:
+        """The training images' z-points (n, z_dim), drawn from q(z|x) as the decoder saw them in training."""
+        return self.latent.sample(torch.randn(self.latent.mean.shape, generator=torch.Generator().manual_seed(SEED)))
+
+    @cached_property
+    def tested(self) -> Tensor:
+        """The test images' z-points, means of q(z|x), at most `judged`."""
+        return self.encode(self.seen(self.test[: self.judged])).mean
+
+    def seen(self, images: np.ndarray, task: Any = None, first: int = 0) -> Tensor:
+        """`images` as `task`, by default the model's own, shows them: float (n, channels, size, size) in [0, 1].
+
+        `first` numbers the first of them: others get other noise.
+        """
+        clean = to_float(torch.from_numpy(np.array(images)))
+        draws = Draws(torch.Generator().manual_seed(seed_of(SEED, first)), torch.arange(len(clean)), len(clean))
+        return corrupt(task or self.saved.recipe.task, clean, draws)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Latent:
+        """The encoder's answer to float images, on the CPU."""
+        return _joined([self.saved.model.encode(part.to(self.device)) for part in images.split(BATCH)])
+
+    def decode(self, z: Tensor) -> np.ndarray:
+        """Images uint8 (n, size, size, channels)."""
+        return torch.cat([self.saved.model.decode(part.to(self.device)).cpu() for part in z.split(BATCH)]).numpy()
+
+    def look(self, z: Tensor) -> tuple[dict[str, float], np.ndarray]:
+        """What the decoded z-points score, and the first of the pictures."""
+        images = self.decode(z)
+        return self.scores(images), images[:SHOWN]
+
+    def sampled(self, sampler: str, **parameters: float) -> tuple[dict[str, float], np.ndarray]:
+        return self.look(sample(sampler, self.judged, self.saved.latents, SEED, **parameters))
+
+
+def _joined(parts: list[Latent]) -> Latent:
+    logvars = [part.logvar.cpu() for part in parts if part.logvar is not None]
+    return Latent(torch.cat([part.mean.cpu() for part in parts]), torch.cat(logvars) if logvars else None)
+
+
+def real(subject: Subject) -> Part:
+    """What real test images score."""
+    images = subject.test[: subject.judged]
+    return Part(subject.scores(images), {"pictures": images[:SHOWN]})
+
+
+def samplers(subject: Subject) -> Part:
+    """Reconstructions of test images, then each sampler as it stands, and the sphere at the z-points' own radius."""
+    looks = {"reconstructions": subject.look(subject.tested)}
+    looks |= {name: subject.sampled(name) for name in SAMPLERS if name != "cube"}  # which has no natural boundary
+    looks["sphere, own radius"] = subject.sampled("sphere", radius=float(subject.z.norm(dim=1).mean()))
+    return Part({name: look[0] for name, look in looks.items()}, {name: look[1] for name, look in looks.items()})
+
+
+def sweep(subject: Subject, sampler: str) -> Part:
+    """One of SWEEPS: scores and pictures for each value of the sampler's parameter."""
+    parameter, values = SWEEPS[sampler]
+    looks = [subject.sampled(sampler, **{parameter: value}) for value in values]
+    rows = [{parameter: value, **look[0]} for value, look in zip(values, looks, strict=True)]
+    return Part(rows, {"pictures": np.stack([look[1] for look in looks])})
+
+
+def tasks(subject: Subject) -> Part:
+    """Each task on test images: how near input and output are to the clean image; the run's own as it was trained.
+
+    Pictures are (3, n, size, size, channels): clean, input, output.
+    """
+    own, figures, pictures = subject.saved.recipe.task, {}, {}
+    images = subject.test[: subject.judged]
+    clean = to_float(torch.from_numpy(images))
+    for kind, settings in TASKS.items():
+        if kind == "recolor" and clean.shape[1] != 3:
+            continue
+        task = own if own.kind == kind else settings.model_validate({"kind": kind})
+        seen = subject.seen(images, task)
+        made = subject.decode(subject.encode(seen).mean)
+        scores = _closeness(seen, clean, "input_") | _closeness(to_float(torch.from_numpy(made)), clean, "")
+        figures[kind] = {"settings": task.model_dump(exclude={"kind"}), "trained": own.kind == kind, **scores}
+        pictures[kind] = np.stack([images[:SHOWN], to_uint8(seen[:SHOWN].clone()).numpy(), made[:SHOWN]])
+    return Part(figures, pictures)
+
+
+def _closeness(images: Tensor, clean: Tensor, prefix: str) -> dict[str, float]:
+    # Of the mean squared error of each image, then the mean: as training reports it.
+    close = psnr((images - clean).square().flatten(1).mean(1)).mean()
+    return {f"{prefix}psnr": float(close), f"{prefix}ssim": float(ssim(images, clean).mean())}
+
+
+def ways(subject: Subject) -> Part:
+    """From one test image's z-point to another's, on each of PATHS: what share of the pictures shows something."""
+    z, crowd = subject.tested, subject.z[:CROWD]
+    pairs = min(PAIRS, len(z) // 2)
+    figures, pictures = {}, {}
+    for name, path in PATHS.items():
+        along = torch.stack([path(z[i], z[pairs + i], STEPS, crowd) for i in range(pairs)], 1)  # (steps, pairs, z_dim)
+        images = [subject.decode(step) for step in along]
+        scores = [METRICS["recognised"](subject.scores, step) for step in images]
+        figures[name] = [{"t": i / (STEPS - 1), **score} for i, score in enumerate(scores)]
+        pictures[name] = np.stack(images)[:, :PAIRS_SHOWN].swapaxes(0, 1)
+    return Part({"pairs": pairs, "ways": figures}, pictures)
+
+
+def directions(subject: Subject) -> Part:
+    """Pictures along the first principal axes and the set's attributes: the mean z-point, 3 sds to either side."""
+    mean, covariance = subject.saved.latents["mean"], subject.saved.latents["covariance"]
+    axes = principal_axes(covariance)[1][:AXES]
+    chosen = {f"axis {number}": axis for number, axis in enumerate(axes, 1)}
+    known = {name: d for name, d in subject.saved.latents.items() if name.startswith("direction.") and d.norm() > 0}
+    chosen |= {name.removeprefix("direction."): direction / direction.norm() for name, direction in known.items()}
+    pictures = {}
+    for name, unit in chosen.items():
+        sd = (unit @ covariance @ unit).sqrt()
+        pictures[name] = subject.decode(mean + torch.linspace(-REACH, REACH, ALONG)[:, None] * sd * unit)
+    return Part({"sds": REACH}, pictures)
+
+
+def points(subject: Subject) -> Part:
+    """Statistics of the training images' z-points, and two maps of them."""
+    stats, shape = describe(subject.latent, subject.z), structure(subject.z)
+    z = subject.z[:MAPPED]
+    plane = (z - z.mean(0)) @ principal_axes(torch.cov(subject.z.T))[1][:2].T
+    histogram = np.histogram(stats.radii / len(stats.mean) ** 0.5, RADII)[0] / len(stats.radii)
+    numbers = stats.numbers()
+    figures = numbers | {
+        "kl_sum": numbers["kl"],
+        "fragments": shape.fragments, "largest_fragment": shape.largest, "silhouette": shape.silhouette,
+        "gaussian_silhouette": shape.gaussian_silhouette, "coherent": shape.coherent, "encoded": len(subject.z),
+        "radius_bins": RADII.tolist(), "radius_shares": histogram.tolist(),
+        **{name: getattr(stats, name).tolist() for name in ("mean", "sd", "skew", "kurtosis", "kl", "variances")},
+    }  # fmt: skip
+    return Part(figures, {"plane": plane.numpy(), "tsne": tsne(z)})
+
+
+PARTS: dict[str, Callable[[Subject], Part]] = {
+    "real": real, "samplers": samplers, **{name: partial(sweep, sampler=name) for name in SWEEPS},
+    "tasks": tasks, "ways": ways, "directions": directions, "points": points,
+}  # fmt: skip

@@ -1,0 +1,70 @@
+"""Python imports this at its start, in every process that finds its folder on PYTHONPATH: time stamps for startup.py.
+
+One JSON line at the process's start and at each begin and end of the functions below goes to the file STAMPS, where
+that is set: [seconds since 1970, CPU seconds of the process, process id, what, "begin" | "end" | "start"].
+"""
+
+import functools
+import json
+import os
+import sys
+import time
+from importlib.machinery import PathFinder
+
+POINTS = {
+    "jobs.train": ["train", "connect", "open_feeds"],
+    "aecore.model": ["build_model"],
+    "ray.train.v2.api.data_parallel_trainer": ["DataParallelTrainer.fit"],
+    "ray.train.v2._internal.execution.controller.controller": ["TrainController.__init__"],
+    "ray.train.v2._internal.execution.worker_group.placement_group_handle": ["DefaultPlacementGroupHandle.wait"],
+    "ray.train.v2._internal.execution.worker_group.worker": ["RayTrainWorker.__init__", "RayTrainWorker.run_train_fn"],
+    "torch.distributed.distributed_c10d": ["init_process_group"],
+    "torch.optim.adam": ["Adam.step"],
+}
+
+
+def stamp(what: str, edge: str) -> None:
+    line = json.dumps([time.time(), time.process_time(), os.getpid(), what, edge])
+    with open(os.environ["STAMPS"], "a") as out:
+        out.write(line + "\n")
+
+
+def wrap(module: object, path: str) -> None:
+    *parents, name = path.split(".")
+    for parent in parents:
+        module = getattr(module, parent)
+    inner = getattr(module, name)
+
+    @functools.wraps(inner)
+    def stamped(*args, **kwargs):
+        stamp(path, "begin")
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            stamp(path, "end")
+
+    setattr(module, name, stamped)
+
+
+class Finder:
+    """Finds modules as Python does, and wraps the functions of POINTS when their module has been loaded."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name not in POINTS:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        load = spec.loader.exec_module
+
+        def load_and_wrap(module):
+            load(module)
+            for point in POINTS[name]:
+                wrap(module, point)
+
+        spec.loader.exec_module = load_and_wrap
+        return spec
+
+
+if "STAMPS" in os.environ:
+    sys.meta_path.insert(0, Finder)
+    stamp(" ".join(sys.orig_argv[1:4]), "start")

@@ -1,0 +1,312 @@
+"""Training against what limits it and against other ways to do it: images/s of the reference net, side by side.
+
+    python tests/benchmarks/train.py [--images 4000] [--size 96] [--batch 64] [--seconds 20] [--rounds 3]
+    python tests/benchmarks/train.py --whole 25        # zpoint's own command too, and what a whole run spends on what
+
+Rounds go through all contenders in turn, each in this process and for `seconds`; the best round counts. What needs
+aecore alone (all but `--whole`) runs without Ray, with torch 2.11 and Python 3.12 too. Missing packages (torchvision,
+pythae) leave their contender out.
+
+The limits of a step at 96x96x3, z_dim 200, channels 32 64 128 256, counted by hand for one image (multiply and add are
+two; forward, and twice that again backward): convolutions down 2 * 9 * (3*32*48^2 + 32*64*24^2 + 64*128*12^2 +
+128*256*6^2) = 67.7 MFLOP, up the same, linear 2 * 9,216 * (400 + 200) = 11.1 MFLOP; so 146 MFLOP forward and 439
+MFLOP a step. `--peak` (GFLOP/s) is measured by a large matrix product where it is not given.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPO))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from aecore import checkpoint, fit  # noqa: E402
+from aecore.config import Recipe, check_recipe  # noqa: E402
+from aecore.faces import draw_face  # noqa: E402
+from aecore.feed import DeviceFeed, Feed, NodeFeed  # noqa: E402
+from aecore.losses import loss_parts  # noqa: E402
+from aecore.model import ImageShape, build_model  # noqa: E402
+from aecore.order import Order, World  # noqa: E402
+from aecore.run import Run  # noqa: E402
+
+Rate = Callable[[float], float]  # trains for about so many seconds and gives images/s
+
+
+class Setting:
+    """What all contenders share: the recipe, the images, the device."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.recipe: Recipe = check_recipe({
+            "model": {"z_dim": 200}, "optim": {"batch": args.batch, "epochs": 10_000, "precision": args.precision},
+        })  # fmt: skip
+        faces = [draw_face(0, index, args.size)[0] for index in range(min(args.images, 4_000))]
+        self.images = np.stack([faces[index % len(faces)] for index in range(args.images)])
+        self.shape = ImageShape(args.size, 3)
+        fit.set_up(self.device, self.recipe)
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def bare_step(setting: Setting) -> Rate:
+    """Forward, loss, backward, fused Adam on one random batch that lies on the device; nothing else at all."""
+    batch, device = setting.recipe.optim.batch, setting.device
+    model = build_model(setting.recipe, setting.shape).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    size = setting.shape.size
+    images = torch.rand(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
+    bf16 = device.type == "cuda" and setting.recipe.optim.precision != "float32"
+
+    def step() -> int:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits, latent = model(images, torch.randn(batch, 200, device=device))
+        recon, kl, _ = loss_parts(setting.recipe.loss, logits, latent, images)
+        optimizer.zero_grad(set_to_none=True)
+        (recon + kl).mean().backward()
+        optimizer.step()
+        return batch
+
+    return paced(setting, step)
+
+
+def zpoint_fit(setting: Setting) -> Rate:
+    """zpoint's loop in this process, as `zpoint train ... scale.workers=0` runs it between two epochs."""
+    model = build_model(setting.recipe, setting.shape).to(setting.device)
+    optimizer = fit.make_optimizer(model, setting.recipe)
+    run = Run(setting.recipe, model, model, optimizer, setting.device, World(), checkpoint.Progress())
+    order = Order(0, setting.recipe.optim.batch)
+    kind = DeviceFeed if setting.device.type == "cuda" else NodeFeed
+    feed: Feed = kind(setting.images, order, setting.device)
+    # Judging is measured by --whole: here the validation split is a few images, and epochs are hardly ever judged.
+    steps = iter(fit.fit(run, feed, setting.images[:8]))
+
+    def step() -> int:
+        before = run.progress.samples
+        while run.progress.samples == before:
+            next(steps)
+        return run.progress.samples - before
+
+    return paced(setting, step)
+
+
+def tutorial(setting: Setting) -> Rate:
+    """ImageFolder + DataLoader, Adam and loss.item() at each step, as a tutorial writes it."""
+    import torchvision.transforms as transforms
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+
+    folder = Path(tempfile.mkdtemp(prefix="zpoint-bench-"))
+    write_folder(setting.images, folder / "faces")
+    data = ImageFolder(str(folder), transforms.ToTensor())
+    loader = DataLoader(data, setting.recipe.optim.batch, shuffle=True, num_workers=2, persistent_workers=True)
+    model = build_model(setting.recipe, setting.shape).to(setting.device).to(memory_format=torch.contiguous_format)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def batches() -> Iterator[int]:
+        while True:
+            for images, _ in loader:
+                images = images.to(setting.device)
+                logits, latent = model(images, torch.randn(len(images), 200, device=setting.device))
+                recon, kl, _ = loss_parts(setting.recipe.loss, logits, latent, images)
+                loss = (recon + kl).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                loss.item()
+                yield len(images)
+
+    steps = batches()
+    return paced(setting, lambda: next(steps))
+
+
+def pythae(setting: Setting) -> Rate:
+    """pythae's VAE and trainer around the same net, its images as floats in memory."""
+    os.environ["TQDM_DISABLE"] = "1"
+    from pythae.data.datasets import BaseDataset
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+
+    net = build_model(setting.recipe, setting.shape).to(memory_format=torch.contiguous_format)
+
+    class Encoder(BaseEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.to_latent = net.encoder, net.to_latent
+
+        def forward(self, x: torch.Tensor) -> ModelOutput:
+            mean, logvar = self.to_latent(self.layers(x)).chunk(2, 1)
+            return ModelOutput(embedding=mean, log_covariance=logvar)
+
+    class Decoder(BaseDecoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.from_latent = net.decoder, net.from_latent
+
+        def forward(self, z: torch.Tensor) -> ModelOutput:
+            grid = self.from_latent(z).view(len(z), 256, setting.shape.padded // 16, setting.shape.padded // 16)
+            return ModelOutput(reconstruction=self.layers(grid).sigmoid())
+
+    size = setting.shape.size
+    config = VAEConfig(input_dim=(3, size, size), latent_dim=200, reconstruction_loss="bce")
+    model = VAE(model_config=config, encoder=Encoder(), decoder=Decoder())
+    images = torch.from_numpy(setting.images[:2_000]).permute(0, 3, 1, 2).float() / 255
+    data = BaseDataset(images, torch.zeros(len(images)))
+    options = BaseTrainerConfig(
+        output_dir=tempfile.mkdtemp(prefix="zpoint-bench-"), learning_rate=1e-3,
+        per_device_train_batch_size=setting.recipe.optim.batch, train_dataloader_num_workers=2,
+    )  # fmt: skip
+    trainer = BaseTrainer(model=model, train_dataset=data, training_config=options)
+    trainer.prepare_training()
+
+    def epoch() -> int:
+        trainer.train_step(1)
+        return len(images)
+
+    return paced(setting, epoch)
+
+
+def write_folder(images: np.ndarray, folder: Path) -> None:
+    import simplejpeg
+
+    folder.mkdir(parents=True)
+    for index, image in enumerate(images):
+        (folder / f"{index:06d}.jpg").write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(image), 95))
+
+
+def paced(setting: Setting, step: Callable[[], int]) -> Rate:
+    """`step` as often as fits into the seconds; it gives the images that it took."""
+    warm = [step() for _ in range(3)]
+    assert warm
+
+    def rate(seconds: float) -> float:
+        setting.wait()
+        began, done = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            done += step()
+        setting.wait()
+        return done / (time.perf_counter() - began)
+
+    return rate
+
+
+def peak_flops(device: torch.device) -> float:
+    """FLOP/s of a large matrix product, in the precision that a step multiplies in."""
+    side, kind = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
+    a = torch.rand(side, side, dtype=kind, device=device)
+    best = 0.0
+    for _ in range(5):
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = max(best, 2 * side**3 / (time.perf_counter() - began))
+    return best
+
+
+def step_flops(shape: ImageShape, recipe: Recipe) -> float:
+    """Of one image in a step: see above; forward and, twice that, backward."""
+    side, before, convolutions = shape.padded, shape.channels, 0
+    for channels in recipe.model.channels:
+        side //= 2
+        convolutions += 2 * 9 * before * channels * side**2
+        before = channels
+    flat = before * side**2
+    forward = 2 * convolutions + 2 * flat * recipe.model.z_dim * 3
+    return 3.0 * forward
+
+
+def whole_runs(args: argparse.Namespace) -> list[str]:
+    """`zpoint train` with one worker of all threads and with two of one: images/s, and the time not spent on steps."""
+    lines = []
+    with tempfile.TemporaryDirectory(prefix="zpoint-bench-") as home:
+        surroundings = os.environ | {"ZPOINT_HOME": home, "PYTHONPATH": str(REPO)}
+        command = [sys.executable, "-m", "jobs.cli"]
+        data = f"{home}/faces"
+        count = -(-args.images * 5 // 4)
+        ingest = ["ingest", "generated", "--size", str(args.size), "--limit", str(count), "--to", data]
+        subprocess.run([*command, *ingest], env=surroundings, check=True)
+        for workers in (1, 2):
+            name = f"bench-{workers}"
+            recipe = [f"name={name}", f"data.uri={data}", f"optim.batch={args.batch}", f"optim.epochs={args.whole}"]
+            recipe += [f"scale.workers={workers}"]
+            subprocess.run([*command, "train", "celeba-vae", *recipe], env=surroundings, check=True)
+            lines.append(shares(Path(home, "runs", name), workers))
+    return lines
+
+
+def shares(run: Path, workers: int) -> str:
+    """What the files of a finished run tell: images/s of its epochs, and the rest of the time from the first one on."""
+    epochs = [json.loads(path.read_text())["metrics"] for path in sorted(run.glob("epochs/*.json"))]
+    first = (run / "epochs/epoch-001.json").stat().st_mtime
+    seconds = (run / "model/config.json").stat().st_mtime - first
+    count = round(epochs[0]["epoch_seconds"] * epochs[0]["images_per_second"])
+    steps = sum(count / epoch["images_per_second"] for epoch in epochs[1:])
+    best = sorted(epoch["images_per_second"] for epoch in epochs)[len(epochs) // 2]
+    waited = sum(epoch["data_wait"] for epoch in epochs) / len(epochs)
+    return (
+        f"| zpoint train, workers: {workers}, {len(epochs)} epochs of {count:,} images | {best:,.0f} (median epoch) "
+        f"| all but steps {1 - steps / seconds:.1%} of the time, waiting for data {waited:.1%} |"
+    )
+
+
+CONTENDERS = {
+    "bare step, resident random batch": bare_step,
+    "zpoint's loop": zpoint_fit,
+    "ImageFolder + DataLoader loop": tutorial,
+    "pythae's trainer": pythae,
+}
+
+
+def main() -> None:
+    """Print a table for RESULTS.md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=4_000)
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--whole", type=int, default=0, metavar="EPOCHS")
+    args = parser.parse_args()
+    setting, contenders = Setting(args), {}
+    for name, make in CONTENDERS.items():
+        try:
+            contenders[name] = make(setting)
+        except ImportError as error:
+            print(f"left out: {name} ({error})", file=sys.stderr)
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(args.rounds):
+        for name, rate in contenders.items():
+            rates[name].append(rate(args.seconds))
+            print(f"{name}: {rates[name][-1]:,.0f}/s", file=sys.stderr, flush=True)
+    machine = torch.cuda.get_device_name() if setting.device.type == "cuda" else platform.machine()
+    threads = torch.get_num_threads()
+    print(f"{date.today()}, {machine}, {threads} threads, torch {torch.__version__}, batch {args.batch}")
+    print("| contender | images/s, best round | of the bare step, median of the rounds |\n|---|---|---|")
+    bare = next(iter(rates.values()))
+    for name, found in rates.items():
+        ratios = sorted(one / other for one, other in zip(found, bare, strict=True))
+        print(f"| {name} | {max(found):,.0f} | {ratios[len(ratios) // 2]:.2f} |")
+    if args.whole:
+        print("\n".join(whole_runs(args)))
+    peak, flops = peak_flops(setting.device), step_flops(setting.shape, setting.recipe)
+    share = max(bare) * flops / peak
+    print(f"\na step does {flops / 1e6:,.0f} MFLOP per image; of the {peak / 1e9:,.0f} GFLOP/s of a matrix product "
+          f"the bare step reaches {share:.0%}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The `zpoint` command, with a worker that is slow while the file `$SLOW` is there, and notes each step in `$STEPS`.
+
+A line of the notes: the worker's rank, how many workers there are, the step done.
+"""
+
+import jobs.stops
+import jobs.train
+
+jobs.train.RESIZE_SECONDS = 1.0
+
+
+def slow_worker(config: dict) -> None:
+    """Runs in each worker; it takes nothing of this file along but itself."""
+    import os
+    import time
+
+    import aecore.metrics
+    import jobs.stops
+    import jobs.train
+
+    aecore.metrics.MAX_PATCHES = 256
+    after = jobs.stops.Agreement.after
+
+    def note(self: jobs.stops.Agreement, step: int) -> int:
+        with open(os.environ["STEPS"], "a") as notes:
+            notes.write(f"{self.world.rank} {self.world.size} {step}\n")
+        if os.path.exists(os.environ["SLOW"]):
+            time.sleep(0.5)
+        return after(self, step)
+
+    jobs.stops.Agreement.after = note
+    jobs.train.train_worker(config)
+
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    jobs.train.train_worker = slow_worker
+    main()
