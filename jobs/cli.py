@@ -126,12 +126,11 @@ def _add_serving(command: Callable[..., Any]) -> None:
     decode = command("decode", _ask, "decode z-points at a served endpoint")
     decode.add_argument("z", help=".npy file of z-points, float (n, z_dim)")
     sample = command("sample", _ask, "choose z-points at a served endpoint and decode them")
-    sample.add_argument("--sampler", default="normal")
     sample.add_argument("--n", type=_count, default=64)
     reconstruct = command("reconstruct", _ask, "do a task to a picture and rebuild it at a served endpoint")
     reconstruct.add_argument("picture", help="an image file, or a .npy of several, uint8 (n, height, width, 1 or 3)")
-    reconstruct.add_argument("--task", default="reconstruct")
-    for added in (sample, reconstruct):
+    for added, option, default in ((sample, "--sampler", "normal"), (reconstruct, "--task", "reconstruct")):
+        added.add_argument(option, default=default)
         added.add_argument("--seed", type=int, default=0)
         added.add_argument("overrides", nargs="*", metavar="parameter=value", help="as in boundary=3 or sigma=0.4")
     interpolate = command("interpolate", _ask, "go from one picture or z-point to another at a served endpoint")
@@ -157,9 +156,7 @@ def _add_cluster(command: Callable[..., Any]) -> None:
         added.add_argument("--address", help="the cluster's dashboard URL (RAY_ADDRESS, http://127.0.0.1:8265)")
     for added in (logs, stop):
         added.add_argument("id")
-    submit.add_argument(
-        "job", nargs=argparse.REMAINDER, help="ingest, train, tune, study or promote with its arguments"
-    )
+    submit.add_argument("job", nargs=argparse.REMAINDER, help="ingest, train, tune, study or promote, with arguments")
 
 
 def _demo(args: Any) -> Result:
