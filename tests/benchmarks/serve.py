@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--peers", default="", help="folder of LitServe and BentoML")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and no server is left behind
     args.folder.mkdir(parents=True, exist_ok=True)
     os.environ["ZPOINT_HOME"] = str(args.folder.absolute())
     source = make_model(args.folder.absolute())
