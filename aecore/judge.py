@@ -1,16 +1,18 @@
 """Judging a model in training: means over a split, and how real decoded random z-points look."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from aecore.feed import Feed
+from aecore.feed import Batch, Feed
 from aecore.losses import loss_parts
 from aecore.metrics import SlicedWasserstein, psnr, ssim
 from aecore.model import Latent, to_float, to_uint8
 from aecore.order import seed_of
 from aecore.run import Run, Totals, as_feed
-from aecore.samplers import Latents, fit_latents, sample
+from aecore.samplers import COMPONENTS, Latents, fit_latents, sample
 from aecore.task import NOISE, judged_pair
 
 LATENT_IMAGES, JUDGED, SHOWN = 4_096, 256, 10
@@ -62,11 +64,13 @@ def judge(run: Run, train: Feed, valid: Feed, metrics: dict[str, float]) -> dict
     """Add to `metrics` how real decoded random z-points look, and give pictures of them and of reconstructions."""
     real = (valid if len(valid) else train).spread(JUDGED)
     distance = SlicedWasserstein(to_float(real).cpu())
-    latents = fit_run_latents(run, train, limit=2 * JUDGED)
+    latents = fit_run_latents(run, train, limit=2 * JUDGED, components=0)
     pictures = {"originals": real[:SHOWN].cpu().numpy()}
     if len(real):
-        seen = run.model.encode(to_float(real[:SHOWN]))
-        pictures["reconstructions"] = run.model.decode(seen.mean).cpu().numpy()
+        seen = seen_images(run, real[:SHOWN], 0)
+        if run.recipe.task.kind != "reconstruct":
+            pictures["seen"] = to_uint8(seen.clone()).cpu().numpy()
+        pictures["reconstructions"] = run.model.decode(run.model.encode(seen).mean).cpu().numpy()
     for sampler in ("normal", "gaussian"):
         z = sample(sampler, JUDGED, latents, seed=run.recipe.optim.seed).to(run.device)
         images = torch.cat([run.model.logits(part).sigmoid() for part in z.split(64)]).cpu()
@@ -76,13 +80,25 @@ def judge(run: Run, train: Feed, valid: Feed, metrics: dict[str, float]) -> dict
 
 
 @torch.inference_mode()
-def fit_run_latents(run: Run, train: Feed | np.ndarray, limit: int = LATENT_IMAGES) -> Latents:
-    """Statistics of the z-points of `limit` training images: each a draw from q(z|x), as the decoder saw."""
+def fit_run_latents(
+    run: Run, train: Feed | np.ndarray, limit: int = LATENT_IMAGES, attributes: Mapping[str, Tensor] | None = None,
+    components: int = COMPONENTS,
+) -> Latents:  # fmt: skip
+    """Statistics of the z-points of `limit` training images, as `fit_latents` gives them.
+
+    Each z-point is a draw from q(z|x) of what the task leaves of an image, as the decoder saw. `attributes` are those
+    of the images that `train.spread(limit)` gives.
+    """
     parts: list[Tensor] = []
     images = as_feed(run, train).spread(limit)
-    for rows in np.array_split(np.arange(len(images)), -(-len(images) // 64)):
-        latent: Latent = run.model.encode(to_float(images[rows[0] : rows[-1] + 1]))
-        generator = torch.Generator(run.device).manual_seed(seed_of(run.recipe.optim.seed, int(rows[0]), NOISE))
+    for step, part in enumerate(images.split(64)):
+        latent: Latent = run.model.encode(seen_images(run, part, step))
+        generator = torch.Generator(run.device).manual_seed(seed_of(run.recipe.optim.seed, step, NOISE))
         noise = torch.randn(latent.mean.shape, generator=generator, device=run.device)
         parts.append(latent.sample(noise).cpu())
-    return fit_latents(torch.cat(parts))
+    return fit_latents(torch.cat(parts), attributes, components=components)
+
+
+def seen_images(run: Run, images: Tensor, step: int) -> Tensor:
+    """What the encoder sees of images uint8 (n, size, size, channels), with the draws of the judging step `step`."""
+    return judged_pair(run.recipe, Batch(images, torch.arange(len(images), device=run.device), len(images)), step)[0]

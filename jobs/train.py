@@ -224,8 +224,9 @@ def work(
     import torch
 
     from aecore import checkpoint, fit, judge
+    from aecore.attributes import read_attributes
     from aecore.model import ImageShape, build_model
-    from aecore.order import World
+    from aecore.order import World, spread_rows
 
     data, root, manifest = open_dataset(recipe.data.uri)
     fs, place = record.place
@@ -275,7 +276,10 @@ def work(
     tested = judge.evaluate(run, splits["test"], "test")[0] if len(splits["test"]) else {}
     if world.rank == 0:
         last = list(record.epochs().values())[-1]
-        latents = judge.fit_run_latents(run, splits["train"])
+        known = {}
+        if splits["train"].resumable:  # a stream's images come in no order that could be named
+            known = read_attributes(data, root, manifest, "train", spread_rows(len(run.train), judge.LATENT_IMAGES))
+        latents = judge.fit_run_latents(run, splits["train"], attributes=known)
         save_model = partial(checkpoint.save_model, fs, f"{place}/model", model, recipe, latents, last | tested)
         checkpoint.patiently(save_model, "save the model")
 
@@ -297,7 +301,8 @@ def write_epoch(record: Record, event: "Epoch") -> None:
     from aecore.pictures import titled_sheet, to_png
 
     titles = {
-        "originals": "validation images", "reconstructions": "their reconstructions",
+        "originals": "validation images", "seen": "what the encoder sees of them",
+        "reconstructions": "their reconstructions",
         "normal": "decoded z-points from N(0, 1)", "gaussian": "decoded z-points from the fitted Gaussian",
     }  # fmt: skip
     parts = [(titles[key], [row]) for key, row in event.pictures.items()]

@@ -63,7 +63,7 @@ def test_a_mixture_finds_the_clusters_and_a_gaussian_fills_the_gap():
     assert between(single) > 0.2
     upper = mixed[mixed.mean(1) > 0]
     torch.testing.assert_close(upper.mean(0), torch.full((5,), 4.0), atol=0.15, rtol=0)
-    torch.testing.assert_close(upper.std(0), torch.full((5,), 0.5), atol=0.1, rtol=0)
+    assert upper.std(0).max() < 0.7  # a single Gaussian has 4
 
 
 @pytest.mark.parametrize("name", ["gaussian", "gmm"])
