@@ -85,8 +85,8 @@ def on_the_sphere(run: Figures, figures: Figures) -> str:
     key, root = rate_of(figures), run["points"]["sqrt_z_dim"]
     nearest = min(run["sphere"], key=lambda point: point["hog_frechet"])
     return (
-        f"On the sphere, {run['run']} comes nearest to real images at radius {nearest['radius']:g} (HOG-Frechet distance "
-        f"{nearest['hog_frechet']:.2f}; {percent(nearest[key])} show {RATES[key]}); sqrt(z_dim) is {root:.1f}."
+        f"On the sphere, {run['run']} comes nearest to real images at radius {nearest['radius']:g} (HOG-Frechet "
+        f"distance {nearest['hog_frechet']:.2f}; {percent(nearest[key])} show {RATES[key]}); sqrt(z_dim) is {root:.1f}."
     )
 
 
