@@ -2,10 +2,10 @@
 
     python tests/benchmarks/serve.py --folder /tmp/bench [--only ceiling zpoint-1 zpoint-2 fastapi litserve bentoml]
 
-LitServe and BentoML are measured where they can be imported (`pip install --target FOLDER litserve bentoml`, then
-PYTHONPATH=FOLDER). Each is given the same random model (z_dim 200, 96x96, channels of the default recipe), the same
-requests and the same load generator (load.py, whose own share of a CPU stands beside each figure). Results of each
-part are kept as JSON in the folder, and the last thing printed is a table of all that are there.
+LitServe and BentoML come from a folder of their own (`pip install --target FOLDER litserve bentoml`, then --peers
+FOLDER), whose packages nothing else sees. Each is given the same random model (z_dim 200, 96x96, default channels),
+the same requests and the same load generator (load.py, a process of its own). Results of each part are kept as
+JSON in the folder, and the last thing printed is a table of all that are there: requests/s, p50 and p99 in ms.
 """
 
 import argparse
@@ -82,14 +82,15 @@ print(json.dumps(found))
 
 
 @contextmanager
-def server(name: str, source: str, port: int) -> Iterator[None]:
+def server(name: str, source: str, port: int, peers: str) -> Iterator[None]:
     """A server of that name at 127.0.0.1:port, once it answers."""
     if name.startswith("zpoint-"):
         words = ["-m", "jobs.cli", "serve", "--port", str(port), "--replicas", name.partition("-")[2]]
     else:
         words = [str(HERE / "serve_peers.py"), name, source, str(port)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    folders = [str(HERE.parents[1]), *([peers] if name in ("litserve", "bentoml") else [])]
+    environment["PYTHONPATH"] = os.pathsep.join(folders)
     process = subprocess.Popen([sys.executable, *words], env=environment, start_new_session=True)
     try:
         wait_until_decoding(port, process)
@@ -165,8 +166,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where the model and the results are kept")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--peers", default="", help="folder of LitServe and BentoML")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and no server is left behind
     args.folder.mkdir(parents=True, exist_ok=True)
     os.environ["ZPOINT_HOME"] = str(args.folder.absolute())
     source = make_model(args.folder.absolute())
@@ -175,7 +178,7 @@ def main() -> None:
             result = ceiling(source, args.seconds)
         else:
             port = free_port()
-            with server(name, source, port):
+            with server(name, source, port, args.peers):
                 result = measure_all(port, args.seconds)
         (args.folder / f"{name}.json").write_text(json.dumps(result, indent=1))
     print(table(args.folder))

@@ -55,39 +55,18 @@ def fastapi(folder: str, port: int) -> None:
 
 
 def litserve(folder: str, port: int) -> None:
-    """LitServe: requests of one z-point in batches of up to 64, gathered for 2 ms at most."""
+    """LitServe with dynamic batches, one worker: serve_lit.py."""
     import litserve as ls
-    from fastapi import Request, Response
 
-    class Decoder(ls.LitAPI):
-        def setup(self, device: str) -> None:
-            self.network, self.read = open_decoder(folder)
+    sys.path.insert(0, str(Path(__file__).parent))
+    from serve_lit import Decoder
 
-        async def decode_request(self, request: Request):
-            return self.read(await request.body()), request.headers["accept"]
-
-        def batch(self, inputs):
-            return inputs
-
-        def predict(self, inputs):
-            images = self.network(np.concatenate([z for z, _ in inputs]))
-            parts = np.split(images, np.cumsum([len(z) for z, _ in inputs])[:-1])
-            return [(part, kind) for part, (_, kind) in zip(parts, inputs, strict=True)]
-
-        def unbatch(self, output):
-            return output
-
-        def encode_response(self, output) -> Response:
-            return Response(encode_images(*output), media_type=output[1])
-
-    api = Decoder(max_batch_size=64, batch_timeout=0.002, api_path="/v1/decode")
-    ls.LitServer(api, accelerator="cpu", workers_per_device=1).run(
-        port=port, log_level="warning", generate_client_file=False
-    )
+    server = ls.LitServer(Decoder(folder), accelerator="cpu", workers_per_device=1)
+    server.run(host="127.0.0.1", port=port, log_level="warning", generate_client_file=False)
 
 
 def bentoml(folder: str, port: int) -> None:
-    """BentoML's own HTTP server around a service whose ASGI route calls a batchable method."""
+    """BentoML's own HTTP server, one worker: serve_bento.py."""
     os.environ["ZPOINT_BENCH_MODEL"] = folder
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
     os.chdir(Path(__file__).parent)

@@ -1,0 +1,59 @@
+"""Following the alias: what is put into the slot, what is refused, what stays."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from serving.following import first_that_loads, look
+from serving.meters import Meters
+from serving.registry import Champion
+from serving.served import Slot
+
+
+def version(number):
+    return Champion("zpoint", str(number), "champion", "run", "source", "uri")
+
+
+def load(champion):
+    if champion.version == "13":
+        raise FileNotFoundError("model.safetensors\nis missing")
+    return SimpleNamespace(facts=SimpleNamespace(version=champion.version, label=f"zpoint/{champion.version}"))
+
+
+@pytest.fixture
+def slot():
+    return Slot(load(version(1)))
+
+
+def see(slot, number, noted, loads):
+    def count(champion):
+        loads.append(champion.version)
+        return load(champion)
+
+    look(slot, version(number), count, noted.append, Meters())
+
+
+def test_the_slot_follows_and_a_bad_version_is_tried_once(slot, caplog):
+    noted, loads = [], []
+    for number in (1, 2, 2, 13, 13, 13, 3, 13, 1):
+        see(slot, number, noted, loads)
+    assert loads == ["2", "13", "3", "13", "1"]
+    assert [each.version for each in noted] == ["2", "3", "1"]
+    assert (slot.current.facts.version, slot.refused) == ("1", None)
+    assert "version 13 cannot be served and is refused: model.safetensors is missing" in caplog.text
+
+
+def test_a_refusal_is_told_until_the_alias_names_what_is_served(slot):
+    see(slot, 13, [], [])
+    assert slot.refused == {"version": "13", "reason": "model.safetensors is missing"}
+    assert slot.current.facts.version == "1"
+    see(slot, 1, [], [])
+    assert slot.refused is None
+
+
+def test_a_starting_replica_takes_the_first_that_loads_and_tells_what_did_not():
+    slot = first_that_loads([version(13), version(2), version(1)], load)
+    assert (slot.current.facts.version, slot.refused["version"]) == ("2", "13")
+    assert first_that_loads([version(2)], load).refused is None
+    with pytest.raises(FileNotFoundError):
+        first_that_loads([version(13)], load)
