@@ -27,7 +27,7 @@ from aecore.schedule import kl_factor, learning_rate
 from aecore.task import NOISE, make_pair, stream
 
 LOOK_SECONDS = 0.5  # between two looks at what lies on the device
-JUDGED_TIMES = 10  # in a run: judging costs as much as some steps
+JUDGED_TIMES = 5  # in a run: judging costs as much as some steps
 VALIDATED_SHARE, VALIDATED_LEAST = 25, 256  # an epoch is validated on a 25th as many images as it trains on
 log = logging.getLogger(__name__)
 

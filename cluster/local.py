@@ -101,13 +101,14 @@ def _join(address: str) -> None:
     use_token(address.rpartition(":")[0])
     import ray
     from ray._private import ray_constants
+    from ray._private import worker as ray_worker
     from ray.exceptions import AuthenticationError
 
     if address != "auto":
         ask(address)
         ray_constants.ENABLE_RAY_CLUSTER = not _loopback_only(address)
     # Of a lost node Ray prints the log, on stdout, which is for results alone.
-    ray._private.worker.print_to_stdstream = lambda said, **how: log.debug("Ray says: %s", said["lines"])
+    ray_worker.print_to_stdstream = lambda said, **how: log.debug("Ray says: %s", said["lines"])
     # Inside a job Ray has set the runtime environment already, and refuses a second one.
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     try:

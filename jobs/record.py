@@ -2,7 +2,7 @@
 
 run.json               the recipe, the dataset's digest, the tags and id of the MLflow run
 checkpoints/           see aecore.checkpoint
-epochs/epoch-003.json  metrics of an epoch, and its KL by component; epoch-003.png its pictures, of about ten epochs
+epochs/epoch-003.json  metrics of an epoch, and its KL by component; epoch-003.png its pictures, of about five epochs
 model/                 the finished model; while it is missing the run goes on from its last checkpoint
 """
 
