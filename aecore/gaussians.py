@@ -1,5 +1,7 @@
 """Gaussians and mixtures of them, fitted to z-points; sound with fewer images than components."""
 
+from math import log
+
 import torch
 from torch import Tensor
 
@@ -26,11 +28,39 @@ def shrunk_covariance(centred: Tensor, weights: Tensor | None = None) -> Tensor:
 def fit_gaussian(z: Tensor) -> tuple[Tensor, Tensor]:
     """Mean `(z_dim,)` and covariance `(z_dim, z_dim)` of z-points float64 `(n, z_dim)`.
 
-    Shrunk in units of each component's sd, so towards uncorrelated components that keep their variance.
+    The correlations' eigenvalues are shrunk as Ledoit and Wolf (2020) say, each for itself: most variance of an AE lies
+    along few axes, and drawing all towards the mean, as in `shrunk_covariance`, would fill up the others. The sum of
+    the components' variances stays as it is.
     """
     mean = z.mean(0)
     sd = (z - mean).square().mean(0).sqrt()
-    return mean, shrunk_covariance((z - mean) / sd.clamp_min(TINY)) * torch.outer(sd, sd)
+    unit = (z - mean) / sd.clamp_min(TINY)
+    eigenvalues, axes = torch.linalg.eigh(unit.T @ unit / len(z))
+    shrunk = shrunk_eigenvalues(eigenvalues.clamp_min(1e-12 * eigenvalues[-1] + TINY), max(1, len(z) - 1))
+    covariance = (axes * shrunk) @ axes.T * torch.outer(sd, sd)
+    return mean, covariance * (sd.square().sum() / covariance.trace().clamp_min(TINY))
+
+
+def shrunk_eigenvalues(eigenvalues: Tensor, n: int) -> Tensor:
+    """Eigenvalues `(p,)` > 0, in ascending order, of a sample covariance with n degrees of freedom, shrunk each for
+    itself by their density and its Hilbert transform, both estimated (Ledoit and Wolf 2020, Annals of Statistics 48).
+    """
+    p, h, root = len(eigenvalues), n ** (-1 / 3), 5**0.5
+    known = eigenvalues[max(0, p - n) :]
+    width = h * known
+    x = (known[:, None] - known) / width
+    density = (3 / (4 * root) * (1 - x.square() / 5).clamp_min(0) / width).mean(1)
+    edge = ((root - x) / (root + x)).abs().clamp(1e-12, 1e12).log()
+    near = -3 / (10 * torch.pi) * x + 3 / (4 * root * torch.pi) * (1 - x.square() / 5) * edge
+    hilbert = (torch.where(x.abs() < 1e3, near, -1 / (torch.pi * x)) / width).mean(1)
+    if p <= n:
+        c = p / n
+        bend = (torch.pi * c * known * density).square() + (1 - c - torch.pi * c * known * hilbert).square()
+        return known / bend
+    below = 3 / (10 * h**2) + 3 / (4 * root * h) * (1 - 1 / (5 * h**2)) * log((1 + root * h) / abs(1 - root * h))
+    unknown = 1 / ((p - n) / n * below * (1 / known).mean())  # one value for all the axes that n points cannot show
+    shrunk = known / ((torch.pi * known).square() * (density.square() + hilbert.square()))
+    return torch.cat([unknown.expand(p - n), shrunk])
 
 
 def fit_mixture(z: Tensor, mean: Tensor, covariance: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:

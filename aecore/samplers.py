@@ -23,7 +23,7 @@ def fit_latents(z: Tensor, attributes: Mapping[str, Tensor] | None = None, *, co
 
     `mean` (z_dim,), `covariance` (z_dim, z_dim); with `components` the mixture's `gmm_weights` (k,), `gmm_means`
     (k, z_dim) and `gmm_factors` (k, z_dim, z_dim); for each of `attributes` (name to values (n,)) its
-    `direction.NAME` (z_dim,), see `attribute_direction`. The covariances are shrunk as Ledoit and Wolf (2004) say.
+    `direction.NAME` (z_dim,), see `attribute_direction`. The covariances are shrunk: see `aecore.gaussians`.
     """
     z = z.double()
     mean, covariance = fit_gaussian(z)
