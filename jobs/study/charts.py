@@ -117,7 +117,7 @@ def scatter(
     with rc_context(STYLE):
         figure, every = _figure(len(panels), width=2.9 * len(panels), height=3.1)
         for number, (axes, (label, points)) in enumerate(zip(np.atleast_1d(every), panels, strict=True)):
-            axes.scatter(*points.T, s=7, alpha=0.45, linewidths=0, color=colour(number), rasterized=len(points) > 500)
+            axes.scatter(*points.T, s=7, alpha=0.45, linewidths=0, color=colour(number))
             if cross:
                 axes.plot(cross.x, cross.y, "+", color=INK, ms=11, mew=2, label=cross.label)
             axes.set_title(label, fontweight="normal")

@@ -60,7 +60,7 @@ def own_task(run: Figures, figures: Figures) -> str | None:
     if run["task"] == "reconstruct":
         return None
     before, after = (run["tasks"][run["task"]][key] for key in ("input_psnr", "psnr"))
-    text = f"{run['run']} was trained to {VERBS[run['task']]}: the PSNR "
+    text = f"{run['run']} was trained to {VERBS.get(run['task'], run['task'])}: the PSNR "
     if abs(after - before) < 0.1:
         return f"{text}stays at {after:.1f} dB."
     text += f"{'rises' if after > before else 'falls'} from {before:.1f} dB of its inputs to {after:.1f} dB"

@@ -80,7 +80,7 @@ def way_charts(figures: Figures) -> list[Chart]:
     for name in figures["runs"][0]["ways"]["ways"]:
         series = [_curve(run, run["ways"]["ways"][name], "t", key, run["ways"]["pairs"]) for run in figures["runs"]]
         x = Axis("share of the way", percent=True, ticks=QUARTERS)
-        charts.append(lines(f"way-{name}", f"{title} {WAYS[name]}", x, y, series, marks))
+        charts.append(lines(f"way-{name}", f"{title} {WAYS.get(name, name)}", x, y, series, marks))
     return charts
 
 
