@@ -24,10 +24,12 @@ def test_a_run_that_mlflow_opened_but_nobody_noted_is_found_again(monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(tracking, "create_run", killed)
         with pytest.raises(KeyboardInterrupt):
-            open_record(RECIPE, "t", MANIFEST)
+            open_record(RECIPE, "t", MANIFEST).enter()
     record = open_record(RECIPE, "t", MANIFEST)
+    record.enter()
     assert [run.info.run_id for run in tracking.find_runs()] == [record.run_id]
     again = open_record(RECIPE, "t", MANIFEST, fresh=True)
+    again.enter()
     assert {run.info.run_id for run in tracking.find_runs()} == {record.run_id, again.run_id}
 
 
