@@ -205,6 +205,7 @@ def test_moving_the_alias_swaps_the_model_without_a_failed_request(served, endpo
         load.until(lambda: load.versions["zpoint/1"] > 20)
         point_alias_to("2")
         load.until(lambda: load.versions["zpoint/2"] > 20)
+        load.until(lambda: all(endpoint.model()["version"] == "2" for _ in range(8)))  # each replica looks by itself
         point_alias_to("3")  # does not load: refused, and version 2 goes on
         load.until(lambda: all(endpoint.model()["refused"] for _ in range(8)))
         assert endpoint.model()["refused"]["version"] == "3"
