@@ -14,7 +14,8 @@ ROUTES = [
 
 
 def load(**options):
-    return schemathesis.openapi.from_asgi("/openapi.json", make_api(made_slot(), **options))
+    headers = {"Authorization": f"Bearer {options.get('token', '')}"}
+    return schemathesis.openapi.from_asgi("/openapi.json", make_api(made_slot(), **options), headers=headers)
 
 
 def ask(operation, examples, check):
