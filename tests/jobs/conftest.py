@@ -107,8 +107,9 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 def tree() -> dict[str, bytes]:
-    """The files of the test's own folder, but for the node cache, which only remembers, and MLflow's database."""
-    files = (p for p in sorted(Path.cwd().rglob("*")) if p.is_file() and "cache" not in p.parts)
+    """The files of the test's own folder, but for the node cache, which only remembers, MLflow's database and locks."""
+    every = (p for p in sorted(Path.cwd().rglob("*")) if p.is_file() and "cache" not in p.parts)
+    files = (p for p in every if p.suffix != ".lock")
     return {str(p): b"" if p.name == "mlflow.db" else p.read_bytes() for p in files}
 
 
