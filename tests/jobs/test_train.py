@@ -18,7 +18,7 @@ from aecore.shards import load_manifest
 from cluster import tracking
 from cluster.storage import open_uri
 from jobs.record import find_record
-from serving.deployment import find_champion, read_model
+from serving.registry import find_champion, read_model
 
 METRICS = {"train_loss", "train_recon", "train_kl", "valid_loss", "valid_psnr", "swd_normal", "swd_gaussian"}
 
