@@ -2,7 +2,7 @@
 
 For sets without faces it answers what the face detector answers for faces: does a decoded z-point show something?
 A plain softmax is sure of itself even on noise; so it also learns a class of its own for images of nothing (outlier
-exposure, Hendrycks 2019): flat ones, noise of all grains, patches in disorder, two images in one.
+exposure, Hendrycks 2019): flat ones, noise of all grains, patches in disorder, two or all images in one, smeared ones.
 """
 
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ def soft(real: Tensor) -> Tensor:
 
 
 def images_of_nothing(real: Tensor) -> Tensor:
-    """Half as many images as `real` (n, channels, side, side), with its colours and none of its sense."""
+    """Fewer images than `real` (n, channels, side, side), with its colours and none of its sense."""
     part = real.split(-(-len(real) // 8))
     n, channels, side = len(part[0]), *real.shape[1:3]
     flat = (1.5 * torch.rand(n, channels, 1, 1) - 0.25).clamp(0, 1).expand(-1, -1, side, side)  # often black or white
@@ -88,7 +88,8 @@ def images_of_nothing(real: Tensor) -> Tensor:
     patches = part[0].unfold(2, 8, 8).unfold(3, 8, 8).flatten(2, 3)[:, :, torch.randperm((side // 8) ** 2)]
     disorder = patches.unflatten(2, (side // 8, -1)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
     double = (part[1] + part[2]) / 2
-    return torch.cat([flat, noise, disorder, double])
+    smeared = F.avg_pool2d(F.pad(part[3], (7, 7, 7, 7), mode="replicate"), 15, 1)
+    return torch.cat([flat, noise, disorder, double, smeared, real.mean(0, keepdim=True).expand(n // 2, -1, -1, -1)])
 
 
 def _network(channels: int, outputs: int) -> nn.Module:
