@@ -10,8 +10,9 @@ import pytest
 from tests.serving.live import made_slot, running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    # No longer than it is needed: while it lives, an event loop runs in the main thread, and none beside it can.
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None and os.environ.get("CI") != "true":
         pytest.skip("no Chromium on the PATH (apt-get install chromium)")
