@@ -135,9 +135,12 @@ def point_alias_to(version):
 
 def replicas():
     """Pids of this Ray's replicas."""
+    from ray._private.worker import get_dashboard_url
     from ray.util.state import list_actors
 
-    actors = list_actors(filters=[("class_name", "=", "ServeReplica:zpoint:decoder"), ("state", "=", "ALIVE")])
+    here = f"http://{get_dashboard_url()}"  # else it asks whichever Ray it finds first, maybe another test's
+    wanted = [("class_name", "=", "ServeReplica:zpoint:decoder"), ("state", "=", "ALIVE")]
+    actors = list_actors(address=here, filters=wanted)
     return [actor.pid for actor in actors]
 
 
