@@ -3,10 +3,8 @@
 import multiprocessing
 import os
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -148,28 +146,17 @@ def test_a_copy_in_use_is_not_evicted_until_its_user_dies(tmp_path, manifest):
     assert len(list((tmp_path / "cache").glob("*/images.u8"))) == 1
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True)
-    if made.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {made.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 def test_a_full_disk_is_told_in_a_line_and_nothing_is_left_on_it(tmp_path, manifest, small_disk):
     """The set takes 0.2 MB. First the limit forbids it, then, with a limit that lies, the disk."""
-    (small_disk / "ballast").write_bytes(b"x" * 900_000)
+    disk = small_disk("1m")
+    (disk / "ballast").write_bytes(b"x" * 900_000)
     for limit, said in ((None, "data.cache=none"), (10**9, r"No space left on device; ZPOINT_CACHE names its folder")):
         with pytest.raises(ValueError, match=said):
-            open_cache(small_disk / "cache", FS, str(tmp_path / "data"), manifest, "train", limit=limit)
-        left = list((small_disk / "cache").glob("*/images.u8"))
+            open_cache(disk / "cache", FS, str(tmp_path / "data"), manifest, "train", limit=limit)
+        left = list((disk / "cache").glob("*/images.u8"))
         assert all(file.stat().st_size == 0 for file in left)
-    (small_disk / "ballast").unlink()
-    images = open_cache(small_disk / "cache", FS, str(tmp_path / "data"), manifest, "train")
+    (disk / "ballast").unlink()
+    images = open_cache(disk / "cache", FS, str(tmp_path / "data"), manifest, "train")
     assert np.array_equal(images, pixels(SHARDS * ROWS, SIZE))
     del images
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,27 +85,6 @@ def test_a_worker_that_is_killed_in_mid_task(tmp_path: Path, undisturbed: dict[s
     assert killed
     assert sum(result["counts"].values()) == 480
     assert files(tmp_path / "to") == undisturbed
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Makes a disk of a few kilobytes, or gives it another size; gives its folder."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small disk")
-    place = tmp_path / "disk"
-    place.mkdir()
-
-    def resize(size: str) -> Path:
-        again = ["remount,"] if os.path.ismount(place) else [""]
-        command = ["mount", "-t", "tmpfs", "-o", f"{again[0]}size={size}", "tmpfs", str(place)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"this machine lets nobody mount a disk: {done.stderr.strip()}")
-        return place
-
-    yield resize
-    if os.path.ismount(place):
-        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_a_full_disk_leaves_whole_shards_and_the_command_goes_on(small_disk, undisturbed: dict[str, bytes]):

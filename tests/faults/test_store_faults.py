@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,30 +132,20 @@ def test_s3_answers_503_for_a_while(at: At, recipe, whole: bytes, s3: str, s3_se
         proxy.stop()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True)
-    if made.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {made.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 def fill(disk: Path) -> None:
     subprocess.run(["dd", "if=/dev/zero", f"of={disk}/big", "bs=4k"], capture_output=True)
 
 
 def test_a_full_disk_keeps_no_training_from_going_on(at: At, recipe, whole: bytes, small_disk, monkeypatch, caplog):
-    monkeypatch.setenv("ZPOINT_STORE", str(small_disk))
+    disk = small_disk("2m")
+    monkeypatch.setenv("ZPOINT_STORE", str(disk))
 
     def look() -> None:
         assert "no checkpoint can be written now" in caplog.text
         assert steps_of("full")[-1] <= STEPS
-        (small_disk / "big").unlink()
+        (disk / "big").unlink()
 
-    at[STEPS + 1], at[5 * STEPS + 1] = lambda: fill(small_disk), look
+    at[STEPS + 1], at[5 * STEPS + 1] = lambda: fill(disk), look
     train(recipe("full"), "t")
     assert weights("full") == whole
     assert points("full") == list(range(1, EPOCHS + 1))
@@ -166,12 +156,13 @@ def test_a_disk_that_stays_full_fails_after_a_while_and_the_command_goes_on(
 ):
     monkeypatch.setattr("aecore.checkpoint.PATIENCE", 0.5)
     monkeypatch.setattr("aecore.checkpoint.PAUSE", 0.1)
-    monkeypatch.setenv("ZPOINT_STORE", str(small_disk))
+    disk = small_disk("2m")
+    monkeypatch.setenv("ZPOINT_STORE", str(disk))
 
-    at[3 * STEPS + 1] = lambda: fill(small_disk)
+    at[3 * STEPS + 1] = lambda: fill(disk)
     with pytest.raises(OSError, match="No space left on device"):
         train(recipe("full"), "t")
-    (small_disk / "big").unlink()
+    (disk / "big").unlink()
     train(recipe("full"), "t")
     assert weights("full") == whole
     assert points("full") == list(range(1, EPOCHS + 1))
