@@ -14,6 +14,7 @@ from contextlib import closing, redirect_stdout
 from typing import Any, NoReturn
 
 from cluster.settings import quiet_environment
+from jobs import printing
 
 DATASETS = ("celeba", "mnist", "fashion_mnist", "cifar10", "folder", "generated")
 Result = dict[str, Any]
@@ -61,7 +62,7 @@ def make_parser() -> Parser:
     ) -> Any:
         added = commands.add_parser(name, help=help, description=help)
         added.add_argument("--json", action="store_true", help="print the result as one JSON object")
-        added.set_defaults(call=call, show=show or _table)
+        added.set_defaults(call=call, show=show or printing.table)
         return added
 
     for add in (_add_data, _add_training, _add_serving, _add_cluster):
@@ -96,13 +97,13 @@ def _add_data(command: Callable[..., Any]) -> None:
 
 def _add_training(command: Callable[..., Any]) -> None:
     train = command("train", _train, "train a recipe")
-    tune = command("tune", _tune, "search z_dim and kl_factor", _show_campaign)
+    tune = command("tune", _tune, "search z_dim and kl_factor", printing.campaign)
     for added in (train, tune):
         added.add_argument("recipe", help="a name in jobs/recipes or a YAML file")
         added.add_argument("overrides", nargs="*", metavar="section.key=value")
     train.add_argument("--fresh", action="store_true", help="forget an earlier run of this name")
 
-    study = command("study", _study, "which z-points of finished runs decode to meaningful images", _show_study)
+    study = command("study", _study, "which z-points of finished runs decode to meaningful images", printing.study)
     study.add_argument("runs", nargs="+", metavar="RUN")
     study.add_argument("--out", help="the report's folder (one in ZPOINT_HOME/studies)")
     study.add_argument("--limit", type=_count, default=6_000, help="training images encoded at most (6000)")
@@ -113,7 +114,7 @@ def _add_training(command: Callable[..., Any]) -> None:
     promote.add_argument("name", metavar="RUN|CAMPAIGN")
     promote.add_argument("--alias", default="champion")
 
-    command("runs", _runs, "the runs in MLflow, newest first", _show_runs)
+    command("runs", _runs, "the runs in MLflow, newest first", printing.runs)
 
 
 def _add_serving(command: Callable[..., Any]) -> None:
@@ -148,7 +149,7 @@ def _add_cluster(command: Callable[..., Any]) -> None:
 
     submit = command("submit", _submit, "run a job on a cluster, through Ray Jobs")
     submit.add_argument("--wait", action="store_true", help="follow the job to its end")
-    jobs = command("jobs", _jobs, "the cluster's jobs", _show_jobs)
+    jobs = command("jobs", _jobs, "the cluster's jobs", printing.jobs)
     logs = command("logs", _logs, "a job's log", lambda r: r["logs"])
     logs.add_argument("--follow", action="store_true", help="go on until the job ends")
     stop = command("stop", _stop, "stop a job")
@@ -286,45 +287,6 @@ def _stop(args: Any) -> Result:
     from jobs.submit import stop_job
 
     return stop_job(args.id, args.address)
-
-
-def _table(result: Result) -> str:
-    """`key  value` lines, nested dicts indented."""
-    lines = []
-    for key, value in result.items():
-        if isinstance(value, dict):
-            lines += [f"{key}:", *(f"  {k:<22} {_cell(v)}" for k, v in value.items())]
-        else:
-            lines.append(f"{key:<24} {_cell(value)}")
-    return "\n".join(lines)
-
-
-def _rows(rows: list[Result], columns: list[str]) -> str:
-    cells = [columns, *([_cell(row.get(c, "")) for c in columns] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells)
-
-
-def _show_campaign(result: Result) -> str:
-    table = _rows(result["trials"], ["run", "z_dim", "kl_factor", "valid_psnr", "swd_normal", "swd_gaussian"])
-    return f"{table}\nbest: {result['best']}\nrule: {result['rule']}\nnext: zpoint promote {result['campaign']}"
-
-
-def _show_study(result: Result) -> str:
-    return "\n".join([*(s for group in result["findings"].values() for s in group), f"report: {result['report']}"])
-
-
-def _show_runs(result: Result) -> str:
-    columns = ["run", "status", "started", "epochs", "valid_psnr", "swd_normal", "images_per_second", "version"]
-    return _rows(result["runs"], columns) if result["runs"] else "no runs yet: `zpoint train RECIPE data.uri=...`"
-
-
-def _show_jobs(result: Result) -> str:
-    return _rows(result["jobs"], ["id", "status", "started", "entrypoint"]) if result["jobs"] else "no jobs"
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _count(text: str) -> int:
