@@ -31,6 +31,11 @@ def study(result: Result) -> str:
     return "\n".join([*(s for group in result["findings"].values() for s in group), f"report: {result['report']}"])
 
 
+def claims(result: Result) -> str:
+    lines = [f"{'yes' if c['holds'] else 'NO ':<4}{c['text']}\n    {c['figures']}" for c in result["claims"]]
+    return "\n".join([*lines, f"report: {result['report']}"])
+
+
 def runs(result: Result) -> str:
     columns = ["run", "status", "started", "epochs", "valid_psnr", "swd_normal", "images_per_second", "version"]
     return _rows(result["runs"], columns) if result["runs"] else "no runs yet: `zpoint train RECIPE data.uri=...`"
