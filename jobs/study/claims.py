@@ -174,7 +174,7 @@ def kl_factor_trades(runs: Runs) -> Verdict:
     ordered = sorted(runs.values(), key=lambda run: run.run.recipe.loss.kl_factor)
     told, rows = [], []
     for run in ordered:
-        kl, normal = f"{run.run.recipe.loss.kl_factor:g}", _samplers(run)["normal"]
+        kl, normal = f"{run.run.recipe.loss.kl_factor:g}".replace("e-0", "e-"), _samplers(run)["normal"]
         told.append(f"{kl}: {_psnr(run):.1f} dB, {percent(_rate(normal))}, HOG-Frechet {normal['hog_frechet']:.2f}")
         rows.append(Row(f"kl_factor {kl}: reconstructions", run.part("samplers").arrays["reconstructions"]))
         rows.append(Row(f"kl_factor {kl}: N(0, 1)", run.part("samplers").arrays["normal"], _cells(normal)))
