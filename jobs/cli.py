@@ -163,7 +163,7 @@ def _add_cluster(command: Callable[..., Any]) -> None:
         added.add_argument("--address", help="the cluster's dashboard URL (RAY_ADDRESS, http://127.0.0.1:8265)")
     for added in (logs, stop):
         added.add_argument("id")
-    submit.add_argument("job", nargs=argparse.REMAINDER, help="ingest, train, tune, study, claims or promote, with arguments")
+    submit.add_argument("job", nargs=argparse.REMAINDER, help="ingest, train, tune, study, claims, promote; arguments")
 
 
 def _demo(args: Any) -> Result:
