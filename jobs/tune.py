@@ -23,7 +23,7 @@ from jobs.stops import interruptible
 from jobs.train import open_dataset, plain_failure, run_on_ray, with_full_uri, work, worker_resources
 
 log = logging.getLogger(__name__)
-GOALS = {"valid_psnr": "max", "swd_normal": "min"}
+GOALS = {"valid_psnr": "max", "hog_frechet_normal": "min"}
 
 
 def tune(recipe: Recipe, stem: str) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def tune(recipe: Recipe, stem: str) -> dict[str, Any]:
 def _search(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> list[dict[str, Any]]:
     # Tune's own tables and warnings would drown the progress bar; its Callback class wants no V1 output.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # swd_normal is not in each epoch
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # hog_frechet_normal is not in each epoch
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # so that a relative ZPOINT_HOME means the same there
     warnings.filterwarnings("ignore", module="optuna")
     import optuna
@@ -86,7 +86,7 @@ def _search(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> list[
                 mode=list(GOALS.values()),
                 sampler=optuna.samplers.TPESampler(seed=recipe.optim.seed),
             ),
-            metric="swd_normal",
+            metric="hog_frechet_normal",
             mode="min",
             num_samples=search.trials,
             max_concurrent_trials=search.parallel,
@@ -196,7 +196,7 @@ def _watcher(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> Any:
             tried = trial_recipe(recipe, name, trial.config["z_dim"], trial.config["kl_factor"])
             self.trials.append({
                 "run": record.name, "z_dim": tried.model.z_dim, "kl_factor": tried.loss.kl_factor,
-                **{goal: last[goal] for goal in GOALS}, "swd_gaussian": last["swd_gaussian"],
+                **{goal: last[goal] for goal in GOALS}, "hog_frechet_gaussian": last["hog_frechet_gaussian"],
             })  # fmt: skip
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -206,9 +206,9 @@ def _watcher(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> Any:
 
 
 def _verdict(trials: list[dict[str, Any]], slack: float) -> dict[str, Any]:
-    scored = [Scored(t["run"], t["valid_psnr"], t["swd_normal"]) for t in trials]
+    scored = [Scored(t["run"], t["valid_psnr"], t["hog_frechet_normal"]) for t in trials]
     return {
-        "trials": sorted(trials, key=lambda t: t["swd_normal"]),
+        "trials": sorted(trials, key=lambda t: t["hog_frechet_normal"]),
         "pareto_front": [model.name for model in pareto_front(scored)],
         "rule": RULE.format(slack=slack),
         "best": choose_best(scored, slack).name,

@@ -37,7 +37,7 @@ def test_a_campaign_of_three_trials_two_at_a_time(zpoint, tiny: str, faces: Path
         assert 0.01 <= trial["kl_factor"] <= 1
         assert trial["valid_psnr"] == find_record(trial["run"]).epochs()[2]["valid_psnr"]
         assert tracking.client().get_run(find_record(trial["run"]).run_id).info.status == "FINISHED"
-    scored = [Scored(t["run"], t["valid_psnr"], t["swd_normal"]) for t in campaign["trials"]]
+    scored = [Scored(t["run"], t["valid_psnr"], t["hog_frechet_normal"]) for t in campaign["trials"]]
     assert campaign["best"] == choose_best(scored, 3.0).name
     assert campaign["best"] in campaign["pareto_front"]
     assert "within 3 dB" in campaign["rule"]
