@@ -5,7 +5,8 @@ from math import log
 import torch
 from torch import Tensor
 
-AXES, PER_COMPONENT = 32, 50  # where a mixture's clusters are sought; how many z-points there should be for each
+AXES = 32  # where a mixture's clusters are sought
+PER_COMPONENT = 50  # z-points that there should be for each
 TINY = 1e-30  # in the place of 0 in a denominator
 FLOOR = 1e-4  # of a cluster's variances, as a share of all z-points' variance in the same direction
 
@@ -76,9 +77,8 @@ def fit_mixture(z: Tensor, mean: Tensor, covariance: Tensor, components: int) ->
     shares = _cluster(white[:, -AXES:], max(1, min(components, len(z) // PER_COMPONENT)))
     weights = shares.mean(0)
     centres = (shares.T @ white) / shares.sum(0)[:, None]
-    unit = (
-        white.square().mean().sqrt().clamp_min(TINY)
-    )  # 1 but where there are fewer z-points than z_dim: then they fill a part of it
+    # 1 but where there are fewer z-points than z_dim: then they fill a part of it
+    unit = white.square().mean().sqrt().clamp_min(TINY)
     pairs = zip(centres, shares.T, strict=True)
     own = [shrunk_covariance((white - centre) / unit, share) for centre, share in pairs]
     floor = FLOOR * torch.eye(len(mean), dtype=z.dtype)  # a cluster may be a single odd point

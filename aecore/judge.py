@@ -12,14 +12,13 @@ from aecore.feed import Batch, Feed
 from aecore.losses import loss_parts
 from aecore.metrics import psnr, ssim
 from aecore.metrics_sets import REFERENCE, FrechetDistance, hog_features
-from aecore.model import Latent, to_uint8
+from aecore.model import ACTIVE, Latent, to_uint8
 from aecore.order import seed_of
 from aecore.run import Run, Totals, as_feed
 from aecore.samplers import COMPONENTS, Latents, fit_latents, sample
 from aecore.task import NOISE, judged_pair
 
 LATENT_IMAGES, JUDGED, SHOWN = 4_096, 256, 10
-ACTIVE = 0.01  # variance of a component's mean above which it counts as used (Burda 2016, section 5)
 
 
 @torch.inference_mode()

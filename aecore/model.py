@@ -12,6 +12,7 @@ from aecore.sync_norm import SyncBatchNorm
 
 # exp(logvar) stays finite and the KL of a near-AE does not explode in its first epoch.
 LOGVAR_RANGE = (-30.0, 20.0)
+ACTIVE = 0.01  # variance of a component's mean above which it counts as used (Burda 2016, section 5)
 MIN_SIZE, MAX_SIZE = 16, 512
 
 

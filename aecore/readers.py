@@ -6,15 +6,16 @@ Each opens its files where it is used and keeps them open there. A bad item is a
 import gzip
 import io
 import pickle
+import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Protocol
+from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -24,19 +25,25 @@ from aecore.places import Place
 
 MAX_FILE = 256 * 1024 * 1024  # bytes of one encoded image
 REQUESTS = 16  # at once, where each image is an object of its own on S3
+_HEADER, _ENCRYPTED = 30, 1  # bytes before a member's name; a flag
 Item = bytes | np.ndarray
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
+_DAMAGED = (zipfile.BadZipFile, zlib.error)
 
 
-class Reader(Protocol):
+class Reader(ABC):
     """What a source needs: `read(name)` gives a file's bytes, or pixels as uint8 (H, W, 1 or 3)."""
 
     @property
     def threads(self) -> int:
         """How many threads may read ahead; 0 where reading is no wait."""
-        ...
+        return 0
 
+    @abstractmethod
     def read(self, name: str) -> Item: ...
+
+    def only(self, names: Sequence[str]) -> Self:
+        """Give a reader of `names` alone, which takes no more along to another process than they need."""
+        return self
 
 
 def read_ahead(reader: Reader, names: list[str]) -> Iterator[Item | ValueError]:
@@ -63,7 +70,7 @@ def read_ahead(reader: Reader, names: list[str]) -> Iterator[Item | ValueError]:
 
 
 @dataclass(frozen=True)
-class FileReader:
+class FileReader(Reader):
     """Reads files below `folder`; a name is the path from there."""
 
     folder: Place
@@ -84,43 +91,56 @@ class FileReader:
             raise ValueError(f"it cannot be read: {error.strerror}") from error
 
 
+class Member(NamedTuple):
+    """Where a member of a zip lies, and what it is, as the zip's list says."""
+
+    offset: int
+    packed: int  # bytes in the zip
+    size: int  # bytes unpacked
+    method: int
+    flags: int
+    crc: int
+
+
 @dataclass(frozen=True)
-class ZipReader:
-    """Reads members of the zip `place`; a name is the member's without `prefix`."""
+class ZipReader(Reader):
+    """Reads `members` of the zip `place`, whose list was read once, by whoever made this reader."""
 
     place: Place
     stamp: int  # the file's time of change, so that a new zip under an old name is opened anew
-    prefix: str = ""
+    members: dict[str, Member]
 
     @property
     def threads(self) -> int:
         """How many threads may read ahead."""
         return 0 if self.place.local else 1
 
+    def only(self, names: Sequence[str]) -> Self:
+        """Give a reader of the members `names` alone."""
+        return replace(self, members={name: self.members[name] for name in names})
+
     def read(self, name: str) -> bytes:
         """Give the member's bytes. Raises ValueError when it is damaged or encrypted, OSError when reading fails."""
-        archive = _open_zip(self.place, self.stamp)
+        member = self.members[name]
+        _check_length(max(member.size, member.packed))
 
         def read(attempt: int) -> bytes:
-            source = _opened_beside(archive, self.place) if attempt else archive
-            return source.read(member)
+            file = self.place.open() if attempt else _open_here(self.place, self.stamp)  # fetched anew
+            return _unpack(file, member)
 
         try:
-            member = archive.getinfo(self.prefix + name)
-            _check_length(member.file_size)
             return again(read, *_DAMAGED, remote=not self.place.local)
-        except (*_DAMAGED, KeyError, RuntimeError) as error:
+        except _DAMAGED as error:
             raise ValueError(f"the zip does not give it: {error}") from error
 
 
 @dataclass(frozen=True)
-class ArrayReader:
+class ArrayReader(Reader):
     """Reads images that lie in arrays, as torchvision keeps them; a name is train-00012 or test-00012."""
 
     kind: str  # 'idx' or 'cifar'
     folder: Place
     fingerprint: str  # of the files, so that others under the same names are loaded anew
-    threads: int = 0
 
     def read(self, name: str) -> np.ndarray:
         """Give the pixels, uint8 (H, W, 1 or 3)."""
@@ -129,12 +149,11 @@ class ArrayReader:
 
 
 @dataclass(frozen=True)
-class FaceReader:
+class FaceReader(Reader):
     """Draws the faces of set `seed`; a name is the face's index."""
 
     seed: int
     size: int
-    threads: int = 0
 
     def read(self, name: str) -> np.ndarray:
         """Give the pixels, uint8 (size, size, 3)."""
@@ -146,29 +165,57 @@ def _check_length(length: int) -> None:
         raise ValueError(f"its file has {length:,} bytes, over the limit of {MAX_FILE:,}")
 
 
-def open_zip(place: Place) -> zipfile.ZipFile:
-    """Open the zip `place` for reading. Raises BadZipFile when it is none, OSError when reading fails."""
+def list_zip(place: Place) -> dict[str, Member]:
+    """Give the files in the zip `place`. Raises BadZipFile when it is none, OSError when reading fails."""
     try:
-        return zipfile.ZipFile(place.open())
+        with place.open() as file, zipfile.ZipFile(file) as archive:
+            return {
+                info.filename: Member(
+                    info.header_offset, info.compress_size, info.file_size, info.compress_type, info.flag_bits, info.CRC
+                )
+                for info in archive.infolist()
+                if not info.is_dir()
+            }
     except zipfile.BadZipFile as error:
         if isinstance(error.__context__, OSError):  # zipfile takes it for a sign of a bad file
             raise error.__context__ from None
         raise
 
 
-@lru_cache(maxsize=2)
-def _open_zip(place: Place, stamp: int) -> zipfile.ZipFile:
-    try:
-        return open_zip(place)
-    except zipfile.BadZipFile as error:  # it was whole when it was listed: none of its images is to blame
-        raise OSError(f"{place} does not open as a zip any more: {error}") from error
+class _Opened(threading.local):
+    """The zip that this thread has open. Another's reading would move its place and empty its buffer."""
+
+    key: tuple[Place, int] | None = None
+    file: IO[bytes]
 
 
-def _opened_beside(archive: zipfile.ZipFile, place: Place) -> zipfile.ZipFile:
-    """The same zip with a buffer of its own, so that its bytes are fetched anew; its list is not read again."""
-    other = copy(archive)
-    other.fp = place.open()
-    return other
+_OPENED = _Opened()
+
+
+def _open_here(place: Place, stamp: int) -> IO[bytes]:
+    if _OPENED.key != (place, stamp):
+        _OPENED.file, _OPENED.key = place.open(), (place, stamp)
+    return _OPENED.file
+
+
+def _unpack(file: IO[bytes], member: Member) -> bytes:
+    """Read `member` of the zip `file` (PKWARE's APPNOTE.TXT, 4.3.7). Raises BadZipFile or zlib.error for a bad one."""
+    if member.flags & _ENCRYPTED:
+        raise zipfile.BadZipFile("it is encrypted")
+    if member.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile(f"its compression (method {member.method}) is neither stored nor deflate")
+    file.seek(member.offset)
+    header = file.read(_HEADER)
+    if header[:4] != b"PK\3\4":
+        raise zipfile.BadZipFile("it does not begin where the zip's list says")
+    name, extra = header[26:28], header[28:30]
+    file.seek(int.from_bytes(name, "little") + int.from_bytes(extra, "little"), io.SEEK_CUR)
+    data = file.read(member.packed)
+    if member.method == zipfile.ZIP_DEFLATED:
+        data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, member.size + 1)
+    if len(data) != member.size or zlib.crc32(data) != member.crc:
+        raise zipfile.BadZipFile("its bytes are not those of which the zip's list tells (CRC-32)")
+    return data
 
 
 @lru_cache(maxsize=2)

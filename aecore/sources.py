@@ -17,7 +17,18 @@ from aecore.download import check_downloadable, download
 from aecore.faces import face_factors
 from aecore.files import sha256
 from aecore.places import Place
-from aecore.readers import ArrayReader, FaceReader, FileReader, Item, Reader, ZipReader, load_cifar, load_idx, open_zip
+from aecore.readers import (
+    ArrayReader,
+    FaceReader,
+    FileReader,
+    Item,
+    Member,
+    Reader,
+    ZipReader,
+    list_zip,
+    load_cifar,
+    load_idx,
+)
 from aecore.splits import SPLITS, sample_splits, split_table
 
 SPLIT_FOLDERS = {"training": "train", "val": "valid", "validation": "valid", "testing": "test"} | {
@@ -105,19 +116,21 @@ def _list_images(place: Place, expected: str, keep: set[str] | None = None) -> t
     Folders round everything are left out of the names, unless one is named in `keep`.
     """
     packed = not place.is_dir()
-    found = _list_zip(place) if packed else place.files()
+    members = _list_zip(place) if packed else {}
+    found = {name: member.crc for name, member in members.items()} if packed else place.files()
     images = {name: content for name, content in sorted(found.items()) if _is_image(name)}
     if not images:
         raise ValueError(f"{place} holds no images; --source takes {expected}")
     prefix = _shared_folder(list(images), keep or set())
     listed = {name[len(prefix) :]: content for name, content in images.items()}
-    return listed, ZipReader(place, place.stamp(), prefix) if packed else FileReader(place / prefix)
+    if not packed:
+        return listed, FileReader(place / prefix)
+    return listed, ZipReader(place, place.stamp(), {name: members[prefix + name] for name in listed})
 
 
-def _list_zip(place: Place) -> dict[str, int]:
+def _list_zip(place: Place) -> dict[str, Member]:
     try:
-        with open_zip(place) as archive:
-            return {member.filename: member.CRC for member in archive.infolist() if not member.is_dir()}
+        return list_zip(place)
     except zipfile.BadZipFile as error:
         raise ValueError(
             f"{place} is not a whole zip file ({place.size():,} bytes): {error}; fetch it again"

@@ -24,14 +24,17 @@ from aecore.scores import METRICS, Scores
 from aecore.task import Draws, corrupt
 from aecore.zstats import describe, structure, tsne
 
-BATCH, CHUNK, SHOWN, SEED = 64, 512, 10, 0
-PAIRS, STEPS, PAIRS_SHOWN, CROWD = (
-    64,
-    11,
-    3,
-    2_000,
-)  # images joined, points on a way, ways shown, z-points to go through
-AXES, REACH, ALONG = 5, 3.0, 9  # principal axes shown, sds to either side, pictures along one
+BATCH = 64  # images or z-points that go through the model at once
+CHUNK = 512  # images that are floats at once
+SHOWN = 10  # pictures of each kind
+SEED = 0
+PAIRS = 64  # of images joined by a way
+STEPS = 11  # points on a way
+PAIRS_SHOWN = 3
+CROWD = 2_000  # z-points that a way may go through
+AXES = 5  # principal axes shown
+REACH = 3.0  # sds to either side on one
+ALONG = 9  # pictures along one
 MAPPED = 1_000  # z-points on a map
 RADII = np.geomspace(0.125, 32, 65)  # bins of a radius in units of sqrt(z_dim)
 TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)

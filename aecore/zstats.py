@@ -9,11 +9,11 @@ from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from aecore.model import Latent
+from aecore.model import ACTIVE, Latent
 from aecore.order import spread_rows
 from aecore.paths import principal_axes
 
-FAR, ACTIVE = 20.0, 0.01  # a component beyond which few lie; Burda 2016's threshold for an active unit
+FAR = 20.0  # a component beyond which few lie
 CORE = 2.0  # sds about the median
 NORMAL_QUARTILES = 1.34898  # from the first to the third, in sds
 NEIGHBOURS, FRAGMENT, CLUSTERED, POINTS = 10, 0.01, 0.05, 2_000

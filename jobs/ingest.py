@@ -70,7 +70,7 @@ def ingest(
         "shard_rows": shard_rows,
     }
     plan = sha256(json.dumps(options, sort_keys=True).encode())
-    work = Work(fs, root, plan, found.reader, found.size, found.channels, cut, encoding, quality)
+    work = Work(fs, root, plan, found.size, found.channels, cut, encoding, quality)
     try:
         existed = fs.get_file_info(root).type is not pafs.FileType.NotFound
         known = _known_records(work, find_manifest(fs, root), options, to)
@@ -197,16 +197,18 @@ def _delete(fs: pafs.FileSystem, path: str) -> None:
 
 
 def _chunks(source: Source, shard_rows: int, known: dict[str, dict]) -> Iterator[dict[str, Any]]:
-    """Give one row per shard: its name, the items that belong in it, and what is known of it already."""
+    """Give one chunk per shard: its name, the items that belong in it, their reader, and what is known already."""
     for split, table in source.splits.items():
         for number, start in enumerate(range(0, table.num_rows, shard_rows)):
             name = f"{split}-{number:05d}.parquet"
+            items = table.slice(start, shard_rows).combine_chunks()
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, table.schema) as stream:
-                stream.write_table(table.slice(start, shard_rows).combine_chunks())
+                stream.write_table(items)
             yield {
                 "name": name,
                 "items": sink.getvalue().to_pybytes(),
+                "reader": source.reader.only(items["name"].to_pylist()),
                 "known": json.dumps(known.get(name)),
             }
 

@@ -10,7 +10,7 @@ import pyarrow.fs as pafs
 
 from aecore.files import read_json, write_json
 from aecore.images import Crop, decode_image, encode_image, fit_square
-from aecore.readers import Item, Reader, read_ahead
+from aecore.readers import Item, read_ahead
 from aecore.shards import Shard, read_shard_bytes, shard_table, write_shard
 from cluster.storage import plain_s3_error
 
@@ -24,7 +24,6 @@ class Work:
     fs: pafs.FileSystem
     root: str
     plan: str  # digest of the options and the source: records of another plan do not count
-    reader: Reader
     size: int
     channels: int
     crop: Crop
@@ -62,7 +61,7 @@ def _make_shard(chunk: dict[str, Any], work: Work) -> dict[str, Any]:
     items = pa.ipc.open_stream(chunk["items"]).read_all()
     names = items["name"].to_pylist()
     images, good, rejects = [], [], []
-    for item, found in zip(names, read_ahead(work.reader, names), strict=True):
+    for item, found in zip(names, read_ahead(chunk["reader"], names), strict=True):
         try:
             images.append(_remake(found, work))
             good.append(True)

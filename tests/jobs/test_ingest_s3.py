@@ -85,9 +85,10 @@ def test_a_folder_of_classes_and_torchvisions_arrays(s3: str, tmp_path: Path):
 
 
 def test_a_zip_is_read_in_ranges_and_neighbours_come_together(s3: str, tmp_path: Path, monkeypatch):
+    names = [f"{i:03d}.jpg" for i in range(400)]
     with zipfile.ZipFile(tmp_path / "big.zip", "w") as archive:
-        for i in range(400):
-            archive.writestr(f"{i:03d}.jpg", np.random.default_rng(i).bytes(20_000))
+        for i, name in enumerate(names):
+            archive.writestr(name, np.random.default_rng(i).bytes(20_000))
     upload(tmp_path, f"{s3}/x")
     source, lengths = opened("folder", f"{s3}/x/big.zip"), []
     real = places._Ranges.readinto
@@ -97,11 +98,16 @@ def test_a_zip_is_read_in_ranges_and_neighbours_come_together(s3: str, tmp_path:
         return lengths[-1]
 
     monkeypatch.setattr(places._Ranges, "readinto", readinto)
-    names = [f"{i:03d}.jpg" for i in range(150, 200)]
-    found = list(read_ahead(source.reader, names))
+    found = list(read_ahead(source.reader, names[150:200]))
     assert found == [np.random.default_rng(i).bytes(20_000) for i in range(150, 200)]
     assert len(lengths) <= 6  # two or three for the list of members, as many for 1 MB of images
     assert sum(lengths) < 4 * places.AHEAD < 8_000_000
+    lengths.clear()
+    # As in a worker with two shards at once, where the images of one lie far from those of the other.
+    ways = [read_ahead(source.reader.only(part), part) for part in (names[:50], names[300:350])]
+    for i, both in enumerate(zip(*ways, strict=True)):
+        assert both == (np.random.default_rng(i).bytes(20_000), np.random.default_rng(300 + i).bytes(20_000))
+    assert len(lengths) <= 6
 
 
 @pytest.mark.ray
