@@ -47,6 +47,11 @@ class Limits:
         """z-points whose images stay within `pixels`, at most `points`."""
         return min(self.points, max(1, self.pixels // (image.size**2 * image.channels)))
 
+    def check_points(self, option: str, n: int, image: ImageShape) -> None:
+        """Raise TooLarge when an option asks for more z-points than `points_of` gives."""
+        if n > (most := self.points_of(image)):
+            raise TooLarge(f"{option} is {n}: one request takes at most {most} z-points")
+
 
 def parse_body(
     body: bytes, content_type: str, wants: tuple[str, ...], image: ImageShape, z_dim: int, limits: Limits

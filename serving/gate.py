@@ -14,7 +14,9 @@ from serving.meters import Meters
 from serving.served import Slot
 
 log = logging.getLogger(__name__)
-OPEN = frozenset({"/", "/healthz", "/readyz"})  # as /static/, the page's files: need no token, but none that is wrong
+# These and /static/, the page's files, need no token, but none that is wrong. A browser can show none where a link is
+# followed; the docs tell of the model no more than its z_dim.
+OPEN = frozenset({"/", "/docs", "/healthz", "/openapi.json", "/readyz"})
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
