@@ -54,10 +54,10 @@ SMALL = 1 << 16  # bytes that are parsed or encoded on the event loop; more goes
 
 def make_api(slot: Slot, *, token: str = "", limits: Limits | None = None, meters: Meters | None = None) -> FastAPI:
     """The app around what stands in `slot`. With a `token` all but /healthz, /readyz, the page and the docs want
-    `Authorization: Bearer TOKEN`. Nothing is loaded from elsewhere."""
+    `Authorization: Bearer TOKEN`; without one it answers at a loopback address alone."""
     limits, meters = limits or Limits(), meters or Meters()
     api = FastAPI(title="zpoint", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
-    api.add_middleware(Gate, slot=slot, token=token, seconds=limits.seconds, meters=meters)
+    api.add_middleware(Gate, slot=slot, token=token, limits=limits, meters=meters)
     api.add_exception_handler(HTTPException, _http_problem)
     api.add_exception_handler(Overloaded, _overloaded)
     page.add_page(api)

@@ -12,12 +12,12 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from cluster.settings import settings
 from serving import haproxy
+from serving.gate import is_loopback
 from serving.registry import Champion, find_champion
 from serving.replica import application
 
@@ -49,7 +49,7 @@ def serve_champion(
     does not load.
     """
     token = settings().token
-    if not _is_loopback(host) and not token:
+    if not is_loopback(host) and not token:
         raise ValueError(f"serving at {host} wants a token: set ZPOINT_TOKEN, or serve at 127.0.0.1")
     champion = find_champion(alias)
     _check_port(host, port)
@@ -175,13 +175,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _reachable(host: str) -> str:

@@ -33,11 +33,13 @@ class TooLarge(ValueError):
 class Limits:
     """What one request may hold: z-points or pictures, bytes of body, pixels (and so bytes) of pictures in and out.
 
-    `seconds`: how long it may take; `read_seconds`: how long its body may take to arrive.
+    `seconds`: how long it may take; `read_seconds`: how long its body may take to arrive. `held`: bytes of body of all
+    requests together that are not answered yet.
     """
 
     points: int = MAX_POINTS
     body: int = 32 << 20
+    held: int = 512 << 20
     pixels: int = 256 << 20
     upload_pixels: int = 64_000_000
     seconds: float = 60.0

@@ -132,6 +132,28 @@ def test_token():
     assert http.post("/v1/sample", json={}, headers=allowed).status_code == 200
 
 
+def test_without_a_token_only_loopback_names_are_answered():
+    """A web site whose name leads to 127.0.0.1 gets nothing through a visitor's browser."""
+    for host in ("localhost", "localhost:8000", "LOCALHOST", "127.0.0.1:8000", "127.0.0.2", "[::1]:8000"):
+        assert client().get("/v1/model", headers={"host": host}).status_code == 200
+    for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "[", "", "@"):
+        for path in ("/", "/v1/model"):
+            is_problem(client().get(path, headers={"host": host}), 421, "ZPOINT_TOKEN")
+    trusted = {"host": "zpoint.example", "authorization": "Bearer secret"}
+    assert client(token="secret").get("/v1/model", headers=trusted).status_code == 200
+
+
+def test_bodies_of_all_requests_together_are_bounded():
+    z = points(100)
+    http = client(limits=Limits(held=5000))
+    for _ in range(3):
+        assert decode(http, z).status_code == 200  # 3,328 bytes, given back each time
+    answer = decode(http, points(200))
+    is_problem(answer, 503, "try again")
+    assert answer.headers["retry-after"] == "1"
+    assert decode(http, z).status_code == 200
+
+
 def test_our_own_fault_is_a_500_that_tells_nothing(caplog):
     async def broken(z):
         raise RuntimeError("a fault of ours")
