@@ -26,6 +26,18 @@ APP = "zpoint"
 START_SECONDS = 120.0  # to download, load and warm the model and to answer
 STOP_SECONDS = 20.0
 LOOK_SECONDS = 5.0
+# What serving/serve.yaml sets as well.
+SERVE_SETTINGS = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # see replica.py: it has no such port
+    # What a replica that dies has not answered goes to another one: every request only reads.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    # Long enough for HAProxy to forget a replica; the default of 30 s would also hold up every stop.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    # Else HAProxy writes a line for each request, and a Python process reads it: replicas count by themselves.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+}
 
 
 @dataclass(frozen=True)
@@ -127,16 +139,7 @@ def _controller_environment() -> dict[str, str]:
     import ray
     from ray.serve._private.haproxy import get_haproxy_binary
 
-    wanted = {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # see replica.py: it has no such port
-        # Long enough for HAProxy to forget a replica; the default of 30 s would also hold up every stop.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        # Else HAProxy writes a line for each request, and a Python process reads it: replicas count by themselves.
-        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 2))),
-    }
+    wanted = SERVE_SETTINGS | {"RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 2)))}
     head = next(node for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
     if head["NodeID"] != ray.get_runtime_context().get_node_id():
         return wanted
