@@ -141,6 +141,6 @@ def test_the_z_dim_that_is_enough(psnr: tuple[float, ...], holds: bool):
 def test_the_trade_of_the_kl_factor(psnr: tuple[float, ...], rates: tuple[float, ...], holds: bool):
     runs = [
         made(kl_factor=kl, tasks={"reconstruct": {"psnr": p}}, samplers={"normal": scored(rate)})
-        for kl, p, rate in zip((1e-6, 1, 3, 6), (*psnr, 21), (*rates, rates[-1]), strict=True)
+        for kl, p, rate in zip((1e-6, 1, 6), psnr, rates, strict=True)
     ]
     assert judge("kl-factor", *runs).holds == holds
