@@ -87,9 +87,7 @@ def decode_image(data: bytes) -> np.ndarray:
         raise ValueError(f"{pixels:,} pixels is over the limit of {MAX_PIXELS:,} pixels") from None
     except ValueError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow's parsers raise many kinds (OSError, SyntaxError, struct.error, ...) on bad bytes
+    except Exception as error:  # on bad bytes Pillow's parsers raise OSError, SyntaxError, struct.error and others
         raise ValueError(f"it does not decode: {str(error) or type(error).__name__}") from error
 
 

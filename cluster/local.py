@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cluster.settings import forwarded, quiet_environment, settings
+from cluster.settings import KEYS, forwarded, quiet_environment, settings
 
 log = logging.getLogger(__name__)
 ANSWER_SECONDS = 8  # how long a cluster may take to say that it is there
@@ -67,6 +67,19 @@ def travel() -> dict[str, Any]:
     return {"py_modules": [str(root / name) for name in PACKAGES], "env_vars": forwarded()}
 
 
+def _with_keys_unseen(made: dict[str, Any]) -> dict[str, Any]:
+    """The same runtime environment, with the keys of S3 set by a hook in each worker.
+
+    Ray tells a runtime environment's variables in clear in its dashboard and its logs, of a hook the name alone.
+    """
+    keys = {name: made["env_vars"].pop(name) for name in KEYS if name in made["env_vars"]}
+
+    def set_keys() -> None:
+        os.environ.update(keys)
+
+    return {**made, "worker_process_setup_hook": set_keys} if keys else made
+
+
 def is_here(host: str) -> bool:
     """Whether a host name means this machine's loopback interface."""
     return host in ("localhost", "127.0.0.1", "::1", "[::1]")
@@ -114,7 +127,7 @@ def _join(address: str) -> None:
     try:
         ray.init(
             address=address,
-            runtime_env=None if inside_job else travel(),
+            runtime_env=None if inside_job else _with_keys_unseen(travel()),
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

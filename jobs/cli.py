@@ -176,29 +176,22 @@ def _ingest(args: Any) -> Result:
     from cluster.progress import Bar
     from jobs.ingest import ingest
 
-    bar = Bar("ingest", "images")
-    try:
+    with closing(Bar("ingest", "images")) as bar:
         return ingest(
             args.dataset, args.source, args.to, size=args.size, crop=args.crop, encoding=args.encoding,
             quality=args.quality, split=args.split, limit=args.limit, shard_rows=args.shard_rows, seed=args.seed,
-            max_bad=args.max_bad, download=args.download,
-            progress=bar.update,
+            max_bad=args.max_bad, download=args.download, progress=bar.update,
         )  # fmt: skip
-    finally:
-        bar.close()
 
 
 def _data(args: Any) -> Result:
     from cluster.progress import Bar
     from jobs.data import show, verify
 
-    bar = Bar(args.what, "images")
-    try:
+    with closing(Bar(args.what, "images")) as bar:
         if args.what == "verify":
             return verify(args.uri, progress=bar.update)
         return show(args.uri, args.out, progress=bar.update)
-    finally:
-        bar.close()
 
 
 def _recipe(args: Any) -> tuple[Any, str]:

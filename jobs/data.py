@@ -13,15 +13,7 @@ import pyarrow.fs as pafs
 from aecore.files import write_whole
 from aecore.images import decode_rows, fit_square
 from aecore.pictures import grid, titled_sheet, to_png
-from aecore.shards import (
-    MANIFEST,
-    Manifest,
-    Shard,
-    UnreadShardError,
-    find_manifest,
-    load_manifest,
-    read_shard,
-)
+from aecore.shards import MANIFEST, Manifest, Shard, UnreadShardError, find_manifest, load_manifest, read_shard
 from aecore.splits import SPLITS
 from cluster.storage import check_uri, open_uri
 
@@ -36,8 +28,7 @@ def show(uri: str, out: str, progress: Progress = lambda done, total: None) -> d
 
     Means and standard deviations are each channel's over every pixel of all splits, 0 to 255; `text` says it all
     to a person. Every shard is read and checked on the way. Raises ValueError when there is no dataset, one
-    without images, or a shard is missing or damaged,
-    UnreadShardError where storage does not give one.
+    without images, or a shard is missing or damaged, UnreadShardError where storage does not give one.
     """
     fs, root = _place(uri)
     manifest = load_manifest(fs, root)

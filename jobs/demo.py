@@ -6,6 +6,7 @@ Every step is the job that a user would start; each has a fixed name, so a demo 
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,8 @@ def demo(*, quick: bool = False) -> dict[str, Any]:
 
 
 def _ingest(count: int, to: str) -> dict[str, Any]:
-    bar = Bar("ingest", "images")
-    try:
+    with closing(Bar("ingest", "images")) as bar:
         return ingest("generated", None, to, limit=count, shard_rows=256, progress=bar.update)
-    finally:
-        bar.close()
 
 
 def _best(runs: dict[str, Any], campaign: dict[str, Any]) -> str:

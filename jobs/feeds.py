@@ -8,13 +8,13 @@ import pyarrow.fs as pafs
 
 from aecore.config import Recipe
 from aecore.shards import Manifest
+from aecore.splits import SPLITS
 from cluster.settings import settings
 
 if TYPE_CHECKING:
     from aecore.feed import Feed
     from aecore.order import World
 
-SPLITS = ("train", "valid", "test")
 ShardOf = Callable[[str], Any]  # ray.train.get_dataset_shard
 Show = Callable[[int, int, str], None]  # takes how much is done, of how much, and what else there is to say
 

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +23,19 @@ from jobs.record import Record, delete_folder, open_record
 from jobs.stops import NOTHING, SAVE, STOP, THIS_PROCESS, Agreement, Stop, interruptible
 
 if TYPE_CHECKING:
+    from aecore.feed import Feed
     from aecore.fit import Epoch
     from aecore.order import World
+    from aecore.run import Run
 
 log = logging.getLogger(__name__)
 RESIZE_SECONDS = 60.0  # between two looks whether the cluster has room for more workers
 GROUP_SECONDS = 20  # for room for all workers of a group: Ray Train goes on counting a lost node for as long
+Dataset = tuple[pafs.FileSystem, str, Manifest]
+Wrap = Callable[[Any], Any]  # makes of a model what is called in training
 
 
-def open_dataset(uri: str) -> tuple[pafs.FileSystem, str, Manifest]:
+def open_dataset(uri: str) -> Dataset:
     """The dataset at `uri`. Raises ValueError when there is none, it is empty, or it cannot be reached."""
     if not uri:
         raise ValueError("data.uri is missing: name the dataset with data.uri=PATH or data.uri=s3://bucket/prefix")
@@ -80,13 +84,10 @@ def with_full_uri(recipe: Recipe) -> Recipe:
 
 def _run(recipe: Recipe, record: Record) -> None:
     if recipe.scale.workers == 0:
-        bar, stop = Bar(record.name, "images"), Stop()
-        try:
-            with interruptible(stop.on_signal):
-                for _ in work(recipe, record, bar.update, stop=stop):
-                    pass
-        finally:
-            bar.close()
+        stop = Stop()
+        with closing(Bar(record.name, "images")) as bar, interruptible(stop.on_signal):
+            for _ in work(recipe, record, bar.update, stop=stop):
+                pass
         return
     connect()
     with watch(record.name, record.name, "images"):
@@ -95,10 +96,63 @@ def _run(recipe: Recipe, record: Record) -> None:
 
 def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) -> None:
     """Train under Ray Train; further `callbacks` run in its controller. Raises ValueError or RuntimeError."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-    from ray.train.v2._internal.execution.callback import WorkerCallback
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # TorchTrainer would import torch here
     from ray.train.v2.api.exceptions import TrainingFailedError
+
+    fs, root = open_uri(settings().store)
+    notes = f"{root}/ray/{record.name}"  # Ray Train's own; ours are the record
+    delete_folder(fs, notes)  # of a driver that was killed
+    trainer = _trainer(recipe, record, callbacks)
+    try:
+        with interruptible():
+            trainer.fit()
+    except TrainingFailedError as error:
+        raise plain_failure(error) from error
+    finally:
+        with suppress(OSError):  # a store that is gone now makes no finished training a failed one
+            delete_folder(fs, notes)
+
+
+def _trainer(recipe: Recipe, record: Record, callbacks: Sequence[Any]) -> Any:
+    """Ray Train's trainer of `recipe`, with as many workers as it says."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # TorchTrainer would import torch here
+
+    scale, streaming = recipe.scale, recipe.data.cache == "none"
+    if not isinstance(scale.workers, int):
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_SECONDS))
+    streams = {}
+    if streaming:
+        from jobs.streams import ray_streams
+
+        streams = ray_streams(recipe, open_dataset(recipe.data.uri)[2])
+    fs, root = open_uri(settings().store)
+    trainer = DataParallelTrainer(
+        # Not in train_loop_config, which Ray's dashboard may show: the environment may hold keys.
+        partial(train_worker, recipe=recipe.model_dump(mode="json"), record=record, environment=forwarded()),
+        scaling_config=ScalingConfig(
+            num_workers=scale.workers,
+            use_gpu=has_gpu(),
+            resources_per_worker=worker_resources(scale.most, streaming),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        ),
+        run_config=RunConfig(
+            name=record.name,
+            storage_path=f"{root}/ray",
+            storage_filesystem=fs,
+            failure_config=FailureConfig(max_failures=scale.max_failures),
+            callbacks=[*_own_callbacks(), *callbacks],
+        ),
+        **streams,
+    )
+    # The same for each driver of this run: what a killed one had reserved, for minutes, is its successor's.
+    object.__setattr__(trainer.train_run_context, "run_id", record.uri)
+    return trainer
+
+
+def _own_callbacks() -> list[Any]:
+    """What every training under Ray Train does at a mistake of the user, and when a worker is ended."""
+    from ray.train import UserCallback
+    from ray.train.v2._internal.execution.callback import WorkerCallback
 
     class GiveUp(UserCallback):
         """Runs in Ray Train's controller."""
@@ -116,49 +170,7 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
 
             THIS_PROCESS.ask(SAVE_SECONDS)
 
-    environment = forwarded()
-    scale, streaming = recipe.scale, recipe.data.cache == "none"
-    if not isinstance(scale.workers, int):
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_SECONDS))
-    streams = {}
-    if streaming:
-        from jobs.streams import ray_streams
-
-        streams = ray_streams(recipe, open_dataset(recipe.data.uri)[2])
-    fs, root = open_uri(settings().store)
-    delete_folder(fs, f"{root}/ray/{record.name}")  # Ray Train's own notes, of a driver that was killed
-    trainer = DataParallelTrainer(
-        train_worker,
-        train_loop_config={
-            "recipe": recipe.model_dump(mode="json"),
-            "record": record,
-            "environment": environment,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=scale.workers,
-            use_gpu=has_gpu(),
-            resources_per_worker=worker_resources(scale.most, streaming),
-            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-        ),
-        run_config=RunConfig(
-            name=record.name,
-            storage_path=f"{root}/ray",
-            storage_filesystem=fs,
-            failure_config=FailureConfig(max_failures=scale.max_failures),
-            callbacks=[GiveUp(), SaveFirst(), *callbacks],  # pyright: ignore[reportArgumentType]
-        ),
-        **streams,
-    )
-    # The same for each driver of this run: what a killed one had reserved, for minutes, is its successor's.
-    object.__setattr__(trainer.train_run_context, "run_id", record.uri)
-    try:
-        with interruptible():
-            trainer.fit()
-    except TrainingFailedError as error:
-        raise plain_failure(error) from error
-    finally:
-        with suppress(OSError):  # a store that is gone now makes no finished training a failed one
-            delete_folder(fs, f"{root}/ray/{record.name}")  # ours are the record
+    return [GiveUp(), SaveFirst()]
 
 
 def worker_resources(workers: int, streaming: bool = False) -> dict[str, float]:
@@ -188,34 +200,33 @@ def plain_failure(error: Any) -> Exception:
     return RuntimeError(f"training failed: {causes[0]}")
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """The loop of one Ray Train worker."""
+def train_worker(*, recipe: dict[str, Any], record: Record, environment: dict[str, str]) -> None:
+    """The loop of one Ray Train worker; `recipe` as JSON."""
     import ray.train
     from torch.nn.parallel import DistributedDataParallel
 
     from aecore.order import World
 
-    adopt(config["environment"])
+    adopt(environment)
     context = ray.train.get_context()
-    record: Record = config["record"]
     world = World(context.get_world_rank(), context.get_world_size())
     show: Show = lambda done, total, text: publish(record.name, done, total, text)  # noqa: E731
     wrap = DistributedDataParallel if world.size > 1 else lambda model: model
-    recipe = check_recipe(config["recipe"])
-    shard_of = ray.train.get_dataset_shard if recipe.data.cache == "none" else None
+    checked = check_recipe(recipe)
+    shard_of = ray.train.get_dataset_shard if checked.data.cache == "none" else None
 
     def warned() -> bool:
         return ray.train.get_preemption_info() is not None
 
     device = worker_device()
     with process_group(world, device):
-        for metrics in work(recipe, record, show, world, str(device), wrap, shard_of, THIS_PROCESS, warned):
+        for metrics in work(checked, record, show, world, str(device), wrap, shard_of, THIS_PROCESS, warned):
             ray.train.report(metrics)
 
 
 def work(
     recipe: Recipe, record: Record, show: Show, world: "World | None" = None, device: str = "cpu",
-    wrap: Callable[[Any], Any] = lambda model: model, shard_of: ShardOf | None = None, stop: Stop | None = None,
+    wrap: Wrap = lambda model: model, shard_of: ShardOf | None = None, stop: Stop | None = None,
     warned: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, float]]:  # fmt: skip
     """One worker's part of a training, from the last checkpoint to the finished model; yields each epoch's metrics.
@@ -223,40 +234,27 @@ def work(
     Raises KeyboardInterrupt when it has saved because of `stop`. Where it is `warned` that a node will end, it goes on
     while it may and saves again and again, about once a second.
     """
-    import torch
+    from aecore import checkpoint, fit
+    from aecore.order import World
 
-    from aecore import checkpoint, fit, judge
-    from aecore.attributes import read_attributes
-    from aecore.model import ImageShape, build_model
-    from aecore.order import World, spread_rows
-
-    data, root, manifest = open_dataset(recipe.data.uri)
-    fs, place = record.place
-    world = world or World()
-    splits = open_feeds(recipe, data, root, manifest, world, device, shard_of, show)
-
-    fit.set_up(torch.device(device), recipe)
-    model = build_model(recipe, ImageShape(manifest.size, manifest.channels)).to(device)
-    optimizer = fit.make_optimizer(model, recipe)
-    progress = checkpoint.load_checkpoint(fs, f"{place}/checkpoints", model, optimizer)
-    same_step(progress.step, world, device)
-    if world.rank != 0:
-        progress.sums = {}  # the checkpoint's are those of all workers
-    run = fit.Run(recipe, model, wrap(model), optimizer, torch.device(device), world, progress)
-
-    stop = stop or Stop()
+    world, stop = world or World(), stop or Stop()
+    dataset = open_dataset(recipe.data.uri)
+    splits = open_feeds(recipe, *dataset, world, device, shard_of, show)
+    run = _resume(recipe, record, dataset[2], world, device, wrap)
+    progress = run.progress
 
     def wish() -> int:
         end_is_near = warned()  # a question that all workers ask together
         return STOP if stop.asked else SAVE if end_is_near else NOTHING
 
+    fs, place = record.place
     agreement = Agreement(recipe.checkpoint, world, device, wish, progress.step)
     with stop.heeded(), checkpoint.Saver(fs, f"{place}/checkpoints", recipe.checkpoint.keep) as saver:
 
         def save(valid_loss: float = float("nan"), before: Callable[[], None] | None = None) -> None:
             fit.gather_sums(run)
             if world.rank == 0:
-                saver.save(checkpoint.take_snapshot(model, optimizer, recipe, progress, valid_loss), before)
+                saver.save(checkpoint.take_snapshot(run.model, run.optimizer, recipe, progress, valid_loss), before)
 
         for event in fit.fit(run, splits["train"], splits["valid"]):
             if isinstance(event, fit.Step):
@@ -275,15 +273,42 @@ def work(
             save(loss, partial(write_epoch, record, event))
             yield event.metrics
         saver.finish()
+    _finish(run, record, dataset, splits)
+
+
+def _resume(recipe: Recipe, record: Record, manifest: Manifest, world: "World", device: str, wrap: Wrap) -> "Run":
+    """What is trained, as the last checkpoint has it, the same on all workers; new where there is none."""
+    import torch
+
+    from aecore import checkpoint, fit
+    from aecore.model import ImageShape, build_model
+
+    fit.set_up(torch.device(device), recipe)
+    model = build_model(recipe, ImageShape(manifest.size, manifest.channels)).to(device)
+    optimizer = fit.make_optimizer(model, recipe)
+    fs, place = record.place
+    progress = checkpoint.load_checkpoint(fs, f"{place}/checkpoints", model, optimizer)
+    same_step(progress.step, world, device)
+    if world.rank != 0:
+        progress.sums = {}  # the checkpoint's are those of all workers
+    return fit.Run(recipe, model, wrap(model), optimizer, torch.device(device), world, progress)
+
+
+def _finish(run: "Run", record: Record, dataset: Dataset, splits: "dict[str, Feed]") -> None:
+    """Test the trained model and save it with its latent statistics."""
+    from aecore import checkpoint, judge
+    from aecore.attributes import read_attributes
+    from aecore.order import spread_rows
 
     tested = judge.evaluate(run, splits["test"], "test")[0] if len(splits["test"]) else {}
-    if world.rank == 0:
+    if run.world.rank == 0:
         last = list(record.epochs().values())[-1]
         known = {}
         if splits["train"].resumable:  # a stream's images come in no order that could be named
-            known = read_attributes(data, root, manifest, "train", spread_rows(len(run.train), judge.LATENT_IMAGES))
+            known = read_attributes(*dataset, "train", spread_rows(len(run.train), judge.LATENT_IMAGES))
         latents = judge.fit_run_latents(run, splits["train"], attributes=known)
-        save_model = partial(checkpoint.save_model, fs, f"{place}/model", model, recipe, latents, last | tested)
+        fs, place = record.place
+        save_model = partial(checkpoint.save_model, fs, f"{place}/model", run.model, run.recipe, latents, last | tested)
         checkpoint.patiently(save_model, "save the model")
 
 

@@ -1,7 +1,7 @@
 """The tune job: a campaign that searches z_dim and kl_factor with Ray Tune and Optuna.
 
 Each trial is a training with a record of its own, so the same command goes on where it stopped: finished trials are
-told from their records, an interrupted one goes on from its checkpoint.
+told from their records, and Optuna learns of them; an interrupted one goes on from its checkpoint.
 """
 
 import logging
@@ -9,21 +9,18 @@ import os
 import warnings
 from typing import Any
 
-from aecore.config import Recipe, check_recipe
+from aecore.config import Recipe
 from aecore.ranking import RULE, Scored, choose_best, pareto_front
 from aecore.shards import Manifest
 from cluster import tracking
 from cluster.local import connect, has_gpu
-from cluster.progress import Bar
 from cluster.settings import adopt, forwarded, settings
 from cluster.storage import check_uri, open_uri
 from jobs import campaign as campaigns
-from jobs.record import Record, delete_folder, open_record
+from jobs.record import Record, delete_folder
 from jobs.stops import interruptible
-from jobs.train import open_dataset, plain_failure, run_on_ray, with_full_uri, work, worker_resources
-
-log = logging.getLogger(__name__)
-GOALS = {"valid_psnr": "max", "hog_frechet_normal": "min"}
+from jobs.train import open_dataset, run_on_ray, with_full_uri, work, worker_resources
+from jobs.trials import GOALS, Trial, known_trials, trial_recipe
 
 
 def tune(recipe: Recipe, stem: str) -> dict[str, Any]:
@@ -53,42 +50,34 @@ def tune(recipe: Recipe, stem: str) -> dict[str, Any]:
     return campaigns.finish(campaign, _verdict(trials, recipe.search.psnr_slack)) | {"already_finished": False}
 
 
-def _search(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> list[dict[str, Any]]:
-    # Tune's own tables and warnings would drown the progress bar; its Callback class wants no V1 output.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # hog_frechet_normal is not in each epoch
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # so that a relative ZPOINT_HOME means the same there
-    warnings.filterwarnings("ignore", module="optuna")
-    import optuna
+def _search(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> list[Trial]:
+    """Run the trials that are not finished; gives all finished ones."""
+    finished, begun = known_trials(recipe, name, manifest)
+    left = recipe.search.trials - len(finished)
+    if left <= 0:
+        return finished
+    _quiet_tune()
     from ray import tune as ray_tune
-    from ray.tune.search.optuna import OptunaSearch
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # tracebacks of trials: `_watcher` tells what failed
+    from jobs.watcher import Watcher
+
     search = recipe.search
-    watcher = _watcher(recipe, name, manifest, parent)
+    watcher = Watcher(recipe, name, manifest, parent, finished)
     fs, root = open_uri(settings().store)
     # With workers of its own a trial only waits for them; Tune refuses a demand for nothing at all.
     waiting: dict[str, float] = {"CPU": 0, "memory": 2**20}
+    space = {"z_dim": ray_tune.choice(list(search.z_dim)), "kl_factor": ray_tune.loguniform(*search.kl_factor)}
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(
             # Not in param_space, which Tune writes into the store: the environment may hold keys.
             ray_tune.with_parameters(run_trial, recipe=recipe, campaign=name, environment=forwarded()),
             worker_resources(search.parallel) if recipe.scale.most <= 1 else waiting,
         ),
-        param_space={
-            "z_dim": ray_tune.choice(list(search.z_dim)),
-            "kl_factor": ray_tune.loguniform(*search.kl_factor),
-        },
+        param_space=space,
         tune_config=ray_tune.TuneConfig(
-            search_alg=OptunaSearch(
-                metric=list(GOALS),
-                mode=list(GOALS.values()),
-                sampler=optuna.samplers.TPESampler(seed=recipe.optim.seed),
-            ),
-            metric="hog_frechet_normal",
-            mode="min",
-            num_samples=search.trials,
+            # The goals are the search's own: a metric named here would take their place.
+            search_alg=optuna_search(space, finished, begun, recipe.optim.seed),
+            num_samples=left,
             max_concurrent_trials=search.parallel,
             reuse_actors=True,  # else each trial starts a process and imports torch: 3 s of CPU
         ),
@@ -109,13 +98,47 @@ def _search(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> list[
     return watcher.trials
 
 
-def trial_recipe(recipe: Recipe, campaign: str, z_dim: int, kl_factor: float) -> Recipe:
-    """The recipe of one trial, named after what it tries: kl_factor has the three digits that its name shows."""
-    raw = recipe.model_dump(mode="json")
-    tried = f"-z{z_dim}-kl{kl_factor:.2e}".replace("+", "")
-    raw["name"] = campaign[: 63 - len(tried)] + tried
-    raw["model"]["z_dim"], raw["loss"]["kl_factor"] = z_dim, float(f"{kl_factor:.2e}")
-    return check_recipe(raw)
+def _quiet_tune() -> None:
+    """Tune's own tables and warnings would drown the progress bar. Read by Ray Tune when it is imported."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's Callback class wants no V1 output
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # hog_frechet_normal is not in each epoch
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # so that a relative ZPOINT_HOME means the same there
+    warnings.filterwarnings("ignore", module="optuna")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # tracebacks of trials: the watcher tells what failed
+
+
+def optuna_search(space: dict[str, Any], finished: list[Trial], begun: list[Trial], seed: int) -> Any:
+    """Optuna's search of `space` for Tune, which knows the `finished` trials and suggests the `begun` ones first.
+
+    They are put into Optuna's own study: what Ray has for it, `evaluated_rewards`, takes one goal only.
+    """
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    ranges = OptunaSearch.convert_search_space(space)
+    low, high = ranges["kl_factor"].low, ranges["kl_factor"].high
+
+    def point(trial: Trial) -> dict[str, Any]:  # a recipe's kl_factor is rounded, maybe out of its range
+        return {"z_dim": trial["z_dim"], "kl_factor": min(max(trial["kl_factor"], low), high)}
+
+    storage, name = optuna.storages.InMemoryStorage(), "campaign"
+    Direction = optuna.study.StudyDirection
+    directions = [Direction.MAXIMIZE if mode == "max" else Direction.MINIMIZE for mode in GOALS.values()]
+    study = optuna.create_study(storage=storage, study_name=name, directions=directions)
+    for trial in finished:
+        values = [trial[goal] for goal in GOALS]
+        study.add_trial(optuna.trial.create_trial(params=point(trial), distributions=ranges, values=values))
+    for trial in begun:
+        study.enqueue_trial(point(trial))
+    return OptunaSearch(
+        metric=list(GOALS),
+        mode=list(GOALS.values()),
+        # With the same seed it would draw again the points that the known trials have tried.
+        sampler=optuna.samplers.TPESampler(seed=seed + len(finished) + len(begun)),
+        study_name=name,
+        storage=storage,
+    )
 
 
 def run_trial(config: dict[str, Any], *, recipe: Recipe, campaign: str, environment: dict[str, str]) -> None:
@@ -138,71 +161,6 @@ def run_trial(config: dict[str, Any], *, recipe: Recipe, campaign: str, environm
                 ray_tune.report(metrics)
     if len(known) == recipe.optim.epochs:  # none was left to report, and Tune wants one
         ray_tune.report(known[recipe.optim.epochs])
-
-
-def _watcher(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> Any:
-    from ray.tune import Callback
-
-    class Watcher(Callback):
-        """Runs in the driver: shows progress, keeps each trial's MLflow run, collects the results."""
-
-        def __init__(self) -> None:
-            self.trials: list[dict[str, Any]] = []  # the finished ones
-            self.records: dict[str, Record] = {}  # of those that run
-            self.failed: list[Any] = []
-            self.done: dict[str, int] = {}
-            self.bar = Bar(name, "epochs")
-
-        def show(self, text: str = "") -> None:
-            self.bar.update(sum(self.done.values()), recipe.search.trials * recipe.optim.epochs, text)
-
-        def close(self) -> list[Exception]:
-            """End what runs no more; gives the errors of the failed trials."""
-            self.bar.close()
-            errors = [plain_failure(trial.get_pickled_error() or trial.get_error()) for trial in self.failed]
-            for trial, error in zip(self.failed, errors, strict=True):
-                record = self.records.pop(trial.trial_id, None)  # none where its process could not start
-                if record and isinstance(error, ValueError):
-                    record.drop()
-                    continue
-                log.warning("trial %s failed: %s", record.name if record else trial.config, error)
-                if record:
-                    record.close("FAILED")
-            for record in self.records.values():
-                record.close("KILLED")
-            return errors
-
-        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            mine = trial_recipe(recipe, name, trial.config["z_dim"], trial.config["kl_factor"])
-            tags = {"zpoint.campaign": name} | ({"mlflow.parentRunId": parent} if parent else {})
-            self.records[trial.trial_id] = record = open_record(mine, mine.name, manifest, tags=tags)
-            if not record.finished():
-                record.begin()
-            self.show()
-
-        def on_trial_result(
-            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-        ) -> None:
-            record = self.records[trial.trial_id]
-            self.done[trial.trial_id] = len(record.epochs())
-            figures = f"z_dim {trial.config['z_dim']} kl_factor {trial.config['kl_factor']:.2g}"
-            self.show(f"{figures} psnr {result['valid_psnr']:.1f}")
-            record.hand_in()
-
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            record = self.records.pop(trial.trial_id)
-            record.close("FINISHED")
-            last = list(record.epochs().values())[-1]
-            tried = trial_recipe(recipe, name, trial.config["z_dim"], trial.config["kl_factor"])
-            self.trials.append({
-                "run": record.name, "z_dim": tried.model.z_dim, "kl_factor": tried.loss.kl_factor,
-                **{goal: last[goal] for goal in GOALS}, "hog_frechet_gaussian": last["hog_frechet_gaussian"],
-            })  # fmt: skip
-
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self.failed.append(trial)  # its error is written a moment later
-
-    return Watcher()
 
 
 def _verdict(trials: list[dict[str, Any]], slack: float) -> dict[str, Any]:

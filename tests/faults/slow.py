@@ -3,13 +3,15 @@
 A line of the notes: the worker's rank, how many workers there are, the step done.
 """
 
+from typing import Any
+
 import jobs.stops
 import jobs.train
 
 jobs.train.RESIZE_SECONDS = 1.0
 
 
-def slow_worker(config: dict) -> None:
+def slow_worker(**told: Any) -> None:
     """Runs in each worker; it takes nothing of this file along but itself."""
     import os
     import time
@@ -29,7 +31,7 @@ def slow_worker(config: dict) -> None:
         return after(self, step)
 
     jobs.stops.Agreement.after = note
-    jobs.train.train_worker(config)
+    jobs.train.train_worker(**told)
 
 
 if __name__ == "__main__":

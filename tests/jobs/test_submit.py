@@ -130,17 +130,25 @@ def test_a_process_joins_by_the_heads_own_address(head: str, ports: list[int], t
     assert list_jobs(address) == list_jobs(head)
     code = (
         "from cluster.local import connect; connect(); import ray, os;"
-        "task = ray.remote(lambda: (__import__('aecore').__file__, os.environ['ZPOINT_HOME']));"
+        "told = ('ZPOINT_HOME', 'AWS_REGION', 'AWS_SECRET_ACCESS_KEY');"
+        "task = ray.remote(lambda: (__import__('aecore').__file__, *map(os.environ.get, told)));"
         "print(ray.get_runtime_context().gcs_address, *ray.get(task.remote()))"
     )
-    environment = {**os.environ, "RAY_ADDRESS": address, "ZPOINT_HOME": "here"}
+    secret = {"AWS_SECRET_ACCESS_KEY": "not-for-all", "AWS_REGION": "eu-far-9"}
+    environment = {**os.environ, **secret, "RAY_ADDRESS": address, "ZPOINT_HOME": "here"}
     command = [sys.executable, "-P", "-c", code]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    where, code_file, home = done.stdout.split()
+    where, code_file, home, region, key = done.stdout.split()
     assert where == address
     assert "_ray_pkg_" in code_file
     assert home == str(tmp_path / "here")
     assert done.stderr == ""
+    assert (region, key) == ("eu-far-9", "not-for-all")
+    shown = [
+        urlopen(f"{head}/api/{what}").read() for what in ("v0/runtime_envs?detail=1", "v0/tasks?detail=1", "jobs/")
+    ]
+    assert b"eu-far-9" in b"".join(shown)  # it is where the rest of the environment is told
+    assert b"not-for-all" not in b"".join(shown)
 
 
 @pytest.mark.ray

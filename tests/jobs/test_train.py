@@ -14,10 +14,12 @@ import boto3
 import pyarrow.fs as pafs
 import pytest
 
+from aecore.config import load_recipe
 from aecore.shards import load_manifest
 from cluster import tracking
 from cluster.storage import open_uri
-from jobs.record import find_record
+from jobs.record import Record, find_record
+from jobs.train import _trainer
 from serving.registry import find_champion, read_model
 
 JUDGED = {"hog_frechet_normal", "hog_frechet_gaussian"}
@@ -194,3 +196,13 @@ def test_ctrl_c_keeps_what_was_done(interrupted, tiny: str, faces: Path):
     assert 1 <= len(record.epochs()) < 50
     assert tracking.client().get_run(record.run_id).info.status == "KILLED"
     assert our_processes("ray::RayTrainWorker") == []
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_keys_are_in_nothing_that_rays_dashboard_tells(tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-all")
+    recipe = load_recipe(Path(tiny), [f"data.uri={faces}", "scale.workers=2"])
+    told = _trainer(recipe, Record("some-run", str(faces), ""), []).train_run_context
+    assert "some-run" in repr(told)
+    assert "not-for-all" not in repr(told)

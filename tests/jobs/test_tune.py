@@ -1,15 +1,20 @@
 """Campaigns: each trial reports every epoch, the best is the one of the stated rule, and nothing is done twice."""
 
 import json
+import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from aecore.config import load_recipe
 from aecore.ranking import Scored, choose_best
 from cluster import tracking
 from jobs.record import find_record
-from jobs.tune import trial_recipe
+from jobs.train import open_dataset
+from jobs.trials import known_trials, trial_recipe
+from jobs.tune import optuna_search
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster", "tracking")]
 
@@ -68,7 +73,12 @@ def test_ctrl_c_keeps_what_was_done_and_a_changed_recipe_is_refused(
     assert "made from another recipe" in refused(*argv, "optim.epochs=1")
     before = {path: time for path, time in epoch_files().items() if "stopped" in str(path) and "001" in path.name}
     assert before
+    recipe = load_recipe(Path(tiny), argv[2:])
+    finished, begun = known_trials(recipe, "stopped", open_dataset(str(faces))[2])
+    assert len(finished + begun) == 1
     campaign = zpoint(*argv)
+    tried = {(trial["z_dim"], trial["kl_factor"]) for trial in campaign["trials"]}
+    assert tried > {(trial["z_dim"], trial["kl_factor"]) for trial in finished + begun}
     assert [points(trial["run"]) for trial in campaign["trials"]] == [[1, 2]] * 2
     assert {path: epoch_files()[path] for path in before} == before
 
@@ -77,6 +87,12 @@ def test_a_trial_may_have_workers(zpoint, tiny: str, faces: Path):
     campaign = zpoint("tune", tiny, f"data.uri={faces}", "name=nested", "scale.workers=2", "search.trials=1")
     assert points(campaign["best"]) == [1, 2]
     assert children(campaign["run_id"]) == [campaign["best"]]
+
+
+def test_an_epoch_that_is_not_judged_does_no_harm(zpoint, tiny: str, faces: Path):
+    campaign = zpoint("tune", tiny, f"data.uri={faces}", "name=unjudged", "search.trials=1", "optim.epochs=6")
+    epochs = find_record(campaign["best"]).epochs()
+    assert [epoch for epoch in epochs if "hog_frechet_normal" in epochs[epoch]] == [2, 4, 6]
 
 
 def test_a_damaged_shard_is_refused(refused, tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch):
@@ -89,8 +105,33 @@ def test_a_damaged_shard_is_refused(refused, tiny: str, faces: Path, monkeypatch
     assert [run for run in tracking.find_runs() if run.info.run_name.startswith("damaged")] == []
 
 
-def test_a_long_name_leaves_room_for_what_is_tried(tiny: str):
-    from aecore.config import load_recipe
+def test_a_search_that_goes_on_knows_what_was_tried():
+    """Of 20 trials, half is enough to know where to look; without them the next ones would be random."""
+    from ray import tune as ray_tune
 
+    space = {"z_dim": ray_tune.choice([2, 3, 4]), "kl_factor": ray_tune.loguniform(0.0123456, 100)}
+
+    def trial(z_dim: int, kl_factor: float) -> dict:  # the nearer kl_factor is to 1, the better is all
+        miss = abs(math.log10(kl_factor))
+        return {"z_dim": z_dim, "kl_factor": kl_factor, "valid_psnr": 30 - miss, "hog_frechet_normal": miss}
+
+    def misses(finished: list[dict]) -> list[float]:
+        search, found = optuna_search(space, finished, begun, seed=0), []
+        search.set_search_properties(None, None, space)
+        assert search.suggest("0") == begun[0]
+        assert search.suggest("1") == {"z_dim": 3, "kl_factor": 0.0123456}  # rounded, it lies below what is searched
+        for i in range(2, 12):
+            point = search.suggest(str(i))
+            assert point
+            found.append(trial(**point))
+            search.on_trial_complete(str(i), found[-1])
+        return [each["hog_frechet_normal"] for each in found]
+
+    begun = [{"z_dim": 2, "kl_factor": 50.0}, {"z_dim": 3, "kl_factor": 0.0123}]
+    finished = [trial(2 + i % 3, 10 ** (-1.5 + 3 * i / 19)) for i in range(20)]
+    assert np.mean(misses(finished)) < 0.5 * np.mean(misses([]))
+
+
+def test_a_long_name_leaves_room_for_what_is_tried(tiny: str):
     names = {trial_recipe(load_recipe(Path(tiny), []), "c" * 63, z, 0.012345).name for z in (2, 3)}
     assert names == {"c" * 49 + "-z2-kl1.23e-02", "c" * 49 + "-z3-kl1.23e-02"}
