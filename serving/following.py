@@ -5,6 +5,7 @@ requests that had begun end on the model they began with. A version that does no
 one stays. Where MLflow does not answer, everything stays as it is.
 """
 
+import ctypes
 import logging
 import threading
 from collections.abc import Callable
@@ -64,10 +65,18 @@ def look(slot: Slot, found: Champion, load: Load, note: Callable[[Champion], Non
         slot.refused = _refusal(found, error)
         meters.refused()
         return
+    _give_back_memory()
     slot.refused = None
     meters.serving(found.name, found.version, swap=True)
     note(found)
     log.warning("serving %s/%s in the place of %s", found.name, found.version, before)
+
+
+def _give_back_memory() -> None:
+    """Return what loading has freed: glibc keeps it for each thread, 60 MB more after each swap of a 25 MB model."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _refusal(champion: Champion, error: Exception) -> dict[str, str]:

@@ -78,6 +78,8 @@ class Gate:
                 raise
             await problem(500, "this is the endpoint's own fault; its log says more")(scope, receive, answer)
         finally:
+            # The server keeps the scope of a connection's last request: an idle one would keep a replaced model.
+            scope["state"].clear()
             self._held -= held
             self._meters.request(_route(scope), status, time.perf_counter() - began)
 

@@ -1,13 +1,17 @@
 """Following the alias: what is put into the slot, what is refused, what stays."""
 
+import time
+import weakref
 from types import SimpleNamespace
 
+import httpx2
 import pytest
 
 from serving.following import first_that_loads, look
 from serving.meters import Meters
 from serving.registry import Champion
 from serving.served import Slot
+from tests.serving.live import Z_DIM, made_slot, running
 
 
 def version(number):
@@ -57,3 +61,18 @@ def test_a_starting_replica_takes_the_first_that_loads_and_tells_what_did_not():
     assert first_that_loads([version(2)], load).refused is None
     with pytest.raises(FileNotFoundError):
         first_that_loads([version(13)], load)
+
+
+def test_an_idle_connection_keeps_no_model_in_memory():
+    """The server keeps what it knows of the last request of a connection until the next one comes."""
+    slot = made_slot("1")
+    with running(slot) as url, httpx2.Client() as client:
+        answer = client.post(f"{url}/v1/decode", json={"z": [[0.0] * Z_DIM]})
+        assert answer.headers["x-zpoint-model"] == "zpoint/1"
+        before = weakref.ref(slot.current)
+        slot.current = made_slot("2").current
+        deadline = time.monotonic() + 2  # the server closes idle connections after 5
+        while before() is not None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert before() is None
+        assert client.get(f"{url}/v1/model").json()["version"] == "2"
