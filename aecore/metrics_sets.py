@@ -8,6 +8,7 @@ better score than real images, since a few odd real images have neighbourhoods t
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 REFERENCE = 2_048  # real images that others are compared with
 SIDE = 96  # pixels that each image is scaled to for its shapes
@@ -39,12 +40,14 @@ class FrechetDistance:
 
     def __init__(self, reference: np.ndarray):
         """`reference`: features (n, d), whose part is computed once."""
-        self._mean, self._root = _moments(reference)
+        with threadpool_limits(1):  # more are slower even on idle processors
+            self._mean, self._root = _moments(reference)
 
     def __call__(self, features: np.ndarray) -> float:
-        mean, root = _moments(features)
-        # tr (C1 C2)^(1/2) is the sum of the singular values of R1 R2^T, where C = R^T R.
-        shared = np.linalg.svd(root @ self._root.T, compute_uv=False).sum()
+        with threadpool_limits(1):
+            mean, root = _moments(features)
+            # tr (C1 C2)^(1/2) is the sum of the singular values of R1 R2^T, where C = R^T R.
+            shared = np.linalg.svd(root @ self._root.T, compute_uv=False).sum()
         spread = np.square(root).sum() + np.square(self._root).sum()
         return max(0.0, float(np.square(mean - self._mean).sum() + spread - 2 * shared))
 
