@@ -19,7 +19,7 @@ from aecore.metrics import psnr, ssim
 from aecore.model import Latent, to_float, to_uint8
 from aecore.order import seed_of
 from aecore.paths import PATHS, principal_axes
-from aecore.samplers import SAMPLERS, attribute_directions, sample
+from aecore.samplers import SAMPLERS, Latents, attribute_directions, fit_latents, sample
 from aecore.scores import METRICS, Scores
 from aecore.task import Draws, corrupt
 from aecore.zstats import describe, structure, tsne
@@ -36,6 +36,7 @@ AXES = 5  # principal axes shown
 REACH = 3.0  # sds to either side on one
 ALONG = 9  # pictures along one
 MAPPED = 1_000  # z-points on a map
+CORRELATED = 64  # components whose correlations are shown
 RADII = np.geomspace(0.125, 32, 65)  # bins of a radius in units of sqrt(z_dim)
 TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 # the parameter of a sampler, and its values
@@ -82,6 +83,15 @@ class Subject:
         return self.latent.sample(torch.randn(self.latent.mean.shape, generator=torch.Generator().manual_seed(SEED)))
 
     @cached_property
+    def latents(self) -> Latents:
+        """What the samplers need: where the model was stored without a mixture, one fitted here."""
+        return self.saved.latents if self.mixture_stored else fit_latents(self.z) | self.saved.latents
+
+    @property
+    def mixture_stored(self) -> bool:
+        return "gmm_weights" in self.saved.latents
+
+    @cached_property
     def tested(self) -> Tensor:
         """The test images' z-points, means of q(z|x), at most `judged`."""
         return self.encode(self.seen(self.test[: self.judged])).mean
@@ -109,8 +119,16 @@ class Subject:
         images = self.decode(z)
         return self.scores(images), images[:SHOWN]
 
-    def sampled(self, sampler: str, **parameters: float) -> tuple[dict[str, float], np.ndarray]:
-        return self.look(sample(sampler, self.judged, self.saved.latents, SEED, **parameters))
+    def drawn(self, sampler: str, **parameters: float) -> Tensor:
+        """`judged` z-points of a sampler."""
+        return sample(sampler, self.judged, self.latents, SEED, **parameters)
+
+    @cached_property
+    def everywhere(self) -> dict[str, Tensor]:
+        """Z-points of test images, of each sampler as it stands, and of the sphere at the z-points' own radius."""
+        drawn = {name: self.drawn(name) for name in SAMPLERS if name != "cube"}  # which has no natural boundary
+        own = self.drawn("sphere", radius=float(self.z.norm(dim=1).mean()))
+        return {"reconstructions": self.tested, **drawn, "sphere, own radius": own}
 
 
 def _joined(parts: list[Latent]) -> Latent:
@@ -125,17 +143,21 @@ def real(subject: Subject) -> Part:
 
 
 def samplers(subject: Subject) -> Part:
-    """Reconstructions of test images, then each sampler as it stands, and the sphere at the z-points' own radius."""
-    looks = {"reconstructions": subject.look(subject.tested)}
-    looks |= {name: subject.sampled(name) for name in SAMPLERS if name != "cube"}  # which has no natural boundary
-    looks["sphere, own radius"] = subject.sampled("sphere", radius=float(subject.z.norm(dim=1).mean()))
+    """Reconstructions of test images, then each sampler: see `Subject.everywhere`."""
+    looks = {name: subject.look(z) for name, z in subject.everywhere.items()}
     return Part({name: look[0] for name, look in looks.items()}, {name: look[1] for name, look in looks.items()})
+
+
+def inception(subject: Subject, scored: Callable[[np.ndarray], dict[str, float]]) -> Part:
+    """What `scored`, of `aecore.metrics_inception`, tells of real test images and of each sampler's pictures."""
+    found = {name: scored(subject.decode(z)) for name, z in subject.everywhere.items()}
+    return Part({"real": scored(subject.test[: subject.judged]), "samplers": found})
 
 
 def sweep(subject: Subject, sampler: str) -> Part:
     """One of SWEEPS: scores and pictures for each value of the sampler's parameter."""
     parameter, values = SWEEPS[sampler]
-    looks = [subject.sampled(sampler, **{parameter: value}) for value in values]
+    looks = [subject.look(subject.drawn(sampler, **{parameter: value})) for value in values]
     rows = [{parameter: value, **look[0]} for value, look in zip(values, looks, strict=True)]
     return Part(rows, {"pictures": np.stack([look[1] for look in looks])})
 
@@ -195,20 +217,25 @@ def directions(subject: Subject) -> Part:
 
 
 def points(subject: Subject) -> Part:
-    """Statistics of the training images' z-points, and two maps of them."""
+    """Statistics of the training images' z-points, their correlations, and two maps of them.
+
+    `correlation` (n, n) float32 is of the 64 components that vary most, the first most.
+    """
     stats, shape = describe(subject.latent, subject.z), structure(subject.z)
     z = subject.z[:MAPPED]
     plane = (z - z.mean(0)) @ principal_axes(torch.cov(subject.z.T))[1][:2].T
     histogram = np.histogram(stats.radii / len(stats.mean) ** 0.5, RADII)[0] / len(stats.radii)
-    numbers = stats.numbers()
+    numbers, varied = stats.numbers(), np.argsort(-stats.sd)[:CORRELATED]
     figures = numbers | {
         "kl_sum": numbers["kl"],
         "fragments": shape.fragments, "largest_fragment": shape.largest, "silhouette": shape.silhouette,
         "gaussian_silhouette": shape.gaussian_silhouette, "coherent": shape.coherent, "encoded": len(subject.z),
+        "mixture_stored": subject.mixture_stored,
         "radius_bins": RADII.tolist(), "radius_shares": histogram.tolist(),
         **{name: getattr(stats, name).tolist() for name in ("mean", "sd", "skew", "kurtosis", "kl", "variances")},
     }  # fmt: skip
-    return Part(figures, {"plane": plane.numpy(), "tsne": tsne(z)})
+    correlation = stats.correlation[np.ix_(varied, varied)].astype(np.float32)
+    return Part(figures, {"plane": plane.numpy(), "tsne": tsne(z), "correlation": correlation})
 
 
 PARTS: dict[str, Callable[[Subject], Part]] = {

@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, GRID = "#2b2b2b", "#dddddd"
+DIVERGING = "RdBu_r"  # ColorBrewer's: blue to red, told apart with any colour vision
+FAINT = 0.25  # a correlation that is not to look strong for want of stronger ones
 STYLE: dict[Any, Any] = {
     "font.size": 9.5, "font.family": "sans-serif", "axes.titlesize": 10.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
@@ -124,6 +128,29 @@ def scatter(
             _finish(axes, x, y if number == 0 else Axis(""), [])
             if not x.label:  # a map without coordinates
                 axes.set(xticks=[], yticks=[])
+        return _drawn(figure, None, name, title)
+
+
+def matrices(name: str, title: str, panels: Sequence[tuple[str, np.ndarray]], axis: Axis, values: str) -> Chart:
+    """A matrix `(n, n)` of values from -1 to 1 for each panel, side by side, both its sides labelled by `axis`.
+
+    One colour scale for all, whose label is `values`: as far as the greatest off a diagonal, which is left out.
+    """
+    inner = [np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix) for _, matrix in panels]
+    limit = max([FAINT, *(float(np.nanmax(np.abs(matrix))) for matrix in inner if len(matrix) > 1)])
+    colours = ScalarMappable(Normalize(-limit, limit), DIVERGING)
+    with rc_context(STYLE):
+        figure, every = _figure(len(panels), width=max(5.4, 2.9 * len(panels) + 0.9), height=3.3)
+        for number, (axes, (label, _), matrix) in enumerate(zip(np.atleast_1d(every), panels, inner, strict=True)):
+            side = (0.5, len(matrix) + 0.5)  # the first is 1
+            axes.imshow(matrix, colours.cmap, colours.norm, extent=(*side, *side[::-1]))
+            axes.set_title(label, fontweight="normal")
+            axes.grid(visible=False)
+            _finish(axes, axis, axis if number == 0 else Axis(""), [])
+            for place in (axes.xaxis, axes.yaxis):
+                place.set_major_locator(MaxNLocator(5, integer=True))
+        bar: Any = figure.colorbar(colours, ax=every, label=values, shrink=0.8)
+        bar.solids.set_rasterized(True)  # else a page's SVG would hold a shape for each of its colours
         return _drawn(figure, None, name, title)
 
 

@@ -5,7 +5,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from jobs.study.charts import Axis, Chart, Mark, Series, dots, histogram, lines, scatter
+from jobs.study.charts import Axis, Chart, Mark, Series, dots, histogram, lines, matrices, scatter
 from jobs.study.findings import Figures, rate_of
 
 QUARTERS = (0, 0.25, 0.5, 0.75, 1)
@@ -85,7 +85,7 @@ def way_charts(figures: Figures) -> list[Chart]:
 
 
 def point_charts(figures: Figures, arrays: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> list[Chart]:
-    """Where the z-points lie: radius, axes, components, KL, and two maps."""
+    """Where the z-points lie: radius, axes, components, their correlations, KL, and two maps."""
     named = [(label(run), run["points"]) for run in figures["runs"]]
     radius = histogram(
         "radius", "How far out the z-points lie",
@@ -111,7 +111,12 @@ def point_charts(figures: Figures, arrays: Sequence[Mapping[str, Mapping[str, np
         )
         for key, title, x, y in MAPS
     ]  # fmt: skip
-    return [radius, held, *_divergence(named), spread, *maps]
+    correlations = matrices(
+        "correlations", "Correlations of the components",
+        [(name, kept["points"]["correlation"]) for (name, _), kept in zip(named, arrays, strict=True)],
+        Axis("component, greatest sd first"), "correlation",
+    )  # fmt: skip
+    return [radius, held, *_divergence(named), spread, correlations, *maps]
 
 
 def _divergence(named: Sequence[tuple[str, Figures]]) -> list[Chart]:

@@ -98,7 +98,7 @@ def make_sections(figures: Figures, arrays: Arrays) -> list[Section]:
         Section(
             "gaussians", "Fitted Gaussians",
             "Fitted to the training images' z-points: without correlations, with them, and a mixture. The temperature "
-            "multiplies the distance from the mean: 1 is as fitted. A column is one draw.",
+            f"multiplies the distance from the mean: 1 is as fitted. A column is one draw.{_mixtures_fitted(runs)}",
             [chart for name in FITTED for chart in plots.sweep_charts(figures, name)], [swept(name) for name in FITTED],
         ),
         Section(
@@ -120,10 +120,19 @@ def make_sections(figures: Figures, arrays: Arrays) -> list[Section]:
             [], [cards(_directions, "along", [])],
         ),
         Section(
-            "points", "The z-points", "Where the training images' z-points lie, as the decoder saw them in training.",
+            "points", "The z-points",
+            "Where the training images' z-points lie, as the decoder saw them in training. Correlations are those of "
+            "the 64 components that vary most.",
             plots.point_charts(figures, arrays), tables=[_points(figures)],
         ),
     ]  # fmt: skip
+
+
+def _mixtures_fitted(runs: Sequence[Figures]) -> str:
+    names = [run["run"] for run in runs if not run["points"]["mixture_stored"]]
+    if not names:
+        return ""
+    return f" Stored without a mixture: {', '.join(names)}; this study fitted one, which an endpoint does not have."
 
 
 def about(figures: Figures) -> str:

@@ -1,5 +1,7 @@
 """The parts of a study on an untrained model: what is decoded is what is said, and the same each time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,32 @@ def test_points_are_draws_of_the_training_images(subject: Subject):
     assert (a_subject().z == subject.z).all()
     assert (subject.z != subject.latent.mean).any()
     assert a_subject(loss={"kl_factor": 0}).latent.logvar is None
+
+
+def test_correlations_are_those_of_the_components_that_vary_most(subject: Subject, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(study, "CORRELATED", 3)
+    correlation = study.points(subject).arrays["correlation"]
+    most = subject.z.std(0).argsort(descending=True)[:3]
+    np.testing.assert_allclose(correlation, np.corrcoef(subject.z[:, most].numpy().T), atol=1e-4)
+
+
+def test_a_mixture_is_fitted_where_none_was_stored(subject: Subject):
+    stored = {name: value for name, value in subject.saved.latents.items() if not name.startswith("gmm")}
+    without = replace(subject, saved=replace(subject.saved, latents=stored))
+    assert study.points(subject).figures["mixture_stored"]
+    assert not study.points(without).figures["mixture_stored"]
+    assert set(study.samplers(without).figures) == set(study.samplers(subject).figures)
+    fitted = fit_latents(subject.z)
+    assert all(torch.equal(without.latents[name], fitted[name]) for name in fitted if name.startswith("gmm"))
+    assert all(without.latents[name] is value for name, value in stored.items())
+
+
+def test_inception_scores_what_is_judged(subject: Subject):
+    part = study.inception(subject, lambda images: {"fid": float(images.mean())})
+    assert part.figures["real"] == {"fid": subject.test[:JUDGED].mean()}
+    assert set(part.figures["samplers"]) == set(study.samplers(subject).figures)
+    normal = sample("normal", JUDGED, subject.saved.latents, study.SEED)
+    assert part.figures["samplers"]["normal"] == {"fid": subject.decode(normal).mean()}
 
 
 def test_real_images_and_reconstructions_stand_beside_the_samplers(subject: Subject):

@@ -1,5 +1,6 @@
 """Charts: what is drawn is what was given, in a page's own colours."""
 
+import base64
 import io
 import re
 import xml.etree.ElementTree as ET
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.study.charts import COLOURS, INK, Axis, Chart, Mark, Series, dots, histogram, lines, scatter
+from jobs.study.charts import COLOURS, INK, Axis, Chart, Mark, Series, dots, histogram, lines, matrices, scatter
 from jobs.study.plots import wilson
 
 SHARE = Axis("share", percent=True, ticks=(0, 0.5, 1))
@@ -46,6 +47,25 @@ def test_colours_are_the_pages(charts: list[Chart]):
         assert "var(--ink)" in chart.svg
         assert "var(--series0)" in chart.svg
         assert not re.search(r"#[0-9a-f]{6}(?!\w)", re.sub(r'(href|id)="[^"]*"|url\([^)]*\)', "", chart.svg))
+
+
+def test_a_matrix_is_blue_below_zero_and_red_above_and_blank_on_its_diagonal():
+    values = np.array([[1, 0.5], [-0.5, 1]])
+    chart = matrices("m", "Matrices", [("one", values), ("two", values / 2)], Axis("component"), "correlation")
+    assert not re.search(r"#[0-9a-f]{6}(?!\w)", re.sub(r'(href|id)="[^"]*"|url\([^)]*\)', "", chart.svg))
+    pictures = [base64.b64decode(found) for found in re.findall(r"data:image/png;base64,\s*([^\"]+)", chart.svg)]
+    one, two = (np.array(Image.open(io.BytesIO(png)).convert("RGBA")).astype(int)[::-1] for png in pictures[:2])
+    side = len(one)
+    (above, below), (fainter, _) = (
+        (picture[side // 4, 3 * side // 4], picture[3 * side // 4, side // 4]) for picture in (one, two)
+    )
+    assert above[0] > above[2] + 50
+    assert below[2] > below[0] + 50
+    assert above[1] < fainter[1] < 255
+    assert one[side // 4, side // 4, 3] == one[3 * side // 4, 3 * side // 4, 3] == 0
+    text = "".join(ET.fromstring(chart.svg).itertext())
+    for label in ("one", "two", "component", "correlation", "0.4", "-0.4"):
+        assert label in text.replace("\N{MINUS SIGN}", "-"), text
 
 
 def test_labels_are_text_and_escaped(charts: list[Chart]):
