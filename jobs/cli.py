@@ -108,6 +108,7 @@ def _add_training(command: Callable[..., Any]) -> None:
     study.add_argument("--out", help="the report's folder (one in ZPOINT_HOME/studies)")
     study.add_argument("--limit", type=_count, default=6_000, help="training images encoded at most (6000)")
     study.add_argument("--judged", type=_count, default=256, help="pictures judged at each point (256)")
+    study.add_argument("--inception", metavar="FILE", help="weights for FID, KID, precision and recall (none)")
     study.add_argument("--fresh", action="store_true", help="measure again what an earlier study measured")
 
     claims = command("claims", _claims, "put what is said of AE and VAE latent spaces to the test", printing.claims)
@@ -221,7 +222,10 @@ def _study(args: Any) -> Result:
     from jobs.study.job import study
 
     with closing(Bar("study", "parts")) as bar:
-        return study(args.runs, args.out, limit=args.limit, judged=args.judged, fresh=args.fresh, progress=bar.update)
+        return study(
+            args.runs, args.out, limit=args.limit, judged=args.judged, inception=args.inception, fresh=args.fresh,
+            progress=bar.update,
+        )  # fmt: skip
 
 
 def _claims(args: Any) -> Result:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 
@@ -16,19 +16,23 @@ from cluster.settings import settings
 from cluster.storage import check_uri
 from jobs.study.measured import JUDGED, LIMIT, Finished, Measured, common_dataset, find_finished
 
+if TYPE_CHECKING:
+    from aecore.metrics_inception import Inception
+
 Progress = Callable[[int, int, str], None]
 
 
 def study(
-    names: list[str], out: str | None = None, *, limit: int = LIMIT, judged: int = JUDGED, fresh: bool = False,
-    progress: Progress = lambda done, total, text: None,
+    names: list[str], out: str | None = None, *, limit: int = LIMIT, judged: int = JUDGED,
+    inception: str | None = None, fresh: bool = False, progress: Progress = lambda done, total, text: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Study the finished runs `names`, all trained on one dataset; gives the report's path, findings and seconds.
 
     What was measured is kept with each run and not measured again unless `fresh`. `limit` training images are encoded
-    at most, `judged` pictures are judged at each point. The report goes to the folder `out`, by default one in
+    at most, `judged` pictures are judged at each point, those of samplers also by the Inception network whose weights
+    the file `inception` holds. The report goes to the folder `out`, by default one in
     ZPOINT_HOME/studies, and to the runs in MLflow. Raises ValueError for an unknown or unfinished run, for runs on
-    different datasets, and for an `out` that is no folder.
+    different datasets, for an `out` that is no folder, and for an `inception` that is another file.
     """
     started, names = time.monotonic(), list(dict.fromkeys(names))
     folder = Path(out).absolute() if out else settings().home / "studies" / _title(names)
@@ -36,9 +40,9 @@ def study(
         raise ValueError(f"--out {out} is a file: it takes a folder")
     check_uri(settings().store)
     runs = [find_finished(name) for name in names]
-    data = common_dataset(runs, limit)
+    data, network = common_dataset(runs, limit), _network(inception)
     folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is known before the work
-    figures, arrays = _measure(runs, data, {"limit": limit, "judged": judged}, fresh, progress)
+    figures, arrays = _measure(runs, data, {"limit": limit, "judged": judged}, network, fresh, progress)
 
     from jobs.study.report import PAGE, make_report
 
@@ -59,22 +63,35 @@ def _title(names: list[str]) -> str:
     return title if len(title) <= 100 else hashlib.sha256(title.encode()).hexdigest()[:16]
 
 
+def _network(weights: str | None) -> "Inception | None":
+    if weights is None:
+        return None
+    from aecore.metrics_inception import Inception
+
+    return Inception(Path(weights))
+
+
 def _measure(
-    runs: list[Finished], data: tuple[pafs.FileSystem, str, Manifest], options: dict[str, int], fresh: bool,
-    progress: Progress,
+    runs: list[Finished], data: tuple[pafs.FileSystem, str, Manifest], options: dict[str, int],
+    network: "Inception | None", fresh: bool, progress: Progress,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
     """The figures of all runs, and each one's arrays by part and name."""
     from aecore.study import PARTS
     from jobs.study.data import held_out_split, read_images
 
     images = cache(partial(read_images, *data, options["limit"]))
-    figures, arrays, total = [], [], len(runs) * len(PARTS)
+    scored = cache(lambda: network.against(images().scores.train)) if network else None
+    steps = len(PARTS) + bool(network)
+    figures, arrays, total = [], [], len(runs) * steps
     for run in runs:
         measured, numbers, kept = Measured(run, images, options, fresh=fresh), run.about, {}
         for name in PARTS:
-            progress(len(figures) * len(PARTS) + len(kept), total, f"{run.record.name}: {name}")
+            progress(len(figures) * steps + len(kept), total, f"{run.record.name}: {name}")
             part = measured.part(name)
             numbers[name], kept[name] = part.figures, part.arrays
+        if network and scored:
+            progress(len(figures) * steps + len(kept), total, f"{run.record.name}: inception")
+            _add(measured.inception(network.digest, scored).figures, numbers)
         figures.append(numbers)
         arrays.append(kept)
     progress(total, total, "")
@@ -86,3 +103,10 @@ def _measure(
         "dataset": about | {"images": counts, "held_out": held_out_split(manifest)},
         "runs": figures,
     }, arrays
+
+
+def _add(scores: dict[str, Any], numbers: dict[str, Any]) -> None:
+    """Put the Inception network's scores beside the others of real images and samplers."""
+    numbers["real"] |= scores["real"]
+    for name, one in scores["samplers"].items():
+        numbers["samplers"][name] |= one

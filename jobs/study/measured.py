@@ -14,6 +14,7 @@ from jobs.record import Record, find_record
 from jobs.train import open_dataset
 
 if TYPE_CHECKING:
+    from aecore.metrics_inception import Scored
     from aecore.study import Part, Subject
     from jobs.study.data import Images
 
@@ -78,13 +79,24 @@ class Measured:
 
     def part(self, name: str) -> "Part":
         from aecore.study import PARTS
+
+        return self._part(name, self.options, lambda subject: PARTS[name](subject))
+
+    def inception(self, weights: str, scored: "Callable[[], Scored]") -> "Part":
+        """`aecore.study.inception` by a network whose weights have this sha256; `scored` gives what it scores with."""
+        from aecore.study import inception
+
+        options = self.options | {"weights": weights}
+        return self._part("inception", options, lambda subject: inception(subject, scored()))
+
+    def _part(self, name: str, options: dict[str, Any], measure: "Callable[[Subject], Part]") -> "Part":
         from jobs.study.parts import load_part, part_path, save_part
 
         fs, root = self.run.record.place
-        path = part_path(root, name, self.options)
+        path = part_path(root, name, options)
         part = None if self.fresh else load_part(fs, path)
         if part is None:
-            part = PARTS[name](self._subject)
+            part = measure(self._subject)
             save_part(fs, path, part)
         return part
 

@@ -23,8 +23,11 @@ HEADS: dict[str, tuple[str, Callable[[float], str]]] = {
     "classes": ("classes", "{:.1f}".format), "hog_frechet": ("HOG-Frechet", "{:.2f}".format),
     "coverage": ("coverage", "{:.2f}".format), "swd": ("SWD", "{:.0f}".format),
     "nearest_train": ("nearest", "{:.2f}".format), "copied": ("copied", short),
+    "fid": ("FID", "{:.1f}".format), "kid": ("KID", "{:.3f}".format), "precision": ("precision", "{:.2f}".format),
+    "recall": ("recall", "{:.2f}".format),
 }  # fmt: skip
 IN_CARDS = ("faces", "recognised", "hog_frechet")
+BY_INCEPTION = ("fid", "kid", "precision", "recall")
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def make_sections(figures: Figures, arrays: Arrays) -> list[Section]:
         Section(
             "samplers", "Samplers",
             "Where z-points are taken from. A row shows a sampler's first ten pictures; the figures are those of all.",
-            plots.sampler_charts(figures), [cards(_sampled, "sampler")],
+            plots.sampler_charts(figures), [cards(_sampled, "sampler")], _by_inception(figures),
         ),
         Section(
             "cube", "The cube", "A column is one z-point, moved outwards from row to row.",
@@ -182,7 +185,11 @@ MEANING = {
     "2020); more is more varied.",
     "swd": "SWD: the sliced Wasserstein distance to training images on Laplacian pyramids (Karras 2018), times 1000.",
     "nearest_train": "nearest: the distance to the nearest training image over that to the next 50 (Carlini 2023), "
-    "median; copied: the share of pictures where it is under a half.",
+    "median; copied: the share of pictures where it is under a third.",
+    "fid": "FID (Heusel 2017) and KID (Binkowski 2018): distances to training images in the features of an Inception "
+    "network; less is nearer. FID falls with the number of pictures: compare it within this report alone.",
+    "precision": "precision: the share of pictures that lie within the training images in those features; recall: the "
+    "share of training images that lie within the pictures (Kynkaanniemi 2019).",
 }
 
 
@@ -198,6 +205,17 @@ def _sampled(run: Figures, kept: Kept) -> Iterator[Row]:
     yield Row("real images", kept["real"]["pictures"], _cells(run["real"]))
     for name, scores in run["samplers"].items():
         yield Row(name, kept["samplers"][name], _cells(scores))
+
+
+def _by_inception(figures: Figures) -> list[Table]:
+    runs = figures["runs"]
+    heads = _heads(figures, BY_INCEPTION)
+    if not heads:
+        return []
+    rows = [["real test images", "", *_cells(runs[0]["real"], BY_INCEPTION)]]
+    for name in runs[0]["samplers"]:
+        rows += [[name, run["run"], *_cells(run["samplers"][name], BY_INCEPTION)] for run in runs]
+    return [Table(["sampler", "run", *heads], rows)]
 
 
 def _swept(run: Figures, kept: Kept, name: str) -> Iterator[Row]:

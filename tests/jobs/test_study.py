@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from aecore import study
+from aecore import metrics_inception, study
 from aecore.faces import draw_face
 from aecore.images import encode_image
 from aecore.shards import load_manifest, shard_table, write_shard
@@ -96,6 +97,45 @@ def test_a_study_that_was_stopped_goes_on(
     zpoint("study", "ae", *OPTIONS, "--fresh")
     assert len(measured) == 2 * len(few)
     assert Path(first["report"]).read_text() == page
+
+
+def test_a_run_that_was_stored_without_a_mixture_is_studied_with_one(zpoint: Callable, two_runs: list[str]):
+    path = Path(find_record("ae").uri) / "model" / "latents.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if not name.startswith("gmm")}, path)
+    page = Path(zpoint("study", *two_runs, *OPTIONS, "--fresh")["report"]).read_text()
+    assert "Stored without a mixture: ae; this study fitted one" in page
+
+
+def test_inception_figures_stand_in_tables_and_json_only_where_weights_are_named(
+    zpoint: Callable, refused: Callable, two_runs: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    Path("wrong.pth").write_bytes(b"<html>")
+    for weights, said in {"none.pth": "no Inception weights at none.pth", "wrong.pth": "no file of weights"}.items():
+        assert said in refused("study", "ae", "--inception", weights, "--out", "never")
+    assert not Path("never").exists()
+    asked = []
+
+    class Network:
+        def __init__(self, weights: Path) -> None:
+            self.digest = weights.name
+
+        def against(self, reference: np.ndarray) -> Callable:
+            asked.append(len(reference))
+            return lambda images: {"fid": len(images) + 0.25, "kid": 0.0, "precision": 0.5, "recall": images.std()}
+
+    monkeypatch.setattr(metrics_inception, "Inception", Network)
+    heads = [f"<th>{head}</th>" for head in ("FID", "KID", "precision", "recall")]
+    for argv, there in (((), False), (("--inception", "a.pth"), True), (("--inception", "a.pth"), True)):
+        report = Path(zpoint("study", *two_runs, *OPTIONS, *argv, "--out", "report")["report"])
+        page, figures = report.read_text(), json.loads((report.parent / "metrics.json").read_text())
+        # The models' table and the samplers' have them.
+        assert [page.count(head) for head in heads] == [2 * there] * 4
+        assert ("FID (Heusel 2017)" in page) == there
+        for run in figures["runs"]:
+            scored = (run["real"], *run["samplers"].values())
+            assert {one.get("fid") for one in scored} == {12.25 if there else None}
+            assert "fid" not in run["cube"][0]
+    assert asked == [128]
 
 
 def test_what_cannot_be_studied_is_refused(refused: Callable, zpoint: Callable, tiny: str, faces: Path, two_runs: list):
