@@ -44,4 +44,4 @@ def attributes_of(table: pa.Table) -> dict[str, Tensor]:
         classes = np.unique(values)
         if len(classes) <= MOST_CLASSES:
             numbers |= {str(one) if named else f"label {one}": values == one for one in classes}
-    return {name: torch.from_numpy(np.asarray(values, np.float32)) for name, values in numbers.items()}
+    return {name: torch.from_numpy(np.array(values, np.float32)) for name, values in numbers.items()}

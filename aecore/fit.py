@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from aecore.checkpoint import Progress
 from aecore.config import Recipe
 from aecore.feed import Batch, Feed
-from aecore.judge import evaluate, judge
+from aecore.judge import Judge, evaluate
 from aecore.losses import loss_parts
 from aecore.order import plan_epoch, steps_per_epoch
 from aecore.run import EPOCH_SUMS, Run, as_feed
@@ -80,7 +80,7 @@ def fit(run: Run, train: Feed | np.ndarray, valid: Feed | np.ndarray) -> Iterato
     few = valid
     if (enough := max(VALIDATED_LEAST, len(train) // VALIDATED_SHARE)) < len(valid):
         few = as_feed(run, valid.spread(enough).cpu().numpy())
-    looked = -LOOK_SECONDS
+    judge, looked = Judge(run, train, valid), -LOOK_SECONDS
     for epoch in range(progress.epochs, optim.epochs):
         started, waited, first = time.monotonic(), 0.0, progress.samples
         batches = train.batches(epoch, progress.step - epoch * steps)
@@ -109,7 +109,7 @@ def fit(run: Run, train: Feed | np.ndarray, valid: Feed | np.ndarray) -> Iterato
         last = progress.epochs == optim.epochs
         found, components = evaluate(run, valid if last else few, "valid")
         due = last or progress.epochs % -(-optim.epochs // JUDGED_TIMES) == 0
-        pictures = judge(run, train, valid, metrics) if due and run.world.rank == 0 else {}
+        pictures = judge(metrics) if due and run.world.rank == 0 else {}
         run.model.train()
         yield Epoch(progress.epochs, metrics | found, components, pictures)
 

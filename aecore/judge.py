@@ -1,6 +1,8 @@
 """Judging a model in training: means over a split, and how real decoded random z-points look."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -8,8 +10,9 @@ from torch import Tensor
 
 from aecore.feed import Batch, Feed
 from aecore.losses import loss_parts
-from aecore.metrics import SlicedWasserstein, psnr, ssim
-from aecore.model import ACTIVE, Latent, to_float, to_uint8
+from aecore.metrics import psnr, ssim
+from aecore.metrics_sets import REFERENCE, FrechetDistance, hog_features
+from aecore.model import ACTIVE, Latent, to_uint8
 from aecore.order import seed_of
 from aecore.run import Run, Totals, as_feed
 from aecore.samplers import COMPONENTS, Latents, fit_latents, sample
@@ -58,24 +61,43 @@ def _error(images: Tensor, clean: Tensor) -> Tensor:
     return (images - clean).square().flatten(1).mean(1)
 
 
-@torch.inference_mode()
-def judge(run: Run, train: Feed, valid: Feed, metrics: dict[str, float]) -> dict[str, np.ndarray]:
-    """Add to `metrics` how real decoded random z-points look, and give pictures of them and of reconstructions."""
-    real = (valid if len(valid) else train).spread(JUDGED)
-    distance = SlicedWasserstein(to_float(real).cpu())
-    latents = fit_run_latents(run, train, limit=2 * JUDGED, components=0)
-    pictures = {"originals": real[:SHOWN].cpu().numpy()}
-    if len(real):
-        seen = seen_images(run, real[:SHOWN], 0)
+@dataclass
+class Judge:
+    """How real decoded random z-points look: called after an epoch, it adds figures to `metrics` and gives pictures.
+
+    `hog_frechet_normal` and `hog_frechet_gaussian`: the Frechet distance in HOG features (`aecore.metrics_sets`) of 256
+    decoded z-points from N(0, 1), and from the Gaussian fitted to the training images' z-points, to 2,048 training
+    images, evenly spread: the same ones for all runs on a dataset. The pictures, uint8 rows, are of these and of
+    reconstructions.
+    """
+
+    run: Run
+    train: Feed
+    valid: Feed
+
+    @cached_property
+    def distance(self) -> FrechetDistance:
+        return FrechetDistance(hog_features(self.train.spread(REFERENCE).cpu().numpy()))
+
+    @torch.inference_mode()
+    def __call__(self, metrics: dict[str, float]) -> dict[str, np.ndarray]:
+        run = self.run
+        pictures = self._reconstructions()
+        latents = fit_run_latents(run, self.train, limit=2 * JUDGED, components=0)
+        for sampler in ("normal", "gaussian"):
+            z = sample(sampler, JUDGED, latents, seed=run.recipe.optim.seed).to(run.device)
+            images = torch.cat([run.model.decode(part) for part in z.split(64)]).cpu().numpy()
+            metrics[f"hog_frechet_{sampler}"] = self.distance(hog_features(images))
+            pictures[sampler] = images[:SHOWN]
+        return pictures
+
+    def _reconstructions(self) -> dict[str, np.ndarray]:
+        run, real = self.run, (self.valid if len(self.valid) else self.train).spread(SHOWN)
+        seen = seen_images(run, real, 0)
+        pictures = {"originals": real.cpu().numpy()}
         if run.recipe.task.kind != "reconstruct":
             pictures["seen"] = to_uint8(seen.clone()).cpu().numpy()
-        pictures["reconstructions"] = run.model.decode(run.model.encode(seen).mean).cpu().numpy()
-    for sampler in ("normal", "gaussian"):
-        z = sample(sampler, JUDGED, latents, seed=run.recipe.optim.seed).to(run.device)
-        images = torch.cat([run.model.logits(part).sigmoid() for part in z.split(64)]).cpu()
-        metrics[f"swd_{sampler}"] = distance(images)
-        pictures[sampler] = to_uint8(images[:SHOWN]).numpy()
-    return pictures
+        return pictures | {"reconstructions": run.model.decode(run.model.encode(seen).mean).cpu().numpy()}
 
 
 @torch.inference_mode()

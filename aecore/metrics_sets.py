@@ -7,9 +7,9 @@ better score than real images, since a few odd real images have neighbourhoods t
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
+REFERENCE = 2_048  # real images that others are compared with
 SIDE = 96  # pixels that each image is scaled to for its shapes
 SMALL = 32  # and for its distance to training images
 NEIGHBOUR = 5  # whose distance is a real image's radius, as in Naeem 2020
@@ -22,6 +22,8 @@ def hog_features(images: np.ndarray) -> np.ndarray:
 
     `images` uint8 (n, size, size, 1 or 3), scaled to 96 x 96. A flat image has zeros.
     """
+    import cv2  # here: a training's start would wait for it
+
     hog = cv2.HOGDescriptor((SIDE, SIDE), (32, 32), (16, 16), (16, 16), 9)
     features = np.empty((len(images), hog.getDescriptorSize()), np.float32)
     for i, image in enumerate(images):
@@ -29,17 +31,22 @@ def hog_features(images: np.ndarray) -> np.ndarray:
     return features
 
 
-def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two sets of features (Dowson and Landau 1982; Heusel 2017).
+class FrechetDistance:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of sets of features to one (Dowson and Landau 1982; Heusel 2017).
 
     0 for equal sets. As every estimate of this it falls with the number of images: compare equal numbers.
     """
-    mean, root = _moments(features)
-    mean_wanted, root_wanted = _moments(reference)
-    # tr (C1 C2)^(1/2) is the sum of the singular values of R1 R2^T, where C = R^T R.
-    shared = np.linalg.svd(root @ root_wanted.T, compute_uv=False).sum()
-    distance = np.square(mean - mean_wanted).sum() + np.square(root).sum() + np.square(root_wanted).sum() - 2 * shared
-    return max(0.0, float(distance))
+
+    def __init__(self, reference: np.ndarray):
+        """`reference`: features (n, d), whose part is computed once."""
+        self._mean, self._root = _moments(reference)
+
+    def __call__(self, features: np.ndarray) -> float:
+        mean, root = _moments(features)
+        # tr (C1 C2)^(1/2) is the sum of the singular values of R1 R2^T, where C = R^T R.
+        shared = np.linalg.svd(root @ self._root.T, compute_uv=False).sum()
+        spread = np.square(root).sum() + np.square(self._root).sum()
+        return max(0.0, float(np.square(mean - self._mean).sum() + spread - 2 * shared))
 
 
 def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -98,6 +105,8 @@ def nearest_images(images: np.ndarray, train: np.ndarray) -> Nearest:
 
 
 def _thumbnails(images: np.ndarray) -> np.ndarray:
+    import cv2
+
     small = [cv2.resize(image, (SMALL, SMALL), interpolation=cv2.INTER_AREA) for image in images]
     return np.stack(small).reshape(len(images), -1).astype(np.float32) / 255
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 RULE = (
     "of the models whose validation PSNR is within {slack:g} dB of the best one's, the one whose decoded N(0, 1) "
-    "z-points have the lowest sliced Wasserstein distance to validation images"
+    "z-points have the lowest Frechet distance to training images in HOG features"
 )
 
 

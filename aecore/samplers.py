@@ -16,6 +16,7 @@ Latents = dict[str, Tensor]
 
 
 COMPONENTS = 10  # of the mixture
+DIRECTION = "direction."  # before the names of attributes
 
 
 def fit_latents(z: Tensor, attributes: Mapping[str, Tensor] | None = None, *, components: int = COMPONENTS) -> Latents:
@@ -32,8 +33,14 @@ def fit_latents(z: Tensor, attributes: Mapping[str, Tensor] | None = None, *, co
         mixture = fit_mixture(z, mean, covariance, components)
         latents |= dict(zip(("gmm_weights", "gmm_means", "gmm_factors"), mixture, strict=True))
     for name, values in (attributes or {}).items():
-        latents[f"direction.{name}"] = attribute_direction(z, values)
+        latents[DIRECTION + name] = attribute_direction(z, values)
     return {name: tensor.float() for name, tensor in latents.items()}
+
+
+def attribute_directions(latents: Latents) -> dict[str, Tensor]:
+    """The directions (z_dim,) in `latents` by attribute, but for attributes that did not vary: theirs are zero."""
+    named = {name.removeprefix(DIRECTION): value for name, value in latents.items() if name.startswith(DIRECTION)}
+    return {name: direction for name, direction in named.items() if direction.any()}
 
 
 def cube(n: int, z_dim: int, latents: Latents, generator: torch.Generator, boundary: float = 1.0) -> Tensor:

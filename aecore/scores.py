@@ -16,12 +16,11 @@ import torch
 from aecore.labels import Classifier, train_classifier
 from aecore.metrics import SlicedWasserstein
 from aecore.metrics_faces import face_hits
-from aecore.metrics_sets import Coverage, frechet_distance, hog_features, nearest_images
+from aecore.metrics_sets import REFERENCE, Coverage, FrechetDistance, hog_features, nearest_images
 from aecore.model import to_float
 from aecore.order import spread_rows
 
-REFERENCE = 2_048  # real images that others are compared with
-PYRAMIDS = 512  # and those whose pyramids are
+PYRAMIDS = 512  # training images whose pyramids others' are compared with
 
 
 class Scores:
@@ -47,6 +46,10 @@ class Scores:
         return hog_features(self.train)
 
     @cached_property
+    def frechet(self) -> FrechetDistance:
+        return FrechetDistance(self.shapes)
+
+    @cached_property
     def coverage(self) -> Coverage:
         return Coverage(self.shapes)
 
@@ -68,7 +71,7 @@ def _recognised(scores: Scores, images: np.ndarray) -> dict[str, float]:
 
 def _shapes(scores: Scores, images: np.ndarray) -> dict[str, float]:
     features = hog_features(images)
-    return {"hog_frechet": frechet_distance(features, scores.shapes), "coverage": scores.coverage(features)}
+    return {"hog_frechet": scores.frechet(features), "coverage": scores.coverage(features)}
 
 
 def _sliced_wasserstein(scores: Scores, images: np.ndarray) -> dict[str, float]:

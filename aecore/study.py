@@ -19,7 +19,7 @@ from aecore.metrics import psnr, ssim
 from aecore.model import Latent, to_float, to_uint8
 from aecore.order import seed_of
 from aecore.paths import PATHS, principal_axes
-from aecore.samplers import SAMPLERS, sample
+from aecore.samplers import SAMPLERS, attribute_directions, sample
 from aecore.scores import METRICS, Scores
 from aecore.task import Draws, corrupt
 from aecore.zstats import describe, structure, tsne
@@ -185,8 +185,8 @@ def directions(subject: Subject) -> Part:
     mean, covariance = subject.saved.latents["mean"], subject.saved.latents["covariance"]
     axes = principal_axes(covariance)[1][:AXES]
     chosen = {f"axis {number}": axis for number, axis in enumerate(axes, 1)}
-    known = {name: d for name, d in subject.saved.latents.items() if name.startswith("direction.") and d.norm() > 0}
-    chosen |= {name.removeprefix("direction."): direction / direction.norm() for name, direction in known.items()}
+    known = attribute_directions(subject.saved.latents)
+    chosen |= {name: direction / direction.norm() for name, direction in known.items()}
     pictures = {}
     for name, unit in chosen.items():
         sd = (unit @ covariance @ unit).sqrt()

@@ -17,6 +17,7 @@ NAMESPACE = b"zpoint-progress"
 PUBLISH_SECONDS = 0.5
 POLL_SECONDS = 0.5
 LINE_SECONDS = 10.0  # between two lines where there is no terminal
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:,}/{total:,}  {rate_noinv_fmt}  {remaining} left{postfix}"
 KV_SECONDS = 2.0  # the longest that the store may keep the work waiting
 
 _published: dict[str, float] = {}
@@ -118,7 +119,8 @@ class Bar:
                 total=self.total or None,
                 initial=self.done,
                 desc=self.label,
-                unit=f" {self.unit}",
+                unit="" if self.total else f" {self.unit}",
+                bar_format=BAR if self.total else None,
                 file=sys.stderr,
                 dynamic_ncols=True,
             )

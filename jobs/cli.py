@@ -110,6 +110,12 @@ def _add_training(command: Callable[..., Any]) -> None:
     study.add_argument("--judged", type=_count, default=256, help="pictures judged at each point (256)")
     study.add_argument("--fresh", action="store_true", help="measure again what an earlier study measured")
 
+    claims = command("claims", _claims, "put what is said of AE and VAE latent spaces to the test", printing.claims)
+    claims.add_argument("overrides", nargs="*", metavar="SET=URI|section.key=value", help="none: drawn faces")
+    claims.add_argument("--only", action="append", metavar="CLAIM", help="this claim alone; may be given again")
+    claims.add_argument("--out", help="the report's folder (ZPOINT_HOME/claims)")
+    claims.add_argument("--judged", type=_count, default=256, help="pictures judged at each point (256)")
+
     promote = command("promote", _promote, "register a run's model and point an alias to it")
     promote.add_argument("name", metavar="RUN|CAMPAIGN")
     promote.add_argument("--alias", default="champion")
@@ -157,7 +163,7 @@ def _add_cluster(command: Callable[..., Any]) -> None:
         added.add_argument("--address", help="the cluster's dashboard URL (RAY_ADDRESS, http://127.0.0.1:8265)")
     for added in (logs, stop):
         added.add_argument("id")
-    submit.add_argument("job", nargs=argparse.REMAINDER, help="ingest, train, tune, study or promote, with arguments")
+    submit.add_argument("job", nargs=argparse.REMAINDER, help="ingest, train, tune, study, claims, promote; arguments")
 
 
 def _demo(args: Any) -> Result:
@@ -216,6 +222,14 @@ def _study(args: Any) -> Result:
 
     with closing(Bar("study", "parts")) as bar:
         return study(args.runs, args.out, limit=args.limit, judged=args.judged, fresh=args.fresh, progress=bar.update)
+
+
+def _claims(args: Any) -> Result:
+    from cluster.progress import Bar
+    from jobs.claims import claims
+
+    with closing(Bar("claims", "claims")) as bar:
+        return claims(args.overrides, args.out, only=args.only, judged=args.judged, progress=bar.update)
 
 
 def _promote(args: Any) -> Result:

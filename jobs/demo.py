@@ -89,8 +89,8 @@ def _ingest(count: int, to: str) -> dict[str, Any]:
 
 
 def _best(runs: dict[str, Any], campaign: dict[str, Any]) -> str:
-    scored = [Scored(r["run"], r["metrics"]["valid_psnr"], r["metrics"]["swd_normal"]) for r in runs.values()]
-    scored += [Scored(t["run"], t["valid_psnr"], t["swd_normal"]) for t in campaign["trials"]]
+    scored = [Scored(r["run"], r["metrics"]["valid_psnr"], r["metrics"]["hog_frechet_normal"]) for r in runs.values()]
+    scored += [Scored(t["run"], t["valid_psnr"], t["hog_frechet_normal"]) for t in campaign["trials"]]
     return choose_best(scored, SLACK).name
 
 
@@ -137,12 +137,12 @@ def _shown(name: str, run: str, dataset: str) -> list[tuple[str, list[np.ndarray
 
 def _summary(result: dict[str, Any], campaign: dict[str, Any], dataset: str) -> str:
     rows = [
-        f"| {name} | {m['valid_psnr']:.1f} | {m['swd_normal']:.0f} | {m['swd_gaussian']:.0f} "
+        f"| {name} | {m['valid_psnr']:.1f} | {m['hog_frechet_normal']:.2f} | {m['hog_frechet_gaussian']:.2f} "
         f"| {m['valid_kl']:.0f} | {m['images_per_second']:.0f} |"
         for name, m in result["runs"].items()
     ]
     trials = [
-        f"| {t['z_dim']} | {t['kl_factor']:.3g} | {t['valid_psnr']:.1f} | {t['swd_normal']:.0f} |"
+        f"| {t['z_dim']} | {t['kl_factor']:.3g} | {t['valid_psnr']:.1f} | {t['hog_frechet_normal']:.2f} |"
         for t in campaign["trials"]
     ]
     steps = [f"- {title}: {seconds:.0f} s" for title, seconds in result["seconds"].items()]
@@ -157,7 +157,7 @@ def _summary(result: dict[str, Any], campaign: dict[str, Any], dataset: str) -> 
 |---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-The distance is the sliced Wasserstein distance of decoded z-points to validation images: lower is better.
+The distance is the Frechet distance of decoded z-points to training images in HOG features: lower is better.
 
 The search:
 

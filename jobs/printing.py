@@ -23,7 +23,8 @@ def _rows(rows: list[Result], columns: list[str]) -> str:
 
 
 def campaign(result: Result) -> str:
-    trials = _rows(result["trials"], ["run", "z_dim", "kl_factor", "valid_psnr", "swd_normal", "swd_gaussian"])
+    figures = ["valid_psnr", "hog_frechet_normal", "hog_frechet_gaussian"]
+    trials = _rows(result["trials"], ["run", "z_dim", "kl_factor", *figures])
     return f"{trials}\nbest: {result['best']}\nrule: {result['rule']}\nnext: zpoint promote {result['campaign']}"
 
 
@@ -31,8 +32,13 @@ def study(result: Result) -> str:
     return "\n".join([*(s for group in result["findings"].values() for s in group), f"report: {result['report']}"])
 
 
+def claims(result: Result) -> str:
+    lines = [f"{'yes' if c['holds'] else 'NO ':<4}{c['text']}\n    {c['figures']}" for c in result["claims"]]
+    return "\n".join([*lines, f"report: {result['report']}"])
+
+
 def runs(result: Result) -> str:
-    columns = ["run", "status", "started", "epochs", "valid_psnr", "swd_normal", "images_per_second", "version"]
+    columns = ["run", "status", "started", "epochs", "valid_psnr", "hog_frechet_normal", "images_per_second", "version"]
     return _rows(result["runs"], columns) if result["runs"] else "no runs yet: `zpoint train RECIPE data.uri=...`"
 
 

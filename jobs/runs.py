@@ -23,5 +23,5 @@ def _row(run: Any, versions: dict[str, str]) -> dict[str, Any]:
         "started": datetime.fromtimestamp(run.info.start_time / 1000).isoformat(" ", "minutes"),
         "epochs": run.data.tags.get("zpoint.epoch", ""),
         "version": versions.get(run.info.run_id, ""),
-        **{key: metrics[key] for key in ("valid_psnr", "swd_normal", "images_per_second") if key in metrics},
+        **{key: metrics[key] for key in ("valid_psnr", "hog_frechet_normal", "images_per_second") if key in metrics},
     }

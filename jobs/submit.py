@@ -26,7 +26,7 @@ from urllib.request import urlopen
 from cluster.local import dashboard_of, is_here, travel, use_token
 from cluster.settings import quiet_environment, settings
 
-JOBS = ("ingest", "train", "tune", "study", "promote")
+JOBS = ("ingest", "train", "tune", "study", "claims", "promote")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_SECONDS = 5
 STOP_SECONDS = 15  # for a stopped job to save where it is; Ray would kill it after 3

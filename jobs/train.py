@@ -259,7 +259,8 @@ def work(
         for event in fit.fit(run, splits["train"], splits["valid"]):
             if isinstance(event, fit.Step):
                 if event.told:
-                    figures = "  ".join(f"{key} {value:,.1f}" for key, value in event.told.items())
+                    told = event.told.items()
+                    figures = "  ".join(f"{key} {value:,.{0 if value >= 1000 else 1}f}" for key, value in told)
                     show(event.done, event.total, f"epoch {progress.epochs + 1}/{recipe.optim.epochs}  {figures}")
                 todo = agreement.after(progress.step)
                 if todo:

@@ -11,7 +11,7 @@ from cluster.settings import settings
 from cluster.storage import open_uri
 from jobs.record import Record, open_record
 
-GOALS = {"valid_psnr": "max", "swd_normal": "min"}
+GOALS = {"valid_psnr": "max", "hog_frechet_normal": "min"}
 Trial = dict[str, Any]
 
 
@@ -29,7 +29,7 @@ def finished_trial(tried: Recipe, record: Record) -> Trial:
     last = list(record.epochs().values())[-1]
     return {
         "run": record.name, "z_dim": tried.model.z_dim, "kl_factor": tried.loss.kl_factor,
-        **{goal: last[goal] for goal in GOALS}, "swd_gaussian": last["swd_gaussian"],
+        **{goal: last[goal] for goal in GOALS}, "hog_frechet_gaussian": last["hog_frechet_gaussian"],
     }  # fmt: skip
 
 

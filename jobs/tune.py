@@ -101,7 +101,7 @@ def _search(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> list[
 def _quiet_tune() -> None:
     """Tune's own tables and warnings would drown the progress bar. Read by Ray Tune when it is imported."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's Callback class wants no V1 output
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # swd_normal is not in each epoch
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # hog_frechet_normal is not in each epoch
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # so that a relative ZPOINT_HOME means the same there
     warnings.filterwarnings("ignore", module="optuna")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # tracebacks of trials: the watcher tells what failed
@@ -164,9 +164,9 @@ def run_trial(config: dict[str, Any], *, recipe: Recipe, campaign: str, environm
 
 
 def _verdict(trials: list[dict[str, Any]], slack: float) -> dict[str, Any]:
-    scored = [Scored(t["run"], t["valid_psnr"], t["swd_normal"]) for t in trials]
+    scored = [Scored(t["run"], t["valid_psnr"], t["hog_frechet_normal"]) for t in trials]
     return {
-        "trials": sorted(trials, key=lambda t: t["swd_normal"]),
+        "trials": sorted(trials, key=lambda t: t["hog_frechet_normal"]),
         "pareto_front": [model.name for model in pareto_front(scored)],
         "rule": RULE.format(slack=slack),
         "best": choose_best(scored, slack).name,

@@ -8,9 +8,10 @@
 | POST /v1/reconstruct | pictures; task, seed, parameters | images; JSON also seen, z, seed |
 | POST /v1/interpolate | two z or two pictures; steps, path | images; JSON also z |
 | GET /v1/model | | JSON: facts, samplers, tasks, the latent space, limits |
-| GET /healthz, /readyz | | {"status": "ok"}; readyz decodes a z-point first. Both want no token |
-| GET /metrics, /docs, /openapi.json | | Prometheus, HTML, JSON |
-| GET /, /static/NAME | | the page for people; they want no token |
+| GET /metrics | | Prometheus |
+| GET /healthz, /readyz | | {"status": "ok"}; readyz decodes a z-point first. These and all below want no token |
+| GET /docs, /openapi.json | | these routes with a line of curl each, as HTML; JSON |
+| GET /, /static/NAME | | the page for people |
 
 z: JSON {"z": [[...], ...]} or .npy float (n, z_dim). Pictures: an image file (PNG, JPEG, WebP), .npy uint8
 (n, H, W, 1 or 3) or JSON {"images": ["base64 of an image file", ...]}; they are cut square and scaled. Options stand
@@ -52,23 +53,24 @@ SMALL = 1 << 16  # bytes that are parsed or encoded on the event loop; more goes
 
 
 def make_api(slot: Slot, *, token: str = "", limits: Limits | None = None, meters: Meters | None = None) -> FastAPI:
-    """The app around what stands in `slot`. With a `token` all but /healthz, /readyz and the page want
-    `Authorization: Bearer TOKEN`. Nothing is loaded from elsewhere."""
+    """The app around what stands in `slot`. With a `token` all but /healthz, /readyz, the page and the docs want
+    `Authorization: Bearer TOKEN`; without one it answers at a loopback address alone."""
     limits, meters = limits or Limits(), meters or Meters()
     api = FastAPI(title="zpoint", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
-    api.add_middleware(Gate, slot=slot, token=token, seconds=limits.seconds, meters=meters)
+    api.add_middleware(Gate, slot=slot, token=token, limits=limits, meters=meters)
     api.add_exception_handler(HTTPException, _http_problem)
     api.add_exception_handler(Overloaded, _overloaded)
     page.add_page(api)
-    _add_work(api, limits)
+    _add_points(api, limits)
+    _add_pictures(api, limits)
     _add_facts(api, slot, limits, meters)
     return api
 
 
-def _add_work(api: FastAPI, limits: Limits) -> None:
-    route = {"response_class": Response}
+def _add_points(api: FastAPI, limits: Limits) -> None:
+    """The routes that z-points alone suffice for."""
 
-    @api.post("/v1/decode", **route, **docs.DECODE)
+    @api.post("/v1/decode", response_class=Response, **docs.DECODE)
     async def decode(request: Request) -> Response:
         """Decode z-points to images."""
         model: Served = request.state.model
@@ -76,7 +78,7 @@ def _add_work(api: FastAPI, limits: Limits) -> None:
         z, _ = await _take(request, limits, ("z",), options.Decode)
         return await _images(await model.decode(z), kind, model)
 
-    @api.post("/v1/sample", **route, **docs.SAMPLE)
+    @api.post("/v1/sample", response_class=Response, **docs.SAMPLE)
     async def sample(request: Request) -> Response:
         """Draw z-points with a sampler and decode them."""
         model: Served = request.state.model
@@ -85,14 +87,16 @@ def _add_work(api: FastAPI, limits: Limits) -> None:
         body = await _read(request, limits, SMALL, "a sampler, n, seed and parameters")
         with _refusals():
             wanted = options.check(options.Sample, load_json(body))
-            most = limits.points_of(model.facts.image)
-            if wanted.n > most:
-                raise TooLarge(f"n is {wanted.n}: one request takes at most {most} z-points")
+            limits.check_points("n", wanted.n, model.facts.image)
             seed = _seed(wanted.seed)
             z = await asyncio.to_thread(options.draw, wanted, model.facts.latents, seed)
         return await _images(await model.decode(z), kind, model, {"z": z, "seed": seed})
 
-    @api.post("/v1/encode", **route, **docs.ENCODE)
+
+def _add_pictures(api: FastAPI, limits: Limits) -> None:
+    """The routes that take pictures."""
+
+    @api.post("/v1/encode", response_class=Response, **docs.ENCODE)
     async def encode(request: Request) -> Response:
         """Encode pictures to z-points: the means of the encoder."""
         model: Served = request.state.model
@@ -102,7 +106,7 @@ def _add_work(api: FastAPI, limits: Limits) -> None:
         body = encode_npy(z) if kind == NPY else encode_json({"model": model.facts.label, "z": z})
         return Response(body, media_type=kind)
 
-    @api.post("/v1/reconstruct", **route, **docs.RECONSTRUCT)
+    @api.post("/v1/reconstruct", response_class=Response, **docs.RECONSTRUCT)
     async def reconstruct(request: Request) -> Response:
         """Do a task to pictures, as in training, and give what the model makes of them."""
         model: Served = request.state.model
@@ -115,7 +119,7 @@ def _add_work(api: FastAPI, limits: Limits) -> None:
         z = await model.encode(seen)
         return await _images(await model.decode(z), kind, model, {"seen": seen, "z": z, "seed": seed})
 
-    @api.post("/v1/interpolate", **route, **docs.INTERPOLATE)
+    @api.post("/v1/interpolate", response_class=Response, **docs.INTERPOLATE)
     async def interpolate(request: Request) -> Response:
         """Go from one z-point, or picture, to another in equal steps, and decode each."""
         model: Served = request.state.model
@@ -124,9 +128,7 @@ def _add_work(api: FastAPI, limits: Limits) -> None:
         with _refusals():
             if len(ends) != 2:
                 raise ValueError(f"{len(ends)} ends: interpolation goes between two")
-            most = limits.points_of(model.facts.image)
-            if wanted.steps > most:
-                raise TooLarge(f"steps is {wanted.steps}: one request takes at most {most} z-points")
+            limits.check_points("steps", wanted.steps, model.facts.image)
         if ends.dtype == np.uint8:
             ends = await model.encode(ends)
         with _refusals():
@@ -159,9 +161,10 @@ def _add_facts(api: FastAPI, slot: Slot, limits: Limits, meters: Meters) -> None
         return Response(meters.page(), media_type=CONTENT_TYPE_LATEST)
 
     @api.get("/docs", include_in_schema=False)
-    async def page(request: Request) -> HTMLResponse:
+    async def routes(request: Request) -> HTMLResponse:
         model: Served = request.state.model
-        return HTMLResponse(docs.docs_page(api.openapi(), str(request.base_url).rstrip("/"), model.facts.z_dim))
+        text = docs.docs_page(api.openapi(), str(request.base_url).rstrip("/"), model.facts.z_dim)
+        return HTMLResponse(text, headers=page.HEADERS)
 
 
 def describe(model: Served, slot: Slot, limits: Limits) -> dict[str, Any]:

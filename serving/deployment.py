@@ -12,12 +12,12 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from cluster.settings import settings
 from serving import haproxy
+from serving.gate import is_loopback
 from serving.registry import Champion, find_champion
 from serving.replica import application
 
@@ -26,6 +26,18 @@ APP = "zpoint"
 START_SECONDS = 120.0  # to download, load and warm the model and to answer
 STOP_SECONDS = 20.0
 LOOK_SECONDS = 5.0
+# What serving/serve.yaml sets as well.
+SERVE_SETTINGS = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # see replica.py: it has no such port
+    # What a replica that dies has not answered goes to another one: every request only reads.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    # Long enough for HAProxy to forget a replica; the default of 30 s would also hold up every stop.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    # Else HAProxy writes a line for each request, and a Python process reads it: replicas count by themselves.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ def serve_champion(
     does not load.
     """
     token = settings().token
-    if not _is_loopback(host) and not token:
+    if not is_loopback(host) and not token:
         raise ValueError(f"serving at {host} wants a token: set ZPOINT_TOKEN, or serve at 127.0.0.1")
     champion = find_champion(alias)
     _check_port(host, port)
@@ -127,16 +139,7 @@ def _controller_environment() -> dict[str, str]:
     import ray
     from ray.serve._private.haproxy import get_haproxy_binary
 
-    wanted = {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # see replica.py: it has no such port
-        # Long enough for HAProxy to forget a replica; the default of 30 s would also hold up every stop.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        # Else HAProxy writes a line for each request, and a Python process reads it: replicas count by themselves.
-        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 2))),
-    }
+    wanted = SERVE_SETTINGS | {"RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 2)))}
     head = next(node for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
     if head["NodeID"] != ray.get_runtime_context().get_node_id():
         return wanted
@@ -175,13 +178,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _reachable(host: str) -> str:

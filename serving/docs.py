@@ -1,4 +1,4 @@
-"""How the endpoint describes itself: bodies for its OpenAPI, and /docs as one page that loads nothing."""
+"""How the endpoint describes itself: bodies for its OpenAPI, and /docs as one page."""
 
 from html import escape
 from typing import Any
@@ -109,23 +109,39 @@ HEALTH = _route(_answer("it answers", _STATUS, (401,)))
 READY = _route(_answer("it decodes", _STATUS, (401, 503)))
 METRICS = _route(_answer("the counters", {"text/plain": {"schema": {"type": "string"}}}, (401,)))
 
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>zpoint</title>
-<meta name="viewport" content="width=device-width"><style>
-body {{ font: 16px/1.5 sans-serif; max-width: 50em; margin: auto; padding: 1em; color-scheme: light dark }}
-pre {{ overflow-x: auto; padding: .7em; border: 1px solid gray; border-radius: 4px; }}
-</style><h1>zpoint {version}</h1><p>Decodes z-points of {z_dim} components. Machine-readable:
-<a href="openapi.json">openapi.json</a>. With a token, add <code>-H 'Authorization: Bearer TOKEN'</code>.</p>
-{routes}</html>"""
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>zpoint: routes</title>
+<link rel="icon" href="static/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="static/style.css">
+</head>
+<body>
+<header><a class="mark" href="./"><span aria-hidden="true"></span>zpoint</a></header>
+<main class="routes">
+<h1>The routes</h1>
+<p>This endpoint decodes z-points of {z_dim} components. For programs: <a href="openapi.json">openapi.json</a>.
+Where a token is set, the routes below /v1 and /metrics want <code>-H 'Authorization: Bearer TOKEN'</code>.</p>
+{routes}
+</main>
+</body>
+</html>
+"""
 
 
 def docs_page(openapi: dict[str, Any], url: str, z_dim: int) -> str:
-    """HTML that lists the routes of `openapi` with a curl line each, for an endpoint at `url`."""
+    """HTML that lists the routes of `openapi` with a curl line each, for an endpoint at `url`.
+
+    It looks like the page, whose style it shares, and has no style or script of its own.
+    """
     routes = [
         _show(method.upper(), path, about, url, z_dim)
         for path, methods in openapi["paths"].items()
         for method, about in methods.items()
     ]
-    return _PAGE.format(version=escape(openapi["info"]["version"]), z_dim=z_dim, routes="\n".join(routes))
+    return _PAGE.format(z_dim=z_dim, routes="\n".join(routes))
 
 
 def _show(method: str, path: str, about: dict[str, Any], url: str, z_dim: int) -> str:

@@ -33,11 +33,13 @@ class TooLarge(ValueError):
 class Limits:
     """What one request may hold: z-points or pictures, bytes of body, pixels (and so bytes) of pictures in and out.
 
-    `seconds`: how long it may take; `read_seconds`: how long its body may take to arrive.
+    `seconds`: how long it may take; `read_seconds`: how long its body may take to arrive. `held`: bytes of body of all
+    requests together that are not answered yet.
     """
 
     points: int = MAX_POINTS
     body: int = 32 << 20
+    held: int = 512 << 20
     pixels: int = 256 << 20
     upload_pixels: int = 64_000_000
     seconds: float = 60.0
@@ -46,6 +48,11 @@ class Limits:
     def points_of(self, image: ImageShape) -> int:
         """z-points whose images stay within `pixels`, at most `points`."""
         return min(self.points, max(1, self.pixels // (image.size**2 * image.channels)))
+
+    def check_points(self, option: str, n: int, image: ImageShape) -> None:
+        """Raise TooLarge when an option asks for more z-points than `points_of` gives."""
+        if n > (most := self.points_of(image)):
+            raise TooLarge(f"{option} is {n}: one request takes at most {most} z-points")
 
 
 def parse_body(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aecore.model import ImageShape
 from aecore.paths import principal_axes
-from aecore.samplers import Latents
+from aecore.samplers import Latents, attribute_directions
 from serving.options import path_names, sampler_names
 
 AXES = 32  # principal axes that /v1/model tells
@@ -51,12 +51,11 @@ class Facts:
         """
         variances, axes = principal_axes(self.latents["covariance"])
         first = zip(variances[:AXES].sqrt(), axes[:AXES], strict=True)
-        named = {name.partition(".")[2]: v for name, v in self.latents.items() if name.startswith("direction.")}
         return {
             "mean": _short(self.latents["mean"]),
             "sd": _short(self.latents["covariance"].diagonal().sqrt()),
             "axes": [{"sd": _short(sd), "direction": _short(axis)} for sd, axis in first],
-            "attributes": {name: _short(direction) for name, direction in named.items()},
+            "attributes": {name: _short(each) for name, each in attribute_directions(self.latents).items()},
         }
 
 

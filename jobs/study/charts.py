@@ -115,7 +115,7 @@ def scatter(
 ) -> Chart:
     """A cloud of points `(n, 2)` for each panel, side by side, each on axes of its own; `cross` marks one place."""
     with rc_context(STYLE):
-        figure, every = _figure(len(panels), width=2.9 * len(panels), height=3.1)
+        figure, every = _figure(len(panels), width=max(5.4, 2.9 * len(panels)), height=3.1)
         for number, (axes, (label, points)) in enumerate(zip(np.atleast_1d(every), panels, strict=True)):
             axes.scatter(*points.T, s=7, alpha=0.45, linewidths=0, color=colour(number))
             if cross:

@@ -3,37 +3,20 @@
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.fs as pafs
 
-from aecore.config import Recipe, check_recipe
-from aecore.files import read_json, write_whole
+from aecore.files import write_whole
 from aecore.shards import Manifest
 from cluster import tracking
 from cluster.settings import settings
 from cluster.storage import check_uri
-from jobs.record import Record, find_record
-from jobs.train import open_dataset
+from jobs.study.measured import JUDGED, LIMIT, Finished, Measured, common_dataset, find_finished
 
-if TYPE_CHECKING:
-    from aecore.study import Subject
-    from jobs.study.data import Images
-
-LIMIT, JUDGED = 6_000, 256  # training images encoded at most; pictures judged at each point
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Studied:
-    """A finished run: where it lies, its recipe and the digest of the dataset that it was trained on."""
-
-    record: Record
-    recipe: Recipe
-    dataset: str
 
 
 def study(
@@ -52,8 +35,8 @@ def study(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {out} is a file: it takes a folder")
     check_uri(settings().store)
-    runs = [_find(name) for name in names]
-    data = _common_dataset(runs, limit)
+    runs = [find_finished(name) for name in names]
+    data = common_dataset(runs, limit)
     folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is known before the work
     figures, arrays = _measure(runs, data, {"limit": limit, "judged": judged}, fresh, progress)
 
@@ -76,54 +59,21 @@ def _title(names: list[str]) -> str:
     return title if len(title) <= 100 else hashlib.sha256(title.encode()).hexdigest()[:16]
 
 
-def _find(name: str) -> Studied:
-    record = find_record(name)
-    if not record.finished():
-        raise ValueError(f"run '{name}' has not finished: start its command again, then study it")
-    fs, root = record.place
-    known = read_json(fs, f"{root}/run.json")
-    return Studied(record, check_recipe(known["recipe"]), known["dataset"])
-
-
-def _common_dataset(runs: list[Studied], limit: int) -> tuple[pafs.FileSystem, str, Manifest]:
-    from jobs.study.data import check_enough
-
-    first = runs[0]
-    for run in runs:
-        if run.dataset != first.dataset:
-            raise ValueError(
-                f"a study compares runs on one dataset: '{first.record.name}' was trained on {first.recipe.data.uri}, "
-                f"'{run.record.name}' on {run.recipe.data.uri}"
-            )
-    fs, root, manifest = open_dataset(first.recipe.data.uri)
-    if manifest.digest != first.dataset:
-        raise ValueError(f"{first.recipe.data.uri} no longer holds what '{first.record.name}' was trained on")
-    check_enough(manifest, limit)
-    return fs, root, manifest
-
-
 def _measure(
-    runs: list[Studied], data: tuple[pafs.FileSystem, str, Manifest], options: dict[str, int], fresh: bool,
+    runs: list[Finished], data: tuple[pafs.FileSystem, str, Manifest], options: dict[str, int], fresh: bool,
     progress: Progress,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
-    """The figures of all runs, and each one's arrays by part and name: measured, or as an earlier study kept them."""
+    """The figures of all runs, and each one's arrays by part and name."""
     from aecore.study import PARTS
     from jobs.study.data import held_out_split, read_images
-    from jobs.study.parts import load_part, part_path, save_part
 
     images = cache(partial(read_images, *data, options["limit"]))
     figures, arrays, total = [], [], len(runs) * len(PARTS)
     for run in runs:
-        subject = cache(partial(_subject, run, images, options["judged"]))
-        fs, root = run.record.place
-        numbers, kept = _about(run), {}
-        for name, measure in PARTS.items():
+        measured, numbers, kept = Measured(run, images, options, fresh=fresh), run.about, {}
+        for name in PARTS:
             progress(len(figures) * len(PARTS) + len(kept), total, f"{run.record.name}: {name}")
-            path = part_path(root, name, options)
-            part = None if fresh else load_part(fs, path)
-            if part is None:
-                part = measure(subject())
-                save_part(fs, path, part)
+            part = measured.part(name)
             numbers[name], kept[name] = part.figures, part.arrays
         figures.append(numbers)
         arrays.append(kept)
@@ -136,23 +86,3 @@ def _measure(
         "dataset": about | {"images": counts, "held_out": held_out_split(manifest)},
         "runs": figures,
     }, arrays
-
-
-def _about(run: Studied) -> dict[str, Any]:
-    recipe = run.recipe
-    return {
-        "run": run.record.name, "z_dim": recipe.model.z_dim, "kl_factor": recipe.loss.kl_factor,
-        "task": recipe.task.kind, "epochs": recipe.optim.epochs,
-    }  # fmt: skip
-
-
-def _subject(run: Studied, images: Callable[[], "Images"], judged: int) -> "Subject":
-    import torch
-
-    from aecore.checkpoint import load_model
-    from aecore.study import Subject
-
-    fs, root = run.record.place
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    known = images()
-    return Subject(load_model(fs, f"{root}/model", device), known.train, known.test, known.scores, judged, device)

@@ -4,9 +4,10 @@ import base64
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from aecore.pictures import grid, titled_sheet, to_png
@@ -16,7 +17,7 @@ from jobs.study.sections import Arrays, Section, about, make_sections, method, m
 
 PAGE, METRICS = "study.html", "metrics.json"
 WEBP_QUALITY = 88  # of the pictures in the page; the PNGs beside it are exact
-TEMPLATE = Path(__file__).with_name("page.html.j2")
+TEMPLATES = Path(__file__).parent
 
 
 def make_report(figures: Figures, arrays: Arrays) -> tuple[dict[str, bytes], dict[str, list[str]]]:
@@ -34,12 +35,20 @@ def make_report(figures: Figures, arrays: Arrays) -> tuple[dict[str, bytes], dic
 
 def render(figures: Figures, sections: list[Section], said: dict[str, list[str]]) -> str:
     """The page: one HTML file that loads nothing from anywhere."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.filters |= {"data_uri": data_uri, "unbroken": lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")}
-    return environment.from_string(TEMPLATE.read_text()).render(
-        names=", ".join(run["run"] for run in figures["runs"]), about=about(figures), variables=css_variables(),
+    return fill(
+        "page.html.j2", names=", ".join(run["run"] for run in figures["runs"]), about=about(figures),
         models=models(figures), findings=said, sections=sections, method=method(figures),
     )  # fmt: skip
+
+
+def fill(template: str, **values: Any) -> str:
+    """A page of this folder's templates, with the look that they share."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )  # fmt: skip
+    environment.filters |= {"data_uri": data_uri, "unbroken": lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")}
+    return environment.get_template(template).render(variables=css_variables(), **values)
 
 
 def data_uri(pictures: np.ndarray) -> str:

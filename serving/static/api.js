@@ -21,8 +21,6 @@ export function useToken(value) {
   sessionStorage.setItem("zpoint-token", value);
 }
 
-export const hasToken = () => token !== "";
-
 export async function load() {
   model = await (await ask("GET", "v1/model")).json();
   return model;

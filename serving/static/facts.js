@@ -1,6 +1,6 @@
 // What the endpoint tells of its model, as tables and one chart.
 
-import { hasToken, model } from "./api.js";
+import { model } from "./api.js";
 import { byId, draw, make, short } from "./dom.js";
 import { geometry, shares } from "./latents.js";
 
@@ -26,9 +26,8 @@ export function startFacts() {
     spectrum(),
     table("Measured", Object.fromEntries(Object.entries(model.metrics).map(([name, value]) => [name, short(value)]))),
   );
-  // A link cannot carry the token.
   const link = make("a", { href: "docs" }, "/docs");
-  if (!hasToken()) byId("facts").append(make("p", {}, "Its routes are described at ", link, "."));
+  byId("facts").append(make("p", {}, "Its routes are described at ", link, "."));
 }
 
 function table(title, rows) {

@@ -1,13 +1,15 @@
 """Judging with a task: what the encoder sees is corrupted, the same each time; what the decoder gives is compared."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from aecore import checkpoint, fit
 from aecore.config import check_recipe
+from aecore.faces import draw_face
 from aecore.feed import NodeFeed
-from aecore.judge import evaluate, fit_run_latents, judge
+from aecore.judge import JUDGED, Judge, evaluate, fit_run_latents
 from aecore.metrics import psnr, ssim
 from aecore.model import ImageShape, build_model, to_float
 from aecore.order import Order, World
@@ -76,9 +78,45 @@ def test_latents_hold_the_mixture_and_the_attributes_directions():
 def test_pictures_show_what_the_encoder_sees():
     run = make_run(NOISY)
     metrics = {}
-    shown = judge(run, feed(run), feed(run), metrics)
-    assert {"swd_normal", "swd_gaussian"} <= set(metrics)
+    shown = Judge(run, feed(run), feed(run))(metrics)
+    assert set(metrics) == {"hog_frechet_normal", "hog_frechet_gaussian"}
     assert list(shown)[:3] == ["originals", "seen", "reconstructions"]
     assert shown["seen"].shape == shown["originals"].shape
     assert shown["seen"].astype(int).std() > shown["originals"].astype(int).std()
-    assert "seen" not in judge(make_run({}), feed(run), feed(run), {})
+    assert "seen" not in Judge(make_run({}), feed(run), feed(run))({})
+
+
+def faces(first, count):
+    return np.stack([draw_face(0, first + index, 32)[0] for index in range(count)])
+
+
+def test_pictures_are_ranked_by_how_much_they_look_like_training_images(monkeypatch):
+    """Whatever the network: what it decodes is judged, by the same training images each time."""
+    model = {"model": BASE["model"] | {"z_dim": 2}}
+    recipe = check_recipe(BASE | model)
+    network = build_model(recipe, ImageShape(32, 3))
+    optimizer = fit.make_optimizer(network, recipe)
+    run = fit.Run(recipe, network, network, optimizer, CPU, World(), checkpoint.Progress())
+    asked, train = [], NodeFeed(faces(0, 600), Order(0, 8), CPU)
+    spread = train.spread
+    monkeypatch.setattr(train, "spread", lambda count: asked.append(count) or spread(count))
+    judge, real = Judge(run, train, NodeFeed(faces(600, 16), Order(0, 8), CPU)), faces(1000, JUDGED)
+    told = {}
+    for name, made in {
+        "real": real,
+        "blurred": np.stack([cv2.GaussianBlur(face, (0, 0), 1.5) for face in real]),
+        "mixed": real // 2 + np.roll(real, 1, 0) // 2,
+        "one": np.repeat(real[:1], JUDGED, 0),
+        "noise": np.random.default_rng(0).integers(0, 256, real.shape, np.uint8),
+        "gray": np.full_like(real, 128),
+    }.items():
+        parts = iter(2 * [*torch.from_numpy(made).split(64)])
+        monkeypatch.setattr(network, "decode", lambda z, parts=parts: next(parts) if len(z) == 64 else spread(len(z)))
+        metrics = {}
+        pictures = judge(metrics)
+        assert (pictures["normal"] == made[: len(pictures["normal"])]).all()
+        assert metrics["hog_frechet_normal"] == metrics["hog_frechet_gaussian"]
+        told[name] = metrics["hog_frechet_normal"]
+    assert all(told["real"] < 0.6 * told[name] for name in told if name != "real"), told
+    assert max(told["blurred"], told["mixed"]) < min(told["one"], told["noise"], told["gray"]), told
+    assert asked.count(2_048) == 1

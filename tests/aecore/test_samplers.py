@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from aecore.gaussians import PER_COMPONENT, fit_gaussian, shrunk_covariance
-from aecore.samplers import SAMPLERS, fit_latents, sample
+from aecore.samplers import SAMPLERS, attribute_directions, fit_latents, sample
 
 
 def skewed(n=4000, z_dim=6):
@@ -144,8 +144,11 @@ def test_attributes_give_directions():
     latents = fit_latents(z, {"grows": grows, "same": torch.ones(2000), "up": (z[:, 1] > 3).int()}, components=0)
     assert latents["direction.grows"][0].item() == pytest.approx(0.5, rel=1e-4)
     assert not latents["direction.same"].any()
+    assert set(attribute_directions(latents)) == {"grows", "up"}  # what did not vary has no direction
     up = z[:, 1] > 3
-    torch.testing.assert_close(latents["direction.up"], z[up].mean(0) - z[~up].mean(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        attribute_directions(latents)["up"], z[up].mean(0) - z[~up].mean(0), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_latents_of_before_the_mixture_still_serve():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from aecore.faces import draw_face
-from aecore.metrics_sets import frechet_distance
+from aecore.metrics_sets import FrechetDistance
 from aecore.scores import Scores
 
 COUNT = 200
@@ -75,11 +75,11 @@ def test_frechet_distance_of_gaussians():
     draw = np.random.default_rng(0)
     a = draw.normal(0, [1, 2, 3], (200_000, 3))
     b = draw.normal([1, 0, 0], [1, 1, 5], (200_000, 3))
-    assert frechet_distance(a, b) == pytest.approx(1 + 0 + 1 + 4, rel=0.02)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert FrechetDistance(b)(a) == pytest.approx(1 + 0 + 1 + 4, rel=0.02)
+    assert FrechetDistance(a)(a) == pytest.approx(0, abs=1e-9)
     few = draw.normal(0, 1, (10, 30))
-    assert frechet_distance(few, few) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(few + 2, few) == pytest.approx(4 * 30, rel=1e-9)
+    assert FrechetDistance(few)(few) == pytest.approx(0, abs=1e-9)
+    assert FrechetDistance(few)(few + 2) == pytest.approx(4 * 30, rel=1e-9)
 
 
 @pytest.mark.parametrize(("size", "channels"), [(28, 1), (16, 3)])

@@ -28,6 +28,7 @@ class Connection:
     due: float = 0.0
     head: bytes = b""
     wanted: int = -1  # bytes of body to come; -1 until the head is read
+    last: bool = False  # the server closes after this answer
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
 
 
@@ -40,6 +41,8 @@ class Load:
         self.statuses: Counter[str] = Counter()
         self.models: Counter[str] = Counter()
         self.failures: list[str] = []
+        self.troubles: list[float] = []  # seconds from the start of a failure or an answer other than 200
+        self.began = 0.0
         self.received = 0
         self.poll = select.epoll()
         self.open: dict[int, Connection] = {}
@@ -47,8 +50,8 @@ class Load:
 
     def run(self, seconds: float, rate: float = 0.0) -> None:
         """Load for so long; what is still open then is waited for, not more than 30 s."""
-        began = time.perf_counter()
-        end, due = began + seconds, began
+        self.began = due = time.perf_counter()
+        end = self.began + seconds
         while (now := time.perf_counter()) < end + 30 and (now < end or self.open):
             while self.idle and now < end and (not rate or due <= now):
                 self._send(self.idle.popleft(), due if rate else now)
@@ -102,18 +105,27 @@ class Load:
             lines = head.lower().split(b"\r\n")
             headers = dict(line.split(b": ", 1) for line in lines[1:])
             connection.wanted = int(headers.get(b"content-length", b"0")) - len(body)
-            self.statuses[lines[0].split(b" ")[1].decode()] += 1
+            connection.last = headers.get(b"connection") == b"close"
+            status = lines[0].split(b" ")[1].decode()
+            self.statuses[status] += 1
+            if status != "200":
+                self.troubles.append(time.perf_counter() - self.began)
             self.models[headers.get(b"x-zpoint-model", b"").decode()] += 1
         else:
             connection.wanted -= len(data)
         if connection.wanted == 0:
             self.latencies.append(time.perf_counter() - connection.due)
             self._close(connection)
-            self.idle.append(connection)
+            self._again(connection) if connection.last else self.idle.append(connection)
 
     def _fail(self, connection: Connection, why: str) -> None:
         self.failures.append(why)
+        self.troubles.append(time.perf_counter() - self.began)
         self._close(connection)
+        self._again(connection)
+
+    def _again(self, connection: Connection) -> None:
+        """A new connection in the place of one that has ended."""
         connection.sock.close()
         for _ in range(100):
             try:
@@ -157,6 +169,7 @@ def report(load: Load, seconds: float, points: int, cpu: float) -> dict[str, Any
         "models": dict(load.models),
         "failures": len(load.failures),
         "kinds_of_failure": dict(Counter(load.failures)),
+        "trouble_seconds": [round(seconds, 2) for seconds in load.troubles[:1000]],
         "megabytes_per_second": load.received / seconds / 1e6,
         "generator_cpu_share": cpu / seconds,
     }

@@ -30,22 +30,28 @@ KINDS = {"1 z, raw": (1, NPY), "1 z, PNG": (1, PNG), "64 z, raw": (64, NPY)}
 PARTS = ("ceiling", "zpoint-1", "zpoint-2", "fastapi", "litserve", "bentoml")
 
 
-def make_model(folder: Path) -> str:
-    """A registered model under ZPOINT_HOME = folder, the champion; gives its folder."""
+def save_random(source: str, seed: int) -> None:
+    """A model of random weights in the folder that the URI `source` names."""
     import torch
 
     from aecore.checkpoint import save_model
     from aecore.config import Recipe
     from aecore.model import ImageShape, build_model
     from aecore.samplers import fit_latents
-    from cluster import tracking
     from cluster.storage import open_uri
+
+    recipe = Recipe.model_validate({"model": {"z_dim": Z_DIM}, "optim": {"seed": seed}})
+    model = build_model(recipe, ImageShape(SIZE, 3)).eval()
+    save_model(*open_uri(source), model, recipe, fit_latents(torch.randn(1000, Z_DIM), components=0), {})
+
+
+def make_model(folder: Path) -> str:
+    """A registered model under ZPOINT_HOME = folder, the champion; gives its folder."""
+    from cluster import tracking
 
     source = f"file://{folder}/model"
     if not (folder / "model" / "config.json").exists():
-        recipe = Recipe.model_validate({"model": {"z_dim": Z_DIM}})
-        model = build_model(recipe, ImageShape(SIZE, 3)).eval()
-        save_model(*open_uri(source), model, recipe, fit_latents(torch.randn(1000, Z_DIM), components=0), {})
+        save_random(source, seed=0)
         registry = tracking.client()
         registry.create_registered_model(tracking.MODEL_NAME)
         version = registry.create_model_version(tracking.MODEL_NAME, source).version

@@ -86,7 +86,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch):
     bar.update(2000, 2000, "loss 8.5")
     bar.close()
     assert "train: 100%" in screen.getvalue()
-    assert "2000/2000" in screen.getvalue()
+    assert "2,000/2,000" in screen.getvalue()
     assert "loss 8.5" in screen.getvalue()
 
 

@@ -21,8 +21,7 @@ from aecore.shards import Manifest, save_manifest, shard_table, write_shard
 from jobs.cli import main
 
 FS = pafs.LocalFileSystem()
-SHARDS = {"train": 3, "valid": 1, "test": 1}
-ROWS, SIZE = 16, 16
+SIZE = 16
 PROGRESS = re.compile(r"\S+: [\d,/]+ (images|epochs)  ")
 RECIPE = """
 model: {z_dim: 3, channels: [4, 4, 4, 4], norm: group}
@@ -35,14 +34,24 @@ search: {trials: 3, parallel: 2, z_dim: [2, 3], kl_factor: [0.01, 1.0]}
 @pytest.fixture(scope="session")
 def written_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 faces of 16x16 to train on, 16 to validate, 16 to test, in shards of 16."""
-    root, first, splits = tmp_path_factory.mktemp("faces"), 0, {}
-    for split, count in SHARDS.items():
+    return _write_faces(tmp_path_factory.mktemp("faces"), {"train": 3, "valid": 1, "test": 1}, rows=16)
+
+
+@pytest.fixture(scope="session")
+def many_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """128 faces of 16x16 to train on, 64 to validate, 64 to test: enough for a study."""
+    return _write_faces(tmp_path_factory.mktemp("many"), {"train": 2, "valid": 1, "test": 1}, rows=64)
+
+
+def _write_faces(root: Path, counts: dict[str, int], rows: int) -> Path:
+    first, splits = 0, {}
+    for split, count in counts.items():
         shards = []
         for number in range(count):
-            images = [encode_image(draw_face(0, first + row, SIZE)[0], "png") for row in range(ROWS)]
-            table = shard_table(pa.table({"name": [str(first + row) for row in range(ROWS)]}), images)
+            images = [encode_image(draw_face(0, first + row, SIZE)[0], "png") for row in range(rows)]
+            table = shard_table(pa.table({"name": [str(first + row) for row in range(rows)]}), images)
             shards.append(write_shard(FS, str(root), f"{split}-{number:05d}.parquet", table))
-            first += ROWS
+            first += rows
         splits[split] = tuple(shards)
     save_manifest(FS, str(root), Manifest(dataset="x", options={}, size=16, channels=3, encoding="png", splits=splits))
     return root

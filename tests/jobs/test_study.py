@@ -16,7 +16,7 @@ from PIL import Image
 from aecore import study
 from aecore.faces import draw_face
 from aecore.images import encode_image
-from aecore.shards import Manifest, load_manifest, save_manifest, shard_table, write_shard
+from aecore.shards import load_manifest, shard_table, write_shard
 from aecore.stream import spread_images
 from cluster import tracking
 from jobs.cli import main
@@ -27,22 +27,6 @@ from jobs.study.parts import load_part, part_path, save_part
 pytestmark = pytest.mark.usefixtures("tracking")
 FS, ROWS, SIZE = pafs.LocalFileSystem(), 64, 16
 OPTIONS = ("--judged", 12)
-
-
-@pytest.fixture(scope="module")
-def many_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """128 faces of 16x16 to train on, 64 to validate, 64 to test."""
-    root, first, splits = tmp_path_factory.mktemp("many"), 0, {}
-    for split, count in {"train": 2, "valid": 1, "test": 1}.items():
-        shards = []
-        for number in range(count):
-            images = [encode_image(draw_face(0, first + row, SIZE)[0], "png") for row in range(ROWS)]
-            names = pa.table({"name": [str(first + row) for row in range(ROWS)]})
-            shards.append(write_shard(FS, str(root), f"{split}-{number:05d}.parquet", shard_table(names, images)))
-            first += ROWS
-        splits[split] = tuple(shards)
-    save_manifest(FS, str(root), Manifest(dataset="x", options={}, size=16, channels=3, encoding="png", splits=splits))
-    return root
 
 
 @pytest.fixture

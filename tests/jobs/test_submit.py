@@ -65,7 +65,7 @@ def head(session_environment: None, ports: list[int]) -> Iterator[str]:
 
 @pytest.mark.parametrize("argv", [[], ["serve"], ["doctor"], ["rm", "-rf"]])
 def test_what_is_no_job_is_refused(argv: list[str]):
-    with pytest.raises(ValueError, match="submit takes ingest, train, tune, study, promote, not"):
+    with pytest.raises(ValueError, match="submit takes ingest, train, tune, study, claims, promote, not"):
         submit(argv)
 
 

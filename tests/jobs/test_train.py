@@ -22,7 +22,8 @@ from jobs.record import Record, find_record
 from jobs.train import _trainer
 from serving.registry import find_champion, read_model
 
-METRICS = {"train_loss", "train_recon", "train_kl", "valid_loss", "valid_psnr", "swd_normal", "swd_gaussian"}
+JUDGED = {"hog_frechet_normal", "hog_frechet_gaussian"}
+METRICS = {"train_loss", "train_recon", "train_kl", "valid_loss", "valid_psnr"} | JUDGED
 
 
 def curve(run_id: str, metric: str = "valid_psnr") -> list[int]:

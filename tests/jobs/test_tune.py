@@ -42,7 +42,7 @@ def test_a_campaign_of_three_trials_two_at_a_time(zpoint, tiny: str, faces: Path
         assert 0.01 <= trial["kl_factor"] <= 1
         assert trial["valid_psnr"] == find_record(trial["run"]).epochs()[2]["valid_psnr"]
         assert tracking.client().get_run(find_record(trial["run"]).run_id).info.status == "FINISHED"
-    scored = [Scored(t["run"], t["valid_psnr"], t["swd_normal"]) for t in campaign["trials"]]
+    scored = [Scored(t["run"], t["valid_psnr"], t["hog_frechet_normal"]) for t in campaign["trials"]]
     assert campaign["best"] == choose_best(scored, 3.0).name
     assert campaign["best"] in campaign["pareto_front"]
     assert "within 3 dB" in campaign["rule"]
@@ -92,7 +92,7 @@ def test_a_trial_may_have_workers(zpoint, tiny: str, faces: Path):
 def test_an_epoch_that_is_not_judged_does_no_harm(zpoint, tiny: str, faces: Path):
     campaign = zpoint("tune", tiny, f"data.uri={faces}", "name=unjudged", "search.trials=1", "optim.epochs=6")
     epochs = find_record(campaign["best"]).epochs()
-    assert [epoch for epoch in epochs if "swd_normal" in epochs[epoch]] == [2, 4, 6]
+    assert [epoch for epoch in epochs if "hog_frechet_normal" in epochs[epoch]] == [2, 4, 6]
 
 
 def test_a_damaged_shard_is_refused(refused, tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch):
@@ -113,7 +113,7 @@ def test_a_search_that_goes_on_knows_what_was_tried():
 
     def trial(z_dim: int, kl_factor: float) -> dict:  # the nearer kl_factor is to 1, the better is all
         miss = abs(math.log10(kl_factor))
-        return {"z_dim": z_dim, "kl_factor": kl_factor, "valid_psnr": 30 - miss, "swd_normal": miss}
+        return {"z_dim": z_dim, "kl_factor": kl_factor, "valid_psnr": 30 - miss, "hog_frechet_normal": miss}
 
     def misses(finished: list[dict]) -> list[float]:
         search, found = optuna_search(space, finished, begun, seed=0), []
@@ -125,7 +125,7 @@ def test_a_search_that_goes_on_knows_what_was_tried():
             assert point
             found.append(trial(**point))
             search.on_trial_complete(str(i), found[-1])
-        return [each["swd_normal"] for each in found]
+        return [each["hog_frechet_normal"] for each in found]
 
     begun = [{"z_dim": 2, "kl_factor": 50.0}, {"z_dim": 3, "kl_factor": 0.0123}]
     finished = [trial(2 + i % 3, 10 ** (-1.5 + 3 * i / 19)) for i in range(20)]

@@ -20,7 +20,7 @@ FACTS, MODEL = SLOT.current.facts, lively_model()
 
 
 def client(slot: Slot = SLOT, **options):
-    return TestClient(make_api(slot, **options), raise_server_exceptions=False)
+    return TestClient(make_api(slot, **options), "http://localhost", raise_server_exceptions=False)
 
 
 def slot_with(decode=None, encode=None, **facts):

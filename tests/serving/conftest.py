@@ -45,9 +45,8 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
         page.set_default_timeout(10_000)
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("console", lambda message: allowed in message.text or said.append(message.text))
-        page.on(
-            "request", lambda request: request.url.startswith(("data:", url.split("#")[0])) or said.append(request.url)
-        )
+        origin = "/".join(url.split("/")[:3])
+        page.on("request", lambda request: request.url.startswith(("data:", origin)) or said.append(request.url))
         page.goto(url)
         return page
 

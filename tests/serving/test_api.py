@@ -117,10 +117,10 @@ def test_types_that_are_not_known():
 
 def test_token():
     http = client(token="secret")
-    for path in ("/healthz", "/readyz"):
+    for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
         assert http.get(path).status_code == 200
         is_problem(http.get(path, headers={"authorization": "Bearer wrong"}), 401)
-    for path in ("/v1/model", "/metrics", "/docs", "/openapi.json", "/nothing"):
+    for path in ("/v1/model", "/v1/decode", "/metrics", "/docs/", "/nothing"):
         is_problem(http.get(path), 401, "Bearer")
     for given in ("", "Bearer", "Bearer wrong", "Bearer secrets", "Basic secret", "secret", "Bearer sécret"):
         for path in ("/v1/model", "/docs", "/openapi.json", "/nothing"):
@@ -130,6 +130,28 @@ def test_token():
     allowed = {"authorization": "bearer secret"}
     assert http.get("/v1/model", headers=allowed).status_code == 200
     assert http.post("/v1/sample", json={}, headers=allowed).status_code == 200
+
+
+def test_without_a_token_only_loopback_names_are_answered():
+    """A web site whose name leads to 127.0.0.1 gets nothing through a visitor's browser."""
+    for host in ("localhost", "localhost:8000", "LOCALHOST", "127.0.0.1:8000", "127.0.0.2", "[::1]:8000"):
+        assert client().get("/v1/model", headers={"host": host}).status_code == 200
+    for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "[", "", "@"):
+        for path in ("/", "/v1/model"):
+            is_problem(client().get(path, headers={"host": host}), 421, "ZPOINT_TOKEN")
+    trusted = {"host": "zpoint.example", "authorization": "Bearer secret"}
+    assert client(token="secret").get("/v1/model", headers=trusted).status_code == 200
+
+
+def test_bodies_of_all_requests_together_are_bounded():
+    z = points(100)
+    http = client(limits=Limits(held=5000))
+    for _ in range(3):
+        assert decode(http, z).status_code == 200  # 3,328 bytes, given back each time
+    answer = decode(http, points(200))
+    is_problem(answer, 503, "try again")
+    assert answer.headers["retry-after"] == "1"
+    assert decode(http, z).status_code == 200
 
 
 def test_our_own_fault_is_a_500_that_tells_nothing(caplog):
@@ -245,11 +267,12 @@ def test_a_model_without_a_mixture_or_stored_points_does_without():
     )
 
 
-def test_docs_list_every_route_and_load_nothing():
+def test_docs_list_every_route_and_keep_the_pages_policy():
     http = client()
     page = http.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
+    assert page.headers["content-security-policy"] == http.get("/").headers["content-security-policy"]
     for path in http.get("/openapi.json").json()["paths"]:
         assert path in page.text
-    for loading in ("src=", "<link", "@import", "url(", "<script", "https://"):
-        assert loading not in page.text
+    for inline in ("<style", "style=", "<script", "https://"):
+        assert inline not in page.text

@@ -78,6 +78,20 @@ def test_a_token_is_asked_for_and_kept_in_the_tab(open_page):
         assert not page.locator("#token").is_visible()
 
 
+def test_the_docs_want_no_token_and_break_no_policy(open_page):
+    """Whoever follows the link from the page, where the token is kept, or types the address reads the routes."""
+    with running(made_slot(), TOKEN) as url:
+        page = open_page(f"{url}/docs")
+        page.get_by_role("heading", name="POST /v1/decode").wait_for()
+        assert page.evaluate("getComputedStyle(document.querySelector('pre')).borderRadius") == "12px"
+        page = open_page(url, allowed="401")
+        page.get_by_role("textbox", name="Token").fill(TOKEN)
+        page.get_by_role("button", name="Open", exact=True).click()
+        page.get_by_role("link", name="Model").click()
+        page.get_by_role("link", name="/docs").click()
+        page.get_by_role("heading", name="POST /v1/decode").wait_for()
+
+
 def test_a_busy_or_absent_endpoint_is_told(open_page, page_url):
     page = open_page(page_url, allowed="Failed to load resource")
     sources(page, "#sheet")
@@ -104,8 +118,8 @@ def test_another_model_is_told(open_page):
 @pytest.mark.parametrize("width", [320, 390, 820])
 def test_nothing_is_wider_than_a_small_screen(open_page, page_url, width):
     page = open_page(page_url, viewport={"width": width, "height": 700})
-    for view in ("random", "change", "between", "rebuild", "model"):
-        page.goto(f"{page_url}/#{view}")
+    for view in ("docs", "#random", "#change", "#between", "#rebuild", "#model"):
+        page.goto(f"{page_url}/{view}")
         page.wait_for_load_state("networkidle")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, view
     page.goto(f"{page_url}/#random")

@@ -1,0 +1,101 @@
+"""What a study measures of finished runs: a part at a time, kept with its run, measured when first asked for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.fs as pafs
+
+from aecore.config import Recipe, check_recipe
+from aecore.files import read_json
+from aecore.shards import Manifest
+from jobs.record import Record, find_record
+from jobs.train import open_dataset
+
+if TYPE_CHECKING:
+    from aecore.study import Part, Subject
+    from jobs.study.data import Images
+
+LIMIT, JUDGED = 6_000, 256  # training images encoded at most; pictures judged at each point
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: where it lies, its recipe and the digest of the dataset that it was trained on."""
+
+    record: Record
+    recipe: Recipe
+    dataset: str
+
+    @property
+    def about(self) -> dict[str, Any]:
+        recipe = self.recipe
+        return {
+            "run": self.record.name, "z_dim": recipe.model.z_dim, "kl_factor": recipe.loss.kl_factor,
+            "task": recipe.task.kind, "epochs": recipe.optim.epochs,
+        }  # fmt: skip
+
+
+def find_finished(name: str) -> Finished:
+    """The run `name`. Raises ValueError where there is none or it has not finished."""
+    record = find_record(name)
+    if not record.finished():
+        raise ValueError(f"run '{name}' has not finished: start its command again, then study it")
+    fs, root = record.place
+    known = read_json(fs, f"{root}/run.json")
+    return Finished(record, check_recipe(known["recipe"]), known["dataset"])
+
+
+def common_dataset(runs: list[Finished], limit: int) -> tuple[pafs.FileSystem, str, Manifest]:
+    """The dataset that `runs` were trained on. Raises ValueError for several, a changed or a small one."""
+    from jobs.study.data import check_enough
+
+    first = runs[0]
+    for run in runs:
+        if run.dataset != first.dataset:
+            raise ValueError(
+                f"a study compares runs on one dataset: '{first.record.name}' was trained on {first.recipe.data.uri}, "
+                f"'{run.record.name}' on {run.recipe.data.uri}"
+            )
+    fs, root, manifest = open_dataset(first.recipe.data.uri)
+    if manifest.digest != first.dataset:
+        raise ValueError(f"{first.recipe.data.uri} no longer holds what '{first.record.name}' was trained on")
+    check_enough(manifest, limit)
+    return fs, root, manifest
+
+
+class Measured:
+    """The parts of a finished run (`aecore.study.PARTS`), as an earlier study kept them or measured anew.
+
+    `images` gives those of its dataset, `options` are what the figures depend on; `fresh` measures anew in any case.
+    """
+
+    def __init__(
+        self, run: Finished, images: Callable[[], "Images"], options: dict[str, int], *, fresh: bool = False
+    ) -> None:
+        self.run, self.images, self.options, self.fresh = run, images, options, fresh
+
+    def part(self, name: str) -> "Part":
+        from aecore.study import PARTS
+        from jobs.study.parts import load_part, part_path, save_part
+
+        fs, root = self.run.record.place
+        path = part_path(root, name, self.options)
+        part = None if self.fresh else load_part(fs, path)
+        if part is None:
+            part = PARTS[name](self._subject)
+            save_part(fs, path, part)
+        return part
+
+    @cached_property
+    def _subject(self) -> "Subject":
+        import torch
+
+        from aecore.checkpoint import load_model
+        from aecore.study import Subject
+
+        fs, root = self.run.record.place
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        known, saved = self.images(), load_model(fs, f"{root}/model", device)
+        return Subject(saved, known.train, known.test, known.scores, self.options["judged"], device)
