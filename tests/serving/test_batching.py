@@ -79,6 +79,26 @@ def test_what_would_wait_too_long_is_refused_and_what_is_admitted_ends():
         np.testing.assert_array_equal(answer, items(4, seed) * 2)
 
 
+def test_one_slow_item_after_full_batches_refuses_nobody():
+    """The machine may be busy for a moment; by the item a batch is far quicker, and it is batches that a rush makes."""
+    first_alone = True
+
+    def work(batch):
+        nonlocal first_alone
+        if len(batch) == 1 and first_alone:
+            first_alone = False
+            time.sleep(0.5)
+        return double(batch)
+
+    async def run():
+        batcher = Batcher("work", work, patience=2.0)
+        await asyncio.gather(*(batcher(items(64, seed)) for seed in range(8)))
+        await batcher(items(1))
+        return await asyncio.gather(*(batcher(items(1, seed)) for seed in range(100)))
+
+    assert len(asyncio.run(run())) == 100
+
+
 def test_a_cancelled_request_leaves_no_trace():
     async def run():
         batcher = Batcher("work", double, patience=0.0)

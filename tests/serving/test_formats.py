@@ -39,6 +39,21 @@ def read_json(value, **limits):
     return parse_z(value if isinstance(value, bytes) else json.dumps(value).encode(), JSON, Z_DIM, **limits)
 
 
+def test_npy_is_what_numpy_writes():
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), np.uint8)
+    for array in (
+        images,
+        images[1:2],
+        images[:0],
+        images[::2, :, ::-1],
+        np.asfortranarray(images),
+        np.eye(3, dtype="<f4"),
+    ):
+        buffer = io.BytesIO()
+        np.save(buffer, array.copy())
+        assert encode_npy(array) == buffer.getvalue()
+
+
 def test_json_and_npy_give_the_same_z():
     z = np.array([[1, 2, 3], [-0.5, 1e-3, 7]])
     from_json = read_json({"z": z.tolist()})
