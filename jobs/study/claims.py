@@ -262,16 +262,16 @@ CLAIMS = (
         "reconstructions show a face at least 0.9 times as often as real images do", ("ae",), reconstructs,
     ),
     Claim(
-        "denoise", "faces", "It denoises unseen faces that noise all but hides.",
+        "denoise", "faces", "A plain AE denoises unseen faces that noise all but hides.",
         "the PSNR rises by 0.5 dB or more, and outputs show a face at least 0.9 times as often as real images do",
         ("denoise",), does_its_task("denoise"),
     ),
     Claim(
-        "drop", "faces", "It restores unseen faces of which four pixels in five are dropped.",
+        "drop", "faces", "A plain AE restores unseen faces of which four pixels in five are dropped.",
         "as for denoise", ("drop",), does_its_task("drop"),
     ),
     Claim(
-        "recolor", "faces", "It colours gray pictures of unseen faces.",
+        "recolor", "faces", "A plain AE colours gray pictures of unseen faces.",
         "as for denoise", ("recolor",), does_its_task("recolor"),
     ),
     Claim(
@@ -280,12 +280,12 @@ CLAIMS = (
         ("near-ae",), ae_random_points,
     ),
     Claim(
-        "vae-origin", "faces", "Random points near the origin of a VAE's latent space do.",
+        "vae-origin", "faces", "Random points near the origin of a VAE's latent space decode to faces.",
         "the cube of boundary 1 shows a face in more than half of the pictures, that of boundary 20 in fewer of them",
         ("vae",), vae_near_the_origin,
     ),
     Claim(
-        "vae-sphere", "faces", "So do points on the sphere of radius sqrt(z_dim).",
+        "vae-sphere", "faces", "So do a VAE's points on the sphere of radius sqrt(z_dim).",
         "more than half of the pictures there show a face", ("vae",), vae_on_the_sphere,
     ),
     Claim(
@@ -300,7 +300,7 @@ CLAIMS = (
         ("near-ae",), one_region,
     ),
     Claim(
-        "fitted", "faces", "So a Gaussian fitted to them rescues even the AE.",
+        "fitted", "faces", "So points of a Gaussian that is fitted to an AE's z-points decode to faces.",
         "pictures from the full Gaussian show a face at least 0.9 times as often as real images do",
         ("near-ae",), fit_rescues_the_ae,
     ),
