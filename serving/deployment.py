@@ -31,7 +31,7 @@ SERVE_SETTINGS = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # see replica.py: it has no such port
-    # What a replica that dies has not answered goes to another one: every request only reads.
+    # What a replica that dies has not begun to answer goes to another one: every request only reads.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     # Long enough for HAProxy to forget a replica; the default of 30 s would also hold up every stop.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",

@@ -5,6 +5,8 @@ Run as a script by the file that `wrap` writes; imports nothing but the standard
 - Ray's configuration has statistics and metrics listen on every interface: here on loopback only.
 - It serves /-/healthz and /-/routes to everybody: here only what the app itself serves.
 - It lets a client take an hour for its request line and headers: here 10 seconds.
+- It sends a request on before its body is there, and can then not give it to another replica when that one dies: here
+  it waits for the body, or the first 16 kB of it.
 - Where no replica answers it says 500 in plain text: here a 503 that says when to try again, as the app does.
 - An haproxy whose Ray died by SIGKILL would stay for ever and hold the port: here it ends with its parent.
 """
@@ -19,7 +21,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 HIDDEN = "    http-request return status 404 if { path_beg /-/ }"
-HEADERS = "    timeout http-request 10s"
+DEFAULTS = "    timeout http-request 10s\n    option http-buffer-request"
 
 
 def wrap(folder: Path, binary: str) -> Path:
@@ -37,7 +39,7 @@ def mend(config: str, errors: Path) -> str:
     config = on_loopback(config)
     config = re.sub(r"(?m)^(\s+errorfile (\d+)) .*$", rf"\g<1> {errors}/\g<2>.http", config)
     config = re.sub(r"(?m)^(frontend http_frontend\n\s+bind .*)$", rf"\g<1>\n{HIDDEN}", config)
-    return re.sub(r"(?m)^(defaults\n\s+mode http)$", rf"\g<1>\n{HEADERS}", config)
+    return re.sub(r"(?m)^(defaults\n\s+mode http)$", rf"\g<1>\n{DEFAULTS}", config)
 
 
 def write_errors(folder: Path) -> None:

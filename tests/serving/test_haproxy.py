@@ -24,7 +24,8 @@ def test_haproxy_says_503_where_no_replica_answers(tmp_path):
     changed = haproxy.mend(template, tmp_path)
     assert changed.count(f"{tmp_path}/50") == 3
     assert "{{ config.error_file_path }}\n" not in changed
-    assert changed.count("timeout http-request 10s") == changed.count("return status 404 if { path_beg /-/ }") == 1
+    assert changed.count("timeout http-request 10s") == changed.count("option http-buffer-request") == 1
+    assert changed.count("return status 404 if { path_beg /-/ }") == 1
     assert haproxy.mend(changed, tmp_path) == changed
 
 

