@@ -163,6 +163,7 @@ def test_a_clicked_picture_goes_on(open_page, page_url):
 
 def test_the_model_tells_its_facts(open_page, page_url):
     page = open_page(f"{page_url}/#model")
+    page.wait_for_selector(".bar")
     text = page.locator("#facts").inner_text()
     for fact in ("zpoint, version 7 (champion)", "run-1", "kl_factor 1", "16 pixels, colour", "psnr"):
         assert fact in text
