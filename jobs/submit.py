@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ JOBS = ("ingest", "train", "tune", "study", "claims", "promote")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_SECONDS = 5
 STOP_SECONDS = 15  # for a stopped job to save where it is; Ray would kill it after 3
+_ENVIRONMENT = threading.Lock()
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -127,14 +129,15 @@ def _client(address: str | None) -> tuple[Any, str]:
 def _only(address: str) -> Iterator[None]:
     """Inside, Ray's client takes this address; it prefers the environment's RAY_ADDRESS to its argument."""
     name = "RAY_API_SERVER_ADDRESS"
-    before = os.environ.get(name)
-    os.environ[name] = address
-    try:
-        yield
-    finally:
-        os.environ.pop(name, None)
-        if before is not None:
-            os.environ[name] = before
+    with _ENVIRONMENT:  # else a thread that came second would leave the first one's address behind
+        before = os.environ.get(name)
+        os.environ[name] = address
+        try:
+            yield
+        finally:
+            os.environ.pop(name, None)
+            if before is not None:
+                os.environ[name] = before
 
 
 @contextmanager

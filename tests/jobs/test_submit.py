@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import pytest
 
 from cluster.local import travel
-from jobs.submit import _client, job_logs, list_jobs, stop_job, submit
+from jobs.submit import _client, _only, job_logs, list_jobs, stop_job, submit
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +173,21 @@ def test_an_unknown_job_is_named(head: str, monkeypatch: pytest.MonkeyPatch):
             call("nosuch", head)
     with pytest.raises(ValueError, match="no job 'nosuch' at"):
         job_logs("nosuch", head, follow=True)
+
+
+def test_two_threads_that_ask_leave_no_address_behind():
+    entered = threading.Event()
+
+    def ask() -> None:
+        with _only("http://second"):
+            entered.set()
+            first_left.wait(10)
+
+    first_left, second = threading.Event(), threading.Thread(target=ask)
+    with _only("http://first"):
+        second.start()
+        entered.wait(0.3)
+        assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://first"
+    first_left.set()
+    second.join()
+    assert "RAY_API_SERVER_ADDRESS" not in os.environ
