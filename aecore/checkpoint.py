@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from aecore.config import Recipe, check_recipe
 from aecore.files import read_bytes, read_json, sha256, write_json, write_whole
-from aecore.model import Autoencoder, ImageShape, build_model
+from aecore.model import NETWORK, Autoencoder, ImageShape, build_model
 
 log = logging.getLogger(__name__)
 FILES = ("config.json", "model.safetensors", "optimizer.safetensors")
@@ -182,7 +182,8 @@ def load_checkpoint(fs: pafs.FileSystem, root: str, model: nn.Module, optimizer:
     """Fill `model` and `optimizer` from the newest whole checkpoint under `root`; a new Progress when there is none.
 
     A damaged or half-written checkpoint is passed over, with a warning, for the one before it. Raises OSError when
-    the storage does not answer: that says nothing about the checkpoint.
+    the storage does not answer: that says nothing about the checkpoint; ValueError for one of another version of the
+    network.
     """
     for path in list_checkpoints(fs, root):
         try:
@@ -194,6 +195,7 @@ def load_checkpoint(fs: pafs.FileSystem, root: str, model: nn.Module, optimizer:
         except (FileNotFoundError, ValueError, KeyError) as error:
             log.warning("checkpoint %s is damaged (%s); going back to the one before", path, error)
             continue
+        _check_network(json.loads(contents["config.json"]), path)
         model.load_state_dict(load_tensors(contents["model.safetensors"]))
         _fill_optimizer(optimizer, load_tensors(contents["optimizer.safetensors"]))
         return progress
@@ -222,9 +224,11 @@ class SavedModel:
 def load_model(fs: pafs.FileSystem, path: str, device: str = "cpu") -> SavedModel:
     """The model of a model folder, in eval mode on `device`, rebuilt from its config and safetensors alone.
 
-    Raises FileNotFoundError when a file is missing, ValueError when weights and config do not fit together.
+    Raises FileNotFoundError when a file is missing, ValueError when weights and config do not fit together or another
+    version of the network wrote them.
     """
     config = read_json(fs, f"{path}/config.json")
+    _check_network(config, path)
     recipe = check_recipe(config["recipe"])
     model = build_model(recipe, ImageShape(**config["image"]))
     try:
@@ -240,7 +244,15 @@ def load_model(fs: pafs.FileSystem, path: str, device: str = "cpu") -> SavedMode
 
 
 def _config(model: Autoencoder, recipe: Recipe) -> dict[str, Any]:
-    return {"recipe": recipe.model_dump(mode="json"), "image": asdict(model.image)}
+    return {"network": NETWORK, "recipe": recipe.model_dump(mode="json"), "image": asdict(model.image)}
+
+
+def _check_network(config: dict[str, Any], path: str) -> None:
+    # The weights would fit, and mean something else.
+    if (network := config.get("network", 1)) != NETWORK:
+        raise ValueError(
+            f"{path} holds weights of the network's version {network}, this zpoint has {NETWORK}: train it again"
+        )
 
 
 def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

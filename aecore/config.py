@@ -34,11 +34,14 @@ class Data(Section):
 
 
 class Model(Section):
-    """`norm`: `batch` normalises with what each worker sees of a batch, `sync_batch` with the whole of it."""
+    """`norm`: `batch` normalises with what each worker sees of a batch, `sync_batch` with the whole of it.
+
+    `none` learns fastest: measured in tests/benchmarks/RESULTS.md.
+    """
 
     z_dim: Annotated[int, Field(strict=True, ge=2, le=1200)] = 200
     channels: tuple[Count, Count, Count, Count] = (32, 64, 128, 256)
-    norm: Literal["batch", "sync_batch", "group", "none"] = "batch"
+    norm: Literal["none", "group", "batch", "sync_batch"] = "none"
 
 
 class Reconstruct(Section):

@@ -12,11 +12,21 @@ PYRAMID_FLOOR = 16  # Karras 2018 stops the Laplacian pyramid at 16 pixels
 PATCH = 7
 MAX_PATCHES = 16_384
 SSIM_WINDOW, SSIM_SD = 11, 1.5
+CHROMA = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # Cb and Cr of RGB: ITU-R T.871, as in JPEG
 
 
 def psnr(squared_error: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of images in [0, 1] from their mean squared errors; same shape."""
     return -10.0 * torch.log10(squared_error.clamp_min(1e-10))
+
+
+def chroma(images: Tensor) -> Tensor:
+    """The colours alone, Cb and Cr (ITU-R T.871) of RGB `images` (n, 3, h, w) float in [0, 1].
+
+    Float (n, 2, h, w) in [-0.5, 0.5], all 0 for gray: a picture's light and dark, and so most of its sharpness, has no
+    part in it.
+    """
+    return torch.einsum("nchw,kc->nkhw", images, torch.tensor(CHROMA).to(images))
 
 
 def ssim(images: Tensor, reference: Tensor) -> Tensor:

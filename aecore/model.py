@@ -1,5 +1,6 @@
 """The convolutional autoencoder: four layers each way, deterministic (AE) or variational (VAE, Kingma 2014)."""
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ from aecore.sync_norm import SyncBatchNorm
 
 # exp(logvar) stays finite and the KL of a near-AE does not explode in its first epoch.
 LOGVAR_RANGE = (-30.0, 20.0)
+NETWORK = 2  # what weights are for; raised when the network that goes with them changes (1: LeakyReLU)
 ACTIVE = 0.01  # variance of a component's mean above which it counts as used (Burda 2016, section 5)
 MIN_SIZE, MAX_SIZE = 16, 512
 
@@ -67,7 +69,7 @@ class Autoencoder(nn.Module):
             down += [
                 nn.Conv2d(before, after, 3, stride=2, padding=1),
                 _norm(config.norm, after),
-                nn.LeakyReLU(),
+                nn.SiLU(),
             ]
         self.encoder = nn.Sequential(*down, nn.Flatten())
         self.to_latent = nn.Linear(flat, config.z_dim * (2 if variational else 1))
@@ -75,8 +77,9 @@ class Autoencoder(nn.Module):
         self.from_latent = nn.Linear(config.z_dim, flat)
         up: list[nn.Module] = []
         for before, after in zip(sizes[:1:-1], sizes[-2:0:-1], strict=True):
-            up += [_upsample(before, after), _norm(config.norm, after), nn.LeakyReLU()]
+            up += [_upsample(before, after), _norm(config.norm, after), nn.SiLU()]
         self.decoder = nn.Sequential(*up, _upsample(sizes[1], image.channels))
+        self.apply(_initialise)
 
     def encode(self, images: Tensor) -> Latent:
         """`images` (batch, channels, size, size) float in [0, 1]."""
@@ -138,6 +141,20 @@ def _norm(kind: str, channels: int) -> nn.Module:
         return nn.Identity()
     # Groups of about 8 channels; the count must divide them.
     return nn.GroupNorm(next(g for g in range(max(1, channels // 8), 0, -1) if channels % g == 0), channels)
+
+
+def _initialise(layer: nn.Module) -> None:
+    """Weights of variance 2 / fan-in before a rectifier (He 2015), 1 / fan-in in the linear layers, which none follows.
+
+    So the signal keeps its size from layer to layer where no norm sees to it.
+    """
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        fan_in, gain = layer.weight[0].numel(), 1.0 if isinstance(layer, nn.Linear) else 2.0
+        if isinstance(layer, nn.ConvTranspose2d):  # its stride leaves each pixel a quarter of the window
+            fan_in = layer.in_channels * math.prod(layer.kernel_size) / math.prod(layer.stride)
+        nn.init.normal_(layer.weight, std=(gain / fan_in) ** 0.5)
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
 
 
 def _upsample(before: int, after: int) -> nn.Module:

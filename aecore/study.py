@@ -15,7 +15,7 @@ from torch import Tensor
 
 from aecore.checkpoint import SavedModel
 from aecore.config import TASKS
-from aecore.metrics import psnr, ssim
+from aecore.metrics import chroma, psnr, ssim
 from aecore.model import Latent, to_float, to_uint8
 from aecore.order import seed_of
 from aecore.paths import PATHS, principal_axes
@@ -165,11 +165,16 @@ def sweep(subject: Subject, sampler: str) -> Part:
 def tasks(subject: Subject) -> Part:
     """Each task on test images: how near input and output are to the clean image; the run's own as it was trained.
 
-    Pictures are (3, n, size, size, channels): clean, input, output.
+    Of colour images also how near their colours are, and those of the training images' mean (`mean_chroma_psnr`), which
+    whoever knows the set but not the image can give. Pictures are (3, n, size, size, channels): clean, input, output.
     """
     own, figures, pictures = subject.saved.recipe.task, {}, {}
     images = subject.test[: subject.judged]
     clean = to_float(torch.from_numpy(images))
+    known = {}
+    if clean.shape[1] == 3:
+        mean = torch.from_numpy(subject.train.mean(0, dtype=np.float64) / 255.0).float().permute(2, 0, 1)
+        known["mean_chroma_psnr"] = _chroma_psnr(mean[None], clean)
     for kind, settings in TASKS.items():
         if kind == "recolor" and clean.shape[1] != 3:
             continue
@@ -177,15 +182,25 @@ def tasks(subject: Subject) -> Part:
         seen = subject.seen(images, task)
         made = subject.decode(subject.encode(seen).mean)
         scores = _closeness(seen, clean, "input_") | _closeness(to_float(torch.from_numpy(made)), clean, "")
-        figures[kind] = {"settings": task.model_dump(exclude={"kind"}), "trained": own.kind == kind, **scores}
+        figures[kind] = {"settings": task.model_dump(exclude={"kind"}), "trained": own.kind == kind, **scores, **known}
         pictures[kind] = np.stack([images[:SHOWN], to_uint8(seen[:SHOWN].clone()).numpy(), made[:SHOWN]])
     return Part(figures, pictures)
 
 
 def _closeness(images: Tensor, clean: Tensor, prefix: str) -> dict[str, float]:
+    figures = {"psnr": _psnr(images, clean), "ssim": float(ssim(images, clean).mean())}
+    if clean.shape[1] == 3:
+        figures["chroma_psnr"] = _chroma_psnr(images, clean)
+    return {prefix + name: figure for name, figure in figures.items()}
+
+
+def _psnr(images: Tensor, clean: Tensor) -> float:
     # Of the mean squared error of each image, then the mean: as training reports it.
-    close = psnr((images - clean).square().flatten(1).mean(1)).mean()
-    return {f"{prefix}psnr": float(close), f"{prefix}ssim": float(ssim(images, clean).mean())}
+    return float(psnr((images - clean).square().flatten(1).mean(1)).mean())
+
+
+def _chroma_psnr(images: Tensor, clean: Tensor) -> float:
+    return _psnr(chroma(images), chroma(clean))
 
 
 def ways(subject: Subject) -> Part:

@@ -59,8 +59,10 @@ def reconstructions(run: Figures, figures: Figures) -> str:
 def own_task(run: Figures, figures: Figures) -> str | None:
     if run["task"] == "reconstruct":
         return None
-    before, after = (run["tasks"][run["task"]][key] for key in ("input_psnr", "psnr"))
-    text = f"{run['run']} was trained to {VERBS.get(run['task'], run['task'])}: the PSNR "
+    # Of gray images the whole PSNR is high already: it would tell of the output's blur alone.
+    measure, key = ("PSNR of the colours", "chroma_psnr") if run["task"] == "recolor" else ("PSNR", "psnr")
+    before, after = (run["tasks"][run["task"]][prefix + key] for prefix in ("input_", ""))
+    text = f"{run['run']} was trained to {VERBS.get(run['task'], run['task'])}: the {measure} "
     if abs(after - before) < 0.1:
         return f"{text}stays at {after:.1f} dB."
     text += f"{'rises' if after > before else 'falls'} from {before:.1f} dB of its inputs to {after:.1f} dB"

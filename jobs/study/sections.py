@@ -107,8 +107,8 @@ def make_sections(figures: Figures, arrays: Arrays) -> list[Section]:
         Section(
             "tasks", "Tasks",
             "Test images, what the encoder sees of them, and what the decoder makes of that; the figures compare both "
-            "with the clean images. A model was trained for one of the tasks.",
-            [], [cards(_tasks, "task", ["PSNR (dB)", "SSIM"])],
+            "with the clean images, `colours` those alone (Cb and Cr). A model was trained for one of the tasks.",
+            [], [cards(_tasks, "task", ["PSNR (dB)", "SSIM", *["colours (dB)"] * _coloured(runs[0])])],
         ),
         Section(
             "ways", "Between two images",
@@ -238,7 +238,12 @@ SETTING = {"denoise": "sigma", "drop": "keep", "inpaint": "share"}
 
 
 def _closeness(task: Figures, prefix: str = "") -> list[str]:
-    return [f"{task[f'{prefix}psnr']:.1f}", f"{task[f'{prefix}ssim']:.2f}"]
+    cells = [f"{task[f'{prefix}psnr']:.1f}", f"{task[f'{prefix}ssim']:.2f}"]
+    return [*cells, f"{task[f'{prefix}chroma_psnr']:.1f}"] if f"{prefix}chroma_psnr" in task else cells
+
+
+def _coloured(run: Figures) -> bool:
+    return "chroma_psnr" in run["tasks"]["reconstruct"]
 
 
 def _ways(run: Figures, kept: Kept) -> Iterator[Row]:

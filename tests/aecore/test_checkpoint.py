@@ -210,6 +210,16 @@ def test_model_folder_rebuilds_the_network(tmp_path):
     assert saved.latents["covariance"].shape == (3, 3)
 
 
+def test_weights_of_another_version_of_the_network_are_refused(tmp_path, monkeypatch):
+    model, _ = trained()
+    checkpoint.save_model(FS, str(tmp_path / "model"), model, RECIPE, fit_latents(torch.randn(9, 3)), {})
+    save(tmp_path / "run", 7)
+    monkeypatch.setattr(checkpoint, "NETWORK", checkpoint.NETWORK + 1)
+    for refused in (lambda: checkpoint.load_model(FS, str(tmp_path / "model")), lambda: load(tmp_path / "run")):
+        with pytest.raises(ValueError, match=r"network's version \d.*train it again"):
+            refused()
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     model, _ = trained()
     checkpoint.save_model(FS, str(tmp_path), model, RECIPE, fit_latents(torch.randn(9, 3)), {})

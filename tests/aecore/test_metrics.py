@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from aecore.metrics import psnr, sliced_wasserstein, ssim
+from aecore.metrics import chroma, psnr, sliced_wasserstein, ssim
 from aecore.ranking import Scored, choose_best, pareto_front
 
 
@@ -34,6 +35,16 @@ def test_sliced_wasserstein_orders_sets_as_an_eye_does():
 
 def test_psnr():
     assert psnr(torch.tensor([1.0, 0.01])).tolist() == pytest.approx([0.0, 20.0])
+
+
+def test_chroma_is_that_of_jpeg_and_does_not_see_blur_in_gray():
+    images = blobs(4, 0)
+    pixels = (images * 255).round().to(torch.uint8)
+    for image, found in zip(pixels, chroma(pixels / 255.0), strict=True):
+        wanted = np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("YCbCr"))[..., 1:]
+        assert found.permute(1, 2, 0).mul(255).add(128).numpy() == pytest.approx(wanted, abs=1)
+    gray = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    assert chroma(gray).abs().max() < 1e-6
 
 
 def plain_ssim(a, b):

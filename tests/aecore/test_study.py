@@ -69,8 +69,13 @@ def test_each_task_is_measured_and_the_models_own_as_it_was_trained():
     assert (clean == seen).all()
     assert (part.arrays["denoise"][1] != clean).any()
     assert (own.seen(own.test) == own.seen(own.test)).all()
-    assert "recolor" in part.figures
-    assert "recolor" not in study.tasks(a_subject(channels=1)).figures
+    recolor = part.figures["recolor"]
+    assert recolor["input_chroma_psnr"] < recolor["mean_chroma_psnr"] < 40
+    assert part.figures["reconstruct"]["input_chroma_psnr"] == pytest.approx(100)
+    assert part.figures["reconstruct"]["mean_chroma_psnr"] == recolor["mean_chroma_psnr"]
+    gray = study.tasks(a_subject(channels=1)).figures
+    assert "recolor" not in gray
+    assert not any("chroma" in name for name in gray["reconstruct"])
 
 
 def test_directions_go_through_the_mean(subject: Subject):

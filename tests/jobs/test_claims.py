@@ -67,7 +67,7 @@ def test_every_claim_is_on_a_known_set_and_its_runs_have_recipes():
     assert {run for claim in CLAIMS for run in claim.runs} == set(RUNS)
 
 
-def made(z_dim: int = 4, kl_factor: float = 1.0, kind: str = "denoise", **parts: Any) -> Any:
+def a_run(z_dim: int = 4, kl_factor: float = 1.0, kind: str = "denoise", **parts: Any) -> Any:
     """A measured run whose figures are made up; its pictures are gray."""
     recipe = SimpleNamespace(
         model=SimpleNamespace(z_dim=z_dim), loss=SimpleNamespace(kl_factor=kl_factor), task=SimpleNamespace(kind=kind)
@@ -97,14 +97,14 @@ def judge(name: str, *runs: Any) -> claims.Verdict:
 @pytest.mark.parametrize(("normal", "cube", "holds"), [(0.0, 0.06, True), (0.3, 0.0, False), (0.0, 0.2, False)])
 def test_random_points_of_an_ae(normal: float, cube: float, holds: bool):
     cubes = [scored(0.0, boundary=1.0), scored(cube, boundary=20.0)]
-    verdict = judge("ae-random", made(samplers={"normal": scored(normal)}, cube=cubes))
+    verdict = judge("ae-random", a_run(samplers={"normal": scored(normal)}, cube=cubes))
     assert verdict.holds == holds
 
 
 @pytest.mark.parametrize(("near", "far", "holds"), [(0.8, 0.1, True), (0.4, 0.1, False), (0.8, 0.9, False)])
 def test_points_near_the_origin_of_a_vae(near: float, far: float, holds: bool):
     cubes = [scored(near, boundary=1.0), scored(far, boundary=20.0)]
-    verdict = judge("vae-origin", made(samplers={"normal": scored(0.5)}, cube=cubes))
+    verdict = judge("vae-origin", a_run(samplers={"normal": scored(0.5)}, cube=cubes))
     assert verdict.holds == holds
     assert "boundary 1: " in verdict.figures
 
@@ -114,8 +114,17 @@ def test_points_near_the_origin_of_a_vae(near: float, far: float, holds: bool):
 )
 def test_a_task(before: float, after: float, rate: float, holds: bool):
     task = {"denoise": {"input_psnr": before, "psnr": after, "input_ssim": 0.1, "ssim": 0.6}}
-    run = made(tasks=task, samplers={"reconstructions": scored(rate)})
+    run = a_run(tasks=task, samplers={"reconstructions": scored(rate)})
     assert judge("denoise", run).holds == holds
+
+
+@pytest.mark.parametrize(
+    ("gray", "mean", "made", "holds"), [(20, 22, 24, True), (20, 24, 24.2, False), (24, 20, 24.2, False)]
+)
+def test_colours_must_beat_gray_and_those_of_the_mean_image(gray: float, mean: float, made: float, holds: bool):
+    task = {"recolor": {"input_chroma_psnr": gray, "mean_chroma_psnr": mean, "chroma_psnr": made}}
+    run = a_run(tasks=task, samplers={"reconstructions": scored(0.9)})
+    assert judge("recolor", run).holds == holds
 
 
 @pytest.mark.parametrize(
@@ -123,7 +132,7 @@ def test_a_task(before: float, after: float, rate: float, holds: bool):
 )
 def test_the_z_dim_that_is_enough(psnr: tuple[float, ...], holds: bool):
     runs = [
-        made(z_dim=z_dim, tasks={"reconstruct": {"psnr": one}}, samplers={"reconstructions": scored(0.9)},
+        a_run(z_dim=z_dim, tasks={"reconstruct": {"psnr": one}}, samplers={"reconstructions": scored(0.9)},
              points={"active_units": 9})
         for z_dim, one in zip((2, 4, 12, 32), psnr, strict=True)
     ]  # fmt: skip
@@ -140,7 +149,7 @@ def test_the_z_dim_that_is_enough(psnr: tuple[float, ...], holds: bool):
 )
 def test_the_trade_of_the_kl_factor(psnr: tuple[float, ...], rates: tuple[float, ...], holds: bool):
     runs = [
-        made(kl_factor=kl, tasks={"reconstruct": {"psnr": p}}, samplers={"normal": scored(rate)})
+        a_run(kl_factor=kl, tasks={"reconstruct": {"psnr": p}}, samplers={"normal": scored(rate)})
         for kl, p, rate in zip((1e-6, 1, 6), psnr, rates, strict=True)
     ]
     assert judge("kl-factor", *runs).holds == holds
