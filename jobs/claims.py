@@ -16,10 +16,11 @@ from aecore.config import load_recipe
 from aecore.files import write_json, write_whole
 from cluster.progress import Bar
 from cluster.settings import settings
+from jobs.dataset import open_dataset
 from jobs.ingest import ingest
 from jobs.recipes import RECIPES
 from jobs.study.measured import JUDGED, LIMIT, Measured, common_dataset, find_finished
-from jobs.train import open_dataset, train
+from jobs.train import train
 
 if TYPE_CHECKING:
     from jobs.study.claims import Claim, Verdict

@@ -125,7 +125,7 @@ def _shown(name: str, run: str, dataset: str) -> list[tuple[str, list[np.ndarray
     from aecore.checkpoint import load_model
     from aecore.model import to_float
     from aecore.samplers import sample
-    from jobs.train import open_dataset
+    from jobs.dataset import open_dataset
 
     images = open_cache(settings().cache, *open_dataset(dataset), "test")[:SHOWN]
     fs, root = find_record(run).place

@@ -12,6 +12,8 @@ from aecore.splits import SPLITS
 from cluster.settings import settings
 
 if TYPE_CHECKING:
+    import torch
+
     from aecore.feed import Feed
     from aecore.order import World
 
@@ -20,7 +22,7 @@ Show = Callable[[int, int, str], None]  # takes how much is done, of how much, a
 
 
 def open_feeds(
-    recipe: Recipe, fs: pafs.FileSystem, root: str, manifest: Manifest, world: "World", device: str,
+    recipe: Recipe, fs: pafs.FileSystem, root: str, manifest: Manifest, world: "World", device: "torch.device",
     shard_of: ShardOf | None = None, show: Show = lambda done, total, text: None,
 ) -> dict[str, "Feed"]:  # fmt: skip
     """A feed for each split, empty for one that the dataset lacks.
@@ -29,18 +31,17 @@ def open_feeds(
     must be the only worker, reads the shards itself. Raises ValueError where the images do not fit in.
     """
     import numpy as np
-    import torch
 
     from aecore.cache import open_cache
     from aecore.feed import DeviceFeed, NodeFeed, StreamFeed
     from aecore.order import Order
     from aecore.stream import pour, spread_images
 
-    order, place = Order(recipe.optim.seed, recipe.optim.batch, world), torch.device(device)
+    order = Order(recipe.optim.seed, recipe.optim.batch, world)
 
     def open_feed(split: str) -> "Feed":
         if not manifest.splits.get(split):
-            return NodeFeed(np.empty((0, manifest.size, manifest.size, manifest.channels), np.uint8), order, place)
+            return NodeFeed(np.empty((0, manifest.size, manifest.size, manifest.channels), np.uint8), order, device)
         if recipe.data.cache == "none":
             assert shard_of or world.size == 1
             if shard_of:
@@ -50,17 +51,17 @@ def open_feeds(
             else:
                 share = partial(pour, fs, root, manifest, split, order.seed)
             few = partial(spread_images, fs, root, manifest, split)
-            return StreamFeed(share, few, manifest.count(split), order, place)
+            return StreamFeed(share, few, manifest.count(split), order, device)
         total, text = manifest.count(split), f"filling the node cache: {split}"
         filled: Callable[[int], None] = lambda done: show(done, total, text)  # noqa: E731
         images = open_cache(settings().cache, fs, root, manifest, split, filled, settings().cache_max)
-        feed = DeviceFeed if in_device(recipe.data.cache, images.nbytes, place) else NodeFeed
-        return feed(images, order, place)
+        feed = DeviceFeed if in_device(recipe.data.cache, images.nbytes, device) else NodeFeed
+        return feed(images, order, device)
 
     return {split: open_feed(split) for split in SPLITS}
 
 
-def in_device(cache: str, size: int, device: Any) -> bool:
+def in_device(cache: str, size: int, device: "torch.device") -> bool:
     """Whether images of `size` bytes go to the device's memory. Raises ValueError when they should and cannot."""
     import torch
 

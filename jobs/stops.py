@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from aecore.config import Checkpoints
 
 if TYPE_CHECKING:
+    import torch
+
     from aecore.order import World
 
 NOTHING, SAVE, STOP = 0, 1, 2
@@ -61,7 +63,9 @@ class Agreement:
     numbers. `wish` is called then, equally often on each worker.
     """
 
-    def __init__(self, plan: Checkpoints, world: "World", device: str, wish: Callable[[], int], step: int) -> None:
+    def __init__(
+        self, plan: Checkpoints, world: "World", device: "torch.device", wish: Callable[[], int], step: int
+    ) -> None:
         self.plan, self.world, self.device, self.wish = plan, world, device, wish
         self._stride, self._next = 1, step + 1
         self._last = self._saved = time.monotonic()

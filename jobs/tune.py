@@ -17,9 +17,10 @@ from cluster.local import connect, has_gpu
 from cluster.settings import adopt, forwarded, settings
 from cluster.storage import check_uri, open_uri
 from jobs import campaign as campaigns
+from jobs.dataset import open_dataset, with_full_uri
+from jobs.ray_train import run_on_ray, worker_resources
 from jobs.record import Record, delete_folder
 from jobs.stops import interruptible
-from jobs.train import open_dataset, run_on_ray, with_full_uri, work, worker_resources
 from jobs.trials import GOALS, Trial, known_trials, trial_recipe
 
 
@@ -156,8 +157,11 @@ def run_trial(config: dict[str, Any], *, recipe: Recipe, campaign: str, environm
 
             run_on_ray(recipe, record, [TuneReportCallback()])
         else:
-            device = "cuda" if has_gpu() else "cpu"
-            for metrics in work(recipe, record, lambda done, total, text: None, device=device):
+            import torch
+
+            from jobs.work import Worker, work
+
+            for metrics in work(recipe, record, Worker(device=torch.device("cuda" if has_gpu() else "cpu"))):
                 ray_tune.report(metrics)
     if len(known) == recipe.optim.epochs:  # none was left to report, and Tune wants one
         ray_tune.report(known[recipe.optim.epochs])

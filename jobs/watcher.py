@@ -8,8 +8,8 @@ from ray.tune import Callback
 from aecore.config import Recipe
 from aecore.shards import Manifest
 from cluster.progress import Bar
+from jobs.ray_train import plain_failure
 from jobs.record import Record, open_record
-from jobs.train import plain_failure
 from jobs.trials import Trial, finished_trial, trial_recipe
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import pyarrow.fs as pafs
 from aecore.config import Recipe, check_recipe
 from aecore.files import read_json
 from aecore.shards import Manifest
+from jobs.dataset import open_dataset
 from jobs.record import Record, find_record
-from jobs.train import open_dataset
 
 if TYPE_CHECKING:
     from aecore.metrics_inception import Scored

@@ -5,10 +5,10 @@ A line of the notes: the worker's rank, how many workers there are, the step don
 
 from typing import Any
 
+import jobs.ray_train
 import jobs.stops
-import jobs.train
 
-jobs.train.RESIZE_SECONDS = 1.0
+jobs.ray_train.RESIZE_SECONDS = 1.0
 
 
 def slow_worker(**told: Any) -> None:
@@ -17,8 +17,8 @@ def slow_worker(**told: Any) -> None:
     import time
 
     import aecore.metrics
+    import jobs.ray_train
     import jobs.stops
-    import jobs.train
 
     aecore.metrics.MAX_PATCHES = 256
     after = jobs.stops.Agreement.after
@@ -31,11 +31,11 @@ def slow_worker(**told: Any) -> None:
         return after(self, step)
 
     jobs.stops.Agreement.after = note
-    jobs.train.train_worker(**told)
+    jobs.ray_train.train_worker(**told)
 
 
 if __name__ == "__main__":
     from jobs.cli import main
 
-    jobs.train.train_worker = slow_worker
+    jobs.ray_train.train_worker = slow_worker
     main()

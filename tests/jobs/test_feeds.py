@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pyarrow.fs as pafs
+import torch
 
 from aecore.config import Recipe
 from aecore.order import World
@@ -22,7 +23,7 @@ def test_the_filling_of_the_node_cache_shows_once(faces: Path):
             str(faces),
             manifest,
             World(),
-            "cpu",
+            torch.device("cpu"),
             show=lambda done, total, text: seen.append((text, done, total)),
         )
         assert [len(feed) for feed in feeds.values()] == [48, 16, 16]

@@ -3,6 +3,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from aecore.config import Checkpoints
 from aecore.order import World
@@ -25,7 +26,7 @@ class Clock:
 
 
 def alone(plan: Checkpoints, wish=lambda: NOTHING, step: int = 0) -> Agreement:
-    return Agreement(plan, World(), "cpu", wish, step)
+    return Agreement(plan, World(), torch.device("cpu"), wish, step)
 
 
 def test_every_so_many_steps_counted_from_the_runs_beginning():
@@ -68,7 +69,7 @@ def test_the_strongest_wish_of_all_workers_holds_at_the_same_step(monkeypatch: p
     ended: dict[int, list[int]] = {}
 
     def work(rank: int) -> None:
-        agreement = Agreement(BY_STEPS, World(rank, 3), "cpu", lambda: wishes[rank], 0)
+        agreement = Agreement(BY_STEPS, World(rank, 3), torch.device("cpu"), lambda: wishes[rank], 0)
         saved = []
         for step in range(1, 10_000):
             time.sleep(0.0005 * rank)

@@ -18,8 +18,8 @@ from aecore.config import load_recipe
 from aecore.shards import load_manifest
 from cluster import tracking
 from cluster.storage import open_uri
+from jobs.ray_train import _trainer
 from jobs.record import Record, find_record
-from jobs.train import _trainer
 from serving.registry import find_champion, read_model
 
 JUDGED = {"hog_frechet_normal", "hog_frechet_gaussian"}

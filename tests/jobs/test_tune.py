@@ -11,8 +11,8 @@ import pytest
 from aecore.config import load_recipe
 from aecore.ranking import Scored, choose_best
 from cluster import tracking
+from jobs.dataset import open_dataset
 from jobs.record import find_record
-from jobs.train import open_dataset
 from jobs.trials import known_trials, trial_recipe
 from jobs.tune import optuna_search
 

@@ -12,7 +12,8 @@ import time
 from importlib.machinery import PathFinder
 
 POINTS = {
-    "jobs.train": ["train", "connect", "open_feeds"],
+    "jobs.train": ["train", "connect"],
+    "jobs.work": ["open_feeds"],
     "aecore.model": ["build_model"],
     "ray.train.v2.api.data_parallel_trainer": ["DataParallelTrainer.fit"],
     "ray.train.v2._internal.execution.controller.controller": ["TrainController.__init__"],

@@ -1,0 +1,150 @@
+"""A training by DDP workers under Ray Train: how many, with what resources, and what is done when some fail."""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from aecore.config import Recipe, check_recipe
+from cluster.local import has_gpu
+from cluster.progress import publish
+from cluster.settings import adopt, forwarded, settings
+from cluster.storage import open_uri
+from jobs.dataset import open_dataset
+from jobs.process_group import process_group, worker_device
+from jobs.record import Record, delete_folder
+from jobs.stops import THIS_PROCESS, interruptible
+
+RESIZE_SECONDS = 60.0  # between two looks whether the cluster has room for more workers
+GROUP_SECONDS = 20  # for room for all workers of a group: Ray Train goes on counting a lost node for as long
+
+
+def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) -> None:
+    """Train under Ray Train; further `callbacks` run in its controller. Raises ValueError or RuntimeError."""
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    fs, root = open_uri(settings().store)
+    notes = f"{root}/ray/{record.name}"  # Ray Train's own; ours are the record
+    delete_folder(fs, notes)  # of a driver that was killed
+    trainer = _trainer(recipe, record, callbacks)
+    try:
+        with interruptible():
+            trainer.fit()
+    except TrainingFailedError as error:
+        raise plain_failure(error) from error
+    finally:
+        with suppress(OSError):  # a store that is gone now makes no finished training a failed one
+            delete_folder(fs, notes)
+
+
+def _trainer(recipe: Recipe, record: Record, callbacks: Sequence[Any]) -> Any:
+    """Ray Train's trainer of `recipe`, with as many workers as it says."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # TorchTrainer would import torch here
+
+    scale, streaming = recipe.scale, recipe.data.cache == "none"
+    if not isinstance(scale.workers, int):
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_SECONDS))
+    streams = {}
+    if streaming:
+        from jobs.streams import ray_streams
+
+        streams = ray_streams(recipe, open_dataset(recipe.data.uri)[2])
+    fs, root = open_uri(settings().store)
+    trainer = DataParallelTrainer(
+        # Not in train_loop_config, which Ray's dashboard may show: the environment may hold keys.
+        partial(train_worker, recipe=recipe.model_dump(mode="json"), record=record, environment=forwarded()),
+        scaling_config=ScalingConfig(
+            num_workers=scale.workers,
+            use_gpu=has_gpu(),
+            resources_per_worker=worker_resources(scale.most, streaming),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        ),
+        run_config=RunConfig(
+            name=record.name,
+            storage_path=f"{root}/ray",
+            storage_filesystem=fs,
+            failure_config=FailureConfig(max_failures=scale.max_failures),
+            callbacks=[*_own_callbacks(), *callbacks],
+        ),
+        **streams,
+    )
+    # The same for each driver of this run: what a killed one had reserved, for minutes, is its successor's.
+    object.__setattr__(trainer.train_run_context, "run_id", record.uri)
+    return trainer
+
+
+def _own_callbacks() -> list[Any]:
+    """What every training under Ray Train does at a mistake of the user, and when a worker is ended."""
+    from ray.train import UserCallback
+    from ray.train.v2._internal.execution.callback import WorkerCallback
+
+    class GiveUp(UserCallback):
+        """Runs in Ray Train's controller."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                if isinstance(error, ValueError | FloatingPointError):
+                    raise error  # it would come again at each retry: raised here, it ends the run
+
+    class SaveFirst(WorkerCallback):
+        """Runs in each worker, when the controller ends it: for Ctrl-C, another number of workers, a node's end."""
+
+        def before_worker_shutdown(self) -> None:
+            from jobs.stops import SAVE_SECONDS, THIS_PROCESS  # the worker's, not copies of the driver's
+
+            THIS_PROCESS.ask(SAVE_SECONDS)
+
+    return [GiveUp(), SaveFirst()]
+
+
+def worker_resources(workers: int, streaming: bool = False) -> dict[str, float]:
+    """What each of `workers` takes: one GPU where there are some, else its even share of the CPUs of a node.
+
+    Where images are `streaming` in, half of that: the tasks that decode them take the rest.
+    """
+    import ray
+
+    if has_gpu():
+        return {"GPU": 1, "CPU": 1}
+    cpus = [count for node in ray.nodes() if node["Alive"] and (count := int(node["Resources"].get("CPU", 0)))]
+    share = max(1, min(min(cpus), sum(cpus) // workers)) if cpus else 1
+    return {"CPU": share if not streaming else share // 2 or 0.5}
+
+
+def plain_failure(error: Any) -> Exception:
+    """The error to show for Ray's TrainingFailedError: a user's mistake as it was raised, or what went wrong."""
+    causes = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", error)]
+    for cause in causes:
+        while cause is not None:
+            if type(cause) is ValueError:
+                return ValueError(str(cause))
+            if type(cause) is FloatingPointError:
+                return RuntimeError(str(cause))
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    return RuntimeError(f"training failed: {causes[0]}")
+
+
+def train_worker(*, recipe: dict[str, Any], record: Record, environment: dict[str, str]) -> None:
+    """The loop of one Ray Train worker; `recipe` as JSON."""
+    import ray.train
+    from torch.nn.parallel import DistributedDataParallel
+
+    from aecore.order import World
+    from jobs.work import Worker, work
+
+    adopt(environment)
+    checked, context, device = check_recipe(recipe), ray.train.get_context(), worker_device()
+    world = World(context.get_world_rank(), context.get_world_size())
+    worker = Worker(
+        world, device,
+        show=partial(publish, record.name),
+        wrap=DistributedDataParallel if world.size > 1 else lambda model: model,
+        shard_of=ray.train.get_dataset_shard if checked.data.cache == "none" else None,
+        stop=THIS_PROCESS,
+        warned=lambda: ray.train.get_preemption_info() is not None,
+    )  # fmt: skip
+    with process_group(world, device):
+        for metrics in work(checked, record, worker):
+            ray.train.report(metrics)
