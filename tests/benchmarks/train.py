@@ -9,8 +9,8 @@ pythae) leave their contender out.
 
 The limits of a step at 96x96x3, z_dim 200, channels 32 64 128 256, counted by hand for one image (multiply and add are
 two; forward, and twice that again backward): convolutions down 2 * 9 * (3*32*48^2 + 32*64*24^2 + 64*128*12^2 +
-128*256*6^2) = 67.7 MFLOP, up the same, linear 2 * 9,216 * (400 + 200) = 11.1 MFLOP; so 146 MFLOP forward and 439
-MFLOP a step. `--peak` (GFLOP/s) is measured by a large matrix product where it is not given.
+128*256*6^2) = 67.7 MFLOP, up, with windows of 16, 120.4 MFLOP, linear 2 * 9,216 * (400 + 200) = 11.1 MFLOP; so 199
+MFLOP forward and 597 MFLOP a step. `--peak` (GFLOP/s) is measured by a large matrix product where it is not given.
 """
 
 import argparse
@@ -221,10 +221,10 @@ def step_flops(shape: ImageShape, recipe: Recipe) -> float:
     side, before, convolutions = shape.padded, shape.channels, 0
     for channels in recipe.model.channels:
         side //= 2
-        convolutions += 2 * 9 * before * channels * side**2
+        convolutions += 2 * (9 + 16) * before * channels * side**2
         before = channels
     flat = before * side**2
-    forward = 2 * convolutions + 2 * flat * recipe.model.z_dim * 3
+    forward = convolutions + 2 * flat * recipe.model.z_dim * 3
     return 3.0 * forward
 
 
