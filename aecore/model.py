@@ -144,7 +144,7 @@ def _norm(kind: str, channels: int) -> nn.Module:
 
 
 def _initialise(layer: nn.Module) -> None:
-    """Weights of variance 2 / fan-in before a rectifier (He 2015), 1 / fan-in in the linear layers, which none follows.
+    """Weights of variance 2 / fan-in in convolutions (He 2015), 1 / fan-in in the linear layers, which no SiLU follows.
 
     So the signal keeps its size from layer to layer where no norm sees to it.
     """

@@ -23,7 +23,8 @@ from jobs.study.measured import JUDGED, LIMIT, Measured, common_dataset, find_fi
 from jobs.train import train
 
 if TYPE_CHECKING:
-    from jobs.study.claims import Claim, Verdict
+    from jobs.study.claims import Claim
+    from jobs.study.verdicts import Verdict
 
 DRAWN, DRAWN_OVERRIDES = 4_000, ["optim.batch=16"]  # faces, where no images are given; few images want small batches
 Progress = Callable[[int, int, str], None]
@@ -139,8 +140,8 @@ def _write(
     folder: Path, results: list[Judged], runs: Mapping[str, Measured], sets: Mapping[str, str], judged: int
 ) -> dict[str, Any]:
     from aecore.pictures import titled_sheet, to_png
-    from jobs.study.claims import HEADS
     from jobs.study.report import fill
+    from jobs.study.verdicts import HEADS
 
     local = pafs.LocalFileSystem()
     for one in results:

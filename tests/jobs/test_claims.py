@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from jobs.recipes import RECIPES
-from jobs.study import claims
 from jobs.study.claims import CLAIMS, RUNS, SETS
+from jobs.study.verdicts import Verdict
 
 pytestmark = pytest.mark.usefixtures("tracking")
 TINY = ("optim.epochs=1", "model.channels=[4,4,4,4]", "model.norm=group", "scale.workers=0")
@@ -89,7 +89,7 @@ def scored(rate: float, **more: float) -> dict[str, float]:
     return {"faces": rate, "hog_frechet": 2.0, **more}
 
 
-def judge(name: str, *runs: Any) -> claims.Verdict:
+def judge(name: str, *runs: Any) -> Verdict:
     claim = next(claim for claim in CLAIMS if claim.name == name)
     return claim.judge(dict(zip(claim.runs, runs, strict=True)))
 
