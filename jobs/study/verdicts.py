@@ -172,15 +172,16 @@ def z_dim(enough: int, *, no_more: bool) -> Callable[[Runs], Verdict]:
         psnr, told = {_z_dim(run): _psnr(run) for run in ordered}, []
         rows = [Row("unseen images", ordered[0].part("tasks").arrays["reconstruct"][0])]
         for run in ordered:
-            made = _samplers(run)["reconstructions"]
-            told.append(f"{_z_dim(run)}: {_psnr(run):.1f} dB, {percent(_rate(made))}")
+            made, drawn = _samplers(run)["reconstructions"], _samplers(run)["normal"]["hog_frechet"]
+            told.append(f"{_z_dim(run)}: {_psnr(run):.1f} dB, {percent(_rate(made))}, {drawn:.2f}")
             rows.append(Row(f"z_dim {_z_dim(run)}", run.part("tasks").arrays["reconstruct"][2], _cells(made)))
         smallest, greatest = min(psnr), max(psnr)
         holds = psnr[enough] - psnr[smallest] >= VISIBLE
         if no_more:
             holds = holds and psnr[greatest] - psnr[enough] < VISIBLE
         text = (
-            f"PSNR, and reconstructions that show {_thing(ordered[0])}, by z_dim: {'; '.join(told)}; the greatest uses "
+            f"PSNR, reconstructions that show {_thing(ordered[0])}, and HOG-Frechet of N(0, 1), by z_dim: "
+            f"{'; '.join(told)}; the greatest uses "
         )
         return Verdict(holds, f"{text}{_figures(ordered[-1], 'points')['active_units']} components", tuple(rows))
 

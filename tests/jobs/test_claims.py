@@ -132,7 +132,8 @@ def test_colours_must_beat_gray_and_those_of_the_mean_image(gray: float, mean: f
 )
 def test_the_z_dim_that_is_enough(psnr: tuple[float, ...], holds: bool):
     runs = [
-        a_run(z_dim=z_dim, tasks={"reconstruct": {"psnr": one}}, samplers={"reconstructions": scored(0.9)},
+        a_run(z_dim=z_dim, tasks={"reconstruct": {"psnr": one}},
+             samplers=dict.fromkeys(("reconstructions", "normal"), scored(0.9)),
              points={"active_units": 9})
         for z_dim, one in zip((2, 4, 12, 32), psnr, strict=True)
     ]  # fmt: skip
