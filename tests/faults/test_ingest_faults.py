@@ -38,11 +38,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> 
     return files(to)
 
 
-def test_a_killed_driver_and_the_same_command_again(tmp_path: Path, undisturbed: dict[str, bytes]):
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_a_killed_driver_and_the_same_command_again(cpus: int, tmp_path: Path, undisturbed: dict[str, bytes]):
     to = tmp_path / "to"
     command = [sys.executable, "-m", "jobs.cli", "ingest", "generated", "--to", str(to)]
     command += ["--limit", "480", "--size", "64", "--shard-rows", "24"]
-    surroundings = os.environ | {"ZPOINT_CPUS": "2", "PYTHONPATH": str(REPO), "ZPOINT_HOME": str(tmp_path)}
+    surroundings = os.environ | {"ZPOINT_CPUS": str(cpus), "PYTHONPATH": str(REPO), "ZPOINT_HOME": str(tmp_path)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     driver = subprocess.Popen(command, env=surroundings, **quiet)
     until = time.monotonic() + 120
