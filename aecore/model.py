@@ -148,13 +148,17 @@ def _initialise(layer: nn.Module) -> None:
 
     So the signal keeps its size from layer to layer where no norm sees to it.
     """
-    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-        fan_in, gain = layer.weight[0].numel(), 1.0 if isinstance(layer, nn.Linear) else 2.0
-        if isinstance(layer, nn.ConvTranspose2d):  # its stride leaves each pixel a quarter of the window
-            fan_in = layer.in_channels * math.prod(layer.kernel_size) / math.prod(layer.stride)
-        nn.init.normal_(layer.weight, std=(gain / fan_in) ** 0.5)
-        assert layer.bias is not None
-        nn.init.zeros_(layer.bias)
+    if isinstance(layer, nn.Linear):
+        variance = 1 / layer.in_features
+    elif isinstance(layer, nn.Conv2d):
+        variance = 2 / (layer.in_channels * math.prod(layer.kernel_size))
+    elif isinstance(layer, nn.ConvTranspose2d):  # its stride leaves each pixel a quarter of the window
+        variance = 2 / (layer.in_channels * math.prod(layer.kernel_size) / math.prod(layer.stride))
+    else:
+        return
+    nn.init.normal_(layer.weight, std=variance**0.5)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
 
 
 def _upsample(before: int, after: int) -> nn.Module:

@@ -31,16 +31,11 @@ class Verdict:
 
 def reconstructs(runs: Runs) -> Verdict:
     run = runs["ae"]
-    made, real, task = (
-        _rate(_samplers(run)["reconstructions"]),
-        _rate(_real(run)),
-        _figures(run, "tasks")["reconstruct"],
-    )
+    task = _figures(run, "tasks")["reconstruct"]
+    enough, rates = _as_often_as_real(run)
     clean, _, output = run.part("tasks").arrays["reconstruct"]
-    text = (
-        f"PSNR {task['psnr']:.1f} dB, SSIM {task['ssim']:.2f}; {_show(run, made)}, {percent(real)} of the real images"
-    )
-    return Verdict(made >= MOST * real, text, (Row("unseen images", clean), Row("reconstructions", output)))
+    text = f"PSNR {task['psnr']:.1f} dB, SSIM {task['ssim']:.2f}; {rates}"
+    return Verdict(enough, text, (Row("unseen images", clean), Row("reconstructions", output)))
 
 
 def does_its_task(name: str) -> Callable[[Runs], Verdict]:
@@ -49,12 +44,10 @@ def does_its_task(name: str) -> Callable[[Runs], Verdict]:
     def judge(runs: Runs) -> Verdict:
         run = runs[name]
         task = _figures(run, "tasks")[run.run.recipe.task.kind]
-        made, real = _rate(_samplers(run)["reconstructions"]), _rate(_real(run))
+        enough, rates = _as_often_as_real(run)
         text = f"PSNR {task['input_psnr']:.1f} dB of the inputs, {task['psnr']:.1f} dB of the outputs, "
-        text += f"SSIM {task['input_ssim']:.2f} and {task['ssim']:.2f}; {_show(run, made)}, {percent(real)} of the real"
-        return Verdict(
-            task["psnr"] >= task["input_psnr"] + VISIBLE and made >= MOST * real, f"{text} images", _pairs(run)
-        )
+        text += f"SSIM {task['input_ssim']:.2f} and {task['ssim']:.2f}; {rates}"
+        return Verdict(enough and task["psnr"] >= task["input_psnr"] + VISIBLE, text, _pairs(run))
 
     return judge
 
@@ -65,12 +58,11 @@ def colours(name: str) -> Callable[[Runs], Verdict]:
     def judge(runs: Runs) -> Verdict:
         run = runs[name]
         task = _figures(run, "tasks")["recolor"]
-        made, real = _rate(_samplers(run)["reconstructions"]), _rate(_real(run))
+        enough, rates = _as_often_as_real(run)
         text = f"PSNR of the colours {task['input_chroma_psnr']:.1f} dB of gray, {task['mean_chroma_psnr']:.1f} dB of "
-        text += f"the training images' mean, {task['chroma_psnr']:.1f} dB of the outputs; {_show(run, made)}, "
+        text += f"the training images' mean, {task['chroma_psnr']:.1f} dB of the outputs; {rates}"
         known = max(task["input_chroma_psnr"], task["mean_chroma_psnr"])
-        holds = task["chroma_psnr"] >= known + VISIBLE and made >= MOST * real
-        return Verdict(holds, f"{text}{percent(real)} of the real images", _pairs(run))
+        return Verdict(enough and task["chroma_psnr"] >= known + VISIBLE, text, _pairs(run))
 
     return judge
 
@@ -186,6 +178,12 @@ def z_dim(enough: int, *, no_more: bool) -> Callable[[Runs], Verdict]:
         return Verdict(holds, f"{text}{_figures(ordered[-1], 'points')['active_units']} components", tuple(rows))
 
     return judge
+
+
+def _as_often_as_real(run: Measured) -> tuple[bool, str]:
+    """Whether the reconstructions show something nearly as often as real images do, and both rates in words."""
+    made, real = _rate(_samplers(run)["reconstructions"]), _rate(_real(run))
+    return made >= MOST * real, f"{_show(run, made)}, {percent(real)} of the real images"
 
 
 def _pairs(run: Measured) -> tuple[Row, ...]:
