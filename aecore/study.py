@@ -61,7 +61,8 @@ class Part:
 class Subject:
     """A finished model, images of its dataset uint8 (n, size, size, channels), and the metrics of that dataset.
 
-    `judged` pictures are decoded and judged at each point.
+    `judged` pictures are decoded and judged at each point. `encoded` gives what the encoder answers to more training
+    images than `train` holds.
     """
 
     saved: SavedModel
@@ -70,12 +71,12 @@ class Subject:
     scores: Scores
     judged: int
     device: str = "cpu"
+    encoded: Callable[[], Latent] | None = None
 
     @cached_property
     def latent(self) -> Latent:
         """What the encoder answers to the training images, as its task shows them."""
-        starts = range(0, len(self.train), CHUNK)  # as floats, all images together would take four times the memory
-        return _joined([self.encode(self.seen(self.train[i : i + CHUNK], first=i)) for i in starts])
+        return self.encoded() if self.encoded else encode_images(self.saved, self.train, self.device)
 
     @cached_property
     def z(self) -> Tensor:
@@ -96,19 +97,13 @@ class Subject:
         """The test images' z-points, means of q(z|x), at most `judged`."""
         return self.encode(self.seen(self.test[: self.judged])).mean
 
-    def seen(self, images: np.ndarray, task: Any = None, first: int = 0) -> Tensor:
-        """`images` as `task`, by default the model's own, shows them: float (n, channels, size, size) in [0, 1].
+    def seen(self, images: np.ndarray, task: Any = None) -> Tensor:
+        """`images` as `task`, by default the model's own, shows them: float (n, channels, size, size) in [0, 1]."""
+        return _seen(task or self.saved.recipe.task, images)
 
-        `first` numbers the first of them: others get other noise.
-        """
-        clean = to_float(torch.from_numpy(np.array(images)))
-        draws = Draws(torch.Generator().manual_seed(seed_of(SEED, first)), torch.arange(len(clean)), len(clean))
-        return corrupt(task or self.saved.recipe.task, clean, draws)
-
-    @torch.inference_mode()
     def encode(self, images: Tensor) -> Latent:
         """The encoder's answer to float images, on the CPU."""
-        return _joined([self.saved.model.encode(part.to(self.device)) for part in images.split(BATCH)])
+        return _encode(self.saved, images, self.device)
 
     def decode(self, z: Tensor) -> np.ndarray:
         """Images uint8 (n, size, size, channels)."""
@@ -129,6 +124,27 @@ class Subject:
         drawn = {name: self.drawn(name) for name in SAMPLERS if name != "cube"}  # which has no natural boundary
         own = self.drawn("sphere", radius=float(self.z.norm(dim=1).mean()))
         return {"reconstructions": self.tested, **drawn, "sphere, own radius": own}
+
+
+def encode_images(saved: SavedModel, images: np.ndarray, device: str = "cpu", first: int = 0) -> Latent:
+    """What the encoder answers to images uint8 (n, size, size, channels), as its task shows them; on the CPU.
+
+    `first` numbers the first of them: what draws the task's noise.
+    """
+    starts = range(0, len(images), CHUNK)  # as floats, all images together would take four times the memory
+    task = saved.recipe.task
+    return _joined([_encode(saved, _seen(task, images[i : i + CHUNK], first + i), device) for i in starts])
+
+
+def _seen(task: Any, images: np.ndarray, first: int = 0) -> Tensor:
+    clean = to_float(torch.from_numpy(np.array(images)))
+    draws = Draws(torch.Generator().manual_seed(seed_of(SEED, first)), torch.arange(len(clean)), len(clean))
+    return corrupt(task, clean, draws)
+
+
+@torch.inference_mode()
+def _encode(saved: SavedModel, images: Tensor, device: str) -> Latent:
+    return _joined([saved.model.encode(part.to(device)) for part in images.split(BATCH)])
 
 
 def _joined(parts: list[Latent]) -> Latent:

@@ -5,6 +5,7 @@ Imported only where a training streams: it needs ray.data.
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -57,9 +58,16 @@ def pour_shard(shard: Any, epoch: int | None) -> Iterator[np.ndarray]:
 
     Raises ValueError naming a damaged shard.
     """
-    try:
+    with plain_errors():
         for batch in shard.iter_batches(batch_size=None, batch_format="numpy"):
             yield batch["image"][batch["real"]]
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """A ValueError of a task of Ray Data's stays one, with its own line alone."""
+    try:
+        yield
     except UserCodeException as error:  # on its way from the task it lost its cause, but for the text
         if found := re.search(r"^ValueError: (.+)$", str(error), re.MULTILINE):
             raise ValueError(found[1]) from error

@@ -11,6 +11,7 @@ from aecore.shards import Manifest
 from aecore.stream import spread_images, spread_parts
 
 FEWEST = 64  # images of a split that the metrics need
+LARGE = 20_000  # images that one process holds and encodes; more are encoded through Ray Data
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,11 @@ def check_enough(manifest: Manifest, limit: int) -> None:
 
 
 def read_images(fs: pafs.FileSystem, root: str, manifest: Manifest, limit: int) -> Images:
-    """At most `limit` images of the training split and of the unseen ones. Raises ValueError for a damaged shard."""
+    """At most `limit` images, and LARGE, of the training split and of the unseen ones.
+
+    Raises ValueError for a damaged shard.
+    """
+    limit = min(limit, LARGE)
     train = spread_images(fs, root, manifest, "train", limit)
     test = spread_images(fs, root, manifest, held_out_split(manifest), limit)
     return Images(train, test, Scores(train, test, read_labels(fs, root, manifest, limit)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
@@ -15,6 +15,7 @@ from jobs.record import Record, find_record
 
 if TYPE_CHECKING:
     from aecore.metrics_inception import Scored
+    from aecore.model import Latent
     from aecore.study import Part, Subject
     from jobs.study.data import Images
 
@@ -110,4 +111,15 @@ class Measured:
         fs, root = self.run.record.place
         device = "cuda" if torch.cuda.is_available() else "cpu"
         known, saved = self.images(), load_model(fs, f"{root}/model", device)
-        return Subject(saved, known.train, known.test, known.scores, self.options["judged"], device)
+        return Subject(saved, known.train, known.test, known.scores, self.options["judged"], device, self._elsewhere())
+
+    def _elsewhere(self) -> "Callable[[], Latent] | None":
+        """What has a large set encoded on the cluster; None where this process does it."""
+        from jobs.study.data import LARGE
+
+        uri, limit = self.run.recipe.data.uri, self.options["limit"]
+        if limit <= LARGE or (manifest := open_dataset(uri)[2]).count("train") <= LARGE:
+            return None
+        from jobs.study.encode import encode_spread
+
+        return partial(encode_spread, self.run.record.uri, uri, manifest, limit)

@@ -1,0 +1,71 @@
+"""The z-points of a set that is too large for one process: Ray Data reads, decodes and encodes it on all nodes.
+
+Imported only where a study encodes so much: it needs ray.data.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from aecore.shards import Manifest
+from aecore.stream import decode_shard, spread_parts
+from cluster.local import connect, has_gpu
+from cluster.settings import adopt, forwarded
+from jobs.streams import plain_errors
+
+if TYPE_CHECKING:
+    from aecore.model import Latent
+
+
+def encode_spread(run: str, uri: str, manifest: Manifest, limit: int) -> "Latent":
+    """What the encoder of the run at the URI `run` answers to at most `limit` training images of the dataset at `uri`.
+
+    In the order of the images, on the CPU, and the same as in one process, but for the noise of a task that has some:
+    each shard draws its own. Raises ValueError naming a damaged shard.
+    """
+    import torch
+
+    from aecore.model import Latent
+
+    connect()
+    DataContext.get_current().enable_progress_bars = False
+    parts, first = [], 0
+    for shard, rows in spread_parts(manifest, "train", limit):
+        parts.append({"shard": manifest.shards("train").index(shard), "rows": rows, "first": first})
+        first += len(rows)
+    found = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
+        _Encoder, fn_constructor_args=(run, uri, manifest, forwarded()), batch_size=1,
+        compute=ActorPoolStrategy(min_size=1, max_size=len(parts)), num_gpus=1 if has_gpu() else 0, num_cpus=1,
+    )  # fmt: skip
+    with plain_errors():
+        pieces = sorted(found.iter_rows(), key=lambda piece: piece["first"])
+    mean = torch.from_numpy(np.concatenate([piece["mean"] for piece in pieces]))
+    logvar = [piece["logvar"] for piece in pieces]
+    return Latent(mean, torch.from_numpy(np.concatenate(logvar)) if len(logvar[0]) else None)
+
+
+class _Encoder:
+    """An actor that holds the model; it takes some rows of a shard and gives what the encoder answers to them."""
+
+    def __init__(self, run: str, uri: str, manifest: Manifest, environment: dict[str, str]) -> None:
+        import torch
+
+        from aecore.checkpoint import load_model
+        from cluster.storage import open_uri
+
+        adopt(environment)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        fs, root = open_uri(run)
+        self.saved, self.device, self.manifest = load_model(fs, f"{root}/model", device), device, manifest
+        self.place = open_uri(uri)
+
+    def __call__(self, part: dict[str, np.ndarray]) -> dict[str, Any]:
+        from aecore.study import encode_images
+
+        shard, first = self.manifest.shards("train")[int(part["shard"][0])], int(part["first"][0])
+        images = decode_shard(*self.place, self.manifest, shard, part["rows"][0])
+        latent = encode_images(self.saved, images, self.device, first)
+        logvar = np.empty((0,), np.float32) if latent.logvar is None else latent.logvar.numpy()
+        return {"first": [first], "mean": [latent.mean.numpy()], "logvar": [logvar]}
