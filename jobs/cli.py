@@ -106,7 +106,7 @@ def _add_training(command: Callable[..., Any]) -> None:
     study = command("study", _study, "which z-points of finished runs decode to meaningful images", printing.study)
     study.add_argument("runs", nargs="+", metavar="RUN")
     study.add_argument("--out", help="the report's folder (one in ZPOINT_HOME/studies)")
-    study.add_argument("--limit", type=_count, default=6_000, help="training images encoded at most (6000); beyond 20,000 on Ray")
+    study.add_argument("--limit", type=_count, default=6_000, help="training images encoded at most (6000)")
     study.add_argument("--judged", type=_count, default=256, help="pictures judged at each point (256)")
     study.add_argument("--inception", metavar="FILE", help="weights for FID, KID, precision and recall (none)")
     study.add_argument("--fresh", action="store_true", help="measure again what an earlier study measured")
