@@ -48,9 +48,9 @@ def test_a_large_set_is_encoded_on_the_cluster_as_in_one_process(
 def test_a_damaged_shard_is_named(zpoint: Callable, tiny: str, faces: Path):
     from jobs.study.encode import encode_spread
 
-    zpoint("train", tiny, f"data.uri={faces}", "optim.epochs=1", "name=damaged")
+    zpoint("train", tiny, f"data.uri={faces}", "optim.epochs=1", "name=large-damaged")
     manifest = load_manifest(FS, str(faces))
     (faces / "train-00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"train-00001\.parquet") as caught:
-        encode_spread(find_record("damaged").uri, str(faces), manifest, 48)
+        encode_spread(find_record("large-damaged").uri, str(faces), manifest, 48)
     assert "\n" not in str(caught.value)
