@@ -3,11 +3,12 @@
 Imported only where a study encodes so much: it needs ray.data.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import DataContext
 
 from aecore.shards import Manifest
 from aecore.stream import decode_shard, spread_parts
@@ -35,10 +36,9 @@ def encode_spread(run: str, uri: str, manifest: Manifest, limit: int) -> "Latent
     for shard, rows in spread_parts(manifest, "train", limit):
         parts.append({"shard": manifest.shards("train").index(shard), "rows": rows, "first": first})
         first += len(rows)
-    found = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
-        _Encoder, fn_constructor_args=(run, uri, manifest, forwarded()), batch_size=1,
-        compute=ActorPoolStrategy(min_size=1, max_size=len(parts)), num_gpus=1 if has_gpu() else 0, num_cpus=1,
-    )  # fmt: skip
+    encode = partial(_encode, run=run, uri=uri, manifest=manifest, environment=forwarded())
+    listed = ray.data.from_items(parts, override_num_blocks=len(parts))
+    found = listed.map_batches(encode, batch_size=1, num_cpus=1, num_gpus=1 if has_gpu() else 0)
     with plain_errors():
         pieces = sorted(found.iter_rows(), key=lambda piece: piece["first"])
     mean = torch.from_numpy(np.concatenate([piece["mean"] for piece in pieces]))
@@ -46,26 +46,22 @@ def encode_spread(run: str, uri: str, manifest: Manifest, limit: int) -> "Latent
     return Latent(mean, torch.from_numpy(np.concatenate(logvar)) if len(logvar[0]) else None)
 
 
-class _Encoder:
-    """An actor that holds the model; it takes some rows of a shard and gives what the encoder answers to them."""
+def _encode(
+    part: dict[str, np.ndarray], run: str, uri: str, manifest: Manifest, environment: dict[str, str]
+) -> dict[str, Any]:
+    """What the encoder answers to some rows of a shard."""
+    import torch
 
-    def __init__(self, run: str, uri: str, manifest: Manifest, environment: dict[str, str]) -> None:
-        import torch
+    from aecore.checkpoint import load_model
+    from aecore.study import encode_images
+    from cluster.storage import open_uri
 
-        from aecore.checkpoint import load_model
-        from cluster.storage import open_uri
-
-        adopt(environment)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        fs, root = open_uri(run)
-        self.saved, self.device, self.manifest = load_model(fs, f"{root}/model", device), device, manifest
-        self.place = open_uri(uri)
-
-    def __call__(self, part: dict[str, np.ndarray]) -> dict[str, Any]:
-        from aecore.study import encode_images
-
-        shard, first = self.manifest.shards("train")[int(part["shard"][0])], int(part["first"][0])
-        images = decode_shard(*self.place, self.manifest, shard, part["rows"][0])
-        latent = encode_images(self.saved, images, self.device, first)
-        logvar = np.empty((0,), np.float32) if latent.logvar is None else latent.logvar.numpy()
-        return {"first": [first], "mean": [latent.mean.numpy()], "logvar": [logvar]}
+    adopt(environment)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    fs, root = open_uri(run)
+    saved = load_model(fs, f"{root}/model", device)  # each time: it is little beside a shard, and never an older one
+    shard, first = manifest.shards("train")[int(part["shard"][0])], int(part["first"][0])
+    images = decode_shard(*open_uri(uri), manifest, shard, part["rows"][0])
+    latent = encode_images(saved, images, device, first)
+    logvar = np.empty((0,), np.float32) if latent.logvar is None else latent.logvar.numpy()
+    return {"first": [first], "mean": [latent.mean.numpy()], "logvar": [logvar]}
