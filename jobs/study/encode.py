@@ -46,9 +46,7 @@ def encode_spread(run: str, uri: str, manifest: Manifest, limit: int) -> "Latent
     return Latent(mean, torch.from_numpy(np.concatenate(logvar)) if len(logvar[0]) else None)
 
 
-def _encode(
-    part: dict[str, np.ndarray], run: str, uri: str, manifest: Manifest, environment: dict[str, str]
-) -> dict[str, Any]:
+def _encode(part: Any, run: str, uri: str, manifest: Manifest, environment: dict[str, str]) -> dict[str, Any]:
     """What the encoder answers to some rows of a shard."""
     import torch
 
