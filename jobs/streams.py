@@ -1,6 +1,6 @@
 """`data.cache: none` on Ray: shards are read, checked and decoded by Ray Data's tasks while the workers train.
 
-Imported only where a training streams: it needs ray.data.
+Imported only where a training streams or a study encodes a large set: it needs ray.data.
 """
 
 import re
