@@ -23,13 +23,19 @@ OURS = ("ZPOINT_", "AWS_", "MLFLOW_TRACKING", "RAY_ADDRESS", "RAY_API_SERVER")
 KEPT = ("ZPOINT_TEST_DATA",)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark by the fixtures used, and put the tests of Ray last, so that quick failures show first."""
+    """Mark by the fixtures used, and put the tests of Ray last, so that quick failures show first.
+
+    Where two processes share the tests (`make test`), one of them has all that use Ray: one Ray at a time.
+    """
     for item in items:
         names = getattr(item, "fixturenames", ())
         for fixture, mark in {"ray_cluster": "ray", "s3": "s3", "real_data": "real"}.items():
             if fixture in names:
                 item.add_marker(mark)
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
     items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
 
 
