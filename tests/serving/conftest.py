@@ -9,7 +9,6 @@ import pytest
 
 from tests.serving.live import made_slot, running
 
-
 # Two random ends may be neighbours, and then two of the ways between them are one: the same points in each run.
 SEEDED = "let state = 1; Math.random = () => (state = (state * 16807) % 2147483647) / 2147483647"
 
