@@ -1,5 +1,6 @@
 """A training by DDP workers under Ray Train: how many, with what resources, and what is done when some fail."""
 
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ from jobs.process_group import process_group, worker_device
 from jobs.record import Record, delete_folder
 from jobs.stops import THIS_PROCESS, interruptible
 
+log = logging.getLogger(__name__)
 RESIZE_SECONDS = 60.0  # between two looks whether the cluster has room for more workers
 GROUP_SECONDS = 20  # for room for all workers of a group: Ray Train goes on counting a lost node for as long
 
@@ -24,18 +26,32 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
     """Train under Ray Train; further `callbacks` run in its controller. Raises ValueError or RuntimeError."""
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    fs, root = open_uri(settings().store)
-    notes = f"{root}/ray/{record.name}"  # Ray Train's own; ours are the record
-    delete_folder(fs, notes)  # of a driver that was killed
-    trainer = _trainer(recipe, record, callbacks)
     try:
         with interruptible():
-            trainer.fit()
+            _fit(recipe, record, callbacks)
     except TrainingFailedError as error:
         raise plain_failure(error) from error
-    finally:
-        with suppress(OSError):  # a store that is gone now makes no finished training a failed one
-            delete_folder(fs, notes)
+
+
+def _fit(recipe: Recipe, record: Record, callbacks: Sequence[Any]) -> None:
+    """Ray Train's `fit`, and again where it gives up for a worker's death. Raises TrainingFailedError."""
+    from ray.exceptions import RayActorError
+    from ray.train.v2.api.exceptions import ControllerError
+
+    fs, root = open_uri(settings().store)
+    notes = f"{root}/ray/{record.name}"  # Ray Train's own; ours are the record
+    for left in reversed(range(recipe.scale.max_failures + 1)):
+        delete_folder(fs, notes)  # of a driver that was killed, or of the time before
+        try:
+            return _trainer(recipe, record, callbacks).fit()
+        except ControllerError as error:
+            # A worker that dies as it is started or in its loop, Ray Train replaces; not one that dies in between.
+            if not left or not isinstance(error.controller_failure, RayActorError):
+                raise
+            log.warning("a worker died as it began: trying again")
+        finally:
+            with suppress(OSError):  # a store that is gone now makes no finished training a failed one
+                delete_folder(fs, notes)
 
 
 def _trainer(recipe: Recipe, record: Record, callbacks: Sequence[Any]) -> Any:
@@ -78,7 +94,7 @@ def _trainer(recipe: Recipe, record: Record, callbacks: Sequence[Any]) -> Any:
 def _own_callbacks() -> list[Any]:
     """What every training under Ray Train does at a mistake of the user, and when a worker is ended."""
     from ray.train import UserCallback
-    from ray.train.v2._internal.execution.callback import WorkerCallback
+    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerCallback, WorkerGroupCallback
 
     class GiveUp(UserCallback):
         """Runs in Ray Train's controller."""
@@ -88,6 +104,19 @@ def _own_callbacks() -> list[Any]:
                 if isinstance(error, ValueError | FloatingPointError):
                     raise error  # it would come again at each retry: raised here, it ends the run
 
+    class EndAll(WorkerGroupCallback, ControllerCallback):
+        """Runs in the controller, which forgets a group that fails as it gets its work: its CPUs would stay taken."""
+
+        def __init__(self) -> None:
+            self.group: Any = None
+
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            self.group = worker_group
+
+        async def before_controller_shutdown(self) -> None:
+            if self.group is not None and self.group.has_started():
+                self.group.shutdown()
+
     class SaveFirst(WorkerCallback):
         """Runs in each worker, when the controller ends it: for Ctrl-C, another number of workers, a node's end."""
 
@@ -96,7 +125,7 @@ def _own_callbacks() -> list[Any]:
 
             THIS_PROCESS.ask(SAVE_SECONDS)
 
-    return [GiveUp(), SaveFirst()]
+    return [GiveUp(), EndAll(), SaveFirst()]
 
 
 def worker_resources(workers: int, streaming: bool = False) -> dict[str, float]:

@@ -9,16 +9,17 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pyarrow.fs as pafs
 import pytest
 
+import jobs.ray_train
 from aecore.config import load_recipe
 from aecore.shards import load_manifest
 from cluster import tracking
 from cluster.storage import open_uri
-from jobs.ray_train import _trainer
 from jobs.record import Record, find_record
 from serving.registry import find_champion, read_model
 
@@ -189,6 +190,32 @@ def test_a_damaged_shard_is_told_once_and_not_tried_again(refused, tiny: str, fa
 
 
 @pytest.mark.usefixtures("ray_cluster", "tracking")
+def test_a_worker_that_dies_as_its_work_is_handed_to_it_is_replaced(zpoint, tiny: str, faces: Path, monkeypatch):
+    """Ray Train itself gives the training up then: such a death is neither of its start nor in its loop."""
+    died = Path("died").resolve()
+
+    class DeadlyOnce:
+        def __init__(self) -> None:
+            self.died = died
+
+        def __setstate__(self, state: dict[str, Any]) -> None:  # where a worker unpickles what it is to do
+            self.__dict__ = state
+            if not self.died.exists():
+                self.died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def __call__(self, **told: Any) -> None:
+            import jobs.ray_train
+
+            jobs.ray_train.train_worker(**told)  # the worker's own, not this
+
+    monkeypatch.setattr(jobs.ray_train, "train_worker", DeadlyOnce())
+    result = zpoint("train", tiny, "scale.workers=1", f"data.uri={faces}")
+    assert died.exists()
+    assert curve(result["run_id"]) == [1, 2]
+
+
+@pytest.mark.usefixtures("ray_cluster", "tracking")
 def test_ctrl_c_keeps_what_was_done(interrupted, tiny: str, faces: Path):
     argv = ["train", tiny, f"data.uri={faces}", "scale.workers=1", "name=stopped", "optim.epochs=50"]
     interrupted("stopped", *argv)
@@ -203,6 +230,6 @@ def test_ctrl_c_keeps_what_was_done(interrupted, tiny: str, faces: Path):
 def test_keys_are_in_nothing_that_rays_dashboard_tells(tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-all")
     recipe = load_recipe(Path(tiny), [f"data.uri={faces}", "scale.workers=2"])
-    told = _trainer(recipe, Record("some-run", str(faces), ""), []).train_run_context
+    told = jobs.ray_train._trainer(recipe, Record("some-run", str(faces), ""), []).train_run_context
     assert "some-run" in repr(told)
     assert "not-for-all" not in repr(told)
