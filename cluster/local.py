@@ -7,6 +7,9 @@ http://127.0.0.1:8265 or the next free port, stays on: without it, stopped trial
 import logging
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from cluster.settings import KEYS, forwarded, quiet_environment, settings
 log = logging.getLogger(__name__)
 ANSWER_SECONDS = 8  # how long a cluster may take to say that it is there
 TOKEN_HINT = "the Ray at {} refuses the token: set RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN"
+_ENVIRONMENT = threading.Lock()
 PACKAGES = ("aecore", "cluster", "jobs", "serving")
 
 
@@ -165,6 +169,25 @@ def dashboard_of(address: str) -> str:
     if where is None:
         raise ValueError(f"the Ray at {address} has no dashboard, and so takes no jobs")
     return f"http://{where.decode()}"
+
+
+@contextmanager
+def only(address: str) -> Iterator[None]:
+    """Inside, Ray's clients take the Ray at `address`, a URL or host:port.
+
+    Else they take the environment's rather than the one that they are given, and where it names none, one of those
+    that they find on this machine. One thread at a time: another one waits.
+    """
+    name = "RAY_API_SERVER_ADDRESS"
+    with _ENVIRONMENT:  # else a thread that came second would leave the first one's address behind
+        before = os.environ.get(name)
+        os.environ[name] = address
+        try:
+            yield
+        finally:
+            os.environ.pop(name, None)
+            if before is not None:
+                os.environ[name] = before
 
 
 def ask(address: str) -> None:

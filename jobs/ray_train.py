@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from aecore.config import Recipe, check_recipe
-from cluster.local import has_gpu
+from cluster.local import has_gpu, only
 from cluster.progress import publish
 from cluster.settings import adopt, forwarded, settings
 from cluster.storage import open_uri
@@ -27,7 +27,7 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     try:
-        with interruptible():
+        with interruptible(), _own_ray():
             _fit(recipe, record, callbacks)
     except TrainingFailedError as error:
         raise plain_failure(error) from error
@@ -52,6 +52,19 @@ def _fit(recipe: Recipe, record: Record, callbacks: Sequence[Any]) -> None:
         finally:
             with suppress(OSError):  # a store that is gone now makes no finished training a failed one
                 delete_folder(fs, notes)
+
+
+def _own_ray() -> Any:
+    """Tell Ray Train which Ray it is in; a context.
+
+    The process that frees the CPUs of a training that was killed looks for the training in a Ray that it finds on its
+    machine. Where that is another one, it takes the training for dead, and ends its workers.
+    """
+    import ray
+    from ray.train.v2._internal import constants
+
+    constants.ENV_VARS_TO_PROPAGATE.add("RAY_API_SERVER_ADDRESS")
+    return only(ray.get_runtime_context().gcs_address)
 
 
 def _trainer(recipe: Recipe, record: Record, callbacks: Sequence[Any]) -> Any:

@@ -12,7 +12,6 @@ import shlex
 import shutil
 import sys
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -24,14 +23,13 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from cluster.local import dashboard_of, is_here, travel, use_token
+from cluster.local import dashboard_of, is_here, only, travel, use_token
 from cluster.settings import quiet_environment, settings
 
 JOBS = ("ingest", "train", "tune", "study", "claims", "promote")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_SECONDS = 5
 STOP_SECONDS = 15  # for a stopped job to save where it is; Ray would kill it after 3
-_ENVIRONMENT = threading.Lock()
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -116,28 +114,13 @@ def _client(address: str | None) -> tuple[Any, str]:
         "_private.runtime_env.packaging",
     ):
         logging.getLogger(f"ray.{noisy}").setLevel(logging.WARNING)
-    with _only(address):
+    with only(address):
         try:
             return JobSubmissionClient(address), address
         except AuthenticationError as error:
             raise ValueError(
                 f"the cluster at {address} refuses the token: set RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN"
             ) from error
-
-
-@contextmanager
-def _only(address: str) -> Iterator[None]:
-    """Inside, Ray's client takes this address; it prefers the environment's RAY_ADDRESS to its argument."""
-    name = "RAY_API_SERVER_ADDRESS"
-    with _ENVIRONMENT:  # else a thread that came second would leave the first one's address behind
-        before = os.environ.get(name)
-        os.environ[name] = address
-        try:
-            yield
-        finally:
-            os.environ.pop(name, None)
-            if before is not None:
-                os.environ[name] = before
 
 
 @contextmanager

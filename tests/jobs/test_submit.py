@@ -15,8 +15,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from cluster.local import travel
-from jobs.submit import _client, _only, job_logs, list_jobs, stop_job, submit
+from cluster.local import only, travel
+from jobs.submit import _client, job_logs, list_jobs, stop_job, submit
 
 
 @pytest.fixture(scope="module")
@@ -179,12 +179,12 @@ def test_two_threads_that_ask_leave_no_address_behind():
     entered = threading.Event()
 
     def ask() -> None:
-        with _only("http://second"):
+        with only("http://second"):
             entered.set()
             first_left.wait(10)
 
     first_left, second = threading.Event(), threading.Thread(target=ask)
-    with _only("http://first"):
+    with only("http://first"):
         second.start()
         entered.wait(0.3)
         assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://first"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,23 @@ def test_a_worker_that_dies_as_its_work_is_handed_to_it_is_replaced(zpoint, tiny
     result = zpoint("train", tiny, "scale.workers=1", f"data.uri={faces}")
     assert died.exists()
     assert curve(result["run_id"]) == [1, 2]
+
+
+@pytest.fixture
+def other_ray() -> Iterator[None]:
+    """Another Ray on this machine, started later."""
+    command = [sys.executable, str(Path(__file__).parents[1] / "faults" / "nodes.py")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout
+    assert process.stdout.readline()  # its address
+    yield
+    process.communicate()
+
+
+@pytest.mark.usefixtures("ray_cluster", "tracking", "other_ray")
+def test_another_ray_on_the_machine_disturbs_nothing(zpoint, tiny: str, faces: Path, caplog):
+    zpoint("train", tiny, "scale.workers=1", "optim.epochs=6", f"data.uri={faces}")
+    assert caplog.messages == []  # no worker died
 
 
 @pytest.mark.usefixtures("ray_cluster", "tracking")
