@@ -30,6 +30,7 @@ LOOK_SECONDS = 5.0
 SERVE_SETTINGS = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # else the log shows a line once there are a thousand
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # see replica.py: it has no such port
     # What a replica that dies has not begun to answer goes to another one: every request only reads.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",

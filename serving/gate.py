@@ -5,6 +5,7 @@ import hmac
 import logging
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -107,6 +108,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+@lru_cache(64)
 def _is_here(host: bytes) -> bool:
     try:
         return is_loopback(urlsplit("//" + host.decode()).hostname or "")  # without the port

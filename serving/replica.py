@@ -73,6 +73,8 @@ def application(champion: Champion, token: str, replicas: tuple[int, int] = (1, 
         max_ongoing_requests=2048,
         max_queued_requests=2048,
         backpressure_config={"status_code": 503, "retry_after_s": 1},
+        # No line for each request: /metrics counts them, and a line costs a tenth of what else Python does for one.
+        logging_config={"enable_access_log": False},
         ray_actor_options={"num_cpus": 1, "num_gpus": GPU_SHARE if has_gpu() else 0},
         **scale,
     )

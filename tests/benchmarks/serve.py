@@ -9,6 +9,8 @@ JSON in the folder, and the last thing printed is a table of all that are there:
 
 `goals` is the bare decoder and two replicas in turn, ROUNDS times, since what else the machine does comes and goes:
 of each round the endpoint's share of what the decoder gave in it, and the p99 at half load as a multiple of the p50.
+Beside the latter the same of the bare decoder in two processes that are asked for as many z-points a second in even
+steps, and the share of the cores' time that the machine under this one took away meanwhile (Linux counts it as steal).
 """
 
 import argparse
@@ -24,6 +26,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 HERE = Path(__file__).parent
@@ -90,6 +94,44 @@ print(json.dumps(found))
     return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
+def paced(source: str, rate: float, seconds: float, processes: int = 2) -> float:
+    """p99 / p50 of one z-point's time from when it was due, where each process makes its share of `rate` a second."""
+    code = f"""
+import json, sys, time
+sys.path[:0] = [{str(HERE)!r}]
+from serve_peers import open_decoder
+import numpy as np
+decode, _ = open_decoder({source!r})
+z = np.random.default_rng(0).standard_normal((1, {Z_DIM})).astype(np.float32)
+for _ in range(100):
+    decode(z)
+print("ready", flush=True)
+input()
+taken, due = [], time.perf_counter()
+end = due + {seconds}
+while due < end:
+    time.sleep(max(0.0, due - time.perf_counter()))
+    decode(z)
+    taken.append(time.perf_counter() - due)
+    due += {processes / rate}
+print(json.dumps(taken))
+"""
+    words, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    running = [subprocess.Popen(words, stdin=pipe, stdout=pipe, bufsize=0) for _ in range(processes)]
+    ends: list[tuple[Any, Any]] = [(each.stdin, each.stdout) for each in running]
+    assert all(told.readline() == b"ready\n" for _, told in ends)
+    for start, _ in ends:
+        start.write(b"\n")
+    taken = [value for each in running for value in json.loads(each.communicate()[0])]
+    return float(np.percentile(taken, 99) / np.percentile(taken, 50))
+
+
+def stolen() -> float:
+    """Seconds, of all cores, that the machine under this one took away since it began; 0 where there is none."""
+    with open("/proc/stat") as file:
+        return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def server(name: str, source: str, port: int, peers: str) -> Iterator[None]:
     """A server of that name at 127.0.0.1:port, once it answers."""
@@ -148,14 +190,23 @@ def measure_all(port: int, seconds: float) -> dict[str, Any]:
 def measure_goals(source: str, port: int, seconds: float, rounds: int) -> dict[str, list[float]]:
     """Of each round the shares of the bare decoder on both cores, and p99 / p50 at half load."""
     measure(port, 1, NPY, 64, 2.0)  # batches of all sizes, seen once
-    found: dict[str, list[float]] = {"1 z x 32": [], "64 z x 8": [], "half load, p99 / p50": []}
+    names = ("1 z x 32", "64 z x 8", "half load, p99 / p50", "the same of the bare decoder", "stolen at half load")
+    found: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         bare = ceiling(source, seconds, (1, 64), (2,))
         one, many = measure(port, 1, NPY, 32, seconds), measure(port, 64, NPY, 8, seconds)
-        half = measure(port, 1, NPY, 32, 2 * seconds, rate=one["requests_per_second"] / 2)
-        found["1 z x 32"].append(one["requests_per_second"] / bare["1 z, 2 threads"])
-        found["64 z x 8"].append(64 * many["requests_per_second"] / bare["64 z, 2 threads"])
-        found["half load, p99 / p50"].append(half["p99_ms"] / half["p50_ms"])
+        rate, before, began = one["requests_per_second"] / 2, stolen(), time.monotonic()
+        half = measure(port, 1, NPY, 32, 2 * seconds, rate=rate)
+        taken = (stolen() - before) / (time.monotonic() - began) / (os.cpu_count() or 1)
+        values = (
+            one["requests_per_second"] / bare["1 z, 2 threads"],
+            64 * many["requests_per_second"] / bare["64 z, 2 threads"],
+            half["p99_ms"] / half["p50_ms"],
+            paced(source, rate, 2 * seconds),
+            taken,
+        )
+        for name, value in zip(names, values, strict=True):
+            found[name].append(value)
     return found
 
 

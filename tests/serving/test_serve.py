@@ -144,6 +144,13 @@ def replicas():
     return [actor.pid for actor in actors]
 
 
+def told():
+    """What all replicas of this Ray have written to their logs."""
+    from ray.serve._private.logging_utils import get_serve_logs_dir
+
+    return "".join(path.read_text() for path in Path(get_serve_logs_dir()).glob("replica_zpoint_*.log"))
+
+
 @pytest.fixture
 def endpoint(served):
     with Client(served.url, TOKEN) as client:
@@ -220,6 +227,10 @@ def test_moving_the_alias_swaps_the_model_without_a_failed_request(served, endpo
         load.until(lambda: not any(endpoint.model()["refused"] for _ in range(8)))
     assert load.failures == []
     assert set(load.versions) == {"zpoint/1", "zpoint/2"}
+    log = told()
+    assert "serving zpoint/2 in the place of zpoint/1" in log
+    assert "zpoint version 3 cannot be served and is refused" in log
+    assert "/v1/decode" not in log
 
 
 @pytest.mark.ray
