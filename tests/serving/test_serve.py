@@ -4,9 +4,7 @@ import io
 import os
 import signal
 import socket
-import threading
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,9 +25,7 @@ from serving import haproxy
 from serving.client import Client
 from serving.deployment import SERVE_SETTINGS, serve_champion, stop
 from serving.registry import find_champion
-
-Z_DIM = 8
-TOKEN = "of the tests"
+from tests.serving.loading import TOKEN, Z_DIM, Loading, points
 
 
 def free_port():
@@ -89,46 +85,6 @@ def served(ray_cluster, champion):
         stop()
 
 
-class Loading:
-    """Requests from some threads as long as the block runs, each with the client's retries or without."""
-
-    def __init__(self, url, threads=4, retries=True):
-        self.url, self.threads, self.retries = url, threads, retries
-        self.versions, self.failures, self.over = Counter(), [], threading.Event()
-
-    def __enter__(self):
-        self.pool = ThreadPoolExecutor(self.threads)
-        self.running = [self.pool.submit(self.run, seed) for seed in range(self.threads)]
-        return self
-
-    def __exit__(self, *_):
-        self.over.set()
-        self.pool.shutdown()
-        for each in self.running:
-            each.result()
-
-    def run(self, seed):
-        z = points(2, seed)
-        with Client(self.url, TOKEN) as client, httpx2.Client(headers={"Authorization": f"Bearer {TOKEN}"}) as plain:
-            while not self.over.is_set():
-                try:
-                    if self.retries:
-                        assert client.decode(z).shape == (2, 16, 16, 3)
-                        self.versions["any"] += 1
-                    else:
-                        answer = plain.post(f"{self.url}/v1/decode", json={"z": z.tolist()})
-                        answer.raise_for_status()
-                        self.versions[answer.headers["x-zpoint-model"]] += 1
-                except Exception as error:
-                    self.failures.append(error)
-
-    def until(self, done, seconds=60):
-        deadline = time.monotonic() + seconds
-        while not done():
-            assert time.monotonic() < deadline, (self.versions, self.failures[-1:])
-            time.sleep(0.1)
-
-
 def point_alias_to(version):
     tracking.client().set_registered_model_alias(tracking.MODEL_NAME, "champion", version)
 
@@ -155,10 +111,6 @@ def told():
 def endpoint(served):
     with Client(served.url, TOKEN) as client:
         yield client
-
-
-def points(n, seed=0):
-    return np.random.default_rng(seed).normal(size=(n, Z_DIM)).astype(np.float32)
 
 
 def decoded(champion, z):
