@@ -154,14 +154,15 @@ def test_two_workers_train_what_one_does_and_a_killed_worker_changes_nothing(
 
 def our_processes(title: str) -> list[int]:
     """The descendants of this process whose command line begins with `title`."""
-    parents = {}
+    parents, titles = {}, {}
     for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
+        with suppress(OSError):  # it has ended meanwhile
             parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            titles[int(path.name)] = (path / "cmdline").read_text()
     ours = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
         ours |= more
-    return [pid for pid in ours if Path(f"/proc/{pid}/cmdline").read_text().startswith(title)]
+    return [pid for pid in ours if titles.get(pid, "").startswith(title)]
 
 
 @pytest.mark.usefixtures("ray_cluster", "tracking")
