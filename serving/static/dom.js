@@ -89,14 +89,18 @@ export function draw(tag, given = {}, ...children) {
   return element;
 }
 
-/** A line at the foot of the page: for two seconds, or as "trouble" until the next success, or to "stay". */
+/**
+ * A line at the foot of the page: for two seconds; for eight where something that the user gave is "refused"; as
+ * "trouble" until the endpoint answers again; or to "stay".
+ */
 export function tell(text, kind = "") {
   const notice = byId("notice");
   clearTimeout(hiding);
   notice.textContent = text;
   notice.className = kind;
   notice.hidden = false;
-  if (!kind) hiding = setTimeout(() => (notice.hidden = true), 2000);
+  const seconds = { "": 2, refused: 8 }[kind];
+  if (seconds) hiding = setTimeout(() => (notice.hidden = true), 1000 * seconds);
 }
 let hiding = 0;
 

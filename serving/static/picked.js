@@ -13,7 +13,7 @@ export function startPicked(go) {
       await navigator.clipboard.writeText(text);
       tell(`Copied ${point.z.length} numbers`);
     } catch {
-      tell("The browser does not let this page copy", "trouble");
+      tell("The browser does not let this page copy", "refused");
     }
     dialog.close();
   });

@@ -63,7 +63,7 @@ export function startRebuild(pick) {
     try {
       await cropper.open(file);
     } catch {
-      tell(`${file.name} is no picture that this browser reads`, "trouble");
+      tell(`${file.name} is no picture that this browser reads`, "refused");
       return;
     }
     source = { src: () => cropper.crop(model.image.size), about: file.name };

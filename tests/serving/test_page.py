@@ -129,6 +129,8 @@ def test_rebuild_ones_own_picture(open_page, page_url):
     changes(page, "#rebuilt", drag)
     page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no picture"})
     page.wait_for_selector("text=notes.txt is no picture")
+    changes(page, "#rebuilt", lambda: frame.press("ArrowRight"))  # the endpoint's answers do not take it away
+    assert page.locator("#notice").is_visible()
 
 
 def test_a_clicked_picture_goes_on(open_page, page_url):
