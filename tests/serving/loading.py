@@ -18,6 +18,14 @@ def points(n, seed=0):
     return np.random.default_rng(seed).normal(size=(n, Z_DIM)).astype(np.float32)
 
 
+def everywhere(endpoint, so):
+    """Whether `so` holds of what all replicas say of their model: each looks at the alias by itself.
+
+    Who answers is by chance: that one of two is asked 30 times in a row does not happen.
+    """
+    return all(so(endpoint.model()) for _ in range(30))
+
+
 class Loading:
     """Requests from some threads as long as the block runs, each with the client's retries or without."""
 

@@ -25,7 +25,7 @@ from serving import haproxy
 from serving.client import Client
 from serving.deployment import SERVE_SETTINGS, serve_champion, stop
 from serving.registry import find_champion
-from tests.serving.loading import TOKEN, Z_DIM, Loading, points
+from tests.serving.loading import TOKEN, Z_DIM, Loading, everywhere, points
 
 
 def free_port():
@@ -167,16 +167,16 @@ def test_moving_the_alias_swaps_the_model_without_a_failed_request(served, endpo
         load.until(lambda: load.versions["zpoint/1"] > 20)
         point_alias_to("2")
         load.until(lambda: load.versions["zpoint/2"] > 20)
-        load.until(lambda: all(endpoint.model()["version"] == "2" for _ in range(8)))  # each replica looks by itself
+        load.until(lambda: everywhere(endpoint, lambda model: model["version"] == "2"))
         point_alias_to("3")  # does not load: refused, and version 2 goes on
-        load.until(lambda: all(endpoint.model()["refused"] for _ in range(8)))
-        assert endpoint.model()["refused"]["version"] == "3"
-        assert "nothing" in endpoint.model()["refused"]["reason"]
-        assert endpoint.model()["version"] == "2"
+        load.until(lambda: everywhere(endpoint, lambda model: model["refused"]))
+        model = endpoint.model()
+        assert (model["version"], model["refused"]["version"]) == ("2", "3")
+        assert "nothing" in model["refused"]["reason"]
         point_alias_to("1")
         before = load.versions["zpoint/1"]
         load.until(lambda: load.versions["zpoint/1"] > before + 20)
-        load.until(lambda: not any(endpoint.model()["refused"] for _ in range(8)))
+        load.until(lambda: everywhere(endpoint, lambda model: not model["refused"]))
     assert load.failures == []
     assert set(load.versions) == {"zpoint/1", "zpoint/2"}
     log = told()
@@ -205,7 +205,7 @@ def test_a_new_replica_serves_the_last_good_version_while_the_alias_names_a_bad_
     point_alias_to("2")
     with Loading(served.url, retries=False) as load:
         load.until(lambda: load.versions["zpoint/2"] > 20)
-        load.until(lambda: all(endpoint.model()["version"] == "2" for _ in range(8)))
+        load.until(lambda: everywhere(endpoint, lambda model: model["version"] == "2"))
     point_alias_to("3")
     killed = replicas()[0]
     os.kill(killed, signal.SIGKILL)
@@ -213,10 +213,10 @@ def test_a_new_replica_serves_the_last_good_version_while_the_alias_names_a_bad_
         load.until(lambda: len(set(replicas()) - {killed}) == 2, 120)
     with Loading(served.url) as load:
         load.until(lambda: load.versions["any"] > 50)
-        load.until(lambda: all(endpoint.model()["refused"] for _ in range(8)))
+        load.until(lambda: everywhere(endpoint, lambda model: model["refused"]))
     assert endpoint.model()["version"] == "2"
     point_alias_to("1")
-    load.until(lambda: all(endpoint.model()["version"] == "1" for _ in range(8)))
+    load.until(lambda: everywhere(endpoint, lambda model: model["version"] == "1"))
 
 
 @pytest.mark.ray
