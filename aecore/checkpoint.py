@@ -221,7 +221,7 @@ class SavedModel:
     metrics: dict[str, float]
 
 
-def load_model(fs: pafs.FileSystem, path: str, device: str = "cpu") -> SavedModel:
+def load_model(fs: pafs.FileSystem, path: str, device: torch.device | str = "cpu") -> SavedModel:
     """The model of a model folder, in eval mode on `device`, rebuilt from its config and safetensors alone.
 
     Raises FileNotFoundError when a file is missing, ValueError when weights and config do not fit together or another

@@ -81,6 +81,10 @@ class Autoencoder(nn.Module):
         self.decoder = nn.Sequential(*up, _upsample(sizes[1], image.channels))
         self.apply(_initialise)
 
+    @property
+    def device(self) -> torch.device:
+        return self.to_latent.weight.device
+
     def encode(self, images: Tensor) -> Latent:
         """`images` (batch, channels, size, size) float in [0, 1]."""
         low = (self.image.padded - self.image.size) // 2
@@ -117,6 +121,11 @@ def to_uint8(images: Tensor) -> Tensor:
 def to_float(images: Tensor) -> Tensor:
     """(batch, size, size, channels) uint8 to (batch, channels, size, size) float32 in [0, 1], channels last."""
     return images.permute(0, 3, 1, 2).float().div_(255.0)
+
+
+def any_device() -> torch.device:
+    """The GPU that this process has, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def build_model(recipe: Recipe, image: ImageShape) -> Autoencoder:

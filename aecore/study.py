@@ -70,13 +70,12 @@ class Subject:
     test: np.ndarray
     scores: Scores
     judged: int
-    device: str = "cpu"
     encoded: Callable[[], Latent] | None = None
 
     @cached_property
     def latent(self) -> Latent:
         """What the encoder answers to the training images, as its task shows them."""
-        return self.encoded() if self.encoded else encode_images(self.saved, self.train, self.device)
+        return self.encoded() if self.encoded else encode_images(self.saved, self.train)
 
     @cached_property
     def z(self) -> Tensor:
@@ -103,11 +102,12 @@ class Subject:
 
     def encode(self, images: Tensor) -> Latent:
         """The encoder's answer to float images, on the CPU."""
-        return _encode(self.saved, images, self.device)
+        return _encode(self.saved, images)
 
     def decode(self, z: Tensor) -> np.ndarray:
         """Images uint8 (n, size, size, channels)."""
-        return torch.cat([self.saved.model.decode(part.to(self.device)).cpu() for part in z.split(BATCH)]).numpy()
+        model = self.saved.model
+        return torch.cat([model.decode(part.to(model.device)).cpu() for part in z.split(BATCH)]).numpy()
 
     def look(self, z: Tensor) -> tuple[dict[str, float], np.ndarray]:
         """What the decoded z-points score, and the first of the pictures."""
@@ -126,14 +126,14 @@ class Subject:
         return {"reconstructions": self.tested, **drawn, "sphere, own radius": own}
 
 
-def encode_images(saved: SavedModel, images: np.ndarray, device: str = "cpu", first: int = 0) -> Latent:
+def encode_images(saved: SavedModel, images: np.ndarray, first: int = 0) -> Latent:
     """What the encoder answers to images uint8 (n, size, size, channels), as its task shows them; on the CPU.
 
     `first` numbers the first of them: what draws the task's noise.
     """
     starts = range(0, len(images), CHUNK)  # as floats, all images together would take four times the memory
     task = saved.recipe.task
-    return _joined([_encode(saved, _seen(task, images[i : i + CHUNK], first + i), device) for i in starts])
+    return _joined([_encode(saved, _seen(task, images[i : i + CHUNK], first + i)) for i in starts])
 
 
 def _seen(task: Any, images: np.ndarray, first: int = 0) -> Tensor:
@@ -143,8 +143,8 @@ def _seen(task: Any, images: np.ndarray, first: int = 0) -> Tensor:
 
 
 @torch.inference_mode()
-def _encode(saved: SavedModel, images: Tensor, device: str) -> Latent:
-    return _joined([saved.model.encode(part.to(device)) for part in images.split(BATCH)])
+def _encode(saved: SavedModel, images: Tensor) -> Latent:
+    return _joined([saved.model.encode(part.to(saved.model.device)) for part in images.split(BATCH)])
 
 
 def _joined(parts: list[Latent]) -> Latent:

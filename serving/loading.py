@@ -33,12 +33,12 @@ class Loaded:
         self.encode = Batcher("encode", encode, executor=thread, meters=meters)
 
 
-def load(champion: Champion, device: str = "cpu", *, compiled: bool = True, meters: Meters | None = None) -> Loaded:
-    """The model of a registered version, ready to answer.
+def load(champion: Champion, *, compiled: bool = True, meters: Meters | None = None) -> Loaded:
+    """The model of a registered version, ready to answer, on the GPU where this process has one.
 
     Raises FileNotFoundError or ValueError when its folder is not whole or its parts do not fit together.
     """
-    saved = read_model(champion.source, champion.tracking_uri, device)
+    saved = read_model(champion.source, champion.tracking_uri)
     facts = Facts(
         champion.name, champion.version, champion.alias, champion.run_id, saved.recipe.model_dump(mode="json"),
         saved.model.image, saved.model.z_dim, saved.metrics, saved.latents,
@@ -67,12 +67,11 @@ def fold_norms(model: Autoencoder) -> Autoencoder:
 def networks(model: Autoencoder, compiled: bool) -> tuple[Work, Work]:
     """Decoder and encoder, warm: float32 z (n, z_dim) to images uint8 (n, size, size, channels), and back."""
     model = fold_norms(model)
-    device = next(model.parameters()).device
-    example = torch.zeros(1, model.z_dim, device=device)
+    example = torch.zeros(1, model.z_dim, device=model.device)
     with torch.inference_mode():
         encode = _warm(partial(_encode, model), _decode(model, example))
         decode = _warm(_compiled(model, example) if compiled else partial(_decode, model), example)
-    return _on_arrays(decode, device), _on_arrays(encode, device)
+    return _on_arrays(decode, model.device), _on_arrays(encode, model.device)
 
 
 def _decode(model: Autoencoder, z: Tensor) -> Tensor:

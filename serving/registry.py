@@ -46,14 +46,15 @@ def find_champion(alias: str = "champion") -> Champion:
     )
 
 
-def read_model(source: str, tracking_uri: str, device: str) -> "SavedModel":
+def read_model(source: str, tracking_uri: str) -> "SavedModel":
     """The model in the artifact folder `source`: a path, file://, s3:// or what only MLflow reads."""
     from aecore.checkpoint import load_model
+    from aecore.model import any_device
 
     if urlsplit(source).scheme in ("", "file", "s3"):
-        return load_model(*open_uri(source), device)
+        return load_model(*open_uri(source), any_device())
     import mlflow.artifacts
 
     with tempfile.TemporaryDirectory() as folder:
         path = mlflow.artifacts.download_artifacts(source, dst_path=folder, tracking_uri=tracking_uri)
-        return load_model(*open_uri(path), device)
+        return load_model(*open_uri(path), any_device())

@@ -23,7 +23,6 @@ class Replica:
     """One process that holds the model; Ray Serve mounts the app that `__serve_build_asgi_app__` gives."""
 
     def __init__(self, champion: dict[str, str], token: str, compiled: bool = True):
-        import torch
         from ray import serve
 
         from serving.following import first_that_loads, follow
@@ -36,11 +35,10 @@ class Replica:
         sys.setswitchinterval(0.0005)
         given, self._token = Champion(**champion), token
         os.environ["MLFLOW_TRACKING_URI"] = given.tracking_uri
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         self._meters = meters = Meters(serve.get_replica_context().replica_id.unique_id)
 
         def bring(found: Champion) -> Any:
-            return load(found, device, compiled=compiled, meters=meters)
+            return load(found, compiled=compiled, meters=meters)
 
         self._slot = first_that_loads(_candidates(given), bring)
         facts = self._slot.current.facts

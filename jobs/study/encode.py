@@ -48,18 +48,17 @@ def encode_spread(run: str, uri: str, manifest: Manifest, limit: int) -> "Latent
 
 def _encode(part: Any, run: str, uri: str, manifest: Manifest, environment: dict[str, str]) -> dict[str, Any]:
     """What the encoder answers to some rows of a shard."""
-    import torch
-
     from aecore.checkpoint import load_model
+    from aecore.model import any_device
     from aecore.study import encode_images
     from cluster.storage import open_uri
 
     adopt(environment)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     fs, root = open_uri(run)
-    saved = load_model(fs, f"{root}/model", device)  # each time: it is little beside a shard, and never an older one
+    # Each time: it is little beside a shard, and never an older one.
+    saved = load_model(fs, f"{root}/model", any_device())
     shard, first = manifest.shards("train")[int(part["shard"][0])], int(part["first"][0])
     images = decode_shard(*open_uri(uri), manifest, shard, part["rows"][0])
-    latent = encode_images(saved, images, device, first)
+    latent = encode_images(saved, images, first)
     logvar = np.empty((0,), np.float32) if latent.logvar is None else latent.logvar.numpy()
     return {"first": [first], "mean": [latent.mean.numpy()], "logvar": [logvar]}

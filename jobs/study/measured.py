@@ -103,15 +103,13 @@ class Measured:
 
     @cached_property
     def _subject(self) -> "Subject":
-        import torch
-
         from aecore.checkpoint import load_model
+        from aecore.model import any_device
         from aecore.study import Subject
 
         fs, root = self.run.record.place
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        known, saved = self.images(), load_model(fs, f"{root}/model", device)
-        return Subject(saved, known.train, known.test, known.scores, self.options["judged"], device, self._elsewhere())
+        known, saved = self.images(), load_model(fs, f"{root}/model", any_device())
+        return Subject(saved, known.train, known.test, known.scores, self.options["judged"], self._elsewhere())
 
     def _elsewhere(self) -> "Callable[[], Latent] | None":
         """What has a large set encoded on the cluster; None where this process does it."""

@@ -76,7 +76,7 @@ def alike(images: np.ndarray, wanted: np.ndarray) -> bool:
 
 def expected(sources: dict[str, str], z: np.ndarray) -> dict[str, np.ndarray]:
     """The images of `z` by the label of each version, and no image alike for any two."""
-    models = {label: read_model(source, "", "cpu").model for label, source in sources.items()}
+    models = {label: read_model(source, "").model for label, source in sources.items()}
     found = {label: model.decode(torch.from_numpy(z)).numpy() for label, model in models.items()}
     first, second = found.values()
     assert not any(alike(one, other) for one, other in zip(first, second, strict=True))

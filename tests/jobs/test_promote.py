@@ -32,7 +32,7 @@ def test_each_run_is_registered_once_and_the_alias_moves(zpoint, two_runs: list[
 def test_what_is_registered_is_the_model_with_its_latents(zpoint, two_runs: list[str]):
     promoted, champion = zpoint("promote", "a"), find_champion()
     assert champion.run_id == promoted["run_id"] == find_record("a").run_id
-    saved = read_model(champion.source, champion.tracking_uri, "cpu")
+    saved = read_model(champion.source, champion.tracking_uri)
     assert saved.metrics == promoted["metrics"]
     assert saved.metrics["test_psnr"] > 0
     assert saved.model.z_dim == len(saved.latents["mean"]) == 3

@@ -175,7 +175,7 @@ def test_all_of_it_on_s3(zpoint, tiny: str, written_faces: Path, s3: str, monkey
     assert curve(result["run_id"]) == [1, 2]
     champion = find_champion(zpoint("promote", "on-s3", "--alias", "on-s3")["alias"])
     assert champion.source.startswith(f"{s3}/store/mlflow-artifacts/")
-    assert read_model(champion.source, champion.tracking_uri, "cpu").model.z_dim == 3
+    assert read_model(champion.source, champion.tracking_uri).model.z_dim == 3
     keys = [item["Key"] for item in boto3.client("s3").list_objects_v2(Bucket=s3[5:])["Contents"]]
     assert any(key.startswith("store/runs/on-s3/checkpoints/step-00000012/") for key in keys)
     assert zpoint("train", tiny, f"data.uri={s3}/faces", "scale.workers=2", "name=on-s3")["already_finished"]
