@@ -90,8 +90,8 @@ export function draw(tag, given = {}, ...children) {
 }
 
 /**
- * A line at the foot of the page: for two seconds; for eight where something that the user gave is "refused"; as
- * "trouble" until the endpoint answers again; or to "stay".
+ * A line at the foot of the page: for two seconds; for eight where what the user wanted is "refused" by the page or the
+ * browser; as "trouble" until the endpoint answers again; or to "stay".
  */
 export function tell(text, kind = "") {
   const notice = byId("notice");

@@ -36,7 +36,7 @@ from aecore.config import Recipe, check_recipe  # noqa: E402
 from aecore.faces import draw_face  # noqa: E402
 from aecore.feed import DeviceFeed, Feed, NodeFeed  # noqa: E402
 from aecore.losses import loss_parts  # noqa: E402
-from aecore.model import ImageShape, build_model  # noqa: E402
+from aecore.model import ImageShape, any_device, build_model  # noqa: E402
 from aecore.order import Order, World  # noqa: E402
 from aecore.run import Run  # noqa: E402
 
@@ -47,7 +47,7 @@ class Setting:
     """What all contenders share: the recipe, the images, the device."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = any_device()
         self.recipe: Recipe = check_recipe({
             "model": {"z_dim": 200}, "optim": {"batch": args.batch, "epochs": 10_000, "precision": args.precision},
         })  # fmt: skip

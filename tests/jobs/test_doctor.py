@@ -43,7 +43,7 @@ def test_everything_broken_is_said_with_its_mending(tmp_path):
         "AWS_SECRET_ACCESS_KEY": "test",
     }
     command = [sys.executable, "-m", "jobs.cli", "doctor", "--json"]
-    done = subprocess.run(command, env={**os.environ, **broken}, capture_output=True, text=True, timeout=30, cwd=REPO)
+    done = subprocess.run(command, env={**os.environ, **broken}, capture_output=True, text=True, timeout=20, cwd=REPO)
     assert done.returncode == 1, done.stderr
     result = json.loads(done.stdout)
     bad = {check["name"]: check for check in result["checks"] if check["ok"] is False}

@@ -23,15 +23,9 @@ from cluster import tracking
 from cluster.storage import open_uri
 from serving import haproxy
 from serving.client import Client
-from serving.deployment import SERVE_SETTINGS, serve_champion, stop
+from serving.deployment import SERVE_SETTINGS, free_port, serve_champion, stop
 from serving.registry import find_champion
 from tests.serving.loading import TOKEN, Z_DIM, Loading, everywhere, points
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def haproxies(port):
