@@ -155,7 +155,8 @@ class Scale(Section):
 
 class Checkpoints(Section):
     """A checkpoint is made at the end of each epoch, every `every` steps (0: none within an epoch for their sake) and
-    whenever the last one is `minutes` old (0: never for its age).
+    whenever the last one is `minutes` old (0: never for its age). It is written beside the training: who is killed does
+    again what he did since the last one that was written whole.
 
     `keep`: how many are kept, the newest ones; the one with the lowest validation loss is kept besides.
     """

@@ -108,6 +108,10 @@ class Driver:
         before = len(self.steps())
         self.wait(lambda: [size for size, _ in self.steps()[before:]].count(workers) >= count)
 
+    def wait_until_saved(self) -> None:
+        """Until the checkpoint that is due is written, beside the steps: a kill before costs those done meanwhile."""
+        self.wait(lambda: self.steps()[-1][1] - self.checkpoints()[-1] <= EVERY)
+
     def checkpoints(self) -> list[int]:
         """The steps of the whole checkpoints, the newest last."""
         return sorted(int(path.parent.name[5:]) for path in self.run.glob("checkpoints/*/progress.json"))
@@ -186,10 +190,13 @@ def test_it_grows_and_shrinks_with_the_cluster_and_outlives_a_killed_worker(node
     driver.wait_for_steps(EVERY + 1, workers=2)
     assert driver.repeated() == 0  # it saved before it grew
 
-    os.kill(workers_of(driver)[0], signal.SIGKILL)
+    workers = workers_of(driver)
+    driver.wait_until_saved()
+    os.kill(workers[0], signal.SIGKILL)
     driver.wait_for_steps(EVERY + 1, workers=2)
     assert driver.repeated() <= EVERY
 
+    driver.wait_until_saved()
     nodes.do("kill", second)
     driver.wait_for_steps(1, workers=1)
     assert driver.repeated() <= 2 * EVERY
