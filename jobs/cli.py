@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 from cluster.settings import quiet_environment
 from jobs import printing
 
-DATASETS = ("celeba", "mnist", "fashion_mnist", "cifar10", "folder", "generated")
 Result = dict[str, Any]
 
 
@@ -75,14 +74,15 @@ def _add_data(command: Callable[..., Any]) -> None:
     demo.add_argument("--quick", action="store_true", help="a smaller one, about a third of the time")
 
     ingest = command("ingest", _ingest, "put images into shards and a manifest")
-    ingest.add_argument("dataset", choices=DATASETS)
+    # What is no dataset, encoding or split the job refuses: argparse's choices would be a second list of each.
+    ingest.add_argument("dataset", metavar="DATASET", help="celeba, mnist, fashion_mnist, cifar10, folder, generated")
     ingest.add_argument("--source", help="folder or zip of the images, here or on S3 (none for generated)")
     ingest.add_argument("--to", required=True, help="where the dataset goes: a path or s3://bucket/prefix")
     ingest.add_argument("--size", type=_count, help="pixels a side (the set's own by default)")
     ingest.add_argument("--crop", default="square", help="square, a fraction of it (0.8), or left,top,width,height")
-    ingest.add_argument("--encoding", choices=("jpeg", "png", "raw"), help="jpeg, but png up to 32 pixels a side")
+    ingest.add_argument("--encoding", help="jpeg, png or raw (jpeg, but png up to 32 pixels a side)")
     ingest.add_argument("--quality", type=_count, help="of jpeg, 1 to 100 (95)")
-    ingest.add_argument("--split", choices=("official", "identity", "hash"), help="official if there is one, else hash")
+    ingest.add_argument("--split", help="official, identity or hash (official if there is one, else hash)")
     ingest.add_argument("--download", action="store_true", help="fetch mnist, fashion_mnist or cifar10 into --source")
     ingest.add_argument("--limit", type=_count, help="at most this many images")
     ingest.add_argument("--shard-rows", type=_count, default=1024, help="images in a shard (1024)")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,11 +15,20 @@ import numpy as np
 import pytest
 
 from aecore.faces import draw_face
-from aecore.images import encode_image
+from aecore.images import ENCODINGS, encode_image
+from aecore.sources import SOURCES
+from aecore.splits import RULES
 from jobs.cli import main, make_parser
 
 COMMANDS = sorted(next(a.choices for a in make_parser()._actions if a.dest == "command"))
 HEAVY = ("torch", "ray", "mlflow", "numpy", "pyarrow", "pydantic", "httpx2")
+
+
+def test_help_of_ingest_names_all_that_it_takes(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["ingest", "--help"])
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert words >= {*SOURCES, *ENCODINGS, *RULES}
 
 
 @pytest.mark.parametrize(
@@ -30,7 +40,9 @@ HEAVY = ("torch", "ray", "mlflow", "numpy", "pyarrow", "pydantic", "httpx2")
         (["runs", "a=1"], "unknown argument a=1"),
         (["train"], "required: recipe"),
         (["train", "RECIPE", "--fresh", "z_dim"], "unknown argument z_dim"),
-        (["ingest", "imagenet", "--to", "x"], "invalid choice: 'imagenet'"),
+        (["ingest", "imagenet", "--to", "x"], "unknown dataset 'imagenet'; it is one of celeba,"),
+        (["ingest", "generated", "--to", "x", "--encoding", "gif"], "unknown encoding 'gif'; it is one of jpeg,"),
+        (["ingest", "generated", "--to", "x", "--split", "odd"], "unknown split 'odd'; it is one of official,"),
         (["ingest", "generated"], "required: --to"),
         (["ingest", "generated", "--to", "x", "--limit", "0"], "must be at least 1"),
         (["ingest", "generated", "--to", "x", "--size", "big"], "--size"),
