@@ -188,9 +188,12 @@ def measure_all(port: int, seconds: float) -> dict[str, Any]:
 
 
 def measure_goals(source: str, port: int, seconds: float, rounds: int) -> dict[str, list[float]]:
-    """Of each round the shares of the bare decoder on both cores, and p99 / p50 at half load."""
+    """Of each round the shares of the bare decoder on both cores, p99 / p50 at half load, and what they are made of."""
     measure(port, 1, NPY, 64, 2.0)  # batches of all sizes, seen once
-    names = ("1 z x 32", "64 z x 8", "half load, p99 / p50", "the same of the bare decoder", "stolen at half load")
+    names = (
+        "1 z x 32", "64 z x 8", "half load, p99 / p50", "the same of the bare decoder", "stolen at half load",
+        "half load, requests/s", "half load, p50 in ms", "half load, p99 in ms",
+    )  # fmt: skip
     found: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         bare = ceiling(source, seconds, (1, 64), (2,))
@@ -204,6 +207,9 @@ def measure_goals(source: str, port: int, seconds: float, rounds: int) -> dict[s
             half["p99_ms"] / half["p50_ms"],
             paced(source, rate, 2 * seconds),
             taken,
+            half["requests_per_second"],
+            half["p50_ms"],
+            half["p99_ms"],
         )
         for name, value in zip(names, values, strict=True):
             found[name].append(value)

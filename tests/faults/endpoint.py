@@ -92,7 +92,8 @@ def processes() -> dict[int, str]:
             command = (folder / "cmdline").read_text().split("\0")[0]
         except OSError:  # it has ended meanwhile
             continue
-        names[int(folder.name)] = Path(command).name if command.startswith("/") else command
+        # Ray's processes name the method that they are in behind a dot: another one in each minute.
+        names[int(folder.name)] = Path(command).name if command.startswith("/") else command.partition(".")[0]
 
     def is_below(pid: int) -> bool:
         return pid == os.getpid() or (pid in parents and is_below(parents[pid]))
