@@ -22,16 +22,18 @@ _ENVIRONMENT = threading.Lock()
 PACKAGES = ("aecore", "cluster", "jobs", "serving")
 
 
-def connect() -> None:
+def connect(*, niceness: int = 15) -> None:
     """Join the Ray at RAY_ADDRESS, else start one here; nothing where this process has a Ray already.
 
-    Raises ValueError for an address that does not answer or that Ray's libraries cannot work through.
+    Workers of a Ray that is started here run at `niceness`, 0 to 19: by default behind what else the
+    machine does. Raises ValueError for an address that does not answer or that Ray's libraries cannot work through.
     """
     quiet_environment()
     address = settings().ray_address
     here = address in ("", "local")
     if here:
         _local_environment()
+        os.environ.setdefault("RAY_worker_niceness", str(niceness))
     import ray
     from ray._private import ray_constants
 
@@ -108,6 +110,9 @@ def _local_environment() -> None:
     # The one switch by which Ray takes 127.0.0.1 as the node's address, and so binds nothing else.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning on machines without GPU
+    # Every 10 s each process sends Ray's own metrics, for a Prometheus that nobody has set up here: a tenth of a second
+    # in which the endpoint answers late. Its /metrics is not theirs.
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
 
 
 def _join(address: str) -> None:

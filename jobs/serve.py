@@ -19,7 +19,7 @@ def serve(alias: str, host: str, port: int, replicas: str = "1") -> dict[str, An
 
     bounds = _replicas(replicas)
     find_champion(alias)  # a missing alias is told before Ray starts
-    connect()
+    connect(niceness=0)  # somebody waits for what these workers do; Ray's daemons would go before them
     served = serve_champion(alias, host, port, replicas=bounds)
     print(f"zpoint: serving {served.model} version {served.version} at {served.url}", file=sys.stderr)
     print(f"zpoint: look at it there in a browser; routes at {served.url}/docs", file=sys.stderr)

@@ -63,10 +63,10 @@ def test_the_local_ray_has_our_cpus_and_listens_on_loopback_only(ray_cluster):
 
 
 @pytest.mark.ray
-def test_a_short_life_of_ray_prints_nothing():
+def test_a_short_life_of_ray_prints_nothing_and_its_workers_are_as_nice_as_asked():
     code = (
-        "from cluster.local import connect, disconnect; connect(); import platform, ray;"
-        "ray.get(ray.remote(num_cpus=1)(platform.python_version).remote()); disconnect()"
+        "from cluster.local import connect, disconnect; connect(niceness=3); import os, ray;"
+        "assert ray.get(ray.remote(num_cpus=1)(lambda: os.nice(0)).remote()) == os.nice(0) + 3; disconnect()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
