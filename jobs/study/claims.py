@@ -19,7 +19,7 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "near-ae, z_dim 512": ("celeba-near-ae", ("model.z_dim=512",)),
     "vae": ("celeba-vae", ()),
     "vae, kl_factor 1": ("celeba-vae", ("loss.kl_factor=1",)),
-    "vae, kl_factor 1e-6": ("celeba-vae", ("loss.kl_factor=1e-6",)),  # the near-AE, trained for as long as those
+    "vae, kl_factor 1e-6": ("celeba-vae", ("loss.kl_factor=1e-6",)),  # a near-AE that is as those in all else
     "denoise": ("celeba-denoise", ()),
     "drop": ("celeba-drop", ()),
     "recolor": ("celeba-recolor", ()),
