@@ -37,7 +37,7 @@ class Model(Section):
     """`norm`: `batch` normalises with what each worker sees of a batch, `sync_batch` with the whole of it.
 
     `none` learns fastest: measured in tests/benchmarks/RESULTS.md. `latent_scale`: how far from the origin z-points lie
-    before training, as a multiple of what He's weights give; where no KL pulls at them, it shows after training too.
+    before training, as a multiple of what is usual; where no KL pulls at them, it shows after training too.
     """
 
     z_dim: Annotated[int, Field(strict=True, ge=2, le=1200)] = 200

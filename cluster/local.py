@@ -25,15 +25,14 @@ PACKAGES = ("aecore", "cluster", "jobs", "serving")
 def connect(*, niceness: int = 15) -> None:
     """Join the Ray at RAY_ADDRESS, else start one here; nothing where this process has a Ray already.
 
-    Workers of a Ray that is started here run at `niceness`, 0 to 19: by default behind what else the
-    machine does. Raises ValueError for an address that does not answer or that Ray's libraries cannot work through.
+    Workers of a Ray that is started here run at `niceness`, 0 to 19: by default behind what else the machine does.
+    Raises ValueError for an address that does not answer or that Ray's libraries cannot work through.
     """
     quiet_environment()
     address = settings().ray_address
     here = address in ("", "local")
     if here:
-        _local_environment()
-        os.environ.setdefault("RAY_worker_niceness", str(niceness))
+        _local_environment(niceness)
     import ray
     from ray._private import ray_constants
 
@@ -105,7 +104,7 @@ def use_token(host: str) -> None:
             Config.initialize("")
 
 
-def _local_environment() -> None:
+def _local_environment(niceness: int) -> None:
     """The environment of a Ray that is started here; read by Ray when it is imported."""
     # The one switch by which Ray takes 127.0.0.1 as the node's address, and so binds nothing else.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -113,6 +112,7 @@ def _local_environment() -> None:
     # Every 10 s each process sends Ray's own metrics, for a Prometheus that nobody has set up here: a tenth of a second
     # in which the endpoint answers late. Its /metrics is not theirs.
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    os.environ.setdefault("RAY_worker_niceness", str(niceness))
 
 
 def _join(address: str) -> None:

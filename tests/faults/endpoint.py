@@ -178,7 +178,7 @@ def main() -> None:
     from cluster.local import connect, disconnect
     from serving.deployment import serve_champion, stop
 
-    connect()
+    connect(niceness=0)  # as `zpoint serve` does
     try:
         url = serve_champion(port=free_port(), replicas=(2, 2)).url
         result = run(url, args.minutes, args.share, Patient(url, z, wanted))
