@@ -32,7 +32,7 @@ def connect(*, niceness: int = 15) -> None:
     address = settings().ray_address
     here = address in ("", "local")
     if here:
-        _local_environment(niceness)
+        _local_environment()
     import ray
     from ray._private import ray_constants
 
@@ -47,6 +47,7 @@ def connect(*, niceness: int = 15) -> None:
             dashboard_host="127.0.0.1",
             log_to_driver=False,
             logging_level=logging.ERROR,
+            _system_config={"worker_niceness": niceness},
         )
     else:
         _join(address)
@@ -104,7 +105,7 @@ def use_token(host: str) -> None:
             Config.initialize("")
 
 
-def _local_environment(niceness: int) -> None:
+def _local_environment() -> None:
     """The environment of a Ray that is started here; read by Ray when it is imported."""
     # The one switch by which Ray takes 127.0.0.1 as the node's address, and so binds nothing else.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -112,7 +113,6 @@ def _local_environment(niceness: int) -> None:
     # Every 10 s each process sends Ray's own metrics, for a Prometheus that nobody has set up here: a tenth of a second
     # in which the endpoint answers late. Its /metrics is not theirs.
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
-    os.environ.setdefault("RAY_worker_niceness", str(niceness))
 
 
 def _join(address: str) -> None:
