@@ -60,10 +60,10 @@ def make_api(slot: Slot, *, token: str = "", limits: Limits | None = None, meter
     api.add_middleware(Gate, slot=slot, token=token, limits=limits, meters=meters)
     api.add_exception_handler(HTTPException, _http_problem)
     api.add_exception_handler(Overloaded, _overloaded)
-    page.add_page(api)
-    _add_points(api, limits)
+    _add_points(api, limits)  # first: a request is compared with one route after the other
     _add_pictures(api, limits)
     _add_facts(api, slot, limits, meters)
+    page.add_page(api)
     return api
 
 

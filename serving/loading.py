@@ -67,6 +67,9 @@ def fold_norms(model: Autoencoder) -> Autoencoder:
 def networks(model: Autoencoder, compiled: bool) -> tuple[Work, Work]:
     """Decoder and encoder, warm: float32 z (n, z_dim) to images uint8 (n, size, size, channels), and back."""
     model = fold_norms(model)
+    # Column by column: a few z-points are decoded in the time that it takes to read these weights, the most of all.
+    weight = model.from_latent.weight
+    weight.data = weight.data.t().contiguous().t()
     example = torch.zeros(1, model.z_dim, device=model.device)
     with torch.inference_mode():
         encode = _warm(partial(_encode, model), _decode(model, example))

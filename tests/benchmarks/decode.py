@@ -1,0 +1,53 @@
+"""The decoder as the endpoint runs it beside the same one as it was trained: CPU milliseconds by z-points a call.
+
+    python tests/benchmarks/decode.py [--rounds 200]
+
+One thread, random weights (z_dim 200, 96x96, default channels). The contenders, each with weights of its
+own, are called in turns: none finds its weights in the cache from its last call, as between requests on a machine that
+does other work. The figures are medians; the last column is the share of the time of the decoder as it was trained.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+import torch
+
+from aecore.config import Recipe
+from aecore.model import ImageShape, build_model
+from serving.loading import networks
+
+Z_DIM, SIZES = 200, (1, 2, 3, 4, 8, 16, 64)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    model = build_model(Recipe.model_validate({"model": {"z_dim": Z_DIM}}), ImageShape(96, 3)).eval()
+    contenders = {
+        "as trained": lambda z: model.decode(torch.from_numpy(z)).numpy(),
+        "as served, not compiled": networks(model, compiled=False)[0],
+        "as served": networks(model, compiled=True)[0],
+    }
+    print(f"| z a call | {' | '.join(contenders)} | share |", "|---:" * (len(contenders) + 2) + "|", sep="\n")
+    for n in SIZES:
+        z = np.random.default_rng(0).standard_normal((n, Z_DIM)).astype(np.float32)
+        taken: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(max(5, rounds // n)):
+            for name, decode in contenders.items():
+                began = time.thread_time()
+                decode(z)
+                taken[name].append(1000 * (time.thread_time() - began))
+        medians = [statistics.median(values) for values in taken.values()]
+        print(f"| {n} | {' | '.join(f'{value:.2f}' for value in medians)} | {medians[-1] / medians[0]:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
