@@ -95,7 +95,7 @@ class NodeFeed:
         if len(rows):  # "clip" for speed: with "raise" numpy copies twice
             np.take(self._flat, rows, axis=0, out=images.view(len(rows), -1).numpy(), mode="clip")
         places = torch.from_numpy(positions)
-        return Batch(images.to(self.device, non_blocking=True), places.to(self.device), count)
+        return Batch(images.to(self.device, non_blocking=True), places.to(self.device, non_blocking=True), count)
 
 
 class DeviceFeed:

@@ -35,7 +35,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         full = input.float() if input.dtype is torch.bfloat16 else input
-        total = _total(torch.cat([full.sum((0, 2, 3)), full.new_tensor([full.numel() / full.shape[1]])]))
+        total = _total(torch.cat([full.sum((0, 2, 3)), full.new_full((1,), full.numel() / full.shape[1])]))
         mean, count = total[:-1] / total[-1], total[-1].detach()
         centred = full - mean[:, None, None]
         variance = _total(centred.square().sum((0, 2, 3))) / count

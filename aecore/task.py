@@ -86,8 +86,8 @@ def _drop(task: Drop, clean: Tensor, draws: Draws) -> Tensor:
 def _recolor(task: Recolor, clean: Tensor, draws: Draws) -> Tensor:
     if clean.shape[1] != 3:
         raise ValueError("task.kind recolor takes colour images: this dataset's are gray")
-    weights = torch.tensor(LUMA, device=clean.device)
-    return torch.einsum("nchw,c->nhw", clean, weights)[:, None].expand_as(clean)
+    red, green, blue = (weight * clean[:, i : i + 1] for i, weight in enumerate(LUMA))
+    return (red + green + blue).expand_as(clean)
 
 
 def _inpaint(task: Inpaint, clean: Tensor, draws: Draws) -> Tensor:

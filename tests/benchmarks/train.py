@@ -2,6 +2,7 @@
 
     python tests/benchmarks/train.py [--images 4000] [--size 96] [--batch 64] [--seconds 20] [--rounds 3]
     python tests/benchmarks/train.py --whole 25        # zpoint's own command too, and what a whole run spends on what
+    python tests/benchmarks/train.py --images 100000 --batch 512 --epochs 25      # on a GPU: the reference run too
 
 Rounds go through all contenders in turn, each in this process and for `seconds`; the best round counts. What needs
 aecore alone (all but `--whole`) runs without Ray, with torch 2.11 and Python 3.12 too. Missing packages (torchvision,
@@ -84,12 +85,7 @@ def bare_step(setting: Setting) -> Rate:
 
 def zpoint_fit(setting: Setting) -> Rate:
     """zpoint's loop in this process, as `zpoint train ... scale.workers=0` runs it between two epochs."""
-    model = build_model(setting.recipe, setting.shape).to(setting.device)
-    optimizer = fit.make_optimizer(model, setting.recipe)
-    run = Run(setting.recipe, model, model, optimizer, setting.device, World(), checkpoint.Progress())
-    order = Order(0, setting.recipe.optim.batch)
-    kind = DeviceFeed if setting.device.type == "cuda" else NodeFeed
-    feed: Feed = kind(setting.images, order, setting.device)
+    run, feed = make_run(setting, setting.recipe)
     # Judging is measured by --whole: here the validation split is a few images, and epochs are hardly ever judged.
     steps = iter(fit.fit(run, feed, setting.images[:8]))
 
@@ -100,6 +96,31 @@ def zpoint_fit(setting: Setting) -> Rate:
         return run.progress.samples - before
 
     return paced(setting, step)
+
+
+def whole_loop(setting: Setting, epochs: int) -> str:
+    """A run of so many epochs by aecore alone, from the first step on, with its validating and judging."""
+    recipe = setting.recipe.model_copy(update={"optim": setting.recipe.optim.model_copy(update={"epochs": epochs})})
+    run, feed = make_run(setting, recipe)
+    setting.wait()
+    began, found = time.perf_counter(), {}
+    for event in fit.fit(run, feed, setting.images[: len(setting.images) // 20]):
+        if isinstance(event, fit.Epoch):
+            found = event.metrics
+    seconds = time.perf_counter() - began
+    count = epochs * len(setting.images)
+    return (
+        f"{epochs} epochs of {len(setting.images):,} images: {seconds:.1f} s, {count / seconds:,.0f} images/s; "
+        f"valid PSNR {found['valid_psnr']:.1f} dB, memory {found.get('gpu_memory_mb', found['memory_mb']):,.0f} MB"
+    )
+
+
+def make_run(setting: Setting, recipe: Recipe) -> tuple[Run, Feed]:
+    model = build_model(recipe, setting.shape).to(setting.device)
+    optimizer = fit.make_optimizer(model, recipe)
+    run = Run(recipe, model, model, optimizer, setting.device, World(), checkpoint.Progress())
+    kind = DeviceFeed if setting.device.type == "cuda" else NodeFeed
+    return run, kind(setting.images, Order(0, recipe.optim.batch), setting.device)
 
 
 def tutorial(setting: Setting) -> Rate:
@@ -280,6 +301,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--whole", type=int, default=0, metavar="EPOCHS")
+    parser.add_argument("--epochs", type=int, default=0, help="of a whole run by aecore alone")
     args = parser.parse_args()
     setting, contenders = Setting(args), {}
     for name, make in CONTENDERS.items():
@@ -300,6 +322,8 @@ def main() -> None:
     for name, found in rates.items():
         ratios = sorted(one / other for one, other in zip(found, bare, strict=True))
         print(f"| {name} | {max(found):,.0f} | {ratios[len(ratios) // 2]:.2f} |")
+    if args.epochs:
+        print(whole_loop(setting, args.epochs))
     if args.whole:
         print("\n".join(whole_runs(args)))
     peak, flops = peak_flops(setting.device), step_flops(setting.shape, setting.recipe)
