@@ -11,7 +11,12 @@ pythae) leave their contender out.
 The limits of a step at 96x96x3, z_dim 200, channels 32 64 128 256, counted by hand for one image (multiply and add are
 two; forward, and twice that again backward): convolutions down 2 * 9 * (3*32*48^2 + 32*64*24^2 + 64*128*12^2 +
 128*256*6^2) = 67.7 MFLOP, up, with windows of 16, 120.4 MFLOP, linear 2 * 9,216 * (400 + 200) = 11.1 MFLOP; so 199
-MFLOP forward and 597 MFLOP a step. `--peak` (GFLOP/s) is measured by a large matrix product where it is not given.
+MFLOP forward and 597 MFLOP a step. The bytes that a step moves where each operation reads its input and writes its
+output once: with a hidden layers' activations of 138,240 in the encoder and 129,024 in the decoder, 27,648 pixels and
+as many logits, forward 1.1 million (convolutions and SiLU), backward 2.2 million (both gradients of a convolution, of
+its bias, of SiLU), at 2 bytes in bf16 and 4 in float32; and the loss, in float32, 1.4 MB. So 8 and 15 MB an image.
+
+What the device can do is measured: a large matrix product and, on a GPU, a large copy.
 """
 
 import argparse
@@ -237,6 +242,34 @@ def peak_flops(device: torch.device) -> float:
     return best
 
 
+def peak_bytes(device: torch.device) -> float:
+    """Bytes/s that a large copy reads and writes together."""
+    source = torch.empty(1 << 28 if device.type == "cpu" else 1 << 31, dtype=torch.uint8, device=device)
+    target, best = torch.zeros_like(source), 0.0
+    for _ in range(5):
+        target[0].item()
+        began = time.perf_counter()
+        target.copy_(source)
+        target[0].item()
+        best = max(best, 2 * len(source) / (time.perf_counter() - began))
+    return best
+
+
+def step_bytes(shape: ImageShape, recipe: Recipe, width: int) -> float:
+    """Of one image in a step, with activations of `width` bytes: see above."""
+    side, down = shape.padded, []
+    for channels in recipe.model.channels:
+        side //= 2
+        down.append(channels * side**2)
+    pixels = shape.channels * shape.padded**2
+    up = [2 * layer for layer in reversed(down[1:])]  # twice the side, half the channels
+    hidden = sum(down) + sum(up)
+    inputs = outputs = hidden + pixels  # of the convolutions: of each layer, and of the images or the logits
+    forward = inputs + outputs + 2 * hidden
+    backward = 3 * outputs + 2 * inputs - pixels + 3 * hidden
+    return width * (forward + backward) + 50 * pixels
+
+
 def step_flops(shape: ImageShape, recipe: Recipe) -> float:
     """Of one image in a step: see above; forward and, twice that, backward."""
     side, before, convolutions = shape.padded, shape.channels, 0
@@ -327,9 +360,14 @@ def main() -> None:
     if args.whole:
         print("\n".join(whole_runs(args)))
     peak, flops = peak_flops(setting.device), step_flops(setting.shape, setting.recipe)
-    share = max(bare) * flops / peak
-    print(f"\na step does {flops / 1e6:,.0f} MFLOP per image; of the {peak / 1e9:,.0f} GFLOP/s of a matrix product "
-          f"the bare step reaches {share:.0%}")  # fmt: skip
+    bandwidth = peak_bytes(setting.device)
+    width = 2 if setting.device.type == "cuda" and args.precision != "float32" else 4
+    moved = step_bytes(setting.shape, setting.recipe, width)
+    print(
+        f"\na step does {flops / 1e6:,.0f} MFLOP per image and moves {moved / 1e6:,.1f} MB; the bare step reaches "
+        f"{max(bare) * flops / peak:.0%} of the {peak / 1e9:,.0f} GFLOP/s of a matrix product and "
+        f"{max(bare) * moved / bandwidth:.0%} of the {bandwidth / 1e9:,.0f} GB/s of a copy"
+    )
 
 
 if __name__ == "__main__":
