@@ -99,6 +99,7 @@ def _resume(recipe: Recipe, record: Record, manifest: Manifest, me: Worker) -> R
 
 def _finish(run: Run, record: Record, dataset: Dataset, splits: dict[str, Feed]) -> None:
     """Test the trained model and save it with its latent statistics."""
+    run.model.eval()  # as it will be used: else batch norm would learn from the test images
     tested = judge.evaluate(run, splits["test"], "test")[0] if len(splits["test"]) else {}
     if run.world.rank == 0:
         last = list(record.epochs().values())[-1]

@@ -13,14 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
 import pyarrow.fs as pafs
 import pytest
+import torch
 
 import jobs.ray_train
+from aecore.cache import open_cache
+from aecore.checkpoint import load_checkpoint, load_model
 from aecore.config import load_recipe
+from aecore.fit import make_optimizer
+from aecore.metrics import psnr
+from aecore.model import build_model, to_float
 from aecore.shards import load_manifest
 from cluster import tracking
+from cluster.settings import settings
 from cluster.storage import open_uri
+from jobs.dataset import open_dataset
 from jobs.record import Record, find_record
 from serving.registry import find_champion, read_model
 
@@ -64,6 +73,23 @@ def test_a_run_is_trained_once_and_all_of_it_is_in_mlflow(zpoint, tiny: str, fac
     assert fresh["run"] == result["run"]
     assert fresh["run_id"] != result["run_id"]
     assert [row["run_id"] for row in zpoint("runs")["runs"]] == [fresh["run_id"], result["run_id"]]
+
+
+@pytest.mark.usefixtures("tracking")
+def test_with_batch_norm_the_model_is_the_trained_one_and_tested_as_it_is_used(zpoint, tiny: str, faces: Path):
+    """Testing it, and fitting its latent statistics, once taught its norms the test images."""
+    run = zpoint("train", tiny, f"data.uri={faces}", "model.norm=sync_batch")["run"]
+    fs, root = find_record(run).place
+    saved = load_model(fs, f"{root}/model")
+    trained = build_model(saved.recipe, saved.model.image)
+    load_checkpoint(fs, f"{root}/checkpoints", trained, make_optimizer(trained, saved.recipe))
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, saved.model.state_dict()[name]), name
+    images = open_cache(settings().cache, *open_dataset(str(faces)), "test")
+    seen = to_float(torch.from_numpy(np.array(images)))
+    made = saved.model.logits(saved.model.encode(seen).mean).sigmoid()
+    error = (made - seen).square().flatten(1).mean(1)
+    assert saved.metrics["test_psnr"] == pytest.approx(float(psnr(error).mean()), rel=1e-4)
 
 
 @pytest.mark.usefixtures("tracking")
