@@ -62,8 +62,8 @@ class Crop:
 CENTRE = Crop()
 
 
-def decode_image(data: bytes) -> np.ndarray:
-    """Decode the bytes of an image file to uint8 (H, W, 3), or (H, W, 1) for a gray one.
+def decode_image(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndarray:
+    """Decode the bytes of an image file to uint8 (H, W, 3), or (H, W, 1) for a gray one; of all formats or these.
 
     EXIF orientation is applied, transparency lies on white, 16 bits become 8, an animation gives its first
     frame. Raises ValueError with the reason when the bytes are no image, are cut short or are a bomb.
@@ -71,7 +71,7 @@ def decode_image(data: bytes) -> np.ndarray:
     if not data:
         raise ValueError("it is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data)) as image:  # reads the header only
+        with Image.open(io.BytesIO(data), formats=formats) as image:  # reads the header only
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels is over the limit of {MAX_PIXELS:,} pixels")

@@ -94,10 +94,16 @@ def _inpaint(task: Inpaint, clean: Tensor, draws: Draws) -> Tensor:
     size = clean.shape[-1]
     side = max(1, round(task.block * size))
     count = max(1, round(task.share * size**2 / side**2))
-    start = (draws.uniform(2, count, 1) * (size - side + 1)).floor()  # top or left of each hole
-    line = torch.arange(size, device=clean.device)
-    down, across = ((line >= start) & (line < start + side)).float().unbind(1)  # (n, count, size)
-    return _hide(clean, (down.mT @ across > 0)[:, None], task.fill, draws)
+    corners = (draws.uniform(2, count, 1) * (size - side + 1)).long().squeeze(-1)  # top and left of each hole
+    top, left = corners.unbind(1)
+    # 1 where a hole begins and -1 where it ends, in both directions, sum up to the number of holes over each pixel.
+    edges = torch.zeros(len(clean), (size + 1) ** 2, dtype=torch.int32, device=clean.device)
+    for down, across, sign in ((0, 0, 1), (side, 0, -1), (0, side, -1), (side, side, 1)):
+        places = (top + down) * (size + 1) + left + across
+        edges.scatter_add_(1, places, torch.full_like(places, sign, dtype=torch.int32))
+    edges = edges.view(-1, 1, size + 1, size + 1)
+    holes = edges.cumsum(2, dtype=torch.int32).cumsum(3, dtype=torch.int32)[..., :size, :size]
+    return _hide(clean, holes > 0, task.fill, draws)
 
 
 def _hide(clean: Tensor, hidden: Tensor, fill: Fill, draws: Draws) -> Tensor:

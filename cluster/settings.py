@@ -15,6 +15,7 @@ class Settings:
     cache: Path  # ZPOINT_CACHE: node caches
     cache_max: int | None  # ZPOINT_CACHE_MAX: bytes that the node caches of a node may take together
     cpus: int | None  # ZPOINT_CPUS: what a local Ray is started with
+    debug: bool  # ZPOINT_DEBUG: a failed command shows where
     token: str  # ZPOINT_TOKEN: bearer token of the endpoint
     tracking_uri: str  # MLFLOW_TRACKING_URI
     ray_address: str  # RAY_ADDRESS
@@ -31,7 +32,7 @@ class Settings:
 
 
 def settings() -> Settings:
-    """The settings now. Raises ValueError for a ZPOINT_CPUS or ZPOINT_CACHE_MAX that says no amount."""
+    """The settings now. Raises ValueError for a value that is none: of ZPOINT_CPUS, ZPOINT_CACHE_MAX, ZPOINT_TOKEN."""
     env = os.environ
     home = Path(env.get("ZPOINT_HOME", ".zpoint")).absolute()
     cpus = env.get("ZPOINT_CPUS", "")
@@ -43,7 +44,8 @@ def settings() -> Settings:
         cache=Path(env.get("ZPOINT_CACHE", home / "cache")).absolute(),
         cache_max=_bytes("ZPOINT_CACHE_MAX", env.get("ZPOINT_CACHE_MAX", "")),
         cpus=int(cpus) if cpus else None,
-        token=env.get("ZPOINT_TOKEN", ""),
+        debug=bool(env.get("ZPOINT_DEBUG")),
+        token=_token(env.get("ZPOINT_TOKEN", "")),
         tracking_uri=env.get("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}"),
         ray_address=env.get("RAY_ADDRESS", ""),
         s3_endpoint=env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL", ""),
@@ -53,6 +55,13 @@ def settings() -> Settings:
 
 def _full(uri: str) -> str:
     return uri.rstrip("/") if "://" in uri else str(Path(uri).absolute())
+
+
+def _token(text: str) -> str:
+    token = text.strip()  # a secret that comes out of a file ends in a new line
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError("ZPOINT_TOKEN takes letters, digits and signs of ASCII, without spaces")
+    return token
 
 
 def _bytes(name: str, text: str) -> int | None:

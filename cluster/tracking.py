@@ -37,7 +37,7 @@ def _client(uri: str) -> Any:
     if not uri.startswith("sqlite:///"):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
     path = uri.removeprefix("sqlite:///")
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with open(f"{path}.lock", "w") as lock:  # its tables are made on first use, which fails for two at once
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = MlflowClient(tracking_uri=uri, registry_uri=uri)

@@ -55,6 +55,7 @@ class Batcher:
             return np.concatenate([await self._piece(piece) for piece in pieces])
         finally:
             self._admitted -= len(items)
+            self._meters.waiting(self._name, self._admitted)
 
     def _piece(self, items: np.ndarray) -> asyncio.Future[np.ndarray]:
         loop = asyncio.get_running_loop()
@@ -97,7 +98,6 @@ class Batcher:
     def _note(self, items: int, seconds: float) -> None:
         self._items, self._seconds = 0.8 * self._items + items, 0.8 * self._seconds + seconds
         self._meters.batch(self._name, items, seconds)
-        self._meters.waiting(self._name, self._admitted)
 
 
 def _timed(work: Work, items: np.ndarray) -> tuple[np.ndarray, float]:

@@ -38,6 +38,8 @@ SERVE_SETTINGS = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     # Else HAProxy writes a line for each request, and a Python process reads it: replicas count by themselves.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    # A client that takes nothing of its answer for so long is let go: the answer waits in a replica's memory.
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "120",
     # A proxy that is not ready three times as long is killed, which ends the start. The default of 5 s is too
     # short where the CPUs are busy; serve.start itself waits 60 s.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",

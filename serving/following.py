@@ -1,13 +1,14 @@
 """The alias decides what is served: a thread of each replica looks where it points and swaps the model.
 
 The new version is loaded and warmed beside the old one, which goes on answering; then `slot.current` is put, and
-requests that had begun end on the model they began with. A version that does not load is refused once, and the old
-one stays. Where MLflow does not answer, everything stays as it is.
+requests that had begun end on the model they began with. A version that does not load is refused, and the old one
+stays; after RETRY_SECONDS it is tried again. Where MLflow does not answer, everything stays as it is.
 """
 
 import ctypes
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from serving.meters import Meters
@@ -15,7 +16,7 @@ from serving.registry import Champion, find_champion
 from serving.served import Served, Slot
 
 log = logging.getLogger(__name__)
-POLL_SECONDS = 2.0
+POLL_SECONDS, RETRY_SECONDS = 2.0, 60.0
 Load = Callable[[Champion], Served]
 
 
@@ -48,21 +49,24 @@ def follow(slot: Slot, alias: str, load: Load, note: Callable[[Champion], None],
                 )
             silent = True
             continue
-        look(slot, found, load, note, meters)
+        try:
+            look(slot, found, load, note, meters)
+        except Exception:  # the cluster's memory of what is served, say: this thread must go on
+            log.exception("what the alias '%s' names was looked at in vain", alias)
 
 
 def look(slot: Slot, found: Champion, load: Load, note: Callable[[Champion], None], meters: Meters) -> None:
-    """Put the version that the alias names now into `slot`, unless it is there or has been refused."""
+    """Put the version that the alias names now into `slot`, unless it is there or was refused a moment ago."""
     if found.version == slot.current.facts.version:
         slot.refused = None
         return
-    if slot.refused and slot.refused["version"] == found.version:
+    if slot.refused and slot.refused["version"] == found.version and time.monotonic() < slot.retry_at:
         return
     before = slot.current.facts.label
     try:
         slot.current = load(found)
     except Exception as error:
-        slot.refused = _refusal(found, error)
+        slot.refused, slot.retry_at = _refusal(found, error), time.monotonic() + RETRY_SECONDS
         meters.refused()
         return
     _give_back_memory()

@@ -23,6 +23,7 @@ from aecore.model import ImageShape
 PNG, JPEG, WEBP = "image/png", "image/jpeg", "image/webp"
 NPY, JSON, ZIP = "application/x-npy", "application/json", "application/zip"
 PICTURES = (PNG, JPEG, WEBP)
+UPLOADS = ("PNG", "JPEG", "WEBP")  # Pillow's names; some of its other formats start programs
 MAX_POINTS = 4096
 
 
@@ -202,7 +203,7 @@ def fit_pictures(files: list[bytes], shape: ImageShape, limits: Limits) -> np.nd
     fitted = []
     for index, data in enumerate(files):
         try:
-            fitted.append(fit_square(decode_image(data), shape.size, shape.channels))
+            fitted.append(fit_square(decode_image(data, UPLOADS), shape.size, shape.channels))
         except ValueError as error:
             raise ValueError(f"images[{index}]: {error}") from None
     return np.stack(fitted)
@@ -210,7 +211,7 @@ def fit_pictures(files: list[bytes], shape: ImageShape, limits: Limits) -> np.nd
 
 def _pixels(data: bytes) -> int:
     try:
-        with Image.open(io.BytesIO(data)) as image:  # reads the header only
+        with Image.open(io.BytesIO(data), formats=UPLOADS) as image:  # reads the header only
             return image.size[0] * image.size[1]
     except Exception:  # decode_image says what is wrong
         return 0

@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.batching import Overloaded
@@ -19,6 +20,7 @@ from serving.meters import Meters
 from serving.served import Slot
 
 log = logging.getLogger(__name__)
+GONE = 499  # nginx's status for a client that went away before it had sent its request
 # These and /static/, the page's files, need no token, but none that is wrong. A browser can show none where a link is
 # followed; the docs tell of the model no more than its z_dim.
 OPEN = frozenset({"/", "/docs", "/healthz", "/openapi.json", "/readyz"})
@@ -26,7 +28,8 @@ OPEN = frozenset({"/", "/docs", "/healthz", "/openapi.json", "/readyz"})
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An RFC 9457 problem: status, title and detail, as application/problem+json."""
-    body = {"status": status, "title": HTTPStatus(status).phrase, "detail": detail}
+    readable = detail.encode("utf-8", "backslashreplace").decode()  # it may quote half a character of the client's
+    body = {"status": status, "title": HTTPStatus(status).phrase, "detail": readable}
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
@@ -73,6 +76,8 @@ class Gate:
                 raise
             late = problem(503, f"this took longer than {self._limits.seconds:g} s; ask for less", {"Retry-After": "5"})
             await late(scope, receive, answer)
+        except ClientDisconnect:
+            status = GONE
         except Exception:
             log.exception("a request to %s failed", scope["path"])
             if status:

@@ -40,8 +40,11 @@ class Replica:
         def bring(found: Champion) -> Any:
             return load(found, compiled=compiled, meters=meters)
 
-        self._slot = first_that_loads(_candidates(given), bring)
+        candidates = _candidates(given)
+        self._slot = first_that_loads(candidates, bring)
         facts = self._slot.current.facts
+        if self._slot.refused is None:
+            _remember(next(each for each in candidates if each.version == facts.version))
         meters.serving(facts.name, facts.version, swap=False)
         threading.Thread(
             target=follow, args=(self._slot, given.alias, bring, _remember, meters), name="alias", daemon=True
@@ -110,7 +113,7 @@ def _candidates(given: Champion) -> list[Champion]:
     found = []
     with suppress(Exception):  # where MLflow does not answer, or the alias is gone: serve on
         found.append(find_champion(given.alias))
-    if known := _recall(given.alias):
+    if known := _recall(given):
         found.append(known)
     return list(dict.fromkeys([*found, given]))
 
@@ -119,11 +122,15 @@ def _remember(served: Champion) -> None:
     """Note in the cluster what is served, for replicas that start when the alias names what does not load."""
     from ray.experimental.internal_kv import _internal_kv_put
 
-    _internal_kv_put(served.alias.encode(), json.dumps(asdict(served)).encode(), overwrite=True, namespace=KNOWN)
+    _internal_kv_put(_key(served), json.dumps(asdict(served)).encode(), overwrite=True, namespace=KNOWN)
 
 
-def _recall(alias: str) -> Champion | None:
+def _recall(given: Champion) -> Champion | None:
     from ray.experimental.internal_kv import _internal_kv_get
 
-    told = _internal_kv_get(alias.encode(), namespace=KNOWN)
+    told = _internal_kv_get(_key(given), namespace=KNOWN)
     return Champion(**json.loads(told)) if told else None
+
+
+def _key(champion: Champion) -> bytes:
+    return f"{champion.tracking_uri} {champion.alias}".encode()

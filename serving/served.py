@@ -77,11 +77,13 @@ class Served(Protocol):
 class Slot:
     """What is served. `current` is put whole when the alias moves; a request takes it once.
 
-    `refused`: the version that the alias names and that could not be loaded, and why; None when all is well.
+    `refused`: the version that the alias names and that could not be loaded, and why; None when all is well. It is
+    tried again at `retry_at` (time.monotonic): what failed may have been the network.
     """
 
     current: Served
     refused: dict[str, str] | None = None
+    retry_at: float = 0.0
 
 
 def _short(value: Tensor) -> Any:

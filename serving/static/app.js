@@ -59,6 +59,11 @@ async function start() {
   show();
 }
 
+// Its link would take the hash, which names the view.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  byId("main").focus();
+});
 byId("token").addEventListener("cancel", (event) => event.preventDefault()); // there is nothing to see without one
 byId("token-form").addEventListener("submit", async (event) => {
   event.preventDefault();

@@ -37,6 +37,7 @@ export function startBetween(pick) {
   }
 
   const refresh = latest(async () => {
+    if (ends.includes(null)) return;
     const points = await interpolate(ends[0].z, ends[1].z, FRAMES, way.value);
     frames = points.map((point, i) => ({ ...point, about: `${percent(i)} of the way, ${way.value}` }));
     steps.forEach((shown, i) => shown.show(frames[(i * (FRAMES - 1)) / (SHOWN - 1)]));
@@ -45,9 +46,7 @@ export function startBetween(pick) {
 
   function take(points) {
     ends = points;
-    if (ends.includes(null)) return;
-    start.show(ends[0]);
-    end.show(ends[1]);
+    ends.forEach((point, i) => point && [start, end][i].show(point));
     refresh();
   }
 

@@ -40,7 +40,7 @@ export function startRandom(pick) {
     for (const [name, standard] of Object.entries(model.samplers[sampler.value])) {
       const value = standard ?? geometry().prior;
       const max = farthest(sampler.value, name) ?? 4 * value;
-      sliders[name] = slider({ label: name, min: 0, max, step: max / 200, value, onInput: refresh });
+      sliders[name] = slider({ label: name, min: 0, max, step: "any", value, onInput: refresh });
     }
     byId("parameters").replaceChildren(...Object.values(sliders).map((made) => made.element));
   }

@@ -47,7 +47,7 @@ export function startRebuild(pick) {
     for (const [name, value] of Object.entries(model.tasks[task.value])) {
       if (!(name in RANGES)) continue;
       const [min, max] = RANGES[name];
-      sliders[name] = slider({ label: name, min, max, step: (max - min) / 100, value, onInput: refresh });
+      sliders[name] = slider({ label: name, min, max, step: "any", value, onInput: refresh });
     }
     byId("strength").replaceChildren(...Object.values(sliders).map((made) => made.element));
   }
@@ -76,7 +76,11 @@ export function startRebuild(pick) {
     if (source === before) take(point); // nothing else was taken meanwhile
   });
 
-  byId("file").addEventListener("change", (event) => open(event.target.files[0]));
+  byId("file").addEventListener("change", (event) => {
+    const [file] = event.target.files;
+    open(file);
+    event.target.value = ""; // so that the same file can be chosen again
+  });
   byId("rebuild-random").addEventListener("click", another);
   const view = byId("view-rebuild");
   for (const kind of ["dragover", "dragleave", "drop"]) {

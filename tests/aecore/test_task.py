@@ -112,3 +112,16 @@ def test_inpaint_hides_whole_blocks(block, share, most):
         assert (cover == 64).all()
         tops = hidden[:, 0].amax(2).argmax(1)
         assert (tops.min(), tops.max()) == (0, 24)
+
+
+@pytest.mark.parametrize(("block", "share"), [(0.25, 0.5), (0.01, 1), (1, 1), (0.4, 0.9)])
+def test_holes_are_where_they_were_drawn(block, share):
+    clean = torch.ones(5, 3, SIZE, SIZE)
+    seen = drawn({"kind": "inpaint", "block": block, "share": share}, clean)
+    side = max(1, round(block * SIZE))
+    count = max(1, round(share * SIZE**2 / side**2))
+    corners = (torch.rand(5, 2, count, 1, generator=torch.Generator().manual_seed(0)) * (SIZE - side + 1)).long()
+    for image, (tops, lefts) in zip(clean, corners.squeeze(-1), strict=True):
+        for top, left in zip(tops.tolist(), lefts.tolist(), strict=True):
+            image[:, top : top + side, left : left + side] = 0
+    assert torch.equal(seen, clean)

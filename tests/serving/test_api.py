@@ -14,8 +14,11 @@ from aecore.paths import PATHS
 from aecore.samplers import SAMPLERS, sample
 from serving.batching import Overloaded
 from serving.formats import JSON, NPY, PNG, Limits
+from serving.loading import Loaded
+from serving.meters import Meters
 from tests.serving.asking import (
     FACTS,
+    MODEL,
     client,
     decode,
     decoded,
@@ -26,7 +29,7 @@ from tests.serving.asking import (
     same,
     slot_with,
 )
-from tests.serving.live import Z_DIM
+from tests.serving.live import Z_DIM, made_slot
 
 
 def test_png_of_one_z_has_the_decoded_pixels():
@@ -162,6 +165,45 @@ def test_our_own_fault_is_a_500_that_tells_nothing(caplog):
     is_problem(answer, 500)
     assert "a fault of ours" not in answer.text
     assert "a fault of ours" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("sample", rb'{"sampler": "\ud800"}'),
+        ("sample", rb'{"parameters": {"\ud800": 1}}'),
+        ("interpolate", rb'{"z": [[0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]], "path": "\ud800"}'),
+    ],
+)
+def test_half_a_character_is_quoted_and_not_stumbled_over(route, body):
+    answer = client().post(f"/v1/{route}", content=body, headers={"content-type": JSON})
+    is_problem(answer, 422, r"\ud800")
+
+
+def test_a_client_that_goes_away_is_no_fault_of_ours(caplog):
+    meters, told = Meters("1"), []
+    app = client(meters=meters).app
+    coming = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive():
+        return next(coming)
+
+    async def send(message):
+        told.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", JSON.encode())]
+    scope = {"type": "http", "method": "POST", "path": "/v1/decode", "headers": headers, "query_string": b""}
+    asyncio.run(app(scope, receive, send))
+    assert (told, caplog.text) == ([], "")
+    assert 'status="499"' in client(meters=meters).get("/metrics").text
+
+
+def test_what_has_been_answered_no_longer_waits():
+    slot, meters = made_slot(), Meters("1")
+    slot.current = Loaded(FACTS, MODEL, compiled=False, meters=meters)
+    http = client(slot, meters=meters)
+    assert decode(http, points(100)).status_code == 200
+    assert 'zpoint_waiting_items{replica="1",work="decode"} 0.0' in http.get("/metrics").text
 
 
 def test_too_much_waiting_is_a_503_with_a_time():

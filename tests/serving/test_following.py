@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import httpx2
 import pytest
 
-from serving.following import first_that_loads, look
+from serving.following import first_that_loads, follow, look
 from serving.meters import Meters
 from serving.registry import Champion
 from serving.served import Slot
@@ -45,6 +45,45 @@ def test_the_slot_follows_and_a_bad_version_is_tried_once(slot, caplog):
     assert [each.version for each in noted] == ["2", "3", "1"]
     assert (slot.current.facts.version, slot.refused) == ("1", None)
     assert "version 13 cannot be served and is refused: model.safetensors is missing" in caplog.text
+
+
+def test_what_failed_for_a_moment_is_served_after_all(slot, monkeypatch):
+    tried = []
+
+    def fail_once(champion):
+        tried.append(champion.version)
+        if len(tried) == 1:
+            raise OSError("connection reset")
+        return load(champion)
+
+    look(slot, version(2), fail_once, lambda found: None, Meters())
+    assert slot.refused == {"version": "2", "reason": "connection reset"}
+    monkeypatch.setattr(time, "monotonic", lambda: slot.retry_at + 1)
+    look(slot, version(2), fail_once, lambda found: None, Meters())
+    assert (slot.current.facts.version, slot.refused, tried) == ("2", None, ["2", "2"])
+
+
+def test_following_goes_on_after_a_fault_of_the_clusters_memory(slot, monkeypatch, caplog):
+    named = iter([2, 2, 3])
+    noted = []
+
+    def find(alias):
+        try:
+            return version(next(named))
+        except StopIteration:
+            raise SystemExit from None  # ends the thread that would go on for ever
+
+    def note(found):
+        noted.append(found.version)
+        if found.version == "2":
+            raise ConnectionError("the cluster's head is away")
+
+    monkeypatch.setattr("serving.following.find_champion", find)
+    monkeypatch.setattr("serving.following.POLL_SECONDS", 0.001)
+    with pytest.raises(SystemExit):
+        follow(slot, "champion", load, note, Meters())
+    assert (slot.current.facts.version, noted) == ("3", ["2", "3"])
+    assert "the cluster's head is away" in caplog.text
 
 
 def test_a_refusal_is_told_until_the_alias_names_what_is_served(slot):

@@ -199,6 +199,13 @@ def test_any_bytes_are_pictures_or_raise_value_error(body, kind, framed):
     assert images.dtype == np.uint8
 
 
+def test_what_would_start_a_program_is_no_picture():
+    """Pillow hands PostScript to Ghostscript, which runs for as long as the sender likes."""
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\n{} loop\n"
+    with pytest.raises(ValueError, match="it is not an image"):
+        parse_pictures(postscript, PNG)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.tuples(*[st.integers(-2, 2**62)] * 4), st.sampled_from(["|u1", "<f4", "<u8", "|O", "|S9"]), st.booleans())
 def test_any_npy_header_promises_what_is_there_or_is_refused(shape, descr, fortran):

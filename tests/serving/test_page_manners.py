@@ -22,6 +22,12 @@ def test_keys_alone_suffice(open_page, page_url):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.innerText || document.activeElement.type"))
     assert reached[0] == "To the pictures"
+    page.evaluate("location.hash = 'model'")
+    page.get_by_role("link", name="To the pictures").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    assert page.locator("#view-model").is_visible()
+    page.evaluate("location.hash = 'random'")
     assert [name for name in ("Random", "Change", "Model", "New points") if name not in reached] == []
     assert "radio" in reached
     assert "range" in reached
@@ -67,9 +73,10 @@ def test_dragging_asks_once_at_a_time_and_ends_where_the_slider_does(open_page, 
 def test_a_token_is_asked_for_and_kept_in_the_tab(open_page):
     with running(made_slot(), TOKEN) as url:
         page = open_page(url, allowed="401")
-        page.get_by_role("textbox", name="Token").fill("wrong")
-        page.keyboard.press("Enter")
-        page.wait_for_selector("text=does not take this token")
+        for wrong in ("wrong", "\u201cquoted\u201d"):
+            page.get_by_role("textbox", name="Token").fill(wrong)
+            page.keyboard.press("Enter")
+            page.wait_for_selector("text=does not take this token")
         page.get_by_role("textbox", name="Token").fill(TOKEN)
         page.get_by_role("button", name="Open", exact=True).click()
         sources(page, "#sheet")

@@ -25,6 +25,7 @@ from serving import haproxy
 from serving.client import Client
 from serving.deployment import SERVE_SETTINGS, free_port, serve_champion, stop
 from serving.registry import find_champion
+from serving.replica import _recall
 from tests.serving.loading import TOKEN, Z_DIM, Loading, everywhere, points
 
 
@@ -120,6 +121,9 @@ def test_haproxy_listens_and_the_model_answers(served, endpoint, champion):
     port = int(served.url.rpartition(":")[2])
     assert len(haproxies(port)) >= 1
     assert (served.model, served.version) == ("zpoint", "1")
+    remembered = _recall(find_champion("champion"))  # what a new replica falls back to
+    assert remembered is not None
+    assert remembered.version == "1"
     assert endpoint.model()["metrics"] == {"psnr": 21.0}
     z = points(300)
     assert close(endpoint.decode(z), decoded(champion, z))
