@@ -36,14 +36,12 @@ class Data(Section):
 class Model(Section):
     """`norm`: `batch` normalises with what each worker sees of a batch, `sync_batch` with the whole of it.
 
-    `none` learns fastest: measured in tests/benchmarks/RESULTS.md. `latent_scale`: how far from the origin z-points lie
-    before training, as a multiple of what is usual; where no KL pulls at them, it shows after training too.
+    `none` learns fastest: measured in tests/benchmarks/RESULTS.md.
     """
 
     z_dim: Annotated[int, Field(strict=True, ge=2, le=1200)] = 200
     channels: tuple[Count, Count, Count, Count] = (32, 64, 128, 256)
     norm: Literal["none", "group", "batch", "sync_batch"] = "none"
-    latent_scale: Annotated[float, Field(gt=0, le=1000)] = 1.0
 
 
 class Reconstruct(Section):

@@ -80,9 +80,6 @@ class Autoencoder(nn.Module):
             up += [_upsample(before, after), _norm(config.norm, after), nn.SiLU()]
         self.decoder = nn.Sequential(*up, _upsample(sizes[1], image.channels))
         self.apply(_initialise)
-        with torch.no_grad():  # the decoder undoes it: the first reconstructions of means are what they were
-            self.to_latent.weight[: config.z_dim] *= config.latent_scale
-            self.from_latent.weight /= config.latent_scale
 
     @property
     def device(self) -> torch.device:

@@ -13,7 +13,7 @@ from aecore.images import decode_rows
 from aecore.order import plan_epoch, spread_rows
 from aecore.shards import Manifest, Shard, read_shard
 
-SPREAD = 8  # shards among which a few images are taken, where there are so many
+SPREAD = 32  # shards among which a few images are taken, where there are so many
 
 
 def decode_shard(

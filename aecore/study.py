@@ -17,7 +17,7 @@ from aecore.checkpoint import SavedModel
 from aecore.config import TASKS
 from aecore.metrics import chroma, psnr, ssim
 from aecore.model import Latent, to_float, to_uint8
-from aecore.order import seed_of
+from aecore.order import seed_of, spread_rows
 from aecore.paths import PATHS, principal_axes
 from aecore.samplers import SAMPLERS, Latents, attribute_directions, fit_latents, sample
 from aecore.scores import METRICS, Scores
@@ -92,9 +92,14 @@ class Subject:
         return "gmm_weights" in self.saved.latents
 
     @cached_property
+    def unseen(self) -> np.ndarray:
+        """Test images, at most `judged`, evenly spread: a split may be stored class by class."""
+        return self.test[spread_rows(len(self.test), self.judged)]
+
+    @cached_property
     def tested(self) -> Tensor:
-        """The test images' z-points, means of q(z|x), at most `judged`."""
-        return self.encode(self.seen(self.test[: self.judged])).mean
+        """The `unseen` images' z-points, means of q(z|x)."""
+        return self.encode(self.seen(self.unseen)).mean
 
     def seen(self, images: np.ndarray, task: Any = None) -> Tensor:
         """`images` as `task`, by default the model's own, shows them: float (n, channels, size, size) in [0, 1]."""
@@ -154,7 +159,7 @@ def _joined(parts: list[Latent]) -> Latent:
 
 def real(subject: Subject) -> Part:
     """What real test images score."""
-    images = subject.test[: subject.judged]
+    images = subject.unseen
     return Part(subject.scores(images), {"pictures": images[:SHOWN]})
 
 
@@ -167,7 +172,7 @@ def samplers(subject: Subject) -> Part:
 def inception(subject: Subject, scored: Callable[[np.ndarray], dict[str, float]]) -> Part:
     """What `scored`, of `aecore.metrics_inception`, tells of real test images and of each sampler's pictures."""
     found = {name: scored(subject.decode(z)) for name, z in subject.everywhere.items()}
-    return Part({"real": scored(subject.test[: subject.judged]), "samplers": found})
+    return Part({"real": scored(subject.unseen), "samplers": found})
 
 
 def sweep(subject: Subject, sampler: str) -> Part:
@@ -185,7 +190,7 @@ def tasks(subject: Subject) -> Part:
     whoever knows the set but not the image can give. Pictures are (3, n, size, size, channels): clean, input, output.
     """
     own, figures, pictures = subject.saved.recipe.task, {}, {}
-    images = subject.test[: subject.judged]
+    images = subject.unseen
     clean = to_float(torch.from_numpy(images))
     known = {}
     if clean.shape[1] == 3:
@@ -221,7 +226,7 @@ def _chroma_psnr(images: Tensor, clean: Tensor) -> float:
 
 def ways(subject: Subject) -> Part:
     """From one test image's z-point to another's, on each of PATHS: what share of the pictures shows something."""
-    z, crowd = subject.tested, subject.z[:CROWD]
+    z, crowd = subject.tested, subject.z[spread_rows(len(subject.z), CROWD)]
     pairs = min(PAIRS, len(z) // 2)
     figures, pictures = {}, {}
     for name, path in PATHS.items():
@@ -253,7 +258,7 @@ def points(subject: Subject) -> Part:
     `correlation` (n, n) float32 is of the 64 components that vary most, the first most.
     """
     stats, shape = describe(subject.latent, subject.z), structure(subject.z)
-    z = subject.z[:MAPPED]
+    z = subject.z[spread_rows(len(subject.z), MAPPED)]
     plane = (z - z.mean(0)) @ principal_axes(torch.cov(subject.z.T))[1][:2].T
     histogram = np.histogram(stats.radii / len(stats.mean) ** 0.5, RADII)[0] / len(stats.radii)
     numbers, varied = stats.numbers(), np.argsort(-stats.sd)[:CORRELATED]

@@ -19,7 +19,7 @@ from cluster.settings import settings
 from jobs.dataset import open_dataset
 from jobs.ingest import ingest
 from jobs.recipes import RECIPES
-from jobs.study.measured import JUDGED, LIMIT, Measured, common_dataset, find_finished
+from jobs.study.measured import JUDGED, LIMIT, Measured, common_dataset, find_finished, options_for
 from jobs.train import train
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jobs.study.verdicts import Verdict
 
 DRAWN, DRAWN_OVERRIDES = 4_000, ["optim.batch=16"]  # faces, where no images are given; few images want small batches
+FIXED = ("model.z_dim", "loss.kl_factor", "task.kind")  # the claims' own
 Progress = Callable[[int, int, str], None]
 
 
@@ -48,22 +49,23 @@ def claims(
     `given` holds datasets, as in `faces=data/celeba` (the sets are those of `jobs.study.claims.SETS`), and overrides
     for all recipes, as in `optim.epochs=20`. `only` names claims; `judged` pictures are judged at each point. Runs that
     have finished are not trained again, and what was measured of them is not measured again. The folder `out`, by
-    default ZPOINT_HOME/claims, gets claims.html, claims.json and PNGs for each claim. Raises ValueError
-    for an unknown set or claim, and for what a recipe, a dataset or a study is refused for.
+    default ZPOINT_HOME/claims or, with `only`, one beside it of that name, gets claims.html, claims.json and PNGs for
+    each claim. Raises ValueError for an unknown set or claim, and for what a recipe, a dataset or a study is refused
+    for.
     """
     started = time.monotonic()
     sets, overrides = _parse(given)
     chosen = _choose(only, sets)
-    folder = Path(out).absolute() if out else settings().home / "claims"
+    folder = Path(out).absolute() if out else settings().home / "-".join(["claims", *(only or ())])
     folder.mkdir(parents=True, exist_ok=True)
     if not sets:
-        sets, overrides = {"faces": _draw(folder)}, [*DRAWN_OVERRIDES, *overrides]
+        sets, overrides = {"faces": _draw()}, [*DRAWN_OVERRIDES, *overrides]
     names = _train(chosen, sets, overrides)
     runs = _open(names, judged)
     results = []
     for number, claim in enumerate(chosen):
         progress(number, len(chosen), claim.name)
-        again = shlex.join(["zpoint", "claims", *given, "--only", claim.name])
+        again = shlex.join(["zpoint", "claims", *given, "--only", claim.name, "--judged", str(judged)])
         results.append(Judged(claim, claim.judge({name: runs[name] for name in claim.runs}), again))
     progress(len(chosen), len(chosen), "")
     return _write(folder, results, runs, sets, judged) | {"seconds": round(time.monotonic() - started, 1)}
@@ -78,6 +80,8 @@ def _parse(given: list[str]) -> tuple[dict[str, str], list[str]]:
         key, _, value = word.partition("=")
         if key in SETS:
             sets[key] = value
+        elif key in FIXED:
+            raise ValueError(f"{key} is what the claims vary: leave it out")
         elif "." in key:
             overrides.append(word)
         else:
@@ -97,8 +101,8 @@ def _choose(only: list[str] | None, sets: Mapping[str, str]) -> list["Claim"]:
     return [claim for claim in here if not only or claim.name in only]
 
 
-def _draw(folder: Path) -> str:
-    to = str(folder / "faces")
+def _draw() -> str:
+    to = str(settings().home / "claims" / "faces")
     with closing(Bar("ingest", "images")) as bar:
         ingest("generated", None, to, limit=DRAWN, progress=bar.update)
     return to
@@ -128,12 +132,12 @@ def _open(names: Mapping[str, str], judged: int) -> dict[str, Measured]:
     from jobs.study.data import read_images
 
     finished = {name: find_finished(run) for name, run in names.items()}
-    images = {}
+    images, options = {}, {}
     for dataset in {run.dataset for run in finished.values()}:
         data = common_dataset([run for run in finished.values() if run.dataset == dataset], LIMIT)
         images[dataset] = cache(partial(read_images, *data, LIMIT))
-    options = {"limit": LIMIT, "judged": judged}
-    return {name: Measured(run, images[run.dataset], options) for name, run in finished.items()}
+        options[dataset] = options_for(data[2], LIMIT, judged)
+    return {name: Measured(run, images[run.dataset], options[run.dataset]) for name, run in finished.items()}
 
 
 def _write(
@@ -158,7 +162,7 @@ def _write(
     result = {"claims": verdicts, "runs": {name: run.run.record.name for name, run in runs.items()}, "sets": dict(sets)}
     write_json(local, str(folder / "claims.json"), result)
     about = "; ".join(f"{name}: {uri}" for name, uri in sets.items())
-    method = f"{judged:,} pictures were judged at each point, as `zpoint study` does."
+    method = f"{judged:,} pictures were judged at each point, or as many as there are unseen images."
     page = fill(
         "claims.html.j2", about=about, judged=results, heads=HEADS, method=method,
         runs={name: run.run.about for name, run in runs.items()},

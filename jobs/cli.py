@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import closing, redirect_stdout
 from typing import Any, NoReturn
 
-from cluster.settings import quiet_environment
+from cluster.settings import quiet_environment, settings
 from jobs import printing
 
 Result = dict[str, Any]
@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         _end(f"error: {_one_line(error)}", 2)
     except Exception as error:
-        logging.getLogger(__name__).debug("failed", exc_info=True)
+        if settings().debug:
+            raise
         _end(f"failed: {_one_line(error)}", 1)
     if args.json:
         print(json.dumps(result, default=str))
@@ -114,7 +115,7 @@ def _add_training(command: Callable[..., Any]) -> None:
     claims = command("claims", _claims, "put what is said of AE and VAE latent spaces to the test", printing.claims)
     claims.add_argument("overrides", nargs="*", metavar="SET=URI|section.key=value", help="none: drawn faces")
     claims.add_argument("--only", action="append", metavar="CLAIM", help="this claim alone; may be given again")
-    claims.add_argument("--out", help="the report's folder (ZPOINT_HOME/claims)")
+    claims.add_argument("--out", help="the report's folder (ZPOINT_HOME/claims, or claims-CLAIM of --only)")
     claims.add_argument("--judged", type=_count, default=256, help="pictures judged at each point (256)")
 
     promote = command("promote", _promote, "register a run's model and point an alias to it")

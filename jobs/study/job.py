@@ -14,7 +14,7 @@ from aecore.shards import Manifest
 from cluster import tracking
 from cluster.settings import settings
 from cluster.storage import check_uri
-from jobs.study.measured import JUDGED, LIMIT, Finished, Measured, common_dataset, find_finished
+from jobs.study.measured import JUDGED, LIMIT, Finished, Measured, common_dataset, find_finished, options_for
 
 if TYPE_CHECKING:
     from aecore.metrics_inception import Inception
@@ -29,10 +29,10 @@ def study(
     """Study the finished runs `names`, all trained on one dataset; gives the report's path, findings and seconds.
 
     What was measured is kept with each run and not measured again unless `fresh`. `limit` training images are encoded
-    at most, `judged` pictures are judged at each point, those of samplers also by the Inception network whose weights
-    the file `inception` holds. The report goes to the folder `out`, by default one in
-    ZPOINT_HOME/studies, and to the runs in MLflow. Raises ValueError for an unknown or unfinished run, for runs on
-    different datasets, for an `out` that is no folder, and for an `inception` that is another file.
+    at most, `judged` pictures are judged at each point, or as many as there are unseen images, those of samplers also
+    by the Inception network whose weights the file `inception` holds. The report goes to the folder `out`, by default
+    one in ZPOINT_HOME/studies, and to the runs in MLflow. Raises ValueError for an unknown or unfinished run, for runs
+    on different datasets, for an `out` that is no folder, and for an `inception` that is another file.
     """
     started, names = time.monotonic(), list(dict.fromkeys(names))
     folder = Path(out).absolute() if out else settings().home / "studies" / _title(names)
@@ -42,7 +42,7 @@ def study(
     runs = [find_finished(name) for name in names]
     data, network = common_dataset(runs, limit), _network(inception)
     folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is known before the work
-    figures, arrays = _measure(runs, data, {"limit": limit, "judged": judged}, network, fresh, progress)
+    figures, arrays = _measure(runs, data, options_for(data[2], limit, judged), network, fresh, progress)
 
     from jobs.study.report import PAGE, make_report
 

@@ -49,6 +49,13 @@ def find_finished(name: str) -> Finished:
     return Finished(record, check_recipe(known["recipe"]), known["dataset"])
 
 
+def options_for(manifest: Manifest, limit: int, judged: int) -> dict[str, int]:
+    """What the figures depend on: of `judged` pictures as many as there are unseen images, so that like is compared."""
+    from jobs.study.data import held_out_split
+
+    return {"limit": limit, "judged": min(judged, manifest.count(held_out_split(manifest)))}
+
+
 def common_dataset(runs: list[Finished], limit: int) -> tuple[pafs.FileSystem, str, Manifest]:
     """The dataset that `runs` were trained on. Raises ValueError for several, a changed or a small one."""
     from jobs.study.data import check_enough

@@ -73,9 +73,10 @@ def ae_random_points(runs: Runs) -> Verdict:
     for figures, pictures in zip(_figures(run, "cube"), run.part("cube").arrays["pictures"], strict=True):
         if figures["boundary"] in (1, 5, 20):
             points.append((f"cube, boundary {figures['boundary']:g}", figures, pictures))
-    most = max(_rate(_samplers(run)["normal"]), *(_rate(figures) for figures in _figures(run, "cube")))
-    text = f"N(0, 1): {_show(run, _rate(points[0][1]))}; cubes of boundary 0.5 to 20: {percent(most)} at most"
-    return Verdict(most <= FEW, text, tuple(Row(name, pictures, _cells(f)) for name, f, pictures in points))
+    normal, cubes = _rate(points[0][1]), max(_rate(figures) for figures in _figures(run, "cube"))
+    text = f"N(0, 1): {_show(run, normal)}; cubes of boundary 0.5 to 20: {percent(cubes)} at most"
+    rows = tuple(Row(name, pictures, _cells(figures)) for name, figures, pictures in points)
+    return Verdict(max(normal, cubes) <= FEW, text, rows)
 
 
 def vae_near_the_origin(runs: Runs) -> Verdict:

@@ -63,20 +63,6 @@ def test_without_norms_the_signal_keeps_its_size(size):
     assert 0.05 < min(sizes) <= max(sizes) < 3
 
 
-def test_latent_scale_moves_the_z_points_alone():
-    """The decoder undoes it, and how far each z-point is spread stays as it is."""
-    image, pictures = ImageShape(32, 3), torch.rand(4, 3, 32, 32)
-    plain, scaled = (
-        build_model(check_recipe({"model": {"z_dim": 8, "latent_scale": scale}}), image) for scale in (1, 0.25)
-    )
-    before, after = plain.encode(pictures), scaled.encode(pictures)
-    assert torch.equal(after.mean, 0.25 * before.mean)
-    assert before.logvar is not None
-    assert after.logvar is not None
-    assert torch.equal(after.logvar, before.logvar)
-    torch.testing.assert_close(scaled.logits(after.mean), plain.logits(before.mean))
-
-
 def test_kl_against_torch_distributions():
     latent = Latent(torch.randn(6, 4), torch.randn(6, 4))
     ours = latent.kl()

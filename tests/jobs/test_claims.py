@@ -49,6 +49,7 @@ def test_claims_are_trained_measured_and_shown_and_another_call_finds_it_all(
         (["mnist=x", "--only", "denoise"], "--only denoise: on these sets there are the claims z-dim-mnist"),
         (["faces={faces}", "optim.epochs=0"], "optim.epochs"),
         (["faces={faces}", "name=mine"], "'name=mine' is neither"),
+        (["faces={faces}", "model.z_dim=100"], "model.z_dim is what the claims vary: leave it out"),
     ],
 )
 def test_what_cannot_be_put_to_the_test_is_refused_before_anything_is_trained(

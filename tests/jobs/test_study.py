@@ -21,8 +21,10 @@ from aecore.shards import load_manifest, shard_table, write_shard
 from aecore.stream import spread_images
 from cluster import tracking
 from jobs.cli import main
+from jobs.dataset import open_dataset
 from jobs.record import find_record
 from jobs.study.data import read_labels
+from jobs.study.measured import options_for
 from jobs.study.parts import load_part, part_path, save_part
 
 pytestmark = pytest.mark.usefixtures("tracking")
@@ -63,6 +65,13 @@ def test_a_study_is_one_page_that_loads_nothing(zpoint: Callable, two_runs: list
         assert all(0 <= row["faces"] <= 1 <= row["hog_frechet"] + 1 for row in run["sphere"])
         artifacts = tracking.client().list_artifacts(find_record(name).run_id, "study")
         assert {Path(one.path).name for one in artifacts} == {path.name for path in folder.iterdir()}
+
+
+def test_no_more_is_judged_than_there_are_unseen_images(many_faces: Path):
+    """Distances of few real images to many are not those of as many decoded ones."""
+    manifest = open_dataset(str(many_faces))[2]
+    assert options_for(manifest, 100, 1_000) == {"limit": 100, "judged": 64}
+    assert options_for(manifest, 100, 12) == {"limit": 100, "judged": 12}
 
 
 def test_a_study_that_was_stopped_goes_on(
