@@ -126,8 +126,9 @@ def train_step(run: Run, batch: Batch, steps: int) -> None:
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     finite = loss.detach().isfinite()
-    if recipe.optim.clip:
-        finite &= nn.utils.clip_grad_norm_(run.model.parameters(), recipe.optim.clip, foreach=True).isfinite()
+    if recipe.optim.clip or run.world.size > 1:  # another worker's loss may be the bad one: its gradients are in ours
+        most = recipe.optim.clip or float("inf")
+        finite &= nn.utils.clip_grad_norm_(run.model.parameters(), most, foreach=True).isfinite()
     run.bad_step = torch.where((run.bad_step < 0) & ~finite, step, run.bad_step)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(recipe.optim, step, steps)

@@ -6,6 +6,7 @@ the other. Here the workers alone import it, all at once: seconds of every start
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,12 +38,13 @@ def process_group(world: "World", device: Any) -> Iterator[None]:
     from ray.train.collective import broadcast_from_rank_zero
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-    mine = None
+    # One node may fill its cache long after the others: they wait here for it, and Ray sees to those that die.
+    patience, mine = timedelta(hours=6), None
     if world.rank == 0:  # where all meet; on a port that the system chooses
-        mine = TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
+        mine = TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False, timeout=patience)
     place: Any = broadcast_from_rank_zero((mine.host, mine.port) if mine else None)
     host, port = place
-    store = mine or TCPStore(host, port, is_master=False)
+    store = mine or TCPStore(host, port, is_master=False, timeout=patience)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
     yield

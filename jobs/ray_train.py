@@ -177,6 +177,7 @@ def train_worker(*, recipe: dict[str, Any], record: Record, environment: dict[st
     from jobs.work import Worker, work
 
     adopt(environment)
+    record.check_seen()
     checked, context, device = check_recipe(recipe), ray.train.get_context(), worker_device()
     world = World(context.get_world_rank(), context.get_world_size())
     worker = Worker(

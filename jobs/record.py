@@ -37,6 +37,12 @@ class Record:
     def place(self) -> tuple[pafs.FileSystem, str]:
         return open_uri(self.uri)
 
+    def check_seen(self) -> None:
+        """Raise ValueError where this process does not see the run's folder: a node with another disk."""
+        fs, root = self.place
+        if fs.get_file_info(f"{root}/run.json").type is pafs.FileType.NotFound:
+            raise ValueError(f"a worker does not see the run at {self.uri}: set ZPOINT_STORE to what all nodes share")
+
     def save_epoch(self, epoch: int, metrics: dict[str, float], components: list[float], picture: bytes | None) -> None:
         """Keep an epoch's metrics, the KL of each component of z, and its pictures as PNG where it has some.
 
@@ -53,7 +59,7 @@ class Record:
         """Metrics by epoch, in order, of the epochs `after` this one."""
         fs, root = self.place
         found = fs.get_file_info(pafs.FileSelector(f"{root}/epochs", allow_not_found=True))
-        paths = {int(f.path[-8:-5]): f.path for f in found if f.path.endswith(".json")}
+        paths = {int(f.base_name[6:-5]): f.path for f in found if f.path.endswith(".json")}
         return {epoch: read_json(fs, paths[epoch])["metrics"] for epoch in sorted(paths) if epoch > after}
 
     def finished(self) -> bool:

@@ -48,11 +48,12 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
 
 def _run(recipe: Recipe, record: Record) -> None:
     if recipe.scale.workers == 0:
+        from aecore.model import any_device
         from jobs.work import Worker, work
 
         stop = Stop()
         with closing(Bar(record.name, "images")) as bar, interruptible(stop.on_signal):
-            for _ in work(recipe, record, Worker(show=bar.update, stop=stop)):
+            for _ in work(recipe, record, Worker(device=any_device(), show=bar.update, stop=stop)):
                 pass
         return
     connect()

@@ -124,6 +124,22 @@ def test_the_host_need_not_look_at_each_step():
         fit.look(run)
 
 
+def test_another_workers_bad_gradients_are_noticed_at_their_step():
+    """DDP's mean brings them here, while this worker's own loss is finite."""
+    run, data = make_run(check_recipe(BASE), world=World(0, 2)), images(64)
+    run.train = fit.as_feed(run, data)
+    run.model.to_latent.weight.register_hook(lambda grad: grad * float("nan") if run.progress.step == 2 else grad)
+    kept = []
+    for batch in run.train.batches(0):
+        fit.train_step(run, batch, 8)
+        run.progress.step += 1
+        kept.append(weights(run))
+    assert not torch.equal(kept[0], kept[1])
+    assert all(torch.equal(kept[1], later) for later in kept[2:])
+    with pytest.raises(FloatingPointError, match="at step 3 "):
+        fit.look(run)
+
+
 def test_clipping_bounds_the_step_of_the_gradient():
     """With beta-free Adam the first step only knows the sign; so compare the moments, which are the gradient."""
     moments = {}

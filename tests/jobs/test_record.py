@@ -33,13 +33,24 @@ def test_a_run_that_mlflow_opened_but_nobody_noted_is_found_again(monkeypatch: p
     assert {run.info.run_id for run in tracking.find_runs()} == {record.run_id, again.run_id}
 
 
+def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path):
+    """Such a worker would train on, and leave the model where nobody finds it."""
+    record = Record("mine", str(tmp_path / "elsewhere"), "")
+    with pytest.raises(ValueError, match=r"elsewhere: set ZPOINT_STORE"):
+        record.check_seen()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/run.json").write_text("{}")
+    record.check_seen()
+
+
 def test_an_epoch_trained_again_stays_as_it_was_written(tmp_path: Path):
     record = Record("mine", str(tmp_path), "")
     record.save_epoch(1, {"loss": 1.0}, [0.5], b"png")
     record.save_epoch(1, {"loss": 2.0}, [0.5], b"other")
     record.save_epoch(2, {"loss": 3.0}, [0.5], None)
-    assert record.epochs() == {1: {"loss": 1.0}, 2: {"loss": 3.0}}
-    assert record.epochs(after=1) == {2: {"loss": 3.0}}
+    record.save_epoch(1000, {"loss": 4.0}, [0.5], None)
+    assert record.epochs() == {1: {"loss": 1.0}, 2: {"loss": 3.0}, 1000: {"loss": 4.0}}
+    assert record.epochs(after=2) == {1000: {"loss": 4.0}}
     assert (tmp_path / "epochs" / "epoch-001.png").read_bytes() == b"png"
 
 
