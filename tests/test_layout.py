@@ -1,4 +1,4 @@
-"""Who may import whom, how long files get, and what `zpoint --help` must not load: DESIGN.md, held."""
+"""Who may import whom, how long files get, and what `zpoint --help` must not load."""
 
 import ast
 import subprocess
