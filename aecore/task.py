@@ -2,7 +2,7 @@
 
 All that is drawn here is a function of (seed, step, position in the global batch), made on the training device. So it
 repeats exactly, and is the same however many workers share the batch. Add a task by writing its section in
-aecore.config and a function here, and naming it in CORRUPTIONS.
+aecore.config (Task and TASKS) and a function here, and naming it in CORRUPTIONS.
 """
 
 from collections.abc import Callable

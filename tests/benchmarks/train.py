@@ -7,16 +7,6 @@
 Rounds go through all contenders in turn, each in this process and for `seconds`; the best round counts. What needs
 aecore alone (all but `--whole`) runs without Ray, with torch 2.11 and Python 3.12 too. Missing packages (torchvision,
 pythae) leave their contender out.
-
-The limits of a step at 96x96x3, z_dim 200, channels 32 64 128 256, counted by hand for one image (multiply and add are
-two; forward, and twice that again backward): convolutions down 2 * 9 * (3*32*48^2 + 32*64*24^2 + 64*128*12^2 +
-128*256*6^2) = 67.7 MFLOP, up, with windows of 16, 120.4 MFLOP, linear 2 * 9,216 * (400 + 200) = 11.1 MFLOP; so 199
-MFLOP forward and 597 MFLOP a step. The bytes that a step moves where each operation reads its input and writes its
-output once: with a hidden layers' activations of 138,240 in the encoder and 129,024 in the decoder, 27,648 pixels and
-as many logits, forward 1.1 million (convolutions and SiLU), backward 2.2 million (both gradients of a convolution, of
-its bias, of SiLU), at 2 bytes in bf16 and 4 in float32; and the loss, in float32, 1.4 MB. So 8 and 15 MB an image.
-
-What the device can do is measured: a large matrix product and, on a GPU, a large copy.
 """
 
 import argparse
@@ -45,6 +35,7 @@ from aecore.losses import loss_parts  # noqa: E402
 from aecore.model import ImageShape, any_device, build_model  # noqa: E402
 from aecore.order import Order, World  # noqa: E402
 from aecore.run import Run  # noqa: E402
+from tests.benchmarks.limits import peak_bytes, peak_flops, step_bytes, step_flops  # noqa: E402
 
 Rate = Callable[[float], float]  # trains for about so many seconds and gives images/s
 
@@ -228,58 +219,6 @@ def paced(setting: Setting, step: Callable[[], int]) -> Rate:
         return done / (time.perf_counter() - began)
 
     return rate
-
-
-def peak_flops(device: torch.device) -> float:
-    """FLOP/s of a large matrix product, in the precision that a step multiplies in."""
-    side, kind = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
-    a = torch.rand(side, side, dtype=kind, device=device)
-    best = 0.0
-    for _ in range(5):
-        began = time.perf_counter()
-        (a @ a)[0, 0].item()
-        best = max(best, 2 * side**3 / (time.perf_counter() - began))
-    return best
-
-
-def peak_bytes(device: torch.device) -> float:
-    """Bytes/s that a large copy reads and writes together."""
-    source = torch.empty(1 << 28 if device.type == "cpu" else 1 << 31, dtype=torch.uint8, device=device)
-    target, best = torch.zeros_like(source), 0.0
-    for _ in range(5):
-        target[0].item()
-        began = time.perf_counter()
-        target.copy_(source)
-        target[0].item()
-        best = max(best, 2 * len(source) / (time.perf_counter() - began))
-    return best
-
-
-def step_bytes(shape: ImageShape, recipe: Recipe, width: int) -> float:
-    """Of one image in a step, with activations of `width` bytes: see above."""
-    side, down = shape.padded, []
-    for channels in recipe.model.channels:
-        side //= 2
-        down.append(channels * side**2)
-    pixels = shape.channels * shape.padded**2
-    up = [2 * layer for layer in reversed(down[1:])]  # twice the side, half the channels
-    hidden = sum(down) + sum(up)
-    inputs = outputs = hidden + pixels  # of the convolutions: of each layer, and of the images or the logits
-    forward = inputs + outputs + 2 * hidden
-    backward = 3 * outputs + 2 * inputs - pixels + 3 * hidden
-    return width * (forward + backward) + 50 * pixels
-
-
-def step_flops(shape: ImageShape, recipe: Recipe) -> float:
-    """Of one image in a step: see above; forward and, twice that, backward."""
-    side, before, convolutions = shape.padded, shape.channels, 0
-    for channels in recipe.model.channels:
-        side //= 2
-        convolutions += 2 * (9 + 16) * before * channels * side**2
-        before = channels
-    flat = before * side**2
-    forward = convolutions + 2 * flat * recipe.model.z_dim * 3
-    return 3.0 * forward
 
 
 def whole_runs(args: argparse.Namespace) -> list[str]:
