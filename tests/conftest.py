@@ -27,8 +27,8 @@ KEPT = ("ZPOINT_TEST_DATA",)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark by the fixtures used, and put the tests of Ray last, so that quick failures show first.
 
-    Where two processes share the tests (`make test`), each has a Ray of its own, and a file of tests of Ray stays
-    together: whichever process is free takes the next one.
+    Where two processes share the tests (`make test`), one of them has all that use the session's Ray, so that there is
+    one; a file of tests with a cluster of its own stays together too.
     """
     for item in items:
         names = getattr(item, "fixturenames", ())
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if fixture in names:
                 item.add_marker(mark)
         if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+            item.add_marker(pytest.mark.xdist_group("ray" if "ray_cluster" in names else item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
 
 
