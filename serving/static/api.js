@@ -92,7 +92,7 @@ async function post(path, body) {
 async function ask(method, path, body, type) {
   const headers = { Accept: "application/json" };
   if (type) headers["Content-Type"] = type;
-  if (!/^[\x21-\x7e]*$/.test(token)) throw new Refused(401, "No token has such characters.");
+  if (!/^[\x20-\x7e]*$/.test(token)) throw new Refused(401, "No token has such characters.");
   if (token) headers.Authorization = `Bearer ${token}`;
   for (let tried = 1; ; tried++) {
     let answer;

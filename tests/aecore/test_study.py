@@ -11,6 +11,7 @@ from aecore.checkpoint import SavedModel
 from aecore.config import Recipe
 from aecore.faces import draw_face
 from aecore.model import ImageShape, build_model
+from aecore.order import spread_rows
 from aecore.samplers import fit_latents, sample
 from aecore.scores import Scores
 from aecore.study import Subject
@@ -116,7 +117,8 @@ def test_a_mixture_is_fitted_where_none_was_stored(subject: Subject):
 
 def test_inception_scores_what_is_judged(subject: Subject):
     part = study.inception(subject, lambda images: {"fid": float(images.mean())})
-    assert part.figures["real"] == {"fid": subject.test[:JUDGED].mean()}
+    assert part.figures["real"] == {"fid": subject.unseen.mean()}
+    assert (subject.unseen == subject.test[spread_rows(len(subject.test), JUDGED)]).all()  # not one class of a set
     assert set(part.figures["samplers"]) == set(study.samplers(subject).figures)
     normal = sample("normal", JUDGED, subject.saved.latents, study.SEED)
     assert part.figures["samplers"]["normal"] == {"fid": subject.decode(normal).mean()}

@@ -15,7 +15,7 @@ def test_a_token_out_of_a_file_may_end_in_a_new_line(monkeypatch: pytest.MonkeyP
     assert settings().token == token
 
 
-@pytest.mark.parametrize("text", ["two words", "sécret", "a\tb"])
+@pytest.mark.parametrize("text", ["sécret", "a\tb"])
 def test_a_token_that_no_header_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch, text: str):
     monkeypatch.setenv("ZPOINT_TOKEN", text)
     with pytest.raises(ValueError, match="ZPOINT_TOKEN takes"):
