@@ -127,8 +127,11 @@ def train_step(run: Run, batch: Batch, steps: int) -> None:
     loss.backward()
     finite = loss.detach().isfinite()
     if recipe.optim.clip or run.world.size > 1:  # another worker's loss may be the bad one: its gradients are in ours
-        most = recipe.optim.clip or float("inf")
-        finite &= nn.utils.clip_grad_norm_(run.model.parameters(), most, foreach=True).isfinite()
+        grads = [p.grad for p in run.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads, foreach=True)
+        finite &= norm.isfinite()
+        if recipe.optim.clip:
+            nn.utils.clip_grads_with_norm_(run.model.parameters(), recipe.optim.clip, norm, foreach=True)
     run.bad_step = torch.where((run.bad_step < 0) & ~finite, step, run.bad_step)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(recipe.optim, step, steps)

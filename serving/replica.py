@@ -43,8 +43,8 @@ class Replica:
         candidates = _candidates(given)
         self._slot = first_that_loads(candidates, bring)
         facts = self._slot.current.facts
-        if self._slot.refused is None:
-            _remember(next(each for each in candidates if each.version == facts.version))
+        if self._slot.refused is None:  # so the first one loaded
+            _remember(candidates[0])
         meters.serving(facts.name, facts.version, swap=False)
         threading.Thread(
             target=follow, args=(self._slot, given.alias, bring, _remember, meters), name="alias", daemon=True

@@ -50,7 +50,7 @@ def test_an_epoch_trained_again_stays_as_it_was_written(tmp_path: Path):
     record.save_epoch(2, {"loss": 3.0}, [0.5], None)
     record.save_epoch(1000, {"loss": 4.0}, [0.5], None)
     assert record.epochs() == {1: {"loss": 1.0}, 2: {"loss": 3.0}, 1000: {"loss": 4.0}}
-    assert record.epochs(after=2) == {1000: {"loss": 4.0}}
+    assert record.epochs(after=1) == {2: {"loss": 3.0}, 1000: {"loss": 4.0}}
     assert (tmp_path / "epochs" / "epoch-001.png").read_bytes() == b"png"
 
 
