@@ -16,10 +16,12 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ae": ("celeba-ae", ()),
     "ae, z_dim 64": ("celeba-ae", ("model.z_dim=64",)),
     "ae, z_dim 512": ("celeba-ae", ("model.z_dim=512",)),
-    "near-ae": ("celeba-near-ae", ("optim.batch=64",)),  # batch norm, which the small batches of small sets do not suit
-    "vae": ("celeba-vae", ()),
-    "vae, kl_factor 1": ("celeba-vae", ("loss.kl_factor=1",)),
-    "vae, kl_factor 1e-6": ("celeba-vae", ("loss.kl_factor=1e-6",)),  # a near-AE that is as those in all else
+    # those with batch norm, which the small batches of small sets do not suit
+    "near-ae": ("celeba-near-ae", ("optim.batch=32",)),
+    "vae": ("celeba-vae", ("optim.batch=32",)),
+    "vae, kl_factor 1": ("celeba-vae", ("optim.batch=32", "loss.kl_factor=1")),
+    # a near-AE that is as those in all else
+    "vae, kl_factor 1e-6": ("celeba-vae", ("optim.batch=32", "loss.kl_factor=1e-6")),
     "denoise": ("celeba-denoise", ()),
     "drop": ("celeba-drop", ()),
     "recolor": ("celeba-recolor", ()),
