@@ -11,17 +11,16 @@ from jobs.study import verdicts
 from jobs.study.verdicts import Runs, Verdict
 
 SETS = ("faces", "mnist", "fashion", "cifar10")  # what the claims are on; a claim's runs are trained on one of them
+NORMED = "optim.batch=32"  # of batch norm, which the small batches of small sets do not suit
 # a run's name: its recipe, and what is changed of it
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ae": ("celeba-ae", ()),
     "ae, z_dim 64": ("celeba-ae", ("model.z_dim=64",)),
     "ae, z_dim 512": ("celeba-ae", ("model.z_dim=512",)),
-    # those with batch norm, which the small batches of small sets do not suit
-    "near-ae": ("celeba-near-ae", ("optim.batch=32",)),
-    "vae": ("celeba-vae", ("optim.batch=32",)),
-    "vae, kl_factor 1": ("celeba-vae", ("optim.batch=32", "loss.kl_factor=1")),
-    # a near-AE that is as those in all else
-    "vae, kl_factor 1e-6": ("celeba-vae", ("optim.batch=32", "loss.kl_factor=1e-6")),
+    "near-ae": ("celeba-near-ae", (NORMED,)),
+    "vae": ("celeba-vae", (NORMED,)),
+    "vae, kl_factor 1": ("celeba-vae", (NORMED, "loss.kl_factor=1")),
+    "vae, kl_factor 1e-6": ("celeba-vae", (NORMED, "loss.kl_factor=1e-6")),  # a near-AE that is as those in all else
     "denoise": ("celeba-denoise", ()),
     "drop": ("celeba-drop", ()),
     "recolor": ("celeba-recolor", ()),
