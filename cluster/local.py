@@ -29,8 +29,7 @@ def connect(*, niceness: int = 15) -> None:
     Raises ValueError for an address that does not answer or that Ray's libraries cannot work through.
     """
     quiet_environment()
-    address = settings().ray_address
-    here = address in ("", "local")
+    here = is_own()
     if here:
         _local_environment()
     import ray
@@ -50,7 +49,12 @@ def connect(*, niceness: int = 15) -> None:
             _system_config={"worker_niceness": niceness},
         )
     else:
-        _join(address)
+        _join(settings().ray_address)
+
+
+def is_own() -> bool:
+    """Whether the Ray to work with is one that `connect` starts on this machine, which no node ever joins."""
+    return settings().ray_address in ("", "local")
 
 
 def disconnect() -> None:

@@ -21,6 +21,7 @@ from cluster.progress import Bar
 from cluster.settings import settings
 from jobs.ingest import ingest
 from jobs.promote import promote
+from jobs.ray_train import room, worker_resources
 from jobs.recipes import RECIPES
 from jobs.record import find_record
 from jobs.train import train
@@ -50,13 +51,16 @@ def demo(*, quick: bool = False) -> dict[str, Any]:
         return result
 
     def recipe(name: str, *overrides: str) -> Recipe:
-        ours = [f"data.uri={dataset}", f"optim.epochs={epochs}", "scale.workers=2"]
+        ours = [f"data.uri={dataset}", f"optim.epochs={epochs}", f"scale.workers={workers}"]
         return load_recipe(RECIPES / f"{name}.yaml", [*ours, *overrides])
 
     connect()
+    workers = min(2, room(worker_resources(2)))  # one where there is but one GPU, or one core
     data = step(f"draw {count:,} faces and ingest them", lambda: _ingest(count, dataset))
     runs = {
-        name: step(f"train {name}, {epochs} epochs, 2 DDP workers", lambda name=name: train(recipe(name), name))
+        name: step(
+            f"train {name}, {epochs} epochs, DDP workers: {workers}", lambda name=name: train(recipe(name), name)
+        )
         for name in ("faces-vae", "faces-near-ae")
     }
     search = [

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from aecore.config import Recipe, check_recipe
-from cluster.local import has_gpu, only
+from cluster.local import has_gpu, is_own, only
 from cluster.progress import publish
 from cluster.settings import adopt, forwarded, settings
 from cluster.storage import open_uri
@@ -19,6 +19,7 @@ from jobs.stops import THIS_PROCESS, interruptible
 
 log = logging.getLogger(__name__)
 RESIZE_SECONDS = 60.0  # between two looks whether the cluster has room for more workers
+WORD_SECONDS = 5  # after so long a wait for room it is said
 GROUP_SECONDS = 20  # for room for all workers of a group: Ray Train goes on counting a lost node for as long
 
 
@@ -81,13 +82,15 @@ def _trainer(recipe: Recipe, record: Record, callbacks: Sequence[Any]) -> Any:
 
         streams = ray_streams(recipe, open_dataset(recipe.data.uri)[2])
     fs, root = open_uri(settings().store)
+    each = worker_resources(scale.most, streaming)
+    wait_for_room(scale.least, each)
     trainer = DataParallelTrainer(
         # Not in train_loop_config, which Ray's dashboard may show: the environment may hold keys.
         partial(train_worker, recipe=recipe.model_dump(mode="json"), record=record, environment=forwarded()),
         scaling_config=ScalingConfig(
             num_workers=scale.workers,
             use_gpu=has_gpu(),
-            resources_per_worker=worker_resources(scale.most, streaming),
+            resources_per_worker=each,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=RunConfig(
@@ -153,6 +156,36 @@ def worker_resources(workers: int, streaming: bool = False) -> dict[str, float]:
     cpus = [count for node in ray.nodes() if node["Alive"] and (count := int(node["Resources"].get("CPU", 0)))]
     share = max(1, min(min(cpus), sum(cpus) // workers)) if cpus else 1
     return {"CPU": share if not streaming else share // 2 or 0.5}
+
+
+def room(each: dict[str, float]) -> int:
+    """How many workers that take `each` the nodes of the cluster have room for, where nothing else runs."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(has.get(name, 0) // takes) for name, takes in each.items()) for has in nodes)
+
+
+def wait_for_room(workers: int, each: dict[str, float]) -> None:
+    """Wait until `workers` that take `each` can begin: Ray Train waits without a word, and there Ctrl-C does nothing.
+
+    A placement group that stands for them tells a cluster that grows what is wanted. Raises ValueError where this
+    machine's own Ray never has room for so many.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    found, share = room(each), " and ".join(f"{count:g} {name}" for name, count in each.items())
+    what = f"{workers} worker{'s' * (workers > 1)} with {share} each"
+    if is_own() and found < workers:
+        raise ValueError(f"{what}: there is room for {found} here, set scale.workers={found}")
+    group = placement_group([each] * workers)
+    try:
+        if not group.wait(WORD_SECONDS):
+            log.warning("waiting for room for %s; with nothing else running there is room for %d", what, found)
+        while not group.wait(1):
+            pass
+    finally:
+        remove_placement_group(group)
 
 
 def plain_failure(error: Any) -> Exception:

@@ -220,6 +220,37 @@ def test_a_damaged_shard_is_told_once_and_not_tried_again(refused, tiny: str, fa
 
 
 @pytest.mark.usefixtures("ray_cluster", "tracking")
+def test_more_workers_than_ever_fit_are_refused_at_once(refused, tiny: str, faces: Path):
+    said = refused("train", tiny, f"data.uri={faces}", "scale.workers=99", "name=wide")
+    assert "99 workers with 1 CPU each: there is room for" in said
+
+
+def test_there_is_room_for_one_worker_on_each_gpu(monkeypatch):
+    node = {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 1.0}}
+    monkeypatch.setattr("ray.nodes", lambda: [node, node | {"Alive": False}, {"Alive": True, "Resources": {"CPU": 4}}])
+    each = {"GPU": 1.0, "CPU": 1.0}
+    assert (jobs.ray_train.room(each), jobs.ray_train.room({"CPU": 0.5})) == (1, 40)
+    with pytest.raises(ValueError, match=r"2 workers with 1 GPU and 1 CPU each: .* set scale.workers=1"):
+        jobs.ray_train.wait_for_room(2, each)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_wait_for_room_is_said_and_ends_with_room_or_ctrl_c(monkeypatch, caplog):
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    monkeypatch.setattr(jobs.ray_train, "WORD_SECONDS", 0.2)
+    each = {"CPU": 1.0}
+    taken = placement_group([each] * jobs.ray_train.room(each))
+    assert taken.wait(60)
+    threading.Timer(1, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        jobs.ray_train.wait_for_room(1, each)
+    assert "waiting for room for 1 worker with 1 CPU each; with nothing else running there is room for" in caplog.text
+    threading.Timer(1, remove_placement_group, [taken]).start()
+    jobs.ray_train.wait_for_room(1, each)
+
+
+@pytest.mark.usefixtures("ray_cluster", "tracking")
 def test_a_worker_that_dies_as_its_work_is_handed_to_it_is_replaced(zpoint, tiny: str, faces: Path, monkeypatch):
     """Ray Train itself gives the training up then: such a death is neither of its start nor in its loop."""
     died = Path("died").resolve()
