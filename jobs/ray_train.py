@@ -86,7 +86,13 @@ def _trainer(recipe: Recipe, record: Record, callbacks: Sequence[Any]) -> Any:
     wait_for_room(scale.least, each)
     trainer = DataParallelTrainer(
         # Not in train_loop_config, which Ray's dashboard may show: the environment may hold keys.
-        partial(train_worker, recipe=recipe.model_dump(mode="json"), record=record, environment=forwarded()),
+        partial(
+            train_worker,
+            recipe=recipe.model_dump(mode="json"),
+            record=record,
+            environment=forwarded(),
+            report=bool(callbacks),
+        ),
         scaling_config=ScalingConfig(
             num_workers=scale.workers,
             use_gpu=has_gpu(),
@@ -201,8 +207,11 @@ def plain_failure(error: Any) -> Exception:
     return RuntimeError(f"training failed: {causes[0]}")
 
 
-def train_worker(*, recipe: dict[str, Any], record: Record, environment: dict[str, str]) -> None:
-    """The loop of one Ray Train worker; `recipe` as JSON."""
+def train_worker(*, recipe: dict[str, Any], record: Record, environment: dict[str, str], report: bool) -> None:
+    """The loop of one Ray Train worker; `recipe` as JSON. `report`: each epoch's metrics, to callbacks that want them.
+
+    Without need it would cost time: Ray Train takes one report in two seconds, and an epoch on a GPU may be shorter.
+    """
     import ray.train
     from torch.nn.parallel import DistributedDataParallel
 
@@ -223,4 +232,5 @@ def train_worker(*, recipe: dict[str, Any], record: Record, environment: dict[st
     )  # fmt: skip
     with process_group(world, device):
         for metrics in work(checked, record, worker):
-            ray.train.report(metrics)
+            if report:
+                ray.train.report(metrics)
