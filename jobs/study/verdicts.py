@@ -95,9 +95,10 @@ def vae_on_the_sphere(runs: Runs) -> Verdict:
     rows = [Row(f"radius {root:.1f}", run.part("samplers").arrays["sphere"], _cells(own))]
     for figures, pictures in zip(_figures(run, "sphere"), run.part("sphere").arrays["pictures"], strict=True):
         rows.append(Row(f"radius {figures['radius']:g}", pictures, _cells(figures)))
-    nearest = min(_figures(run, "sphere"), key=lambda figures: figures["hog_frechet"])
+    tried = {root: own} | {figures["radius"]: figures for figures in _figures(run, "sphere")}
+    nearest = min(tried, key=lambda radius: tried[radius]["hog_frechet"])
     text = f"radius {root:.1f}: {_show(run, _rate(own))}, HOG-Frechet {own['hog_frechet']:.2f}; of the radii tried, "
-    text += f"{nearest['radius']:g} comes nearest to real images ({nearest['hog_frechet']:.2f})"
+    text += f"{nearest:.3g} comes nearest to real images ({tried[nearest]['hog_frechet']:.2f})"
     return Verdict(_rate(own) > 0.5, text, tuple(rows))
 
 

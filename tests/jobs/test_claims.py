@@ -110,6 +110,14 @@ def test_points_near_the_origin_of_a_vae(near: float, far: float, holds: bool):
     assert "boundary 1: " in verdict.figures
 
 
+@pytest.mark.parametrize(("rate", "holds"), [(0.8, True), (0.4, False)])
+def test_points_of_a_vae_on_the_sphere_of_radius_sqrt_z_dim(rate: float, holds: bool):
+    others = [scored(0.9, radius=1.0), scored(0.9, radius=16.0) | {"hog_frechet": 2.5}]
+    verdict = judge("vae-sphere", a_run(samplers={"sphere": scored(rate) | {"hog_frechet": 1.5}}, sphere=others))
+    assert verdict.holds == holds
+    assert "of the radii tried, 2 comes nearest to real images (1.50)" in verdict.figures
+
+
 @pytest.mark.parametrize(
     ("before", "after", "rate", "holds"), [(10, 20, 0.9, True), (10, 10.2, 0.9, False), (10, 20, 0.5, False)]
 )
