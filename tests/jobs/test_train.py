@@ -31,6 +31,7 @@ from cluster.settings import settings
 from cluster.storage import open_uri
 from jobs.dataset import open_dataset
 from jobs.record import Record, find_record
+from jobs.stops import interruptible
 from serving.registry import find_champion, read_model
 
 JUDGED = {"hog_frechet_normal", "hog_frechet_gaussian"}
@@ -243,7 +244,7 @@ def test_a_wait_for_room_is_said_and_ends_with_room_or_ctrl_c(monkeypatch, caplo
     taken = placement_group([each] * jobs.ray_train.room(each))
     assert taken.wait(60)
     threading.Timer(1, signal.raise_signal, [signal.SIGINT]).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), interruptible(signal.default_int_handler):  # it may be ignored here
         jobs.ray_train.wait_for_room(1, each)
     assert "waiting for room for 1 worker with 1 CPU each; with nothing else running there is room for" in caplog.text
     threading.Timer(1, remove_placement_group, [taken]).start()
