@@ -155,21 +155,23 @@ def worker_resources(workers: int, streaming: bool = False) -> dict[str, float]:
 
     Where images are `streaming` in, half of that: the tasks that decode them take the rest.
     """
-    import ray
-
     if has_gpu():
         return {"GPU": 1, "CPU": 1}
-    cpus = [count for node in ray.nodes() if node["Alive"] and (count := int(node["Resources"].get("CPU", 0)))]
+    cpus = [count for has in _nodes() if (count := int(has.get("CPU", 0)))]
     share = max(1, min(min(cpus), sum(cpus) // workers)) if cpus else 1
     return {"CPU": share if not streaming else share // 2 or 0.5}
 
 
 def room(each: dict[str, float]) -> int:
     """How many workers that take `each` the nodes of the cluster have room for, where nothing else runs."""
+    return sum(min(int(has.get(name, 0) // takes) for name, takes in each.items()) for has in _nodes())
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each living node of the connected cluster has, free or taken."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(min(int(has.get(name, 0) // takes) for name, takes in each.items()) for has in nodes)
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def wait_for_room(workers: int, each: dict[str, float]) -> None:
