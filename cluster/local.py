@@ -117,6 +117,8 @@ def _local_environment() -> None:
     # Every 10 s each process sends Ray's own metrics, for a Prometheus that nobody has set up here: a tenth of a second
     # in which the endpoint answers late. Its /metrics is not theirs.
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    # A process beside each training that asks whether a node will be taken away: here there is one, which stays.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
 def _join(address: str) -> None:

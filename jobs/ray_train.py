@@ -71,7 +71,6 @@ def _own_ray() -> Any:
 def _trainer(recipe: Recipe, record: Record, callbacks: Sequence[Any]) -> Any:
     """Ray Train's trainer of `recipe`, with as many workers as it says."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # TorchTrainer would import torch here
 
     scale, streaming = recipe.scale, recipe.data.cache == "none"
     if not isinstance(scale.workers, int):
@@ -84,7 +83,7 @@ def _trainer(recipe: Recipe, record: Record, callbacks: Sequence[Any]) -> Any:
     fs, root = open_uri(settings().store)
     each = worker_resources(scale.most, streaming)
     wait_for_room(scale.least, each)
-    trainer = DataParallelTrainer(
+    trainer = _trainer_class()(
         # Not in train_loop_config, which Ray's dashboard may show: the environment may hold keys.
         partial(
             train_worker,
@@ -111,6 +110,19 @@ def _trainer(recipe: Recipe, record: Record, callbacks: Sequence[Any]) -> Any:
     # The same for each driver of this run: what a killed one had reserved, for minutes, is its successor's.
     object.__setattr__(trainer.train_run_context, "run_id", record.uri)
     return trainer
+
+
+def _trainer_class() -> Any:
+    """Ray Train's, without the process that deals out its datasets where it is given none: it slows down the start."""
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # TorchTrainer would import torch here
+
+    class Trainer(DataParallelTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            made = super()._create_default_callbacks()
+            return [each for each in made if self.datasets or not isinstance(each, DatasetsCallback)]
+
+    return Trainer
 
 
 def _own_callbacks() -> list[Any]:
