@@ -17,6 +17,7 @@ from serving.served import Served, Slot
 
 log = logging.getLogger(__name__)
 POLL_SECONDS, RETRY_SECONDS = 2.0, 60.0
+GONE_LOOKS = 5  # after so many the requests that had begun on the model before have ended: a batcher's patience
 Load = Callable[[Champion], Served]
 
 
@@ -39,7 +40,11 @@ def first_that_loads(candidates: list[Champion], load: Load) -> Slot:
 def follow(slot: Slot, alias: str, load: Load, note: Callable[[Champion], None], meters: Meters) -> None:
     """Keep `slot` at what `alias` names, for ever; `note` is told of each version that is served."""
     pause, silent = threading.Event(), False
+    served, looks = slot.current.facts.version, 0
     while not pause.wait(POLL_SECONDS):
+        looks += 1
+        if looks == GONE_LOOKS:
+            _give_back_memory()
         try:
             found, silent = find_champion(alias), False
         except Exception as error:
@@ -53,6 +58,8 @@ def follow(slot: Slot, alias: str, load: Load, note: Callable[[Champion], None],
             look(slot, found, load, note, meters)
         except Exception:  # the cluster's memory of what is served, say: this thread must go on
             log.exception("what the alias '%s' names was looked at in vain", alias)
+        if slot.current.facts.version != served:
+            served, looks = slot.current.facts.version, 0
 
 
 def look(slot: Slot, found: Champion, load: Load, note: Callable[[Champion], None], meters: Meters) -> None:
@@ -69,7 +76,6 @@ def look(slot: Slot, found: Champion, load: Load, note: Callable[[Champion], Non
         slot.refused, slot.retry_at = _refusal(found, error), time.monotonic() + RETRY_SECONDS
         meters.refused()
         return
-    _give_back_memory()
     slot.refused = None
     meters.serving(found.name, found.version, swap=True)
     note(found)
@@ -77,7 +83,7 @@ def look(slot: Slot, found: Champion, load: Load, note: Callable[[Champion], Non
 
 
 def _give_back_memory() -> None:
-    """Return what loading has freed: glibc keeps it for each thread, 60 MB more after each swap of a 25 MB model."""
+    """Return what loading and the model before have freed: glibc keeps it, 60 MB more at each swap of a 25 MB model."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import httpx2
 import pytest
 
-from serving.following import first_that_loads, follow, look
+from serving.following import GONE_LOOKS, first_that_loads, follow, look
 from serving.meters import Meters
 from serving.registry import Champion
 from serving.served import Slot
@@ -84,6 +84,22 @@ def test_following_goes_on_after_a_fault_of_the_clusters_memory(slot, monkeypatc
         follow(slot, "champion", load, note, Meters())
     assert (slot.current.facts.version, noted) == ("3", ["2", "3"])
     assert "the cluster's head is away" in caplog.text
+
+
+def test_memory_is_given_back_once_the_model_before_has_gone(slot, monkeypatch):
+    named, given = [1] * GONE_LOOKS + [2] * (GONE_LOOKS + 3), []
+
+    def find(alias):
+        if not named:
+            raise SystemExit  # ends the thread that would go on for ever
+        return version(named.pop(0))
+
+    monkeypatch.setattr("serving.following.find_champion", find)
+    monkeypatch.setattr("serving.following.POLL_SECONDS", 0.001)
+    monkeypatch.setattr("serving.following._give_back_memory", lambda: given.append(len(named)))
+    with pytest.raises(SystemExit):
+        follow(slot, "champion", load, lambda found: None, Meters())
+    assert given == [GONE_LOOKS + 4, 3]  # what is left of `named`: once after the start, once after the swap
 
 
 def test_a_refusal_is_told_until_the_alias_names_what_is_served(slot):
