@@ -62,6 +62,17 @@ def test_the_local_ray_has_our_cpus_and_listens_on_loopback_only(ray_cluster):
     assert local.has_gpu() == bool(ray.cluster_resources().get("GPU"))
 
 
+def test_the_local_ray_seldom_measures_itself(ray_cluster):
+    """By names of Ray's, which its next release may change unsaid: then the endpoint would answer late each 5 s."""
+    code = """
+from ray.dashboard import consts
+from ray.dashboard.modules.reporter import reporter_consts
+print(consts.METRICS_RECORD_INTERVAL_S, reporter_consts.REPORTER_UPDATE_INTERVAL_MS)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["86400", "60000"]
+
+
 @pytest.mark.ray
 def test_a_short_life_of_ray_prints_nothing_and_its_workers_are_as_nice_as_asked():
     code = (
