@@ -1,4 +1,4 @@
-"""What befalls a training on a cluster: nodes that come and go, a killed driver, Ctrl-C.
+"""What befalls a training on a cluster: nodes that come and go, killed workers and drivers, Ctrl-C.
 
 Each time it goes on from its last checkpoint, every epoch is trained on all of its images, once, and is one point in
 MLflow: its losses are those of a run that nothing befell (group norm, so the number of workers changes but the order
@@ -182,13 +182,19 @@ def workers_of(driver: Driver) -> list[int]:
 
 
 @pytest.mark.ray
-def test_it_grows_and_shrinks_with_the_cluster(nodes: Nodes, start, undisturbed):
+def test_it_grows_and_shrinks_with_the_cluster_and_outlives_a_killed_worker(nodes: Nodes, start, undisturbed):
     first = nodes.do("add", 1)
     driver = start("elastic")
     driver.wait_for_steps(EVERY + 1, workers=1)
     second = nodes.do("add", 1)
     driver.wait_for_steps(EVERY + 1, workers=2)
     assert driver.repeated() == 0  # it saved before it grew
+
+    workers = workers_of(driver)
+    driver.wait_until_saved()
+    os.kill(workers[0], signal.SIGKILL)
+    driver.wait_for_steps(EVERY + 1, workers=2)
+    assert driver.repeated() <= EVERY
 
     driver.wait_until_saved()
     nodes.do("kill", second)

@@ -111,7 +111,7 @@ def test_a_study_that_was_stopped_goes_on(
 def test_a_run_that_was_stored_without_a_mixture_is_studied_with_one(zpoint: Callable, two_runs: list[str]):
     path = Path(find_record("ae").uri) / "model" / "latents.safetensors"
     save_file({name: value for name, value in load_file(path).items() if not name.startswith("gmm")}, path)
-    page = Path(zpoint("study", "ae", *OPTIONS)["report"]).read_text()
+    page = Path(zpoint("study", *two_runs, *OPTIONS, "--fresh")["report"]).read_text()
     assert "Stored without a mixture: ae; this study fitted one" in page
 
 
@@ -135,7 +135,7 @@ def test_inception_figures_stand_in_tables_and_json_only_where_weights_are_named
     monkeypatch.setattr(metrics_inception, "Inception", Network)
     heads = [f"<th>{head}</th>" for head in ("FID", "KID", "precision", "recall")]
     for argv, there in (((), False), (("--inception", "a.pth"), True), (("--inception", "a.pth"), True)):
-        report = Path(zpoint("study", "ae", *OPTIONS, *argv, "--out", "report")["report"])
+        report = Path(zpoint("study", *two_runs, *OPTIONS, *argv, "--out", "report")["report"])
         page, figures = report.read_text(), json.loads((report.parent / "metrics.json").read_text())
         # The models' table and the samplers' have them.
         assert [page.count(head) for head in heads] == [2 * there] * 4
