@@ -234,6 +234,13 @@ def test_nothing_listens_beyond_loopback(served):
 
 
 @pytest.mark.ray
+def test_replicas_are_started_with_two_heaps(served):
+    environments = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in replicas()]
+    assert environments
+    assert all(b"MALLOC_ARENA_MAX=2" in each for each in environments)
+
+
+@pytest.mark.ray
 def test_only_its_own_routes_are_served(served):
     for path in ("/-/routes", "/-/healthz", "/-/", "/v2/decode"):
         assert httpx2.get(f"{served.url}{path}").status_code in (401, 404)
