@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster.local import connect
 from cluster.settings import settings
+from jobs.stops import interruptible
 
 
 def serve(alias: str, host: str, port: int, replicas: str = "1") -> dict[str, Any]:
@@ -20,12 +21,13 @@ def serve(alias: str, host: str, port: int, replicas: str = "1") -> dict[str, An
     bounds = _replicas(replicas)
     find_champion(alias)  # a missing alias is told before Ray starts
     connect(niceness=0)  # somebody waits for what these workers do; Ray's daemons would go before them
-    served = serve_champion(alias, host, port, replicas=bounds)
-    print(f"zpoint: serving {served.model} version {served.version} at {served.url}", file=sys.stderr)
-    print(f"zpoint: look at it there in a browser; routes at {served.url}/docs", file=sys.stderr)
-    print("zpoint: stop with Ctrl-C", file=sys.stderr, flush=True)
-    with Client(served.url, settings().token) as client:
-        wait(_Teller(client, served.version))
+    with interruptible():
+        served = serve_champion(alias, host, port, replicas=bounds)
+        print(f"zpoint: serving {served.model} version {served.version} at {served.url}", file=sys.stderr)
+        print(f"zpoint: look at it there in a browser; routes at {served.url}/docs", file=sys.stderr)
+        print("zpoint: stop with Ctrl-C", file=sys.stderr, flush=True)
+        with Client(served.url, settings().token) as client:
+            wait(_Teller(client, served.version))
     return {"url": served.url, "model": served.model, "version": served.version, "stopped": True}
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from aecore.config import Checkpoints
@@ -100,17 +101,23 @@ class Agreement:
         return verdict, stride
 
 
+def _as_interrupt(number: int, frame: FrameType | None) -> None:
+    meant = signal.getsignal(signal.SIGINT)
+    (meant if callable(meant) else signal.default_int_handler)(number, frame)
+
+
 @contextmanager
 def interruptible(on_interrupt: Callable[[int, object], None] | None = None) -> Iterator[None]:
     """Keep what Ctrl-C means, which Ray's libraries change and leave changed; SIGTERM means the same while inside.
 
-    `on_interrupt` is its handler inside. Where this is not the main thread, nothing changes.
+    `on_interrupt` is its handler inside. Where Ctrl-C is ignored, as of what a script starts in the background, SIGTERM
+    is a KeyboardInterrupt. Where this is not the main thread, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _as_interrupt)
     if on_interrupt:
         signal.signal(signal.SIGINT, on_interrupt)
     try:

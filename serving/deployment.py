@@ -7,7 +7,6 @@ replicas inherit: it does not matter how the Ray that serves was started. The ca
 import logging
 import os
 import shutil
-import signal
 import socket
 import time
 from collections.abc import Callable
@@ -94,8 +93,7 @@ def serve_champion(
 
 
 def wait(look: Callable[[], None]) -> None:
-    """Block until Ctrl-C or SIGTERM, calling `look` each few seconds, then stop the endpoint."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Block until Ctrl-C, calling `look` each few seconds, then stop the endpoint."""
     try:
         while True:
             time.sleep(LOOK_SECONDS)
@@ -103,7 +101,6 @@ def wait(look: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         log.info("stopping the endpoint")
     finally:
-        signal.signal(signal.SIGTERM, before)
         stop()
 
 

@@ -123,3 +123,12 @@ def test_signals_mean_what_they_meant_before():
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     with pytest.raises(KeyboardInterrupt), interruptible(Stop().on_signal):  # where nothing could be saved, at once
         signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_interrupts_where_ctrl_c_is_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before)

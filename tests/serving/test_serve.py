@@ -21,7 +21,8 @@ from aecore.model import ImageShape, build_model
 from aecore.samplers import fit_latents, sample
 from cluster import tracking
 from cluster.storage import open_uri
-from serving import haproxy
+from jobs.serve import serve
+from serving import deployment, haproxy
 from serving.client import Client
 from serving.deployment import SERVE_SETTINGS, free_port, serve_champion, stop
 from serving.registry import find_champion
@@ -286,6 +287,20 @@ def test_stop_leaves_nothing(ray_cluster, champion):
     assert haproxies(port) == []
     with socket.create_server(("127.0.0.1", port)):
         pass
+
+
+@pytest.mark.ray
+def test_sigterm_while_it_starts_leaves_nothing(ray_cluster, champion, monkeypatch):
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    stop()
+    monkeypatch.setattr(deployment, "_wait_until_ready", lambda url: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        serve("champion", "127.0.0.1", port := free_port())
+    assert haproxies(port) == []
+    with pytest.raises(ValueError, match=SERVE_CONTROLLER_NAME):
+        ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
 
 
 def test_an_open_host_wants_a_token(home):
