@@ -174,7 +174,7 @@ class Checkpoints(Section):
 class Search(Section):
     """What a campaign varies: `z_dim` out of a list, `kl_factor` log-uniform between two bounds.
 
-    `psnr_slack` (dB) is the rule's tolerance: see `aecore.ranking.choose_best`.
+    `psnr_slack` (dB) is the rule's tolerance: see `jobs.tune.selection.choose_best`.
     """
 
     trials: Count = 8

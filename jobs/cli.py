@@ -14,7 +14,7 @@ from contextlib import closing, redirect_stdout
 from typing import Any, NoReturn
 
 from cluster.settings import quiet_environment, settings
-from jobs import printing
+from jobs.commands import printing
 
 Result = dict[str, Any]
 
@@ -169,14 +169,14 @@ def _add_cluster(command: Callable[..., Any]) -> None:
 
 
 def _demo(args: Any) -> Result:
-    from jobs.demo import demo
+    from jobs.commands.demo import demo
 
     return demo(quick=args.quick)
 
 
 def _ingest(args: Any) -> Result:
     from cluster.progress import Bar
-    from jobs.ingest import ingest
+    from jobs.ingest.job import ingest
 
     with closing(Bar("ingest", "images")) as bar:
         return ingest(
@@ -188,7 +188,7 @@ def _ingest(args: Any) -> Result:
 
 def _data(args: Any) -> Result:
     from cluster.progress import Bar
-    from jobs.data import show, verify
+    from jobs.commands.data import show, verify
 
     with closing(Bar(args.what, "images")) as bar:
         if args.what == "verify":
@@ -206,14 +206,14 @@ def _recipe(args: Any) -> tuple[Any, str]:
 
 def _train(args: Any) -> Result:
     recipe, stem = _recipe(args)
-    from jobs.train import train
+    from jobs.train.job import train
 
     return train(recipe, stem, fresh=args.fresh)
 
 
 def _tune(args: Any) -> Result:
     recipe, stem = _recipe(args)
-    from jobs.tune import tune
+    from jobs.tune.job import tune
 
     return tune(recipe, stem)
 
@@ -231,7 +231,7 @@ def _study(args: Any) -> Result:
 
 def _claims(args: Any) -> Result:
     from cluster.progress import Bar
-    from jobs.claims import claims
+    from jobs.claims.job import claims
 
     with closing(Bar("claims", "claims")) as bar:
         return claims(args.overrides, args.out, only=args.only, judged=args.judged, progress=bar.update)
@@ -244,26 +244,26 @@ def _promote(args: Any) -> Result:
 
 
 def _serve(args: Any) -> Result:
-    from jobs.serve import serve
+    from jobs.commands.serve import serve
 
     return serve(args.alias, args.host, args.port, args.replicas)
 
 
 def _ask(args: Any) -> Result:
-    from jobs import ask
+    from jobs.commands import client
 
     given = {name: value for name, value in vars(args).items() if name not in ("command", "json", "call", "show")}
-    return getattr(ask, args.command)(**given)
+    return getattr(client, args.command)(**given)
 
 
 def _runs(args: Any) -> Result:
-    from jobs.runs import list_runs
+    from jobs.commands.runs import list_runs
 
     return {"runs": list_runs()}
 
 
 def _doctor(args: Any) -> Result:
-    from jobs.doctor import doctor, render
+    from jobs.commands.doctor import doctor, render
 
     checks = doctor()
     broken = any(check.ok is False for check in checks)
@@ -271,7 +271,7 @@ def _doctor(args: Any) -> Result:
 
 
 def _submit(args: Any) -> Result:
-    from jobs.submit import submit
+    from jobs.commands.submit import submit
 
     # argparse leaves everything after the job's name to the job; these are submit's wherever they stand.
     options = Parser(add_help=False)
@@ -284,19 +284,19 @@ def _submit(args: Any) -> Result:
 
 
 def _jobs(args: Any) -> Result:
-    from jobs.submit import list_jobs
+    from jobs.commands.submit import list_jobs
 
     return {"jobs": list_jobs(args.address)}
 
 
 def _logs(args: Any) -> Result:
-    from jobs.submit import job_logs
+    from jobs.commands.submit import job_logs
 
     return {"id": args.id, "logs": job_logs(args.id, args.address, follow=args.follow)}
 
 
 def _stop(args: Any) -> Result:
-    from jobs.submit import stop_job
+    from jobs.commands.submit import stop_job
 
     return stop_job(args.id, args.address)
 

@@ -3,7 +3,7 @@
 import pyarrow.fs as pafs
 
 from aecore.config import Recipe
-from aecore.shards import Manifest, load_manifest
+from aecore.data.shards import Manifest, load_manifest
 from cluster.storage import check_uri, full_uri, open_uri
 
 Dataset = tuple[pafs.FileSystem, str, Manifest]

@@ -3,12 +3,12 @@
 import re
 from typing import Any
 
-from aecore.files import read_bytes, read_json
+from aecore.data.io import read_bytes, read_json
 from cluster import tracking
 from cluster.settings import settings
 from cluster.storage import check_uri
-from jobs.campaign import best_of
-from jobs.record import find_record
+from jobs.run_store import find_record
+from jobs.tune.campaign import best_of
 
 ALIAS = re.compile(r"(?i)(?!latest$|v\d+$)[a-z0-9_-]{1,255}")
 MODEL_FILES = ("config.json", "latents.safetensors", "metrics.json", "model.safetensors")
@@ -44,7 +44,7 @@ def _check(record: Any) -> None:
     """Raise ValueError unless the run's model loads and decodes: what is served now is not given up for less."""
     import torch
 
-    from aecore.checkpoint import load_model
+    from aecore.training.checkpoint import load_model
 
     fs, root = record.place
     try:

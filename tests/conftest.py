@@ -76,7 +76,7 @@ def own_folders(request: pytest.FixtureRequest, tmp_path_factory, monkeypatch: p
 @pytest.fixture(scope="session")
 def ray_cluster(s3_server: dict[str, str]) -> Iterator[None]:
     """One local Ray of two CPUs for the whole session. Its workers know the S3 server."""
-    from cluster.local import connect, disconnect
+    from cluster.ray_connection import connect, disconnect
 
     connect()
     yield

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from aecore.images import encode_image
-from aecore.shards import Manifest, save_manifest, shard_table, write_shard
+from aecore.data.images import encode_image
+from aecore.data.shards import Manifest, save_manifest, shard_table, write_shard
 
 FS = pafs.LocalFileSystem()
 

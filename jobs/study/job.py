@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 
-from aecore.files import write_whole
-from aecore.shards import Manifest
+from aecore.data.io import write_whole
+from aecore.data.shards import Manifest
 from cluster import tracking
 from cluster.settings import settings
 from cluster.storage import check_uri
-from jobs.study.measured import JUDGED, LIMIT, Finished, Measured, common_dataset, find_finished, options_for
+from jobs.study.measurements import JUDGED, LIMIT, Finished, Measured, common_dataset, find_finished, options_for
 
 if TYPE_CHECKING:
-    from aecore.metrics_inception import Inception
+    from aecore.metrics.inception import Inception
 
 Progress = Callable[[int, int, str], None]
 
@@ -66,7 +66,7 @@ def _title(names: list[str]) -> str:
 def _network(weights: str | None) -> "Inception | None":
     if weights is None:
         return None
-    from aecore.metrics_inception import Inception
+    from aecore.metrics.inception import Inception
 
     return Inception(Path(weights))
 
@@ -76,8 +76,8 @@ def _measure(
     network: "Inception | None", fresh: bool, progress: Progress,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
     """The figures of all runs, and each one's arrays by part and name."""
-    from aecore.study import PARTS
-    from jobs.study.data import held_out_split, read_images
+    from aecore.analysis import PARTS
+    from jobs.study.images import held_out_split, read_images
 
     images = cache(partial(read_images, *data, options["limit"]))
     scored = cache(lambda: network.against(images().scores.train)) if network else None

@@ -10,14 +10,14 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from aecore.pictures import grid, titled_sheet, to_png
+from aecore.image_grid import grid, titled_sheet, to_png
 from jobs.study.charts import css_variables
 from jobs.study.findings import Figures, findings
 from jobs.study.sections import Arrays, Section, about, make_sections, method, models
 
 PAGE, METRICS = "study.html", "metrics.json"
 WEBP_QUALITY = 88  # of the pictures in the page; the PNGs beside it are exact
-TEMPLATES = Path(__file__).parent
+TEMPLATES = [Path(__file__).parent, Path(__file__).parents[1] / "claims"]
 
 
 def make_report(figures: Figures, arrays: Arrays) -> tuple[dict[str, bytes], dict[str, list[str]]]:

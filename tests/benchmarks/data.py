@@ -144,8 +144,8 @@ def prepare(root: Path, count: int, celeba: Path | None) -> None:
     from peers import WRITERS
     from pyarrow.fs import LocalFileSystem
 
-    from aecore.shards import load_manifest, read_shard
-    from jobs.ingest import ingest
+    from aecore.data.shards import load_manifest, read_shard
+    from jobs.ingest.job import ingest
 
     with tempfile.TemporaryDirectory() as source:
         if celeba:

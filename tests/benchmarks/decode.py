@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from aecore.config import Recipe
-from aecore.model import ImageShape, build_model
-from serving.loading import networks
+from aecore.model.autoencoder import ImageShape, build_model
+from serving.runtime.model_loading import networks
 
 Z_DIM, SIZES = 200, (1, 2, 3, 4, 8, 16, 64)
 

@@ -21,10 +21,10 @@ import numpy as np
 import simplejpeg
 import torch
 
-from aecore.cache import cpus, open_cache
-from aecore.feed import NodeFeed
-from aecore.order import Order
-from aecore.shards import Manifest, load_manifest, read_shard
+from aecore.data.loaders import NodeFeed
+from aecore.data.node_cache import cpus, open_cache
+from aecore.data.shards import Manifest, load_manifest, read_shard
+from aecore.data.shuffle import Order
 from cluster.storage import open_uri
 
 BATCH, REPEAT, ROUNDS = 256, 3, 3

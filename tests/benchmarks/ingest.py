@@ -23,7 +23,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
-from aecore.images import CENTRE, JPEG_QUALITY, decode_image, encode_image, fit_square  # noqa: E402
+from aecore.data.images import CENTRE, JPEG_QUALITY, decode_image, encode_image, fit_square  # noqa: E402
 
 ROWS, SIZE = 1024, 96
 
@@ -75,7 +75,7 @@ def plain_rate(pool, source: str) -> float:
 
 def ingest_rate(source: str, to: Path) -> tuple[float, float]:
     """Images a second of ingest: from when its first worker is up, and with the start of its workers."""
-    from jobs.ingest import ingest
+    from jobs.ingest.job import ingest
 
     ready: list[float] = []
     shutil.rmtree(to, ignore_errors=True)
@@ -86,7 +86,7 @@ def ingest_rate(source: str, to: Path) -> tuple[float, float]:
 
 def compare(folder: Path, copies: int, rounds: int) -> list[tuple[float, float, float]]:
     """Give, in images a second for each round: ingest, ingest with the start of its workers, the loop."""
-    from cluster.local import connect, disconnect
+    from cluster.ray_connection import connect, disconnect
 
     cpus = int(os.environ.get("ZPOINT_CPUS") or os.cpu_count() or 1)
     rates = []

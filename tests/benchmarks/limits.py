@@ -16,7 +16,7 @@ import time
 import torch
 
 from aecore.config import Recipe
-from aecore.model import ImageShape
+from aecore.model.autoencoder import ImageShape
 
 
 def peak_flops(device: torch.device) -> float:

@@ -42,10 +42,10 @@ def save_random(source: str, seed: int) -> None:
     """A model of random weights in the folder that the URI `source` names."""
     import torch
 
-    from aecore.checkpoint import save_model
     from aecore.config import Recipe
-    from aecore.model import ImageShape, build_model
-    from aecore.samplers import fit_latents
+    from aecore.latent.samplers import fit_latents
+    from aecore.model.autoencoder import ImageShape, build_model
+    from aecore.training.checkpoint import save_model
     from cluster.storage import open_uri
 
     recipe = Recipe.model_validate({"model": {"z_dim": Z_DIM}, "optim": {"seed": seed}})

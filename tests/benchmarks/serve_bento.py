@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serving.answers import encode_images
+from serving.http.encoding import encode_images
 
 FOUND = []
 

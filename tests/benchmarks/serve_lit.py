@@ -7,7 +7,7 @@ import numpy as np
 from fastapi import Depends, Request, Response
 from serve_peers import open_decoder
 
-from serving.answers import encode_images
+from serving.http.encoding import encode_images
 
 
 async def asked(request: Request) -> dict[str, Any]:

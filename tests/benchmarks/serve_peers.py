@@ -14,17 +14,17 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 import torch
 
-from serving.answers import encode_images
-from serving.formats import NPY, Limits, parse_body
+from serving.http.decoding import NPY, Limits, parse_body
+from serving.http.encoding import encode_images
 
 torch.set_num_threads(1)
 
 
 def open_decoder(folder: str):
     """The compiled decoder of a model folder: float32 z (n, z_dim) to uint8 images; and what reads a request's body."""
-    from aecore.checkpoint import load_model
+    from aecore.training.checkpoint import load_model
     from cluster.storage import open_uri
-    from serving.loading import networks
+    from serving.runtime.model_loading import networks
 
     saved = load_model(*open_uri(folder))
     decode = networks(saved.model, compiled=True)[0]

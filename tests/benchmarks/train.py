@@ -27,14 +27,14 @@ sys.path.insert(0, str(REPO))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from aecore import checkpoint, fit  # noqa: E402
 from aecore.config import Recipe, check_recipe  # noqa: E402
-from aecore.faces import draw_face  # noqa: E402
-from aecore.feed import DeviceFeed, Feed, NodeFeed  # noqa: E402
-from aecore.losses import loss_parts  # noqa: E402
-from aecore.model import ImageShape, any_device, build_model  # noqa: E402
-from aecore.order import Order, World  # noqa: E402
-from aecore.run import Run  # noqa: E402
+from aecore.data.loaders import DeviceFeed, Feed, NodeFeed  # noqa: E402
+from aecore.data.shuffle import Order, World  # noqa: E402
+from aecore.data.synthetic_faces import draw_face  # noqa: E402
+from aecore.model.autoencoder import ImageShape, any_device, build_model  # noqa: E402
+from aecore.model.losses import loss_parts  # noqa: E402
+from aecore.training import checkpoint, loop  # noqa: E402
+from aecore.training.state import Run  # noqa: E402
 from tests.benchmarks.limits import peak_bytes, peak_flops, step_bytes, step_flops  # noqa: E402
 
 Rate = Callable[[float], float]  # trains for about so many seconds and gives images/s
@@ -51,7 +51,7 @@ class Setting:
         faces = [draw_face(0, index, args.size)[0] for index in range(min(args.images, 4_000))]
         self.images = np.stack([faces[index % len(faces)] for index in range(args.images)])
         self.shape = ImageShape(args.size, 3)
-        fit.set_up(self.device, self.recipe)
+        loop.set_up(self.device, self.recipe)
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -83,7 +83,7 @@ def zpoint_fit(setting: Setting) -> Rate:
     """zpoint's loop in this process, as `zpoint train ... scale.workers=0` runs it between two epochs."""
     run, feed = make_run(setting, setting.recipe)
     # Judging is measured by --whole: here the validation split is a few images, and epochs are hardly ever judged.
-    steps = iter(fit.fit(run, feed, setting.images[:8]))
+    steps = iter(loop.fit(run, feed, setting.images[:8]))
 
     def step() -> int:
         before = run.progress.samples
@@ -100,8 +100,8 @@ def whole_loop(setting: Setting, epochs: int) -> str:
     run, feed = make_run(setting, recipe)
     setting.wait()
     began, found = time.perf_counter(), {}
-    for event in fit.fit(run, feed, setting.images[: len(setting.images) // 20]):
-        if isinstance(event, fit.Epoch):
+    for event in loop.fit(run, feed, setting.images[: len(setting.images) // 20]):
+        if isinstance(event, loop.Epoch):
             found = event.metrics
     seconds = time.perf_counter() - began
     count = epochs * len(setting.images)
@@ -113,7 +113,7 @@ def whole_loop(setting: Setting, epochs: int) -> str:
 
 def make_run(setting: Setting, recipe: Recipe) -> tuple[Run, Feed]:
     model = build_model(recipe, setting.shape).to(setting.device)
-    optimizer = fit.make_optimizer(model, recipe)
+    optimizer = loop.make_optimizer(model, recipe)
     run = Run(recipe, model, model, optimizer, setting.device, World(), checkpoint.Progress())
     kind = DeviceFeed if setting.device.type == "cuda" else NodeFeed
     return run, kind(setting.images, Order(0, recipe.optim.batch), setting.device)

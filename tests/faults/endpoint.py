@@ -33,9 +33,8 @@ import torch
 from serve import NPY, Z_DIM, free_port, make_model, measure, save_random
 
 from cluster import tracking
-from serving import calls
-from serving.client import Client
-from serving.registry import read_model
+from serving.client import Client, requests
+from serving.runtime.registry import read_model
 
 REPO = Path(__file__).parents[2]
 CONNECTIONS, KILL_SECONDS = 32, 3.0  # how long after the kill what it broke may come to light
@@ -57,7 +56,7 @@ class Patient(threading.Thread):
             while not self.over.wait(0.05):
                 z = self.z if self.answers.total() % 10 == 0 else self.z[:1]
                 try:
-                    label, images = client._ask(calls.decode(z, NPY, version_and_images))
+                    label, images = client._ask(requests.decode(z, NPY, version_and_images))
                 except ValueError as error:
                     self.failures.append(str(error))
                     continue
@@ -66,7 +65,7 @@ class Patient(threading.Thread):
 
 
 def version_and_images(answer: httpx2.Response) -> tuple[str, np.ndarray]:
-    return answer.headers["x-zpoint-model"], calls.array(answer)
+    return answer.headers["x-zpoint-model"], requests.array(answer)
 
 
 def alike(images: np.ndarray, wanted: np.ndarray) -> bool:
@@ -175,8 +174,8 @@ def main() -> None:
     z = np.random.default_rng(0).standard_normal((MANY, Z_DIM)).astype(np.float32)
     wanted = expected({f"{tracking.MODEL_NAME}/1": first, f"{tracking.MODEL_NAME}/2": second}, z)
 
-    from cluster.local import connect, disconnect
-    from serving.deployment import serve_champion, stop
+    from cluster.ray_connection import connect, disconnect
+    from serving.runtime.deployment import serve_champion, stop
 
     connect(niceness=0)  # as `zpoint serve` does
     try:

@@ -5,10 +5,10 @@ A line of the notes: the worker's rank, how many workers there are, the step don
 
 from typing import Any
 
-import jobs.ray_train
-import jobs.stops
+import jobs.train.ray_trainer
+import jobs.train.stopping
 
-jobs.ray_train.RESIZE_SECONDS = 1.0
+jobs.train.ray_trainer.RESIZE_SECONDS = 1.0
 
 
 def slow_worker(**told: Any) -> None:
@@ -16,26 +16,26 @@ def slow_worker(**told: Any) -> None:
     import os
     import time
 
-    import aecore.metrics
-    import jobs.ray_train
-    import jobs.stops
+    import aecore.metrics.pixel
+    import jobs.train.ray_trainer
+    import jobs.train.stopping
 
-    aecore.metrics.MAX_PATCHES = 256
-    after = jobs.stops.Agreement.after
+    aecore.metrics.pixel.MAX_PATCHES = 256
+    after = jobs.train.stopping.Agreement.after
 
-    def note(self: jobs.stops.Agreement, step: int) -> int:
+    def note(self: jobs.train.stopping.Agreement, step: int) -> int:
         with open(os.environ["STEPS"], "a") as notes:
             notes.write(f"{self.world.rank} {self.world.size} {step}\n")
         if os.path.exists(os.environ["SLOW"]):
             time.sleep(0.5)
         return after(self, step)
 
-    jobs.stops.Agreement.after = note
-    jobs.ray_train.train_worker(**told)
+    jobs.train.stopping.Agreement.after = note
+    jobs.train.ray_trainer.train_worker(**told)
 
 
 if __name__ == "__main__":
     from jobs.cli import main
 
-    jobs.ray_train.train_worker = slow_worker
+    jobs.train.ray_trainer.train_worker = slow_worker
     main()

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aecore.cache import open_cache
-from aecore.shards import Manifest, load_manifest
+from aecore.data.node_cache import open_cache
+from aecore.data.shards import Manifest, load_manifest
 from tests.made import FS, make_dataset, pixels
 
 SHARDS, ROWS, SIZE = 12, 16, 32

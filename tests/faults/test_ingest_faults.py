@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from jobs.data import verify
-from jobs.ingest import ingest
+from jobs.commands.data import verify
+from jobs.ingest.job import ingest
 
 REPO = Path(__file__).parents[2]
 FACES: dict[str, Any] = {"limit": 480, "size": 64, "shard_rows": 24}

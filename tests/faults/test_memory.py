@@ -10,10 +10,10 @@ import json, sys, time
 from pathlib import Path
 import pyarrow.fs as pafs
 import torch
-from aecore.cache import open_cache
-from aecore.feed import NodeFeed
-from aecore.order import Order
-from aecore.shards import Manifest
+from aecore.data.node_cache import open_cache
+from aecore.data.loaders import NodeFeed
+from aecore.data.shuffle import Order
+from aecore.data.shards import Manifest
 
 def private():
     line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))

@@ -16,15 +16,15 @@ import boto3
 import numpy as np
 import pytest
 
-from aecore.cache import open_cache
-from aecore.faces import draw_face
-from aecore.images import encode_image
-from aecore.shards import UnreadShardError, load_manifest
+from aecore.data.images import encode_image
+from aecore.data.node_cache import open_cache
+from aecore.data.shards import UnreadShardError, load_manifest
+from aecore.data.synthetic_faces import draw_face
 from cluster import storage
 from cluster.storage import open_uri
-from jobs.data import verify
-from jobs.ingest import ingest
-from jobs.ingest_task import Maker, Work
+from jobs.commands.data import verify
+from jobs.ingest.job import ingest
+from jobs.ingest.shard_task import Maker, Work
 from tests.faults.bad_proxy import BadProxy, Fault
 from tests.made import make_dataset, pixels
 
@@ -59,8 +59,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Begin]:
         for chunk in chunks:
             yield json.loads(Maker(pickle.loads(pickle.dumps(work))).make(chunk))
 
-    monkeypatch.setattr("jobs.ingest.connect", lambda: None)
-    monkeypatch.setattr("jobs.ingest.run_makers", run)
+    monkeypatch.setattr("jobs.ingest.job.connect", lambda: None)
+    monkeypatch.setattr("jobs.ingest.job.run_makers", run)
     return begins
 
 

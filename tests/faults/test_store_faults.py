@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 
-from aecore.checkpoint import list_checkpoints
 from aecore.config import Recipe, check_recipe
+from aecore.training.checkpoint import list_checkpoints
 from cluster import tracking as mlflow
-from jobs import record, stops
-from jobs.record import find_record
-from jobs.train import train
+from jobs import run_store
+from jobs.run_store import find_record
+from jobs.train import stopping
+from jobs.train.job import train
 from tests.faults.bad_proxy import BadProxy, Fault
 from tests.made import make_dataset
 
@@ -31,15 +32,15 @@ At = dict[int, Callable[[], Any]]
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch) -> At:
     """Functions, each called after the step of its number; the training looks for wishes after each step."""
-    todo, after = {}, stops.Agreement.after
+    todo, after = {}, stopping.Agreement.after
 
-    def note(self: stops.Agreement, step: int) -> int:
+    def note(self: stopping.Agreement, step: int) -> int:
         todo.pop(step, lambda: None)()
         return after(self, step)
 
-    monkeypatch.setattr(stops.Agreement, "after", note)
-    monkeypatch.setattr(stops, "AGREE_SECONDS", 0.0)
-    monkeypatch.setattr("aecore.metrics.MAX_PATCHES", 256)
+    monkeypatch.setattr(stopping.Agreement, "after", note)
+    monkeypatch.setattr(stopping, "AGREE_SECONDS", 0.0)
+    monkeypatch.setattr("aecore.metrics.pixel.MAX_PATCHES", 256)
     return todo
 
 
@@ -154,8 +155,8 @@ def test_a_full_disk_keeps_no_training_from_going_on(at: At, recipe, whole: byte
 def test_a_disk_that_stays_full_fails_after_a_while_and_the_command_goes_on(
     at: At, recipe, whole: bytes, small_disk, monkeypatch
 ):
-    monkeypatch.setattr("aecore.checkpoint.PATIENCE", 0.5)
-    monkeypatch.setattr("aecore.checkpoint.PAUSE", 0.1)
+    monkeypatch.setattr("aecore.training.checkpoint.PATIENCE", 0.5)
+    monkeypatch.setattr("aecore.training.checkpoint.PAUSE", 0.1)
     disk = small_disk("2m")
     monkeypatch.setenv("ZPOINT_STORE", str(disk))
 
@@ -169,8 +170,8 @@ def test_a_disk_that_stays_full_fails_after_a_while_and_the_command_goes_on(
 
 
 def test_mlflow_is_back_while_it_trains(at: At, recipe, mlflow_template: Path, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(record, "HAND_IN_SECONDS", 0.05)
-    monkeypatch.setattr(record, "HAND_IN_SLOWEST", 0.1)
+    monkeypatch.setattr(run_store, "HAND_IN_SECONDS", 0.05)
+    monkeypatch.setattr(run_store, "HAND_IN_SLOWEST", 0.1)
     gone = tmp_path / "server"
     gone.write_text("no folder, and so no database below it")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{gone}/mlflow.db")

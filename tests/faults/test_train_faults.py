@@ -2,7 +2,7 @@
 
 Each time it goes on from its last checkpoint, every epoch is trained on all of its images, once, and is one point in
 MLflow: its losses are those of a run that nothing befell (group norm, so the number of workers changes but the order
-of float32 sums: `tests/jobs/test_train.py` says why 1e-4).
+of float32 sums: `tests/jobs/train/test_train.py` says why 1e-4).
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from cluster import tracking
-from jobs.record import find_record
+from jobs.run_store import find_record
 from tests.made import make_dataset
 
 HERE = Path(__file__).parent

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from aecore.faces import draw_face
-from aecore.images import encode_image
-from aecore.shards import Manifest, save_manifest, shard_table, write_shard
+from aecore.data.images import encode_image
+from aecore.data.shards import Manifest, save_manifest, shard_table, write_shard
+from aecore.data.synthetic_faces import draw_face
 from jobs.cli import main
 
 FS = pafs.LocalFileSystem()
@@ -72,7 +72,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("aecore.metrics.MAX_PATCHES", 256)
+    monkeypatch.setattr("aecore.metrics.pixel.MAX_PATCHES", 256)
     path = tmp_path / "tiny.yaml"
     path.write_text(RECIPE)
     yield str(path)

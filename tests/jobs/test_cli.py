@@ -14,10 +14,10 @@ import boto3
 import numpy as np
 import pytest
 
-from aecore.faces import draw_face
-from aecore.images import ENCODINGS, encode_image
-from aecore.sources import SOURCES
-from aecore.splits import RULES
+from aecore.data.images import ENCODINGS, encode_image
+from aecore.data.sources import SOURCES
+from aecore.data.splits import RULES
+from aecore.data.synthetic_faces import draw_face
 from jobs.cli import main, make_parser
 
 COMMANDS = sorted(next(a.choices for a in make_parser()._actions if a.dest == "command"))
@@ -151,7 +151,7 @@ def test_a_failed_job_ends_with_status_1(capsys, monkeypatch: pytest.MonkeyPatch
         print("noise")
         raise RuntimeError("the disk\nbroke")
 
-    monkeypatch.setattr("jobs.runs.list_runs", fail)
+    monkeypatch.setattr("jobs.commands.runs.list_runs", fail)
     with pytest.raises(SystemExit) as caught:
         main(["runs", "--json"])
     assert caught.value.code == 1

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from aecore.files import write_json
+from aecore.data.io import write_json
 from cluster import tracking
-from jobs.campaign import place_of
-from jobs.record import find_record
-from serving.registry import find_champion, read_model
+from jobs.run_store import find_record
+from jobs.tune.campaign import place_of
+from serving.runtime.registry import find_champion, read_model
 
 pytestmark = pytest.mark.usefixtures("tracking")
 

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
-from serving.answers import encode_npy
-from serving.api import make_api
-from serving.formats import NPY
-from serving.served import Slot
+from serving.http.api import make_api
+from serving.http.decoding import NPY
+from serving.http.encoding import encode_npy
+from serving.runtime.model_slot import Slot
 from tests.serving.live import Z_DIM, lively_model, made_slot
 
 SLOT = made_slot()

@@ -9,11 +9,11 @@ import torch
 import uvicorn
 
 from aecore.config import Recipe
-from aecore.model import Autoencoder, ImageShape, build_model
-from aecore.samplers import fit_latents
-from serving.api import make_api
-from serving.loading import Loaded
-from serving.served import Facts, Slot
+from aecore.latent.samplers import fit_latents
+from aecore.model.autoencoder import Autoencoder, ImageShape, build_model
+from serving.http.api import make_api
+from serving.runtime.model_loading import Loaded
+from serving.runtime.model_slot import Facts, Slot
 
 Z_DIM, IMAGE = 8, ImageShape(16, 3)
 RECIPE = Recipe.model_validate({"model": {"z_dim": Z_DIM, "channels": [4, 4, 8, 8]}})

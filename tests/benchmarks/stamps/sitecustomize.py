@@ -12,9 +12,9 @@ import time
 from importlib.machinery import PathFinder
 
 POINTS = {
-    "jobs.train": ["train", "connect"],
-    "jobs.work": ["open_feeds"],
-    "aecore.model": ["build_model"],
+    "jobs.train.job": ["train", "connect"],
+    "jobs.train.worker": ["open_feeds"],
+    "aecore.model.autoencoder": ["build_model"],
     "ray.train.v2.api.data_parallel_trainer": ["DataParallelTrainer.fit"],
     "ray.train.v2._internal.execution.controller.controller": ["TrainController.__init__"],
     "ray.train.v2._internal.execution.worker_group.placement_group_handle": ["DefaultPlacementGroupHandle.wait"],

@@ -1,0 +1,62 @@
+"""The real images of a study: some of a dataset's, spread evenly over it, and the metrics that compare with them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from aecore.data.shard_stream import spread_images, spread_parts
+from aecore.data.shards import Manifest
+from aecore.metrics.suite import Scores
+
+FEWEST = 64  # images of a split that the metrics need
+LARGE = 20_000  # images that one process holds and encodes; more are encoded through Ray Data
+
+
+@dataclass(frozen=True)
+class Images:
+    """uint8 (n, size, size, channels)."""
+
+    train: np.ndarray
+    test: np.ndarray
+    scores: Scores
+
+
+def check_enough(manifest: Manifest, limit: int) -> None:
+    """Raises ValueError where a dataset, or what is used of it, is too small to be compared with."""
+    held_out = held_out_split(manifest)
+    counts = {split: manifest.count(split) if split in manifest.splits else 0 for split in ("train", held_out)}
+    if min(limit, *counts.values()) < FEWEST:
+        has = " and ".join(f"{count} in {split}" for split, count in counts.items())
+        raise ValueError(
+            f"a study compares with at least {FEWEST} images of each split: here are {has}, --limit {limit}"
+        )
+
+
+def read_images(fs: pafs.FileSystem, root: str, manifest: Manifest, limit: int) -> Images:
+    """At most `limit` images, and LARGE, of the training split and of the unseen ones.
+
+    Raises ValueError for a damaged shard.
+    """
+    limit = min(limit, LARGE)
+    train = spread_images(fs, root, manifest, "train", limit)
+    test = spread_images(fs, root, manifest, held_out_split(manifest), limit)
+    return Images(train, test, Scores(train, test, read_labels(fs, root, manifest, limit)))
+
+
+def read_labels(fs: pafs.FileSystem, root: str, manifest: Manifest, limit: int) -> np.ndarray | None:
+    """The labels int64 (n,) of the training images that `read_images` gives; None where the set has fewer than two."""
+    labels = []
+    for shard, rows in spread_parts(manifest, "train", limit):
+        path = f"{root}/{shard.path}"
+        if "label" not in pq.read_schema(path, filesystem=fs).names:
+            return None
+        labels.append(pq.read_table(path, columns=["label"], filesystem=fs)["label"].to_numpy()[rows])
+    found = np.concatenate(labels)
+    return found if len(np.unique(found)) > 1 else None
+
+
+def held_out_split(manifest: Manifest) -> str:
+    """The split of unseen images: test, or else valid."""
+    return "test" if manifest.splits.get("test") else "valid"

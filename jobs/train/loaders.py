@@ -1,0 +1,74 @@
+"""Where a training's images come from: the node cache, the GPU's memory, or a stream (`data.cache` of the recipe)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.fs as pafs
+
+from aecore.config import Recipe
+from aecore.data.shards import Manifest
+from aecore.data.splits import SPLITS
+from cluster.settings import settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from aecore.data.loaders import Feed
+    from aecore.data.shuffle import World
+
+ShardOf = Callable[[str], Any]  # ray.train.get_dataset_shard
+Show = Callable[[int, int, str], None]  # takes how much is done, of how much, and what else there is to say
+
+
+def open_feeds(
+    recipe: Recipe, fs: pafs.FileSystem, root: str, manifest: Manifest, world: "World", device: "torch.device",
+    shard_of: ShardOf | None = None, show: Show = lambda done, total, text: None,
+) -> dict[str, "Feed"]:  # fmt: skip
+    """A feed for each split, empty for one that the dataset lacks.
+
+    A stream comes through Ray Data where `shard_of` gives this worker's share of a split; else this process, which
+    must be the only worker, reads the shards itself. Raises ValueError where the images do not fit in.
+    """
+    import numpy as np
+
+    from aecore.data.loaders import DeviceFeed, NodeFeed, StreamFeed
+    from aecore.data.node_cache import open_cache
+    from aecore.data.shard_stream import pour, spread_images
+    from aecore.data.shuffle import Order
+
+    order = Order(recipe.optim.seed, recipe.optim.batch, world)
+
+    def open_feed(split: str) -> "Feed":
+        if not manifest.splits.get(split):
+            return NodeFeed(np.empty((0, manifest.size, manifest.size, manifest.channels), np.uint8), order, device)
+        if recipe.data.cache == "none":
+            assert shard_of or world.size == 1
+            if shard_of:
+                from jobs.ray_data import pour_shard
+
+                share = partial(pour_shard, shard_of(split))
+            else:
+                share = partial(pour, fs, root, manifest, split, order.seed)
+            few = partial(spread_images, fs, root, manifest, split)
+            return StreamFeed(share, few, manifest.count(split), order, device)
+        total, text = manifest.count(split), f"filling the node cache: {split}"
+        filled: Callable[[int], None] = lambda done: show(done, total, text)  # noqa: E731
+        images = open_cache(settings().cache, fs, root, manifest, split, filled, settings().cache_max)
+        feed = DeviceFeed if in_device(recipe.data.cache, images.nbytes, device) else NodeFeed
+        return feed(images, order, device)
+
+    return {split: open_feed(split) for split in SPLITS}
+
+
+def in_device(cache: str, size: int, device: "torch.device") -> bool:
+    """Whether images of `size` bytes go to the device's memory. Raises ValueError when they should and cannot."""
+    import torch
+
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    if cache == "device" and size > free:
+        raise ValueError(
+            f"data.cache=device: a split takes {size / 1e9:.1f} GB and the training's GPU has {free / 1e9:.1f} GB free "
+            "(none, where there is no GPU): take auto or node"
+        )
+    return cache == "device" or (cache == "auto" and size <= free // 2 and free > 0)

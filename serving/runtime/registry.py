@@ -1,0 +1,60 @@
+"""Which version an alias names in MLflow's registry, and where its model folder is read."""
+
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from cluster import tracking
+from cluster.settings import settings
+from cluster.storage import open_uri
+
+if TYPE_CHECKING:  # torch is not needed to ask what an alias names
+    from aecore.training.checkpoint import SavedModel
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A registered model version: where its model folder lies, and what to tell of it."""
+
+    name: str
+    version: str
+    alias: str
+    run_id: str
+    source: str
+    tracking_uri: str
+
+
+def find_champion(alias: str = "champion") -> Champion:
+    """The version that `alias` names in MLflow's registry. Raises ValueError when there is none."""
+    from mlflow.exceptions import MlflowException
+
+    client = tracking.client()
+    try:
+        found = client.get_model_version_by_alias(tracking.MODEL_NAME, alias)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise ValueError(f"no model has the alias '{alias}': promote a run first (zpoint promote RUN)") from None
+    return Champion(
+        tracking.MODEL_NAME,
+        str(found.version),
+        alias,
+        found.run_id or "",
+        found.source,
+        settings().tracking_uri,
+    )
+
+
+def read_model(source: str, tracking_uri: str) -> "SavedModel":
+    """The model in the artifact folder `source`: a path, file://, s3:// or what only MLflow reads."""
+    from aecore.model.autoencoder import any_device
+    from aecore.training.checkpoint import load_model
+
+    if urlsplit(source).scheme in ("", "file", "s3"):
+        return load_model(*open_uri(source), any_device())
+    import mlflow.artifacts
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = mlflow.artifacts.download_artifacts(source, dst_path=folder, tracking_uri=tracking_uri)
+        return load_model(*open_uri(path), any_device())

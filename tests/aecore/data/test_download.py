@@ -1,0 +1,91 @@
+import hashlib
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from aecore.data.sources import Request, open_source
+
+from .test_sources import write_cifar, write_idx
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and the URL under which it is served."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None: ...
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{http.server_port}/"
+    http.shutdown()
+    http.server_close()
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def test_mnist_comes_from_the_network_once(server: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from torchvision.datasets import MNIST
+
+    folder, url = server
+    write_idx(folder / "raw", 10, packed=True)
+    files = sorted((folder / "raw").iterdir())
+    monkeypatch.setattr(MNIST, "mirrors", [f"{url}raw/"])
+    monkeypatch.setattr(MNIST, "resources", [(path.name, md5(path)) for path in files])
+    source = open_source("mnist", Request(str(tmp_path / "to"), download=True))
+    assert sum(table.num_rows for table in source.splits.values()) == 20
+    for path in files:
+        path.unlink()
+    again = open_source("mnist", Request(str(tmp_path / "to"), download=True))
+    assert again.fingerprint == source.fingerprint
+    assert [path.name for path in (tmp_path / "to").iterdir()] == ["MNIST"]
+
+
+def test_a_download_that_is_not_what_was_published_leaves_nothing(server, tmp_path: Path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    folder, url = server
+    write_cifar(folder / "cifar-10-batches-py")
+    with tarfile.open(folder / "cifar.tar.gz", "w:gz") as archive:
+        archive.add(folder / "cifar-10-batches-py", "cifar-10-batches-py")
+    monkeypatch.setattr(CIFAR10, "url", f"{url}cifar.tar.gz")
+    with pytest.raises(ValueError, match=r"cannot download cifar10 to .*corrupted"):
+        open_source("cifar10", Request(str(tmp_path / "to"), download=True))
+    assert not (tmp_path / "to").exists()
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(folder / "cifar.tar.gz"))
+    source = open_source("cifar10", Request(str(tmp_path / "to"), download=True))
+    assert source.splits["test"].num_rows == 4
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist", "cifar10"])
+def test_without_a_network_the_error_is_one_line(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from torchvision import datasets
+
+    for kind in (datasets.MNIST, datasets.FashionMNIST):
+        monkeypatch.setattr(kind, "mirrors", ["http://127.0.0.1:9/"])  # where nothing answers
+    monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/x")
+    (tmp_path / "mine").write_text("stays")
+    with pytest.raises(ValueError, match=f"cannot download {dataset} to .*refused") as caught:
+        open_source(dataset, Request(str(tmp_path), download=True))
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("dataset", ["celeba", "folder", "generated"])
+def test_other_sets_are_not_downloaded(dataset: str, tmp_path: Path):
+    with pytest.raises(ValueError, match="--download takes mnist, fashion_mnist, cifar10"):
+        open_source(dataset, Request(str(tmp_path), download=True))
+
+
+def test_a_set_that_is_there_is_not_fetched(tmp_path: Path):
+    write_idx(tmp_path / "MNIST" / "raw", 3)
+    assert open_source("mnist", Request(str(tmp_path), download=True)).splits["test"].num_rows == 3

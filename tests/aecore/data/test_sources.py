@@ -1,0 +1,286 @@
+import gzip
+import os
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aecore.data.images import decode_image, encode_image
+from aecore.data.sources import Request, Source, open_source
+from aecore.data.splits import SPLITS
+from aecore.data.synthetic_faces import draw_face
+
+REAL = Path(os.environ.get("ZPOINT_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
+needs_real = pytest.mark.skipif(not REAL.exists(), reason=f"no real data at {REAL} (ZPOINT_TEST_DATA)")
+
+
+def counts(source: Source) -> tuple[int, ...]:
+    assert tuple(source.splits) == SPLITS
+    return tuple(table.num_rows for table in source.splits.values())
+
+
+def names(source: Source, split: str) -> list[str]:
+    return source.splits[split]["name"].to_pylist()
+
+
+def write_celeba(folder: Path, count: int = 12) -> None:
+    with zipfile.ZipFile(folder / "img_align_celeba.zip", "w") as archive:
+        for i in range(count):
+            archive.writestr(f"img_align_celeba/{i:06d}.jpg", encode_image(draw_face(0, i)[0], "jpeg"))
+    lines = [f"{i:06d}.jpg {i % 3}" for i in range(count)]
+    (folder / "list_eval_partition.txt").write_text("\n".join(lines))
+    (folder / "identity_CelebA.txt").write_text("\n".join(f"{i:06d}.jpg {i * 7}" for i in range(count)))
+    attributes = [f"{i:06d}.jpg  {1 if i % 2 else -1} -1" for i in range(count)]
+    (folder / "list_attr_celeba.txt").write_text("\n".join([str(count), "Smiling Young ", *attributes]))
+
+
+def test_celeba_in_its_official_layout(tmp_path: Path):
+    write_celeba(tmp_path)
+    source = open_source("celeba", Request(str(tmp_path)))
+    assert counts(source) == (4, 4, 4)
+    assert names(source, "valid") == ["000001.jpg", "000004.jpg", "000007.jpg", "000010.jpg"]
+    table = source.splits["valid"]
+    assert table["identity"].to_pylist() == [7, 28, 49, 70]
+    assert table["Smiling"].to_pylist() == [1, 0, 1, 0]
+    data = next(iter(source.read("valid", [2])))
+    assert isinstance(data, bytes)
+    assert np.abs(decode_image(data).astype(int) - draw_face(0, 7)[0]).mean() < 5
+    assert pickle.loads(pickle.dumps(source.reader)).read("000007.jpg") == data
+
+
+def test_celeba_as_zip_folder_and_torchvision_root_are_one(tmp_path: Path):
+    folder = tmp_path / "celeba"
+    folder.mkdir()
+    write_celeba(folder)
+    by_root = open_source("celeba", Request(str(tmp_path)))
+    by_zip = open_source("celeba", Request(str(folder / "img_align_celeba.zip")))
+    assert by_root.fingerprint == by_zip.fingerprint
+    with zipfile.ZipFile(folder / "img_align_celeba.zip") as archive:
+        archive.extractall(folder)
+    by_folder = open_source("celeba", Request(str(folder / "img_align_celeba")))
+    assert by_folder.splits == by_zip.splits
+    assert list(by_folder.read("test", [0])) == list(by_zip.read("test", [0]))
+
+
+def test_the_split_rule_is_chosen(tmp_path: Path):
+    write_celeba(tmp_path, 40)
+    lines = [f"{i:06d}.jpg {i // 3}" for i in range(40)]  # three images a person
+    (tmp_path / "identity_CelebA.txt").write_text("\n".join(lines))
+    by_person = open_source("celeba", Request(str(tmp_path), split="identity"))
+    assert by_person.rule == "identity"
+    people = [set(table["identity"].to_pylist()) for table in by_person.splits.values()]
+    assert sum(map(len, people)) == len(set.union(*people)) == 14
+    official = open_source("celeba", Request(str(tmp_path)))
+    assert official.rule == "official"
+    assert official.fingerprint == by_person.fingerprint
+    assert open_source("celeba", Request(str(tmp_path), split="hash")).splits["test"] != official.splits["test"]
+    (tmp_path / "identity_CelebA.txt").unlink()
+    (tmp_path / "list_eval_partition.txt").unlink()
+    with pytest.raises(ValueError, match="does not say who is on an image"):
+        open_source("celeba", Request(str(tmp_path), split="identity"))
+    with pytest.raises(ValueError, match="names no split of its own"):
+        open_source("celeba", Request(str(tmp_path), split="official"))
+
+
+def test_celeba_lists_that_do_not_fit_are_refused(tmp_path: Path):
+    write_celeba(tmp_path)
+    (tmp_path / "list_eval_partition.txt").write_text("000000.jpg 0\n")
+    with pytest.raises(ValueError, match=r"list_eval_partition.txt does not name the image 000001.jpg"):
+        open_source("celeba", Request(str(tmp_path)))
+
+
+def write_idx(folder: Path, count: int, *, packed: bool = False) -> None:
+    folder.mkdir(parents=True)
+    for stem in ("train", "t10k"):
+        pixels = np.arange(count * 784, dtype=np.uint32).astype(np.uint8).tobytes()
+        images = struct.pack(">4sIII", b"\0\0\x08\x03", count, 28, 28) + pixels
+        labels = struct.pack(">4sI", b"\0\0\x08\x01", count) + bytes(i % 10 for i in range(count))
+        for name, data in ((f"{stem}-images-idx3-ubyte", images), (f"{stem}-labels-idx1-ubyte", labels)):
+            path = folder / (f"{name}.gz" if packed else name)
+            path.write_bytes(gzip.compress(data) if packed else data)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_mnist_from_root_or_folder(tmp_path: Path, packed: bool):
+    write_idx(tmp_path / "MNIST" / "raw", 40, packed=packed)
+    source = open_source("mnist", Request(str(tmp_path)))
+    assert (source.channels, source.size) == (1, 28)
+    assert counts(source)[2] == 40
+    assert sum(counts(source)[:2]) == 40
+    assert counts(source)[1] >= 1
+    assert source.fingerprint == open_source("mnist", Request(str(tmp_path / "MNIST"))).fingerprint
+    pixels = next(iter(source.read("test", [3])))
+    assert isinstance(pixels, np.ndarray)
+    assert pixels.shape == (28, 28, 1)
+    assert pixels[0, 0, 0] == 3 * 784 % 256
+    assert source.splits["test"]["label"][13].as_py() == 3
+
+
+def test_mnist_cut_short_is_refused(tmp_path: Path):
+    write_idx(tmp_path / "raw", 5)
+    path = tmp_path / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="cut short"):
+        open_source("mnist", Request(str(tmp_path)))
+
+
+def write_cifar(folder: Path, extra: object = None) -> None:
+    folder.mkdir()
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+        batch = {b"data": np.full((4, 3072), 7, np.uint8), b"labels": [1, 2, 3, 4], b"extra": extra}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+
+
+def test_cifar10_and_a_pickle_that_wants_to_run_code(tmp_path: Path):
+    write_cifar(tmp_path / "cifar-10-batches-py")
+    source = open_source("cifar10", Request(str(tmp_path)))
+    assert counts(source)[2] == 4
+    pixels = next(iter(source.read("test", [0])))
+    assert isinstance(pixels, np.ndarray)
+    assert pixels.shape == (32, 32, 3)
+    write_cifar(tmp_path / "evil", extra=os.getcwd)
+    with pytest.raises(ValueError, match=r"it wants to run posix.getcwd"):
+        open_source("cifar10", Request(str(tmp_path / "evil")))
+
+
+def write_images(folder: Path, paths: list[str]) -> None:
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(encode_image(np.zeros((4, 4, 3), np.uint8), "png"))
+
+
+def test_folder_with_splits_and_classes(tmp_path: Path):
+    write_images(tmp_path, [f"set/{s}/{c}/{i}.png" for s in ("train", "val", "test") for c in "ba" for i in "12"])
+    write_images(tmp_path, ["__MACOSX/set/x.png", "set/.hidden.png"])
+    source = open_source("folder", Request(str(tmp_path)))
+    assert counts(source) == (4, 4, 4)
+    assert names(source, "valid")[0] == "val/a/1.png"
+    assert source.splits["train"]["class"].to_pylist() == ["a", "a", "b", "b"]
+    assert source.splits["train"]["label"].to_pylist() == [0, 0, 1, 1]
+
+
+def test_folder_without_splits_is_carved_by_name(tmp_path: Path):
+    write_images(tmp_path / "photos", [f"{i}.png" for i in range(200)])
+    source = open_source("folder", Request(str(tmp_path)))
+    assert sum(counts(source)) == 200
+    assert 8 <= counts(source)[1] <= 32
+    assert 8 <= counts(source)[2] <= 32
+    assert "label" not in source.splits["train"].column_names
+    (tmp_path / "photos" / "0.png").unlink()  # the others stay where they are
+    fewer = open_source("folder", Request(str(tmp_path)))
+    assert set(names(fewer, "valid")) == set(names(source, "valid")) - {"0.png"}
+
+
+def test_a_tiny_folder_has_every_split(tmp_path: Path):
+    write_images(tmp_path, [f"{i}.png" for i in range(5)])
+    assert min(counts(open_source("folder", Request(str(tmp_path))))) >= 1
+
+
+def test_a_limit_takes_from_each_split_its_share(tmp_path: Path):
+    write_images(tmp_path, [f"train/{i:03d}.png" for i in range(60)] + [f"test/{i}.png" for i in range(20)])
+    whole = open_source("folder", Request(str(tmp_path)))
+    part = open_source("folder", Request(str(tmp_path), limit=20))
+    assert sum(counts(part)) == 20
+    assert counts(part)[2] == 5
+    assert set(names(part, "train")) < set(names(whole, "train"))
+    assert names(part, "train") == sorted(names(part, "train"))
+
+
+def test_generated_faces():
+    source = open_source("generated", Request(limit=50, seed=5, size=32))
+    assert sum(counts(source)) == 50
+    name = names(source, "valid")[0]
+    pixels = next(iter(source.read("valid", [0])))
+    np.testing.assert_array_equal(pixels, draw_face(5, int(name), 32)[0])
+    assert 0 <= source.splits["valid"]["skin"][0].as_py() <= 1
+
+
+@pytest.mark.parametrize(
+    ("dataset", "content", "match"),
+    [
+        ("nothing", None, "unknown dataset 'nothing'; it is one of celeba"),
+        ("celeba", None, "does not exist; --source takes CelebA's folder"),
+        ("celeba", b"PK\x03\x04 cut", "is not a whole zip file"),
+        ("folder", b"", "is not a whole zip file"),
+        ("mnist", b"x", "holds no train-labels-idx1-ubyte"),
+    ],
+)
+def test_a_wrong_source_is_refused(tmp_path: Path, dataset: str, content: bytes | None, match: str):
+    path = tmp_path / "source.zip"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=match):
+        open_source(dataset, Request(str(path)))
+
+
+def test_other_wrong_requests(tmp_path: Path):
+    for request, match in (
+        (Request(), "--source is missing"),
+        (Request(str(tmp_path / "no")), "does not exist"),
+        (Request(str(tmp_path)), "holds no images"),
+        (Request(str(tmp_path), limit=0), "limit must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            open_source("folder", request)
+    with pytest.raises(ValueError, match="leave --source out"):
+        open_source("generated", Request(str(tmp_path)))
+
+
+def test_a_damaged_zip_member_is_a_bad_image(tmp_path: Path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.png", b"0123456789" * 100)
+    data = bytearray(path.read_bytes())
+    data[200] ^= 1
+    path.write_bytes(data)
+    source = open_source("folder", Request(str(path)))
+    with pytest.raises(ValueError, match=r"the zip does not give it: its bytes are not those .*CRC-32"):
+        list(source.read("train", [0]))
+
+
+def test_a_zip_member_of_another_kind_is_a_bad_image(tmp_path: Path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.png", b"0123456789" * 100, zipfile.ZIP_LZMA)
+        archive.writestr("b.png", b"0123456789" * 100)
+        archive.writestr("c.png", b"0123456789" * 100, zipfile.ZIP_DEFLATED)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\1\2", data.index(b"PK\1\2") + 1) + 8] |= 1  # the second one's flags in the list
+    path.write_bytes(data)
+    reader = open_source("folder", Request(str(path))).reader
+    for name, match in (("a.png", "method 14.* is neither stored nor deflate"), ("b.png", "it is encrypted")):
+        with pytest.raises(ValueError, match=f"the zip does not give it: .*{match}"):
+            reader.read(name)
+    assert reader.read("c.png") == b"0123456789" * 100
+
+
+def test_what_travels_of_a_zip_is_what_a_worker_reads(tmp_path: Path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(1000):
+            archive.writestr(f"{i:03d}.png", bytes([i % 256]) * i)
+    reader = open_source("folder", Request(str(path))).reader.only(["007.png", "400.png"])
+    packed = pickle.dumps(reader)
+    assert len(packed) < 1000
+    assert pickle.loads(packed).read("400.png") == bytes([400 % 256]) * 400
+
+
+@pytest.mark.real
+@needs_real
+@pytest.mark.parametrize(
+    ("dataset", "path", "total"),
+    [
+        ("celeba", "celeba", 6000),
+        ("mnist", "", 12000),
+        ("fashion_mnist", "FashionMNIST", 12000),
+        ("folder", "cifar10-folder.zip", 3000),
+    ],
+)
+def test_real_sets(dataset: str, path: str, total: int):
+    source = open_source(dataset, Request(str(REAL / path)))
+    assert sum(counts(source)) == total
+    first = next(iter(source.read("train", [0])))
+    assert (decode_image(first) if isinstance(first, bytes) else first).shape[2] == source.channels

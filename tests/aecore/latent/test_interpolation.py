@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from aecore.latent.interpolation import PATHS, principal_axes, spherical, through_neighbours
+
+STEPS = 21
+
+
+def ring(n=400, z_dim=6, radius=10.0):
+    """Points on a noisy circle about (5, 5, ...)."""
+    generator = torch.Generator().manual_seed(0)
+    angle = torch.rand(n, generator=generator) * 2 * torch.pi
+    z = 0.1 * torch.randn(n, z_dim, generator=generator)
+    z[:, 0] += radius * angle.cos()
+    z[:, 1] += radius * angle.sin()
+    return z + 5
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_ends_are_met_in_even_steps(name):
+    points = torch.randn(300, 8, generator=torch.manual_seed(0))
+    path = PATHS[name](points[0], points[1], STEPS, points)
+    assert path.shape == (STEPS, 8)
+    torch.testing.assert_close(path[0], points[0])
+    torch.testing.assert_close(path[-1], points[1], atol=1e-5, rtol=1e-5)
+    lengths = (path[1:] - path[:-1]).norm(dim=1)
+    assert lengths.max() < 2 * lengths.median()
+
+
+def test_spherical_keeps_its_distance_from_the_centre():
+    points = ring()
+    centre = points.mean(0)
+    start, end = centre.clone(), centre.clone()
+    start[0] += 3
+    end[1] += 5
+    path = spherical(start, end, 9, points)
+    torch.testing.assert_close((path - centre).norm(dim=1), torch.linspace(3, 5, 9))
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0, -1.0])
+def test_spherical_without_a_great_circle_goes_straight(factor):
+    points = torch.randn(50, 3)
+    centre, arm = points.mean(0), torch.tensor([1.0, 2, 3])
+    path = spherical(centre + arm, centre + factor * arm, 5, points)
+    assert torch.isfinite(path).all()
+    torch.testing.assert_close(path[2], centre + (1 + factor) / 2 * arm, atol=1e-3, rtol=1e-4)
+
+
+def test_neighbours_lead_round_a_hole():
+    points = ring()
+    start, end = torch.full((6,), 5.0), torch.full((6,), 5.0)
+    start[0], end[0] = 15, -5
+    path = through_neighbours(start, end, STEPS, points)
+    radius = (path[:, :2] - 5).norm(dim=1)
+    assert radius.min() > 9
+    assert PATHS["straight"](start, end, STEPS, points)[10, :2].sub(5).norm() < 1e-4
+
+
+def test_neighbours_bridge_parts_that_lie_apart():
+    points = torch.cat([torch.randn(50, 4, generator=torch.manual_seed(0)), torch.randn(50, 4) + 100])
+    path = through_neighbours(points[0], points[60], STEPS, points)
+    assert torch.isfinite(path).all()
+    torch.testing.assert_close(path[-1], points[60])
+    assert torch.isfinite(through_neighbours(points[0], points[1], 5, points[:0])).all()
+
+
+def test_principal_axes_are_those_of_the_covariance():
+    variances, axes = principal_axes(torch.diag(torch.tensor([1.0, 9.0, 4.0])))
+    torch.testing.assert_close(variances, torch.tensor([9.0, 4, 1]))
+    torch.testing.assert_close(axes.abs(), torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]]))

@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from aecore.config import check_recipe
+from aecore.model.autoencoder import Autoencoder, ImageShape, Latent, build_model, to_float, to_uint8
+
+
+@pytest.mark.parametrize("size", [16, 28, 32, 50, 96])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kl_factor", [0, 1])
+def test_shapes(size, channels, kl_factor):
+    recipe = check_recipe({"model": {"z_dim": 5}, "loss": {"kl_factor": kl_factor}})
+    model = build_model(recipe, ImageShape(size, channels)).eval()
+    images = torch.rand(2, channels, size, size)
+    logits, latent = model(images, torch.randn(2, 5))
+    assert logits.shape == images.shape
+    assert latent.mean.shape == (2, 5)
+    assert (latent.logvar is None) == (kl_factor == 0)
+    assert model.decode(torch.randn(3, 5)).shape == (3, size, size, channels)
+
+
+@pytest.mark.parametrize("z_dim", [2, 1200])
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_z_dims_and_norms(z_dim, norm):
+    recipe = check_recipe({"model": {"z_dim": z_dim, "norm": norm}})
+    model = build_model(recipe, ImageShape(28, 1))
+    assert model.decode(torch.randn(2, z_dim)).dtype == torch.uint8
+
+
+def test_layers_are_the_stated_ones():
+    model = Autoencoder(check_recipe({}).model, ImageShape(96, 3), variational=True)
+    convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [m.out_channels for m in convolutions] == [32, 64, 128, 256]
+    back = [m for m in model.modules() if isinstance(m, torch.nn.ConvTranspose2d)]
+    assert [m.out_channels for m in back] == [128, 64, 32, 3]
+    assert all(m.kernel_size == (3, 3) and m.stride == (2, 2) for m in convolutions)
+    assert all(m.kernel_size == (4, 4) and m.stride == (2, 2) for m in back)
+
+
+@pytest.mark.parametrize("bad", [(15, 3), (1024, 3), (96, 2)])
+def test_impossible_images_are_refused(bad):
+    with pytest.raises(ValueError, match="image"):
+        ImageShape(*bad)
+
+
+def test_weights_are_a_function_of_the_seed():
+    shape, recipe = ImageShape(28, 1), check_recipe({"optim": {"seed": 3}})
+    first, torch_state = build_model(recipe, shape), torch.get_rng_state()
+    second = build_model(recipe, shape)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert torch.equal(torch_state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("size", [28, 96])
+def test_without_norms_the_signal_keeps_its_size(size):
+    """So that the first layers of a fresh network have gradients, whatever the images' size."""
+    model = build_model(check_recipe({"loss": {"kl_factor": 0}}), ImageShape(size, 3))
+    decoder = [lambda z: model.from_latent(z).view(-1, *model._grid), *model.decoder]
+    hidden, sizes = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(0)), []
+    for layer in (*model.encoder, model.to_latent, *decoder):
+        hidden = layer(hidden)
+        sizes.append(hidden.std().item())
+    assert 0.05 < min(sizes) <= max(sizes) < 3
+
+
+def test_kl_against_torch_distributions():
+    latent = Latent(torch.randn(6, 4), torch.randn(6, 4))
+    ours = latent.kl()
+    q = torch.distributions.Normal(latent.mean, torch.exp(0.5 * latent.logvar))
+    theirs = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_uint8_round_trip():
+    images = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
+    assert torch.equal(to_uint8(to_float(images)), images)
