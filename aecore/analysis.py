@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from aecore.config import TASKS
-from aecore.data.shuffle import seed_of, spread_rows
+from aecore.data.shuffle import derive_seed, evenly_spaced
 from aecore.latent.interpolation import PATHS, principal_axes
-from aecore.latent.samplers import SAMPLERS, Latents, attribute_directions, fit_latents, sample
+from aecore.latent.samplers import SAMPLERS, LatentStats, attribute_directions, fit_latent_stats, sample
 from aecore.latent.stats import describe, structure, tsne
 from aecore.metrics.pixel import chroma, psnr, ssim
-from aecore.metrics.suite import METRICS, Scores
-from aecore.model.autoencoder import Latent, to_float, to_uint8
-from aecore.model.corruptions import Draws, corrupt
+from aecore.metrics.suite import METRICS, MetricSuite
+from aecore.model.autoencoder import DiagonalGaussian, to_float, to_uint8
+from aecore.model.corruptions import BatchNoise, corrupt
 from aecore.training.checkpoint import SavedModel
 
 BATCH = 64  # images or z-points that go through the model at once
@@ -68,12 +68,12 @@ class Subject:
     saved: SavedModel
     train: np.ndarray
     test: np.ndarray
-    scores: Scores
+    scores: MetricSuite
     judged: int
-    encoded: Callable[[], Latent] | None = None
+    encoded: Callable[[], DiagonalGaussian] | None = None
 
     @cached_property
-    def latent(self) -> Latent:
+    def latent(self) -> DiagonalGaussian:
         """What the encoder answers to the training images, as its task shows them."""
         return self.encoded() if self.encoded else encode_images(self.saved, self.train)
 
@@ -83,9 +83,9 @@ class Subject:
         return self.latent.sample(torch.randn(self.latent.mean.shape, generator=torch.Generator().manual_seed(SEED)))
 
     @cached_property
-    def latents(self) -> Latents:
+    def latents(self) -> LatentStats:
         """What the samplers need: where the model was stored without a mixture, one fitted here."""
-        return self.saved.latents if self.mixture_stored else fit_latents(self.z) | self.saved.latents
+        return self.saved.latents if self.mixture_stored else fit_latent_stats(self.z) | self.saved.latents
 
     @property
     def mixture_stored(self) -> bool:
@@ -94,7 +94,7 @@ class Subject:
     @cached_property
     def unseen(self) -> np.ndarray:
         """Test images, at most `judged`, evenly spread: a split may be stored class by class."""
-        return self.test[spread_rows(len(self.test), self.judged)]
+        return self.test[evenly_spaced(len(self.test), self.judged)]
 
     @cached_property
     def tested(self) -> Tensor:
@@ -105,7 +105,7 @@ class Subject:
         """`images` as `task`, by default the model's own, shows them: float (n, channels, size, size) in [0, 1]."""
         return _seen(task or self.saved.recipe.task, images)
 
-    def encode(self, images: Tensor) -> Latent:
+    def encode(self, images: Tensor) -> DiagonalGaussian:
         """The encoder's answer to float images, on the CPU."""
         return _encode(self.saved, images)
 
@@ -131,7 +131,7 @@ class Subject:
         return {"reconstructions": self.tested, **drawn, "sphere, own radius": own}
 
 
-def encode_images(saved: SavedModel, images: np.ndarray, first: int = 0) -> Latent:
+def encode_images(saved: SavedModel, images: np.ndarray, first: int = 0) -> DiagonalGaussian:
     """What the encoder answers to images uint8 (n, size, size, channels), as its task shows them; on the CPU.
 
     `first` numbers the first of them: what draws the task's noise.
@@ -143,18 +143,18 @@ def encode_images(saved: SavedModel, images: np.ndarray, first: int = 0) -> Late
 
 def _seen(task: Any, images: np.ndarray, first: int = 0) -> Tensor:
     clean = to_float(torch.from_numpy(np.array(images)))
-    draws = Draws(torch.Generator().manual_seed(seed_of(SEED, first)), torch.arange(len(clean)), len(clean))
+    draws = BatchNoise(torch.Generator().manual_seed(derive_seed(SEED, first)), torch.arange(len(clean)), len(clean))
     return corrupt(task, clean, draws)
 
 
 @torch.inference_mode()
-def _encode(saved: SavedModel, images: Tensor) -> Latent:
+def _encode(saved: SavedModel, images: Tensor) -> DiagonalGaussian:
     return _joined([saved.model.encode(part.to(saved.model.device)) for part in images.split(BATCH)])
 
 
-def _joined(parts: list[Latent]) -> Latent:
+def _joined(parts: list[DiagonalGaussian]) -> DiagonalGaussian:
     logvars = [part.logvar.cpu() for part in parts if part.logvar is not None]
-    return Latent(torch.cat([part.mean.cpu() for part in parts]), torch.cat(logvars) if logvars else None)
+    return DiagonalGaussian(torch.cat([part.mean.cpu() for part in parts]), torch.cat(logvars) if logvars else None)
 
 
 def real(subject: Subject) -> Part:
@@ -226,7 +226,7 @@ def _chroma_psnr(images: Tensor, clean: Tensor) -> float:
 
 def ways(subject: Subject) -> Part:
     """From one test image's z-point to another's, on each of PATHS: what share of the pictures shows something."""
-    z, crowd = subject.tested, subject.z[spread_rows(len(subject.z), CROWD)]
+    z, crowd = subject.tested, subject.z[evenly_spaced(len(subject.z), CROWD)]
     pairs = min(PAIRS, len(z) // 2)
     figures, pictures = {}, {}
     for name, path in PATHS.items():
@@ -258,7 +258,7 @@ def points(subject: Subject) -> Part:
     `correlation` (n, n) float32 is of the 64 components that vary most, the first most.
     """
     stats, shape = describe(subject.latent, subject.z), structure(subject.z)
-    z = subject.z[spread_rows(len(subject.z), MAPPED)]
+    z = subject.z[evenly_spaced(len(subject.z), MAPPED)]
     plane = (z - z.mean(0)) @ principal_axes(torch.cov(subject.z.T))[1][:2].T
     histogram = np.histogram(stats.radii / len(stats.mean) ** 0.5, RADII)[0] / len(stats.radii)
     numbers, varied = stats.numbers(), np.argsort(-stats.sd)[:CORRELATED]

@@ -148,12 +148,12 @@ class Scale(Section):
         raise ValueError("takes a number of workers, or [least, most] with 1 <= least <= most")
 
     @property
-    def least(self) -> int:
+    def min_workers(self) -> int:
         """How many workers there must be."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
-    def most(self) -> int:
+    def max_workers(self) -> int:
         """How many workers there may be."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster.settings import KEYS, forwarded, quiet_environment, settings
+from cluster.settings import KEYS, exported_env, quiet_environment, settings
 
 log = logging.getLogger(__name__)
 ANSWER_SECONDS = 8  # how long a cluster may take to say that it is there
@@ -29,7 +29,7 @@ def connect(*, niceness: int = 15) -> None:
     Raises ValueError for an address that does not answer or that Ray's libraries cannot work through.
     """
     quiet_environment()
-    here = is_own()
+    here = uses_local_ray()
     if here:
         _local_environment()
     import ray
@@ -52,7 +52,7 @@ def connect(*, niceness: int = 15) -> None:
         _join(settings().ray_address)
 
 
-def is_own() -> bool:
+def uses_local_ray() -> bool:
     """Whether the Ray to work with is one that `connect` starts on this machine, which no node ever joins."""
     return settings().ray_address in ("", "local")
 
@@ -71,10 +71,10 @@ def has_gpu() -> bool:
     return ray.cluster_resources().get("GPU", 0) > 0
 
 
-def travel() -> dict[str, Any]:
+def runtime_env() -> dict[str, Any]:
     """A Ray runtime environment with this version of our packages and the settings that workers need."""
     root = Path(__file__).resolve().parent.parent
-    return {"py_modules": [str(root / name) for name in PACKAGES], "env_vars": forwarded()}
+    return {"py_modules": [str(root / name) for name in PACKAGES], "env_vars": exported_env()}
 
 
 def _with_keys_unseen(made: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _with_keys_unseen(made: dict[str, Any]) -> dict[str, Any]:
     return {**made, "worker_process_setup_hook": set_keys} if keys else made
 
 
-def is_here(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """Whether a host name means this machine's loopback interface."""
     return host in ("localhost", "127.0.0.1", "::1", "[::1]")
 
@@ -100,7 +100,7 @@ def use_token(host: str) -> None:
 
     To other hosts it goes only where the user has set RAY_AUTH_MODE=token.
     """
-    mine = is_here(host) and (Path.home() / ".ray" / "auth_token").exists()
+    mine = is_loopback(host) and (Path.home() / ".ray" / "auth_token").exists()
     if mine and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         if "ray" in sys.modules:  # which has read the environment already
@@ -137,7 +137,7 @@ def _join(address: str) -> None:
     from ray.exceptions import AuthenticationError
 
     if address != "auto":
-        ask(address)
+        check_reachable(address)
         ray_constants.ENABLE_RAY_CLUSTER = not _loopback_only(address)
     # Of a lost node Ray prints the log, on stdout, which is for results alone.
     ray_worker.print_to_stdstream = lambda said, **how: log.debug("Ray says: %s", said["lines"])
@@ -146,7 +146,7 @@ def _join(address: str) -> None:
     try:
         ray.init(
             address=address,
-            runtime_env=None if inside_job else _with_keys_unseen(travel()),
+            runtime_env=None if inside_job else _with_keys_unseen(runtime_env()),
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -164,19 +164,19 @@ def _loopback_only(address: str) -> bool:
     from ray._raylet import node_ip_address_from_perspective  # pyright: ignore[reportAttributeAccessIssue]
 
     host, _, port = address.rpartition(":")
-    if not is_here(host):
+    if not is_loopback(host):
         return False
     try:
-        ask(f"{node_ip_address_from_perspective()}:{port}")
+        check_reachable(f"{node_ip_address_from_perspective()}:{port}")
     except ValueError:
         return True
     return False
 
 
-def dashboard_of(address: str) -> str:
+def dashboard_url(address: str) -> str:
     """The URL of the dashboard, where jobs are taken, of the Ray whose head is at host:port."""
     use_token(address.rpartition(":")[0])
-    ask(address)
+    check_reachable(address)
     from ray._private import ray_constants as names
     from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -187,7 +187,7 @@ def dashboard_of(address: str) -> str:
 
 
 @contextmanager
-def only(address: str) -> Iterator[None]:
+def ray_api_address(address: str) -> Iterator[None]:
     """Inside, Ray's clients take the Ray at `address`, a URL or host:port.
 
     Else they take the environment's rather than the one that they are given, and where it names none, one of those
@@ -205,7 +205,7 @@ def only(address: str) -> Iterator[None]:
                 os.environ[name] = before
 
 
-def ask(address: str) -> None:
+def check_reachable(address: str) -> None:
     """Raise ValueError unless a Ray head answers at host:port; ray.init itself would try for two minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():

@@ -88,14 +88,14 @@ FORWARDED = (
 )  # fmt: skip
 
 
-def forwarded() -> dict[str, str]:
-    """What another process needs to be set as it is here, for `adopt` there; paths in full."""
+def exported_env() -> dict[str, str]:
+    """What another process needs to be set as it is here, for `apply_env` there; paths in full."""
     now = settings()
     named = {name: os.environ[name] for name in FORWARDED if name in os.environ}
     paths = {"ZPOINT_HOME": str(now.home), "ZPOINT_CACHE": str(now.cache), "ZPOINT_STORE": now.store}
     return named | {name: path for name, path in paths.items() if name in named or name == "ZPOINT_HOME"}
 
 
-def adopt(environment: dict[str, str]) -> None:
-    """Take over what `forwarded` gave in another process: a worker runs in a folder of its own."""
+def apply_env(environment: dict[str, str]) -> None:
+    """Take over what `exported_env` gave in another process: a worker runs in a folder of its own."""
     os.environ.update(environment)

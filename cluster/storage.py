@@ -68,12 +68,12 @@ def check_uri(uri: str) -> None:
         # Listing needs the right keys even where a bare HEAD of the bucket does not.
         fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=False))
     except OSError as error:
-        raise ValueError(f"no access to {uri}: {plain_s3_error(error)}") from error
+        raise ValueError(f"no access to {uri}: {describe_s3_error(error)}") from error
     if not found:
         raise ValueError(f"no access to {uri}: the bucket '{bucket}' does not exist; create it first")
 
 
-def plain_s3_error(error: OSError) -> str:
+def describe_s3_error(error: OSError) -> str:
     """What an S3 error of pyarrow means to a person."""
     text = str(error)
     for code, meaning in {

@@ -1,5 +1,5 @@
 """MLflow from the driver's side: runs, metrics, artifacts. These raise what MLflow raises; callers that must not
-stop for it go through `attempt`."""
+stop for it go through `best_effort`."""
 
 import fcntl
 import logging
@@ -105,13 +105,13 @@ def set_status(run_id: str, status: str) -> None:
         (client().update_run if status == "RUNNING" else client().set_terminated)(run_id, status)
 
     if run_id:
-        attempt(f"note that the run is {status}", note)
+        best_effort(f"note that the run is {status}", note)
 
 
 def forget_run(run_id: str) -> None:
     """Delete a run; nothing for an empty id. Raises nothing."""
     if run_id:
-        attempt("forget the run", lambda: client().delete_run(run_id))
+        best_effort("forget the run", lambda: client().delete_run(run_id))
 
 
 def status_of(error: BaseException) -> str:
@@ -134,7 +134,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def attempt(what: str, call: Callable[[], Any], otherwise: Any = None, *, tell: bool = True) -> Any:
+def best_effort(what: str, call: Callable[[], Any], otherwise: Any = None, *, tell: bool = True) -> Any:
     """`call()`, or `otherwise` with a warning (if `tell`) when it fails: no failure of MLflow stops a training."""
     try:
         return call()

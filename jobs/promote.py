@@ -7,7 +7,7 @@ from aecore.data.io import read_bytes, read_json
 from cluster import tracking
 from cluster.settings import settings
 from cluster.storage import check_uri
-from jobs.run_store import find_record
+from jobs.run_store import find_run
 from jobs.tune.campaign import best_of
 
 ALIAS = re.compile(r"(?i)(?!latest$|v\d+$)[a-z0-9_-]{1,255}")
@@ -25,7 +25,7 @@ def promote(name: str, alias: str = "champion") -> dict[str, Any]:
         raise ValueError(f"--alias takes letters, digits, '_' and '-', not 'latest' nor a version, not '{alias}'")
     check_uri(settings().store)
     run = best_of(name) or name
-    record = find_record(run)
+    record = find_run(run)
     if not record.finished():
         raise ValueError(f"run '{run}' has not finished: start its command again, then promote it")
     if not record.run_id:

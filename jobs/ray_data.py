@@ -18,7 +18,7 @@ from ray.train import DataConfig
 from aecore.config import Recipe
 from aecore.data.shard_stream import decode_shard
 from aecore.data.shards import Manifest
-from cluster.settings import adopt, forwarded
+from cluster.settings import apply_env, exported_env
 
 
 def ray_streams(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class Shares(DataConfig):
     def __init__(self, recipe: Recipe, manifest: Manifest) -> None:
         super().__init__()
         self.manifest, self.seed = manifest, recipe.optim.seed
-        self.decode = partial(_decode, manifest=manifest, uri=recipe.data.uri, environment=forwarded())
+        self.decode = partial(_decode, manifest=manifest, uri=recipe.data.uri, environment=exported_env())
 
     def configure(self, datasets: dict[str, Dataset], world_size: int, *args: Any, **kwargs: Any) -> Any:
         """Called by Ray Train whenever it starts a group of workers."""
@@ -78,7 +78,7 @@ def _decode(part: Any, manifest: Manifest, uri: str, environment: dict[str, str]
     """The images of one shard; of number -1, rows that do not count."""
     from cluster.storage import open_uri
 
-    adopt(environment)
+    apply_env(environment)
     split, number, rows = str(part["split"][0]), int(part["number"][0]), int(part["rows"][0])
     if number < 0:
         images = np.zeros((rows, manifest.size, manifest.size, manifest.channels), np.uint8)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pyarrow.fs as pafs
 
 from aecore.config import Recipe
-from aecore.data.io import read_bytes, read_json, write_json, write_whole
+from aecore.data.io import read_bytes, read_json, write_atomic, write_json
 from aecore.data.shards import Manifest
 from cluster import tracking
 from cluster.settings import settings
@@ -25,7 +25,7 @@ HAND_IN_SECONDS, HAND_IN_SLOWEST = 2.0, 60.0  # between two looks for a finished
 
 
 @dataclass
-class Record:
+class RunStore:
     """Where a run lies and which MLflow run it is ('' while MLflow has not answered); it travels to every worker."""
 
     name: str
@@ -52,7 +52,7 @@ class Record:
         path = f"{root}/epochs/epoch-{epoch:03d}"
         if fs.get_file_info(f"{path}.json").type is pafs.FileType.NotFound:
             if picture:
-                write_whole(fs, f"{path}.png", picture)
+                write_atomic(fs, f"{path}.png", picture)
             write_json(fs, f"{path}.json", {"metrics": metrics, "kl_components": components})
 
     def epochs(self, after: int = 0) -> dict[int, dict[str, float]]:
@@ -71,14 +71,14 @@ class Record:
         if self.run_id:
             tracking.set_status(self.run_id, "RUNNING")
         else:
-            self.enter()
+            self.ensure_mlflow_run()
 
-    def enter(self, *, tell: bool = True) -> None:
+    def ensure_mlflow_run(self, *, tell: bool = True) -> None:
         """Open the MLflow run that run.json describes, unless there is one."""
         if not self.run_id:
-            self.run_id = tracking.attempt("open the run", self._enter, "", tell=tell)
+            self.run_id = tracking.best_effort("open the run", self._ensure_mlflow_run, "", tell=tell)
 
-    def _enter(self) -> str:
+    def _ensure_mlflow_run(self) -> str:
         fs, root = self.place
         known = read_json(fs, f"{root}/run.json")
         recipe = {key: value for key, value in known["recipe"].items() if key != "search"}
@@ -86,16 +86,16 @@ class Record:
         write_json(fs, f"{root}/run.json", known | {"run_id": run_id})
         return run_id
 
-    def hand_in(self, *, tell: bool = True) -> bool:
+    def sync_to_mlflow(self, *, tell: bool = True) -> bool:
         """Log to MLflow what the folder holds and MLflow lacks: one point per epoch, however often it is called.
 
         Whether MLflow has it all now; with `tell`, a failure is told in a warning.
         """
-        self.enter(tell=tell)
+        self.ensure_mlflow_run(tell=tell)
         what = "take the epochs' metrics; they are handed in when it answers, or by this command once more"
-        return bool(self.run_id) and tracking.attempt(what, self._hand_in, False, tell=tell)
+        return bool(self.run_id) and tracking.best_effort(what, self._sync_to_mlflow, False, tell=tell)
 
-    def _hand_in(self) -> bool:
+    def _sync_to_mlflow(self) -> bool:
         fs, root = self.place
         client = tracking.client()
         if self.handed_in < 0:
@@ -112,20 +112,20 @@ class Record:
         return True
 
     @contextmanager
-    def handing_in(self) -> Iterator[None]:
+    def background_sync(self) -> Iterator[None]:
         """While inside, MLflow gets each epoch soon after it is written; where it is gone, nothing waits for it."""
         over = threading.Event()
 
-        def hand_in() -> None:
+        def sync_to_mlflow() -> None:
             if over.wait(HAND_IN_SECONDS):  # so much later: at once, MLflow's import would hold up that of Ray
                 return
             self.begin()
             wait, tell = HAND_IN_SECONDS, bool(self.run_id)
             while not over.wait(wait):
-                tell = self.hand_in(tell=tell)
+                tell = self.sync_to_mlflow(tell=tell)
                 wait = HAND_IN_SECONDS if tell else min(2 * wait, HAND_IN_SLOWEST)
 
-        thread = threading.Thread(target=hand_in, name="hand-in", daemon=True)
+        thread = threading.Thread(target=sync_to_mlflow, name="hand-in", daemon=True)
         thread.start()
         try:
             yield
@@ -135,10 +135,10 @@ class Record:
 
     def close(self, status: str) -> None:
         """Hand in the last epochs and end the MLflow run as FINISHED, FAILED or KILLED."""
-        if self.hand_in():
+        if self.sync_to_mlflow():
             tracking.set_status(self.run_id, status)
 
-    def drop(self) -> None:
+    def discard(self) -> None:
         """Forget a run that a user's mistake kept from starting; one that has begun is closed as FAILED."""
         fs, root = self.place
         if fs.get_file_info(f"{root}/checkpoints").type is not pafs.FileType.NotFound:
@@ -147,9 +147,9 @@ class Record:
         tracking.forget_run(self.run_id)
 
 
-def open_record(
+def open_run(
     recipe: Recipe, stem: str, manifest: Manifest, *, fresh: bool = False, tags: dict[str, str] | None = None
-) -> Record:
+) -> RunStore:
     """The record of the run that `recipe` on `manifest` means, new or to be gone on with.
 
     The name is the recipe's, else `stem` with a digest of what is trained, so the same command finds its run
@@ -176,7 +176,7 @@ def open_record(
             "tags": labels | {tracking.KEY: secrets.token_hex(8)}, "recipe": recipe.model_dump(mode="json"),
         }  # fmt: skip
         write_json(fs, f"{root}/run.json", known)
-    return Record(name, uri, known["run_id"])
+    return RunStore(name, uri, known["run_id"])
 
 
 def delete_folder(fs: pafs.FileSystem, root: str) -> None:
@@ -184,7 +184,7 @@ def delete_folder(fs: pafs.FileSystem, root: str) -> None:
         fs.delete_dir(root)
 
 
-def find_record(name: str) -> Record:
+def find_run(name: str) -> RunStore:
     """The record of the run `name` in the store in force. Raises ValueError when there is none."""
     uri = f"{settings().runs_uri}/{name}"
     fs, root = open_uri(uri)
@@ -192,4 +192,4 @@ def find_record(name: str) -> Record:
         known = read_json(fs, f"{root}/run.json")
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"no run or campaign '{name}' under {settings().runs_uri}: see `zpoint runs`") from None
-    return Record(name, uri, known["run_id"])
+    return RunStore(name, uri, known["run_id"])

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from contextlib import redirect_stdout
 
-from aecore.data.remote_path import Place
+from aecore.data.remote_path import RemotePath
 
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "cifar-10-batches-py"}  # as torchvision's
 SECONDS = 30  # that a server may stay silent
@@ -19,7 +19,7 @@ def check_downloadable(dataset: str) -> None:
         raise ValueError(f"--download takes {', '.join(FOLDERS)}; {dataset} you must fetch yourself")
 
 
-def download(dataset: str, place: Place) -> None:
+def download(dataset: str, place: RemotePath) -> None:
     """Put `dataset` into the folder `place`, whole or not at all; where its folder is there, nothing is fetched.
 
     Raises ValueError when `place` is not local or the network does not give it.

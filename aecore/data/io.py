@@ -23,7 +23,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_whole(fs: pafs.FileSystem, path: str, data: bytes) -> None:
+def write_atomic(fs: pafs.FileSystem, path: str, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all, replacing what was there; parent folders are made.
 
     On a local disk the bytes go to a temporary name beside `path`, are synced, then renamed. An object store
@@ -85,14 +85,14 @@ def read_range(file: pa.NativeFile, start: int, buffer: memoryview, name: str) -
             raise _ShortAnswerError(f"{name} came cut short: not all of {len(buffer):,} bytes from {start:,} on")
 
     if len(buffer):
-        again(read, _ShortAnswerError, remote=True)
+        retry_read(read, _ShortAnswerError, remote=True)
 
 
 class _ShortAnswerError(OSError):
     """Fewer bytes came than the file holds."""
 
 
-def again(read: Callable[[int], T], *wrong: type[Exception], remote: bool) -> T:
+def retry_read(read: Callable[[int], T], *wrong: type[Exception], remote: bool) -> T:
     """Give what `read(attempt)` gives, attempts counting from 0. What is `wrong` but came over a network is read again.
 
     For what arrives without a word and is not what was sent; errors of the connection the file system retries itself.
@@ -107,7 +107,7 @@ def again(read: Callable[[int], T], *wrong: type[Exception], remote: bool) -> T:
 def write_json(fs: pafs.FileSystem, path: str, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys: equal values give equal bytes. NaN is a ValueError."""
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_whole(fs, path, f"{text}\n".encode())
+    write_atomic(fs, path, f"{text}\n".encode())
 
 
 def read_json(fs: pafs.FileSystem, path: str) -> Any:

@@ -1,7 +1,7 @@
 """Where the loop gets its images from: a node cache, the device's memory, or a stream. All give the same batches.
 
-`NodeFeed` and `DeviceFeed` give, bit by bit, the images that `aecore.data.shuffle` plans. `StreamFeed` gives each image
-once per epoch too, but in an order of its own, and begins an epoch only at its start.
+`NodeLoader` and `DeviceLoader` give, bit by bit, the images that `aecore.data.shuffle` plans. `StreamLoader` gives each
+image once per epoch too, but in an order of its own, and begins an epoch only at its start.
 """
 
 from collections import deque
@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aecore.data.node_cache import cpus
-from aecore.data.shuffle import Order, seed_of, spread_rows, steps_per_epoch
+from aecore.data.node_cache import num_threads
+from aecore.data.shuffle import BatchSampler, derive_seed, evenly_spaced, steps_per_epoch
 
 STREAM_BUFFER = 128 << 20  # bytes of images among which a stream is shuffled
 PIECE = 64  # images that change places at once
@@ -35,7 +35,7 @@ class Batch:
     count: int
 
 
-class Feed(Protocol):
+class Loader(Protocol):
     resumable: bool  # whether `batches` can begin within an epoch
 
     def __len__(self) -> int:
@@ -54,12 +54,12 @@ class Feed(Protocol):
         ...
 
 
-class NodeFeed:
+class NodeLoader:
     """Images in memory or a memory-mapped file; the next batches are gathered while the step runs."""
 
     resumable = True
 
-    def __init__(self, images: np.ndarray, order: Order, device: torch.device) -> None:
+    def __init__(self, images: np.ndarray, order: BatchSampler, device: torch.device) -> None:
         self.images, self.order, self.device = images, order, device
         self._flat = images.reshape(len(images), -1) if len(images) else images
 
@@ -67,7 +67,7 @@ class NodeFeed:
         return len(self.images)
 
     def batches(self, epoch: int | None, first: int = 0) -> Iterator[Batch]:
-        threads = min(2, cpus())  # two reach what the memory can give
+        threads = min(2, num_threads())  # two reach what the memory can give
         # The yielded one, those in the making and the next: memory fresh from the kernel for each would cost a third.
         rooms = cycle([self._room() for _ in range(threads + 2)])
         with ThreadPoolExecutor(threads, "gather") as gatherers:
@@ -80,7 +80,7 @@ class NodeFeed:
                 yield coming.popleft().result()
 
     def spread(self, count: int) -> Tensor:
-        return torch.from_numpy(self.images[spread_rows(len(self), count)]).to(self.device)
+        return torch.from_numpy(self.images[evenly_spaced(len(self), count)]).to(self.device)
 
     def _room(self) -> Tensor | None:
         if self.device.type != "cpu":
@@ -98,12 +98,12 @@ class NodeFeed:
         return Batch(images.to(self.device, non_blocking=True), places.to(self.device, non_blocking=True), count)
 
 
-class DeviceFeed:
+class DeviceLoader:
     """Images that lie in the device's memory."""
 
     resumable = True
 
-    def __init__(self, images: np.ndarray, order: Order, device: torch.device) -> None:
+    def __init__(self, images: np.ndarray, order: BatchSampler, device: torch.device) -> None:
         self.order, self.device = order, device
         self.images = torch.empty(images.shape, dtype=torch.uint8, device=device)
         for start in range(0, len(images), 4096):
@@ -119,10 +119,10 @@ class DeviceFeed:
             yield Batch(self.images.index_select(0, both[0]), both[1], count)
 
     def spread(self, count: int) -> Tensor:
-        return self.images[torch.from_numpy(spread_rows(len(self), count)).to(self.device)]
+        return self.images[torch.from_numpy(evenly_spaced(len(self), count)).to(self.device)]
 
 
-class StreamFeed:
+class StreamLoader:
     """Images that go by: `pour(epoch)` gives this worker's share of them, in arrays of any number of rows.
 
     The shares together hold each image once, and none holds more than `share` images. They are shuffled through a
@@ -133,7 +133,7 @@ class StreamFeed:
 
     def __init__(
         self, pour: Callable[[int | None], Iterator[np.ndarray]], few: Callable[[int], np.ndarray], count: int,
-        order: Order, device: torch.device,
+        order: BatchSampler, device: torch.device,
     ) -> None:  # fmt: skip
         self.pour, self.few, self.count, self.order, self.device = pour, few, count, order, device
 
@@ -150,7 +150,7 @@ class StreamFeed:
         sizes = [share * (step + 1) // steps - share * step // steps for step in range(steps)]
         pieces = self.pour(epoch)
         if epoch is not None:
-            seed = seed_of(self.order.seed, epoch, self.order.world.rank)
+            seed = derive_seed(self.order.seed, epoch, self.order.world.rank)
             pieces = shuffled(pieces, np.random.Generator(np.random.Philox(seed)))
         for images in regrouped(pieces, sizes):
             here = torch.from_numpy(images).to(self.device)

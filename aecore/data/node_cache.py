@@ -34,7 +34,7 @@ from aecore.data.shards import Manifest, Shard, UnreadShardError, read_shard
 log = logging.getLogger(__name__)
 LOCAL = pafs.LocalFileSystem()
 BLOCK = 1 << 21  # bytes decoded, written and checked in one go; part of the checksum's definition
-AHEAD = 2  # shards being read while others are decoded
+PREFETCH = 2  # shards being read while others are decoded
 TRUSTED_SECONDS = 3600  # for so long a copy that was found right is not read again
 _buffers = threading.local()
 
@@ -74,7 +74,7 @@ def open_cache(
     return np.frombuffer(mapped, np.uint8).reshape(copy.shape)
 
 
-def cpus() -> int:
+def num_threads() -> int:
     """The threads that this process may use: OMP_NUM_THREADS, which Ray sets for its workers, else its CPUs."""
     named = os.environ.get("OMP_NUM_THREADS", "")
     return int(named) if named.isdigit() and int(named) else len(os.sched_getaffinity(0))
@@ -144,10 +144,10 @@ def _fill(copy: _Copy, filled: Callable[[int], None]) -> None:
     began = time.time()
     with (
         open(copy.images, "r+b", buffering=0) as file,
-        ThreadPoolExecutor(cpus(), "decode") as decoders,
-        ThreadPoolExecutor(AHEAD, "read") as readers,
+        ThreadPoolExecutor(num_threads(), "decode") as decoders,
+        ThreadPoolExecutor(PREFETCH, "read") as readers,
     ):
-        work = _Work(copy, file, began, decoders, readers, filled)
+        work = CacheFill(copy, file, began, decoders, readers, filled)
         parts = copy.parts()
         while left := work.go_through(parts):
             # Others hold these: they finish them, or die and leave them to us.
@@ -158,7 +158,7 @@ def _fill(copy: _Copy, filled: Callable[[int], None]) -> None:
 
 
 @dataclass
-class _Work:
+class CacheFill:
     copy: _Copy
     file: BinaryIO
     began: float
@@ -183,7 +183,7 @@ class _Work:
                 else:
                     part.reading = self.readers.submit(self._read, part)
                     self.read.append(part)
-                    if len(self.read) > AHEAD:
+                    if len(self.read) > PREFETCH:
                         self._decode_next()
             while self.read:
                 self._decode_next()

@@ -19,8 +19,8 @@ from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 
-from aecore.data.io import again
-from aecore.data.remote_path import Place
+from aecore.data.io import retry_read
+from aecore.data.remote_path import RemotePath
 from aecore.data.synthetic_faces import draw_face
 
 MAX_FILE = 256 * 1024 * 1024  # bytes of one encoded image
@@ -73,7 +73,7 @@ def read_ahead(reader: Reader, names: list[str]) -> Iterator[Item | ValueError]:
 class FileReader(Reader):
     """Reads files below `folder`; a name is the path from there."""
 
-    folder: Place
+    folder: RemotePath
 
     @property
     def threads(self) -> int:
@@ -106,7 +106,7 @@ class Member(NamedTuple):
 class ZipReader(Reader):
     """Reads `members` of the zip `place`, whose list was read once, by whoever made this reader."""
 
-    place: Place
+    place: RemotePath
     stamp: int  # the file's time of change, so that a new zip under an old name is opened anew
     members: dict[str, Member]
 
@@ -129,7 +129,7 @@ class ZipReader(Reader):
             return _unpack(file, member)
 
         try:
-            return again(read, *_DAMAGED, remote=not self.place.local)
+            return retry_read(read, *_DAMAGED, remote=not self.place.local)
         except _DAMAGED as error:
             raise ValueError(f"the zip does not give it: {error}") from error
 
@@ -139,7 +139,7 @@ class ArrayReader(Reader):
     """Reads images that lie in arrays, as torchvision keeps them; a name is train-00012 or test-00012."""
 
     kind: str  # 'idx' or 'cifar'
-    folder: Place
+    folder: RemotePath
     fingerprint: str  # of the files, so that others under the same names are loaded anew
 
     def read(self, name: str) -> np.ndarray:
@@ -165,7 +165,7 @@ def _check_length(length: int) -> None:
         raise ValueError(f"its file has {length:,} bytes, over the limit of {MAX_FILE:,}")
 
 
-def list_zip(place: Place) -> dict[str, Member]:
+def list_zip(place: RemotePath) -> dict[str, Member]:
     """Give the files in the zip `place`. Raises BadZipFile when it is none, OSError when reading fails."""
     try:
         with place.open() as file, zipfile.ZipFile(file) as archive:
@@ -185,14 +185,14 @@ def list_zip(place: Place) -> dict[str, Member]:
 class _Opened(threading.local):
     """The zip that this thread has open. Another's reading would move its place and empty its buffer."""
 
-    key: tuple[Place, int] | None = None
+    key: tuple[RemotePath, int] | None = None
     file: IO[bytes]
 
 
 _OPENED = _Opened()
 
 
-def _open_here(place: Place, stamp: int) -> IO[bytes]:
+def _open_here(place: RemotePath, stamp: int) -> IO[bytes]:
     if _OPENED.key != (place, stamp):
         _OPENED.file, _OPENED.key = place.open(), (place, stamp)
     return _OPENED.file
@@ -219,11 +219,11 @@ def _unpack(file: IO[bytes], member: Member) -> bytes:
 
 
 @lru_cache(maxsize=2)
-def _load(kind: str, folder: Place, fingerprint: str, part: str) -> np.ndarray:
+def _load(kind: str, folder: RemotePath, fingerprint: str, part: str) -> np.ndarray:
     return (load_idx if kind == "idx" else load_cifar)(folder, part)[0]
 
 
-def load_idx(folder: Place, part: str) -> tuple[np.ndarray, np.ndarray]:
+def load_idx(folder: RemotePath, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Load `part` ('train' or 'test') of an MNIST-like set: uint8 (n, H, W, 1) images and uint8 (n,) labels.
 
     Raises ValueError when a file is missing, cut short or of another kind.
@@ -236,8 +236,8 @@ def load_idx(folder: Place, part: str) -> tuple[np.ndarray, np.ndarray]:
     return images[..., None], labels
 
 
-def _read_idx(path: Place) -> np.ndarray:
-    packed = Place(path.fs, f"{path.path}.gz")
+def _read_idx(path: RemotePath) -> np.ndarray:
+    packed = RemotePath(path.fs, f"{path.path}.gz")
     try:
         data = path.read() if path.exists() else gzip.decompress(packed.read())
     except FileNotFoundError:
@@ -253,7 +253,7 @@ def _read_idx(path: Place) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def load_cifar(folder: Place, part: str) -> tuple[np.ndarray, np.ndarray]:
+def load_cifar(folder: RemotePath, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Load `part` ('train' or 'test') of CIFAR10: uint8 (n, 32, 32, 3) images and int64 (n,) labels.
 
     Raises ValueError when a batch is missing, damaged or holds anything but numbers.

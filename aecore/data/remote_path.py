@@ -14,7 +14,7 @@ AHEAD = 1 << 20  # bytes asked for at once inside a remote zip: neighbours in it
 
 
 @dataclass(frozen=True)
-class Place:
+class RemotePath:
     """A file or folder. Local ones are read by Python itself, which knows links and is quicker there."""
 
     fs: pafs.FileSystem = field(hash=False)
@@ -26,12 +26,12 @@ class Place:
         return isinstance(self.fs, pafs.LocalFileSystem)
 
     @property
-    def parent(self) -> "Place":
+    def parent(self) -> "RemotePath":
         """Give the folder that holds it."""
-        return Place(self.fs, str(PurePosixPath(self.path).parent))
+        return RemotePath(self.fs, str(PurePosixPath(self.path).parent))
 
-    def __truediv__(self, name: str) -> "Place":
-        return Place(self.fs, str(PurePosixPath(self.path) / name)) if name else self
+    def __truediv__(self, name: str) -> "RemotePath":
+        return RemotePath(self.fs, str(PurePosixPath(self.path) / name)) if name else self
 
     def __str__(self) -> str:
         return self.path if self.local else f"s3://{self.path}"
@@ -85,7 +85,7 @@ class Place:
 class _Ranges(io.RawIOBase):
     """A remote file as Python's buffers want it; what does not come whole is asked for again, or an error."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: RemotePath) -> None:
         self._file = place.fs.open_input_file(place.path)
         self._place, self._size = place, self._file.size()
 

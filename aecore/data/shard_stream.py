@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow.fs as pafs
 
 from aecore.data.images import decode_rows
-from aecore.data.node_cache import AHEAD, cpus
+from aecore.data.node_cache import PREFETCH, num_threads
 from aecore.data.shards import Manifest, Shard, read_shard
-from aecore.data.shuffle import plan_epoch, spread_rows
+from aecore.data.shuffle import evenly_spaced, plan_epoch
 
 SPREAD = 32  # shards among which a few images are taken, where there are so many
 
@@ -30,7 +30,7 @@ def decode_shard(
     return images
 
 
-def pour(
+def iter_shards(
     fs: pafs.FileSystem, root: str, manifest: Manifest, split: str, seed: int, epoch: int | None
 ) -> Iterator[np.ndarray]:
     """The split's images, a shard at a time, the shards in the order of (seed, epoch), or as stored for None.
@@ -39,29 +39,29 @@ def pour(
     """
     shards = manifest.shards(split)
     order = range(len(shards)) if epoch is None else plan_epoch(seed, epoch, len(shards))
-    with ThreadPoolExecutor(cpus(), "decode") as decoders:
+    with ThreadPoolExecutor(num_threads(), "decode") as decoders:
         coming: deque = deque()
         for number in order:
             coming.append(decoders.submit(decode_shard, fs, root, manifest, shards[number]))
-            if len(coming) > AHEAD:
+            if len(coming) > PREFETCH:
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
 
 
-def spread_images(fs: pafs.FileSystem, root: str, manifest: Manifest, split: str, count: int) -> np.ndarray:
+def read_spaced_images(fs: pafs.FileSystem, root: str, manifest: Manifest, split: str, count: int) -> np.ndarray:
     """At most `count` images evenly spread over the split as stored, from a few of its shards."""
-    parts = spread_parts(manifest, split, count)
+    parts = spaced_rows_by_shard(manifest, split, count)
     images = [decode_shard(fs, root, manifest, shard, rows) for shard, rows in parts]
     return np.concatenate([np.empty((0, manifest.size, manifest.size, manifest.channels), np.uint8), *images])
 
 
-def spread_parts(manifest: Manifest, split: str, count: int) -> list[tuple[Shard, np.ndarray]]:
-    """The shards that `spread_images` takes images from, and which of each one's rows."""
+def spaced_rows_by_shard(manifest: Manifest, split: str, count: int) -> list[tuple[Shard, np.ndarray]]:
+    """The shards that `read_spaced_images` takes images from, and which of each one's rows."""
     shards = manifest.shards(split)
     enough = next((n for n in range(len(shards)) if sum(s.rows for s in shards[:n]) >= count), len(shards))
-    chosen = [shards[number] for number in spread_rows(len(shards), max(SPREAD, enough))]
+    chosen = [shards[number] for number in evenly_spaced(len(shards), max(SPREAD, enough))]
     starts = np.cumsum([0, *(shard.rows for shard in chosen)])
-    rows = spread_rows(int(starts[-1]), count)
+    rows = evenly_spaced(int(starts[-1]), count)
     parts = [rows[(rows >= low) & (rows < high)] - low for low, high in pairwise(starts)]
     return list(zip(chosen, parts, strict=True))

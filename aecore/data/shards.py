@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from aecore.data.images import Encoding
-from aecore.data.io import again, read_bytes, read_json, sha256, write_json, write_whole
+from aecore.data.io import read_bytes, read_json, retry_read, sha256, write_atomic, write_json
 
 MANIFEST = "manifest.json"
 
@@ -88,7 +88,7 @@ def write_shard(fs: pafs.FileSystem, root: str, path: str, table: pa.Table) -> S
         write_statistics=False,
     )
     data = buffer.getvalue()
-    write_whole(fs, f"{root}/{path}", data)
+    write_atomic(fs, f"{root}/{path}", data)
     return Shard(path=path, rows=table.num_rows, bytes=len(data), sha256=sha256(data))
 
 
@@ -108,7 +108,7 @@ def read_shard_bytes(fs: pafs.FileSystem, root: str, shard: Shard) -> bytes:
         return data
 
     try:
-        return again(read, ValueError, remote=not isinstance(fs, pafs.LocalFileSystem))
+        return retry_read(read, ValueError, remote=not isinstance(fs, pafs.LocalFileSystem))
     except FileNotFoundError:
         raise ValueError(f"shard {shard.path} is missing in {root}; {mend}") from None
     except OSError as error:

@@ -16,7 +16,7 @@ class World:
 
 def plan_epoch(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of the `count` images of an epoch: a permutation, int64 `(count,)`."""
-    return np.random.Generator(np.random.Philox(seed_of(seed, epoch, 0))).permutation(count)
+    return np.random.Generator(np.random.Philox(derive_seed(seed, epoch, 0))).permutation(count)
 
 
 def step_rows(plan: np.ndarray, step: int, batch: int, world: World) -> tuple[np.ndarray, np.ndarray]:
@@ -32,7 +32,7 @@ def step_rows(plan: np.ndarray, step: int, batch: int, world: World) -> tuple[np
 
 
 @dataclass(frozen=True)
-class Order:
+class BatchSampler:
     """How this worker goes through a split: in global batches of `batch`, shared out among the workers."""
 
     seed: int
@@ -50,7 +50,7 @@ class Order:
             yield rows, positions, min(self.batch, count - step * self.batch)
 
 
-def spread_rows(count: int, wanted: int) -> np.ndarray:
+def evenly_spaced(count: int, wanted: int) -> np.ndarray:
     """At most `wanted` of the rows 0 to `count` - 1, evenly spread, int64: a split may be stored class by class."""
     return np.arange(count) if wanted >= count else np.arange(wanted) * count // wanted
 
@@ -59,6 +59,6 @@ def steps_per_epoch(count: int, batch: int) -> int:
     return -(-count // batch)
 
 
-def seed_of(*counters: int) -> int:
+def derive_seed(*counters: int) -> int:
     """A 64-bit seed for the stream that `counters` (run seed, epoch or step, purpose) name."""
     return int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0])

@@ -1,6 +1,6 @@
 """Where images come from: one function per dataset, listed in SOURCES at the end. Add a dataset there.
 
-Such a function gives what it `Found`; from that, `open_source` makes a `Source` that lists the items of each split.
+Such a function gives a `SourceListing`; from that, `open_source` makes a `Source` that lists the items of each split.
 Its reader travels to other processes and reads them there.
 """
 
@@ -27,7 +27,7 @@ from aecore.data.readers import (
     load_cifar,
     load_idx,
 )
-from aecore.data.remote_path import Place
+from aecore.data.remote_path import RemotePath
 from aecore.data.splits import SPLITS, sample_splits, split_table
 from aecore.data.synthetic_faces import face_factors
 
@@ -39,7 +39,7 @@ GENERATED = 4000  # faces, where no limit is given
 
 
 @dataclass(frozen=True)
-class Request:
+class SourceOptions:
     """What a user asks of a source."""
 
     path: str | None = None
@@ -52,7 +52,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceListing:
     """All the items of a set: column `name`, then what is known of each, and how to read one."""
 
     items: pa.Table
@@ -80,7 +80,7 @@ class Source:
         return (self.reader.read(names[index].as_py()) for index in indices)
 
 
-def open_source(dataset: str, request: Request) -> Source:
+def open_source(dataset: str, request: SourceOptions) -> Source:
     """List the items of `dataset`. With a limit, a fixed sample in which each split has its share.
 
     Raises ValueError when the dataset is unknown, or its files are missing, damaged or empty.
@@ -99,18 +99,18 @@ def open_source(dataset: str, request: Request) -> Source:
     return Source(splits, rule, found.reader, found.channels, request.size or found.size, found.fingerprint)
 
 
-def _place(request: Request, expected: str, *, new: bool = False) -> Place:
+def _place(request: SourceOptions, expected: str, *, new: bool = False) -> RemotePath:
     if not request.path:
         raise ValueError(f"--source is missing: it takes {expected}")
-    place = Place(request.fs, request.path)
+    place = RemotePath(request.fs, request.path)
     if place.local:
-        place = Place(request.fs, str(Path(request.path).expanduser().absolute()))  # workers run in other folders
+        place = RemotePath(request.fs, str(Path(request.path).expanduser().absolute()))  # workers run in other folders
     if not new and not place.exists():
         raise ValueError(f"{place} does not exist; --source takes {expected}")
     return place
 
 
-def _list_images(place: Place, expected: str, keep: set[str] | None = None) -> tuple[dict[str, int], Reader]:
+def _list_images(place: RemotePath, expected: str, keep: set[str] | None = None) -> tuple[dict[str, int], Reader]:
     """List the images in a folder or zip: sorted names with a number for the content, and their reader.
 
     Folders round everything are left out of the names, unless one is named in `keep`.
@@ -128,7 +128,7 @@ def _list_images(place: Place, expected: str, keep: set[str] | None = None) -> t
     return listed, ZipReader(place, place.stamp(), {name: members[prefix + name] for name in listed})
 
 
-def _list_zip(place: Place) -> dict[str, Member]:
+def _list_zip(place: RemotePath) -> dict[str, Member]:
     try:
         return list_zip(place)
     except zipfile.BadZipFile as error:
@@ -156,7 +156,7 @@ def _fingerprint(*parts: object) -> str:
     return sha256(repr(parts).encode())
 
 
-def celeba(request: Request) -> Found:
+def celeba(request: SourceOptions) -> SourceListing:
     """CelebA's aligned faces in the official layout, with identity and attributes (1 or 0) where present."""
     expected = "CelebA's folder with img_align_celeba.zip and list_eval_partition.txt, or that zip"
     base = _place(request, expected)
@@ -185,7 +185,7 @@ def celeba(request: Request) -> Found:
         for i, attribute in enumerate(attributes):
             columns[attribute] = pa.array((values[:, i] > 0).astype(np.int8))
     fingerprint = _fingerprint("celeba", listed, texts)
-    return Found(pa.table(columns), official, reader, channels=3, size=96, fingerprint=fingerprint)
+    return SourceListing(pa.table(columns), official, reader, channels=3, size=96, fingerprint=fingerprint)
 
 
 _CELEBA_LISTS = ("list_eval_partition.txt", "identity_CelebA.txt", "list_attr_celeba.txt")
@@ -203,7 +203,7 @@ def _column(lines: list[str], names: list[str], file: str) -> np.ndarray:
         raise ValueError(f"{file} must give each image the same number of whole numbers") from error
 
 
-def folder(request: Request) -> Found:
+def folder(request: SourceOptions) -> SourceListing:
     """Images in a folder or zip, with or without split folders and class folders: SPLIT/CLASS/NAME.png."""
     expected = f"a folder or zip of images ({' '.join(sorted(IMAGE_ENDINGS))})"
     listed, reader = _list_images(_place(request, expected), expected, keep=set(SPLIT_FOLDERS))
@@ -219,25 +219,27 @@ def folder(request: Request) -> Found:
         numbers = {name: i for i, name in enumerate(sorted(set(classes)))}
         columns |= {"label": pa.array([numbers[name] for name in classes]), "class": pa.array(classes)}
     fingerprint = _fingerprint("folder", listed)
-    return Found(pa.table(columns), official, reader, channels=3, size=96, fingerprint=fingerprint)
+    return SourceListing(pa.table(columns), official, reader, channels=3, size=96, fingerprint=fingerprint)
 
 
-def mnist(request: Request) -> Found:
+def mnist(request: SourceOptions) -> SourceListing:
     """MNIST as torchvision keeps it; channels 1, 28 x 28, with labels."""
     return _arrays(request, "idx", ("MNIST/raw", "raw", ""), "train-labels-idx1-ubyte", channels=1, size=28)
 
 
-def fashion_mnist(request: Request) -> Found:
+def fashion_mnist(request: SourceOptions) -> SourceListing:
     """Fashion-MNIST as torchvision keeps it; channels 1, 28 x 28, with labels."""
     return _arrays(request, "idx", ("FashionMNIST/raw", "raw", ""), "train-labels-idx1-ubyte", channels=1, size=28)
 
 
-def cifar10(request: Request) -> Found:
+def cifar10(request: SourceOptions) -> SourceListing:
     """CIFAR10 as torchvision keeps it (cifar-10-batches-py); 32 x 32, with labels."""
     return _arrays(request, "cifar", ("cifar-10-batches-py", ""), "test_batch", channels=3, size=32)
 
 
-def _arrays(request: Request, kind: str, layouts: tuple[str, ...], sign: str, *, channels: int, size: int) -> Found:
+def _arrays(
+    request: SourceOptions, kind: str, layouts: tuple[str, ...], sign: str, *, channels: int, size: int
+) -> SourceListing:
     expected = f"torchvision's root folder, or the folder that holds {sign}"
     base = _place(request, expected)
     places = (base / layout for layout in layouts)
@@ -254,10 +256,10 @@ def _arrays(request: Request, kind: str, layouts: tuple[str, ...], sign: str, *,
     table = pa.table({"name": names, "label": pa.array(labels, pa.int64())})
     fingerprint = _fingerprint(kind, digests)
     reader = ArrayReader(kind, place, fingerprint)
-    return Found(table, official, reader, channels=channels, size=size, fingerprint=fingerprint)
+    return SourceListing(table, official, reader, channels=channels, size=size, fingerprint=fingerprint)
 
 
-def generated(request: Request) -> Found:
+def generated(request: SourceOptions) -> SourceListing:
     """Drawn faces, as many as the limit says, with their factors as columns."""
     if request.path:
         raise ValueError("generated faces are drawn, not read: leave --source out")
@@ -266,10 +268,10 @@ def generated(request: Request) -> Found:
     columns = {key: pa.array([each[key] for each in factors], pa.float32()) for key in factors[0]}
     table = pa.table({"name": [f"{index:08d}" for index in range(count)], **columns})
     fingerprint = _fingerprint("generated", request.seed, 1)  # 1: the drawing's version
-    return Found(table, None, FaceReader(request.seed, size), channels=3, size=size, fingerprint=fingerprint)
+    return SourceListing(table, None, FaceReader(request.seed, size), channels=3, size=size, fingerprint=fingerprint)
 
 
-SOURCES: dict[str, Callable[[Request], Found]] = {
+SOURCES: dict[str, Callable[[SourceOptions], SourceListing]] = {
     "celeba": celeba,
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,

@@ -9,9 +9,9 @@ from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from aecore.data.shuffle import spread_rows
+from aecore.data.shuffle import evenly_spaced
 from aecore.latent.interpolation import principal_axes
-from aecore.model.autoencoder import ACTIVE, Latent
+from aecore.model.autoencoder import ACTIVE_KL, DiagonalGaussian
 
 FAR = 20.0  # a component beyond which few lie
 CORE = 2.0  # sds about the median
@@ -63,7 +63,7 @@ class ZStats:
         }
 
 
-def describe(latent: Latent, z: Tensor) -> ZStats:
+def describe(latent: DiagonalGaussian, z: Tensor) -> ZStats:
     """Statistics of the z-points `z` (n, z_dim) that were drawn from `latent`, the encoder's answer to n images."""
     points = z.double().cpu()
     x, mean, sd = points.numpy(), points.mean(0), points.std(0, correction=0)
@@ -76,7 +76,7 @@ def describe(latent: Latent, z: Tensor) -> ZStats:
         kurtosis=standard.pow(4).mean(0).sub(3).numpy(),
         core_distance=core_distance(x),
         kl=latent.kl().double().mean(0).cpu().numpy(),
-        active=(latent.mean.double().var(0) > ACTIVE).cpu().numpy(),
+        active=(latent.mean.double().var(0) > ACTIVE_KL).cpu().numpy(),
         radii=np.linalg.norm(x, axis=1),
         within=float((np.abs(x) < FAR).mean()),
         correlation=(standard.T @ standard / len(x)).numpy(),
@@ -123,7 +123,7 @@ class Structure:
 
 def structure(z: Tensor, seed: int = 0) -> Structure:
     """The structure of z-points `(n, z_dim)`, judged by 2,000 of them, evenly spread."""
-    x = z[spread_rows(len(z), POINTS)].double().cpu().numpy()
+    x = z[evenly_spaced(len(z), POINTS)].double().cpu().numpy()
     like = np.random.default_rng(seed).multivariate_normal(x.mean(0), np.cov(x.T), len(x), method="eigh")
     with threadpool_limits(1):  # on busy processors the threads' waiting for each other takes several times as long
         sizes = _part_sizes(x) / len(x)

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from aecore.data.shuffle import spread_rows
+from aecore.data.shuffle import evenly_spaced
 from aecore.metrics.classifier import Classifier, train_classifier
 from aecore.metrics.distribution import REFERENCE, Coverage, FrechetDistance, hog_features, nearest_images
 from aecore.metrics.face_detector import face_hits
@@ -23,14 +23,14 @@ from aecore.model.autoencoder import to_float
 PYRAMIDS = 512  # training images whose pyramids others' are compared with
 
 
-class Scores:
+class MetricSuite:
     """The metrics of one dataset. What they need of the real images is computed once, when first asked for."""
 
     def __init__(self, train: np.ndarray, test: np.ndarray, labels: np.ndarray | None = None):
         """`train` and `test`: real images uint8 (n, size, size, channels), at least 64 each; of each 2,048 are used,
         evenly spread. `labels` (n,) int of all of `train`: given these, a classifier stands in for the face detector.
         """
-        self.train, self.test = (some[spread_rows(len(some), REFERENCE)] for some in (train, test))
+        self.train, self.test = (some[evenly_spaced(len(some), REFERENCE)] for some in (train, test))
         self._labelled = None if labels is None else (train, labels)
 
     def __call__(self, images: np.ndarray) -> dict[str, float]:
@@ -55,7 +55,7 @@ class Scores:
 
     @cached_property
     def sliced(self) -> SlicedWasserstein:
-        rows = spread_rows(len(self.train), PYRAMIDS)
+        rows = evenly_spaced(len(self.train), PYRAMIDS)
         return SlicedWasserstein(to_float(torch.from_numpy(self.train[rows])))
 
     @cached_property
@@ -63,26 +63,26 @@ class Scores:
         return None if self._labelled is None else train_classifier(*self._labelled)
 
 
-def _recognised(scores: Scores, images: np.ndarray) -> dict[str, float]:
+def _recognised(scores: MetricSuite, images: np.ndarray) -> dict[str, float]:
     if scores.classifier is None:
         return {"faces": float(face_hits(images).mean())}
     return scores.classifier.judge(images)
 
 
-def _shapes(scores: Scores, images: np.ndarray) -> dict[str, float]:
+def _shapes(scores: MetricSuite, images: np.ndarray) -> dict[str, float]:
     features = hog_features(images)
     return {"hog_frechet": scores.frechet(features), "coverage": scores.coverage(features)}
 
 
-def _sliced_wasserstein(scores: Scores, images: np.ndarray) -> dict[str, float]:
+def _sliced_wasserstein(scores: MetricSuite, images: np.ndarray) -> dict[str, float]:
     return {"swd": scores.sliced(to_float(torch.from_numpy(np.array(images))))}
 
 
-def _nearest(scores: Scores, images: np.ndarray) -> dict[str, float]:
+def _nearest(scores: MetricSuite, images: np.ndarray) -> dict[str, float]:
     nearest = nearest_images(images, scores.train)
     return {"nearest_train": float(np.median(nearest.ratio)), "copied": nearest.copied}
 
 
-METRICS: dict[str, Callable[[Scores, np.ndarray], dict[str, float]]] = {
+METRICS: dict[str, Callable[[MetricSuite, np.ndarray], dict[str, float]]] = {
     "recognised": _recognised, "shapes": _shapes, "swd": _sliced_wasserstein, "nearest": _nearest,
 }  # fmt: skip

@@ -14,7 +14,7 @@ from aecore.model.sync_batch_norm import SyncBatchNorm
 # exp(logvar) stays finite and the KL of a near-AE does not explode in its first epoch.
 LOGVAR_RANGE = (-30.0, 20.0)
 NETWORK = 2  # what weights are for; raised when the network that goes with them changes (1: LeakyReLU)
-ACTIVE = 0.01  # variance of a component's mean above which it counts as used (Burda 2016, section 5)
+ACTIVE_KL = 0.01  # variance of a component's mean above which it counts as used (Burda 2016, section 5)
 MIN_SIZE, MAX_SIZE = 16, 512
 
 
@@ -38,7 +38,7 @@ class ImageShape:
 
 
 @dataclass(frozen=True)
-class Latent:
+class DiagonalGaussian:
     """The encoder's answer, each `(batch, z_dim)` float32; `logvar` is None for an AE."""
 
     mean: Tensor
@@ -85,15 +85,15 @@ class Autoencoder(nn.Module):
     def device(self) -> torch.device:
         return self.to_latent.weight.device
 
-    def encode(self, images: Tensor) -> Latent:
+    def encode(self, images: Tensor) -> DiagonalGaussian:
         """`images` (batch, channels, size, size) float in [0, 1]."""
         low = (self.image.padded - self.image.size) // 2
         high = self.image.padded - self.image.size - low
         out = _full(self.to_latent(self.encoder(F.pad(images, (low, high, low, high)))))
         if not self.variational:
-            return Latent(out, None)
+            return DiagonalGaussian(out, None)
         mean, logvar = out.chunk(2, dim=1)
-        return Latent(mean, logvar.clamp(*LOGVAR_RANGE))
+        return DiagonalGaussian(mean, logvar.clamp(*LOGVAR_RANGE))
 
     def logits(self, z: Tensor) -> Tensor:
         """`z` (batch, z_dim) to pixel logits (batch, channels, size, size); their sigmoid is the image."""
@@ -102,7 +102,7 @@ class Autoencoder(nn.Module):
         low = (self.image.padded - self.image.size) // 2
         return out[:, :, low : low + self.image.size, low : low + self.image.size]
 
-    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Latent]:
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, DiagonalGaussian]:
         """Logits of the reconstructions and the latent distribution; `noise` (batch, z_dim) ~ N(0, 1)."""
         latent = self.encode(images)
         return self.logits(latent.sample(noise)), latent
@@ -123,7 +123,7 @@ def to_float(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float().div_(255.0)
 
 
-def any_device() -> torch.device:
+def default_device() -> torch.device:
     """The GPU that this process has, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

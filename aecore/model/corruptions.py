@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aecore.config import Denoise, Drop, Fill, Inpaint, Recipe, Recolor, Task
 from aecore.data.loaders import Batch
-from aecore.data.shuffle import seed_of
+from aecore.data.shuffle import derive_seed
 from aecore.model.autoencoder import to_float
 
 NOISE, FLIP, TRAIN, JUDGE = 1, 2, 3, 4  # what the counters' streams are for
@@ -23,7 +23,7 @@ SHADES = {"black": 0.0, "gray": 0.5}
 
 
 @dataclass(frozen=True)
-class Draws:
+class BatchNoise:
     """Random numbers of a global batch of `count` images, of which the caller holds those at `positions`."""
 
     generator: torch.Generator
@@ -39,7 +39,7 @@ class Draws:
         return torch.randn(self.count, *shape, generator=self.generator, device=self.generator.device)[self.positions]
 
 
-def make_pair(recipe: Recipe, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+def make_training_pair(recipe: Recipe, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
     """The network's input and its target in a training step, floats in [0, 1] of (local, channels, size, size)."""
     images = batch.images
     if recipe.data.flip:
@@ -49,23 +49,23 @@ def make_pair(recipe: Recipe, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
     return corrupt(recipe.task, clean, draws_of(recipe, batch, step, TRAIN)), clean
 
 
-def judged_pair(recipe: Recipe, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-    """As `make_pair`, for judging: `step` counts the batches of a split as stored, so it is the same in each epoch."""
+def make_eval_pair(recipe: Recipe, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+    """As `make_training_pair`, for evaluation: `step` counts the batches of a split as stored."""
     clean = to_float(batch.images)
     return corrupt(recipe.task, clean, draws_of(recipe, batch, step, JUDGE)), clean
 
 
-def draws_of(recipe: Recipe, batch: Batch, step: int, purpose: int) -> Draws:
+def draws_of(recipe: Recipe, batch: Batch, step: int, purpose: int) -> BatchNoise:
     """The random numbers of one step and purpose for this worker's part of its global batch."""
-    return Draws(stream(batch.images.device, recipe, step, purpose), batch.positions, batch.count)
+    return BatchNoise(make_generator(batch.images.device, recipe, step, purpose), batch.positions, batch.count)
 
 
-def stream(device: torch.device, recipe: Recipe, step: int, purpose: int) -> torch.Generator:
+def make_generator(device: torch.device, recipe: Recipe, step: int, purpose: int) -> torch.Generator:
     """The random numbers of one step and purpose; draw a global batch's whole, then take this worker's positions."""
-    return torch.Generator(device).manual_seed(seed_of(recipe.optim.seed, step, purpose))
+    return torch.Generator(device).manual_seed(derive_seed(recipe.optim.seed, step, purpose))
 
 
-def corrupt(task: Task, clean: Tensor, draws: Draws) -> Tensor:
+def corrupt(task: Task, clean: Tensor, draws: BatchNoise) -> Tensor:
     """What the encoder sees in the place of `clean` (n, channels, size, size), both floats in [0, 1].
 
     `clean` itself for the task `reconstruct`. Raises ValueError for a task that these images do not suit.
@@ -74,23 +74,23 @@ def corrupt(task: Task, clean: Tensor, draws: Draws) -> Tensor:
     return make(task, clean, draws) if make else clean
 
 
-def _denoise(task: Denoise, clean: Tensor, draws: Draws) -> Tensor:
+def _denoise(task: Denoise, clean: Tensor, draws: BatchNoise) -> Tensor:
     # Cut to [0, 1], as what is stored in a picture file and sent to the endpoint would be.
     return (clean + task.sigma * draws.normal(*clean.shape[1:])).clamp_(0, 1)
 
 
-def _drop(task: Drop, clean: Tensor, draws: Draws) -> Tensor:
+def _drop(task: Drop, clean: Tensor, draws: BatchNoise) -> Tensor:
     return _hide(clean, draws.uniform(1, *clean.shape[2:]) >= task.keep, task.fill, draws)
 
 
-def _recolor(task: Recolor, clean: Tensor, draws: Draws) -> Tensor:
+def _recolor(task: Recolor, clean: Tensor, draws: BatchNoise) -> Tensor:
     if clean.shape[1] != 3:
         raise ValueError("task.kind recolor takes colour images: this dataset's are gray")
     red, green, blue = (weight * clean[:, i : i + 1] for i, weight in enumerate(LUMA))
     return (red + green + blue).expand_as(clean)
 
 
-def _inpaint(task: Inpaint, clean: Tensor, draws: Draws) -> Tensor:
+def _inpaint(task: Inpaint, clean: Tensor, draws: BatchNoise) -> Tensor:
     size = clean.shape[-1]
     side = max(1, round(task.block * size))
     count = max(1, round(task.share * size**2 / side**2))
@@ -106,11 +106,11 @@ def _inpaint(task: Inpaint, clean: Tensor, draws: Draws) -> Tensor:
     return _hide(clean, holes > 0, task.fill, draws)
 
 
-def _hide(clean: Tensor, hidden: Tensor, fill: Fill, draws: Draws) -> Tensor:
+def _hide(clean: Tensor, hidden: Tensor, fill: Fill, draws: BatchNoise) -> Tensor:
     """`clean` with the pixels that are `hidden` (n, 1, size, size) filled."""
     return torch.where(hidden, draws.uniform(*clean.shape[1:]) if fill == "random" else SHADES[fill], clean)
 
 
-CORRUPTIONS: dict[str, Callable[[Any, Tensor, Draws], Tensor]] = {
+CORRUPTIONS: dict[str, Callable[[Any, Tensor, BatchNoise], Tensor]] = {
     "denoise": _denoise, "drop": _drop, "recolor": _recolor, "inpaint": _inpaint,
 }  # fmt: skip

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aecore.config import Loss
-from aecore.model.autoencoder import Latent
+from aecore.model.autoencoder import DiagonalGaussian
 
 
 def bce(logits: Tensor, images: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def mse(logits: Tensor, images: Tensor) -> Tensor:
 PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"bce": bce, "mse": mse}
 
 
-def loss_parts(loss: Loss, logits: Tensor, latent: Latent, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def loss_parts(loss: Loss, logits: Tensor, latent: DiagonalGaussian, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Reconstruction loss and KL of each image, and the KL that the loss takes: `(batch,)` in nats, float32.
 
     They differ where a component's KL is below `loss.free_bits`: there it counts as that much and so has no gradient

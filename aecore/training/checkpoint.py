@@ -24,7 +24,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from aecore.config import Recipe, check_recipe
-from aecore.data.io import read_bytes, read_json, sha256, write_json, write_whole
+from aecore.data.io import read_bytes, read_json, sha256, write_atomic, write_json
 from aecore.model.autoencoder import NETWORK, Autoencoder, ImageShape, build_model
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ PATIENCE, PAUSE = 60.0, 2.0  # seconds: how long, and how often, a storage that 
 
 
 @dataclass
-class Progress:
+class TrainState:
     """How far a run has come: whole epochs, optimizer steps and images in all, and the open epoch's sums."""
 
     epochs: int = 0
@@ -61,7 +61,7 @@ class Snapshot:
 
 
 def take_snapshot(
-    model: Autoencoder, optimizer: torch.optim.Optimizer, recipe: Recipe, progress: Progress,
+    model: Autoencoder, optimizer: torch.optim.Optimizer, recipe: Recipe, progress: TrainState,
     valid_loss: float = math.nan,
 ) -> Snapshot:  # fmt: skip
     """The state now. The only part of saving that a training waits for."""
@@ -78,7 +78,7 @@ def write_checkpoint(fs: pafs.FileSystem, root: str, snapshot: Snapshot) -> str:
         "optimizer.safetensors": save_tensors(_packed(snapshot.optimizer)),
     }
     for name in FILES:
-        write_whole(fs, f"{path}/{name}", contents[name])
+        write_atomic(fs, f"{path}/{name}", contents[name])
     digests = {name: sha256(data) for name, data in contents.items()}
     loss = {"valid_loss": snapshot.valid_loss} if math.isfinite(snapshot.valid_loss) else {}
     write_json(fs, f"{path}/progress.json", snapshot.progress | loss | {"sha256": digests})
@@ -100,7 +100,7 @@ def prune(fs: pafs.FileSystem, root: str, keep: int) -> None:
             fs.delete_dir(path)
 
 
-class Saver:
+class CheckpointWriter:
     """Writes checkpoints under `root` in a thread of its own: the training waits for no storage.
 
     One is written at a time; of those that come meanwhile the newest waits. What the storage refuses is told in a
@@ -127,9 +127,9 @@ class Saver:
     def finish(self) -> None:
         """Return when all is written; nothing can be saved after. Raises OSError when the storage goes on to refuse."""
         self._thread.shutdown()
-        patiently(self._write, "save the last checkpoint")
+        retry_storage(self._write, "save the last checkpoint")
 
-    def __enter__(self) -> "Saver":
+    def __enter__(self) -> "CheckpointWriter":
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -159,7 +159,7 @@ class Saver:
             prune(self.fs, self.root, self.keep)
 
 
-def patiently(call: Callable[[], None], what: str) -> None:
+def retry_storage(call: Callable[[], None], what: str) -> None:
     """`call()`, again and again for `PATIENCE` seconds where it raises OSError; the last one is raised."""
     until = time.monotonic() + PATIENCE
     while True:
@@ -178,7 +178,7 @@ def list_checkpoints(fs: pafs.FileSystem, root: str) -> list[str]:
     return sorted((f.path for f in found if f.base_name.startswith("step-")), reverse=True)
 
 
-def load_checkpoint(fs: pafs.FileSystem, root: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+def load_checkpoint(fs: pafs.FileSystem, root: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
     """Fill `model` and `optimizer` from the newest whole checkpoint under `root`; a new Progress when there is none.
 
     A damaged or half-written checkpoint is passed over, with a warning, for the one before it. Raises OSError when
@@ -191,7 +191,7 @@ def load_checkpoint(fs: pafs.FileSystem, root: str, model: nn.Module, optimizer:
             contents = {name: read_bytes(fs, f"{path}/{name}") for name in FILES}
             if any(sha256(data) != notes["sha256"][name] for name, data in contents.items()):
                 raise ValueError("a file's sha256 differs")
-            progress = Progress(**{key: notes[key] for key in Progress.__dataclass_fields__})
+            progress = TrainState(**{key: notes[key] for key in TrainState.__dataclass_fields__})
         except (FileNotFoundError, ValueError, KeyError) as error:
             log.warning("checkpoint %s is damaged (%s); going back to the one before", path, error)
             continue
@@ -199,7 +199,7 @@ def load_checkpoint(fs: pafs.FileSystem, root: str, model: nn.Module, optimizer:
         model.load_state_dict(load_tensors(contents["model.safetensors"]))
         _fill_optimizer(optimizer, load_tensors(contents["optimizer.safetensors"]))
         return progress
-    return Progress()
+    return TrainState()
 
 
 def save_model(
@@ -207,8 +207,8 @@ def save_model(
     metrics: dict[str, float],
 ) -> None:  # fmt: skip
     """Write a model folder; config.json comes last, so a folder with one is whole."""
-    write_whole(fs, f"{path}/model.safetensors", save_tensors(_packed(_on_host(model.state_dict()))))
-    write_whole(fs, f"{path}/latents.safetensors", save_tensors(_packed(_on_host(latents))))
+    write_atomic(fs, f"{path}/model.safetensors", save_tensors(_packed(_on_host(model.state_dict()))))
+    write_atomic(fs, f"{path}/latents.safetensors", save_tensors(_packed(_on_host(latents))))
     write_json(fs, f"{path}/metrics.json", metrics)
     write_json(fs, f"{path}/config.json", _config(model, recipe))
 

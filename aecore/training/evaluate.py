@@ -8,21 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aecore.data.loaders import Batch, Feed
-from aecore.data.shuffle import seed_of
-from aecore.latent.samplers import COMPONENTS, Latents, fit_latents, sample
+from aecore.data.loaders import Batch, Loader
+from aecore.data.shuffle import derive_seed
+from aecore.latent.samplers import N_COMPONENTS, LatentStats, fit_latent_stats, sample
 from aecore.metrics.distribution import REFERENCE, FrechetDistance, hog_features
 from aecore.metrics.pixel import psnr, ssim
-from aecore.model.autoencoder import ACTIVE, Latent, to_uint8
-from aecore.model.corruptions import NOISE, judged_pair
+from aecore.model.autoencoder import ACTIVE_KL, DiagonalGaussian, to_uint8
+from aecore.model.corruptions import NOISE, make_eval_pair
 from aecore.model.losses import loss_parts
-from aecore.training.state import Run, Totals, as_feed
+from aecore.training.state import RunningSums, TrainingRun, as_loader
 
 LATENT_IMAGES, JUDGED, SHOWN = 4_096, 256, 10
 
 
 @torch.inference_mode()
-def evaluate(run: Run, split: Feed | np.ndarray, prefix: str) -> tuple[dict[str, float], np.ndarray]:
+def evaluate(run: TrainingRun, split: Loader | np.ndarray, prefix: str) -> tuple[dict[str, float], np.ndarray]:
     """Means per image of a split, `prefix_*`, each worker taking its part; the decoder gets the latent's mean.
 
     `loss`, `recon` and `kl` in nats, `mse` of pixels in [0, 1], `psnr` in dB, `ssim`, `active_units` of the z_dim
@@ -32,11 +32,11 @@ def evaluate(run: Run, split: Feed | np.ndarray, prefix: str) -> tuple[dict[str,
     recipe, z_dim = run.recipe, run.model.z_dim
     shown = ("input_psnr", "input_ssim") if recipe.task.kind != "reconstruct" else ()
     scalars = ("recon", "mse", "psnr", "ssim", *shown, "count")
-    totals = Totals(run.device, **dict.fromkeys(scalars, 1), components=z_dim, mean=z_dim, square=z_dim)
-    for step, batch in enumerate(as_feed(run, split).batches(None)):
+    totals = RunningSums(run.device, **dict.fromkeys(scalars, 1), components=z_dim, mean=z_dim, square=z_dim)
+    for step, batch in enumerate(as_loader(run, split).batches(None)):
         if not len(batch.images):
             continue
-        seen, clean = judged_pair(recipe, batch, step)
+        seen, clean = make_eval_pair(recipe, batch, step)
         latent = run.model.encode(seen)
         logits = run.model.logits(latent.mean)
         recon, _, _ = loss_parts(recipe.loss, logits, latent, clean)
@@ -52,7 +52,7 @@ def evaluate(run: Run, split: Feed | np.ndarray, prefix: str) -> tuple[dict[str,
     found = {key: float(mean[key][0]) for key in scalars[:-1]}
     found["kl"] = float(mean["components"].sum())
     found["loss"] = found["recon"] + recipe.loss.kl_factor * found["kl"]
-    found["active_units"] = float((mean["square"] - mean["mean"] ** 2 > ACTIVE).sum())
+    found["active_units"] = float((mean["square"] - mean["mean"] ** 2 > ACTIVE_KL).sum())
     return {f"{prefix}_{key}": value for key, value in found.items()}, mean["components"]
 
 
@@ -62,7 +62,7 @@ def _error(images: Tensor, clean: Tensor) -> Tensor:
 
 
 @dataclass
-class Judge:
+class SampleEvaluator:
     """How real decoded random z-points look: called after an epoch, it adds figures to `metrics` and gives pictures.
 
     `hog_frechet_normal` and `hog_frechet_gaussian`: the Frechet distance in HOG features
@@ -71,9 +71,9 @@ class Judge:
     uint8 rows, are of these and of reconstructions.
     """
 
-    run: Run
-    train: Feed
-    valid: Feed
+    run: TrainingRun
+    train: Loader
+    valid: Loader
 
     @cached_property
     def distance(self) -> FrechetDistance:
@@ -102,24 +102,24 @@ class Judge:
 
 @torch.inference_mode()
 def fit_run_latents(
-    run: Run, train: Feed | np.ndarray, limit: int = LATENT_IMAGES, attributes: Mapping[str, Tensor] | None = None,
-    components: int = COMPONENTS,
-) -> Latents:  # fmt: skip
-    """Statistics of the z-points of `limit` training images, as `fit_latents` gives them.
+    run: TrainingRun, train: Loader | np.ndarray, limit: int = LATENT_IMAGES,
+    attributes: Mapping[str, Tensor] | None = None, components: int = N_COMPONENTS,
+) -> LatentStats:  # fmt: skip
+    """Statistics of the z-points of `limit` training images, as `fit_latent_stats` gives them.
 
     Each z-point is a draw from q(z|x) of what the task leaves of an image, as the decoder saw. `attributes` are those
     of the images that `train.spread(limit)` gives.
     """
     parts: list[Tensor] = []
-    images = as_feed(run, train).spread(limit)
+    images = as_loader(run, train).spread(limit)
     for step, part in enumerate(images.split(64)):
-        latent: Latent = run.model.encode(seen_images(run, part, step))
-        generator = torch.Generator(run.device).manual_seed(seed_of(run.recipe.optim.seed, step, NOISE))
+        latent: DiagonalGaussian = run.model.encode(seen_images(run, part, step))
+        generator = torch.Generator(run.device).manual_seed(derive_seed(run.recipe.optim.seed, step, NOISE))
         noise = torch.randn(latent.mean.shape, generator=generator, device=run.device)
         parts.append(latent.sample(noise).cpu())
-    return fit_latents(torch.cat(parts), attributes, components=components)
+    return fit_latent_stats(torch.cat(parts), attributes, components=components)
 
 
-def seen_images(run: Run, images: Tensor, step: int) -> Tensor:
+def seen_images(run: TrainingRun, images: Tensor, step: int) -> Tensor:
     """What the encoder sees of images uint8 (n, size, size, channels), with the draws of the judging step `step`."""
-    return judged_pair(run.recipe, Batch(images, torch.arange(len(images), device=run.device), len(images)), step)[0]
+    return make_eval_pair(run.recipe, Batch(images, torch.arange(len(images), device=run.device), len(images)), step)[0]

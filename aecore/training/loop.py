@@ -17,14 +17,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from aecore.config import Recipe
-from aecore.data.loaders import Batch, Feed
+from aecore.data.loaders import Batch, Loader
 from aecore.data.shuffle import plan_epoch, steps_per_epoch
-from aecore.model.corruptions import NOISE, make_pair, stream
+from aecore.model.corruptions import NOISE, make_generator, make_training_pair
 from aecore.model.losses import loss_parts
-from aecore.training.checkpoint import Progress
-from aecore.training.evaluate import Judge, evaluate
+from aecore.training.checkpoint import TrainState
+from aecore.training.evaluate import SampleEvaluator, evaluate
 from aecore.training.schedule import kl_factor, learning_rate
-from aecore.training.state import EPOCH_SUMS, Run, as_feed
+from aecore.training.state import EPOCH_SUMS, TrainingRun, as_loader
 
 LOOK_SECONDS = 0.5  # between two looks at what lies on the device
 JUDGED_TIMES = 5  # in a run: judging costs as much as some steps
@@ -64,7 +64,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=recipe.optim.lr, fused=True)
 
 
-def fit(run: Run, train: Feed | np.ndarray, valid: Feed | np.ndarray) -> Iterator[Step | Epoch]:
+def fit(run: TrainingRun, train: Loader | np.ndarray, valid: Loader | np.ndarray) -> Iterator[Step | Epoch]:
     """Train from `run.progress` to the recipe's last epoch.
 
     `train` and `valid` are feeds, or uint8 (n, size, size, channels), the same on each worker. Of a large `valid`
@@ -72,15 +72,15 @@ def fit(run: Run, train: Feed | np.ndarray, valid: Feed | np.ndarray) -> Iterato
     finite, with the step, its images and the parameters' norms.
     """
     optim, progress = run.recipe.optim, run.progress
-    train, valid = as_feed(run, train), as_feed(run, valid)
+    train, valid = as_loader(run, train), as_loader(run, valid)
     run.train = train
     steps, total = steps_per_epoch(len(train), optim.batch), optim.epochs * len(train)
     if not train.resumable:
         rewind(run, steps, len(train))
     few = valid
     if (enough := max(VALIDATED_LEAST, len(train) // VALIDATED_SHARE)) < len(valid):
-        few = as_feed(run, valid.spread(enough).cpu().numpy())
-    judge, looked = Judge(run, train, valid), -LOOK_SECONDS
+        few = as_loader(run, valid.spread(enough).cpu().numpy())
+    judge, looked = SampleEvaluator(run, train, valid), -LOOK_SECONDS
     for epoch in range(progress.epochs, optim.epochs):
         started, waited, first = time.monotonic(), 0.0, progress.samples
         batches = train.batches(epoch, progress.step - epoch * steps)
@@ -114,11 +114,11 @@ def fit(run: Run, train: Feed | np.ndarray, valid: Feed | np.ndarray) -> Iterato
         yield Epoch(progress.epochs, metrics | found, components, pictures)
 
 
-def train_step(run: Run, batch: Batch, steps: int) -> None:
+def train_step(run: TrainingRun, batch: Batch, steps: int) -> None:
     """One optimizer step on this worker's part of a global batch, in an epoch of `steps`."""
     recipe, step = run.recipe, run.progress.step
     noise = batch_noise(run, step, batch.count)
-    seen, target = make_pair(recipe, batch, step)
+    seen, target = make_training_pair(recipe, batch, step)
     recon, kl, held = forward(run, seen, target, noise[batch.positions])
     # DDP takes the mean of the workers' gradients; times the world's size it is the sum over the global batch. Of a
     # last batch with fewer images than workers some have none: they take part all the same.
@@ -141,13 +141,13 @@ def train_step(run: Run, batch: Batch, steps: int) -> None:
     run.totals.add(recon=recon, kl=kl, count=torch.ones_like(recon))
 
 
-def batch_noise(run: Run, step: int, count: int) -> Tensor:
+def batch_noise(run: TrainingRun, step: int, count: int) -> Tensor:
     """N(0, 1) noise of one global batch, (count, z_dim): made whole by each worker, so it is the same for any world."""
-    generator = stream(run.device, run.recipe, step, NOISE)
+    generator = make_generator(run.device, run.recipe, step, NOISE)
     return torch.randn(count, run.model.z_dim, generator=generator, device=run.device)
 
 
-def forward(run: Run, seen: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def forward(run: TrainingRun, seen: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of each image that the encoder has `seen`: pixel loss against `target`, KL, and the KL that the loss takes.
 
     In nats, float32 `(batch,)`; the last differs where there are free bits.
@@ -159,13 +159,13 @@ def forward(run: Run, seen: Tensor, target: Tensor, noise: Tensor) -> tuple[Tens
     return loss_parts(run.recipe.loss, logits, latent, target)
 
 
-def look(run: Run) -> dict[str, float]:
+def look(run: TrainingRun) -> dict[str, float]:
     """This worker's means per image since the epoch's start. Raises FloatingPointError as `fit` does."""
     check_finite(run, run.bad_step)
     return means(run, dict(zip(EPOCH_SUMS, run.totals.sums.tolist(), strict=True)))
 
 
-def close_epoch(run: Run) -> dict[str, float]:
+def close_epoch(run: TrainingRun) -> dict[str, float]:
     """The epoch's means over all workers; sums begin anew. A collective."""
     gather_sums(run)
     metrics = {f"train_{key}": value for key, value in means(run, run.progress.sums).items()}
@@ -174,7 +174,7 @@ def close_epoch(run: Run) -> dict[str, float]:
     return metrics
 
 
-def gather_sums(run: Run) -> None:
+def gather_sums(run: TrainingRun) -> None:
     """Move the open epoch's sums of all workers to rank 0, so that its checkpoint holds them all. A collective.
 
     Raises FloatingPointError on all workers when the weights of one are not to be saved.
@@ -188,7 +188,7 @@ def gather_sums(run: Run) -> None:
     run.totals.sums.copy_(torch.tensor(mine, dtype=torch.float64))
 
 
-def check_finite(run: Run, bad_step: Tensor) -> None:
+def check_finite(run: TrainingRun, bad_step: Tensor) -> None:
     """Raise FloatingPointError when there was a `bad_step`; the weights are those before it."""
     if (step := int(bad_step)) < 0:
         return
@@ -205,15 +205,15 @@ def check_finite(run: Run, bad_step: Tensor) -> None:
     )
 
 
-def means(run: Run, sums: dict[str, float]) -> dict[str, float]:
+def means(run: TrainingRun, sums: dict[str, float]) -> dict[str, float]:
     """Sums over images to means per image; `loss` is with the full KL factor, whatever the warm-up."""
     recon, kl = (sums[key] / max(1.0, sums["count"]) for key in ("recon", "kl"))
     return {"loss": recon + run.recipe.loss.kl_factor * kl, "recon": recon, "kl": kl}
 
 
-def rewind(run: Run, steps: int, count: int) -> None:
+def rewind(run: TrainingRun, steps: int, count: int) -> None:
     """Go back to the start of the epoch, of `steps` steps and `count` images; the weights stay as they are."""
-    progress: Progress = run.progress
+    progress: TrainState = run.progress
     if again := progress.step - progress.epochs * steps:
         log.warning("a stream cannot go on within an epoch: %d steps of epoch %d again", again, progress.epochs + 1)
     progress.step, progress.samples, progress.sums = progress.epochs * steps, progress.epochs * count, {}

@@ -8,15 +8,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from aecore.config import Recipe
-from aecore.data.loaders import Feed, NodeFeed
-from aecore.data.shuffle import Order, World
+from aecore.data.loaders import Loader, NodeLoader
+from aecore.data.shuffle import BatchSampler, World
 from aecore.model.autoencoder import Autoencoder
-from aecore.training.checkpoint import Progress
+from aecore.training.checkpoint import TrainState
 
 EPOCH_SUMS = ("recon", "kl", "count")  # of the open epoch; a checkpoint holds them
 
 
-class Totals:
+class RunningSums:
     """Sums over images, in float64 on the device: adding waits for nothing, reading for the device."""
 
     def __init__(self, device: torch.device, **widths: int) -> None:
@@ -41,7 +41,7 @@ class Totals:
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """What a training holds: `network` is the model as called, wrapped for DDP where there are several workers."""
 
     recipe: Recipe
@@ -50,20 +50,20 @@ class Run:
     optimizer: torch.optim.Optimizer
     device: torch.device
     world: World
-    progress: Progress
-    train: Feed = field(init=False)  # what it learns from; `fit` notes it
-    totals: Totals = field(init=False)  # this worker's part of the open epoch's
+    progress: TrainState
+    train: Loader = field(init=False)  # what it learns from; `fit` notes it
+    totals: RunningSums = field(init=False)  # this worker's part of the open epoch's
     bad_step: Tensor = field(init=False)  # int64: the first step whose loss was not finite, -1 where there was none
 
     def __post_init__(self) -> None:
-        self.totals = Totals(self.device, **dict.fromkeys(EPOCH_SUMS, 1))
+        self.totals = RunningSums(self.device, **dict.fromkeys(EPOCH_SUMS, 1))
         known = [self.progress.sums.get(key, 0.0) for key in EPOCH_SUMS]
         self.totals.sums += torch.tensor(known, dtype=torch.float64, device=self.device)
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
 
 
-def as_feed(run: Run, images: Feed | np.ndarray) -> Feed:
+def as_loader(run: TrainingRun, images: Loader | np.ndarray) -> Loader:
     """`images` as a feed: an array becomes one."""
     if not isinstance(images, np.ndarray):
         return images
-    return NodeFeed(images, Order(run.recipe.optim.seed, run.recipe.optim.batch, run.world), run.device)
+    return NodeLoader(images, BatchSampler(run.recipe.optim.seed, run.recipe.optim.batch, run.world), run.device)

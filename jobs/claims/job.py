@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.fs as pafs
 
 from aecore.config import load_recipe
-from aecore.data.io import write_json, write_whole
+from aecore.data.io import write_atomic, write_json
 from cluster.progress import Bar
 from cluster.settings import settings
 from jobs.dataset import open_dataset
@@ -32,7 +32,7 @@ Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Judged:
+class ClaimResult:
     """A claim, what became of it and the command that puts it to the test again."""
 
     claim: "Claim"
@@ -66,7 +66,7 @@ def claims(
     for number, claim in enumerate(chosen):
         progress(number, len(chosen), claim.name)
         again = shlex.join(["zpoint", "claims", *given, "--only", claim.name, "--judged", str(judged)])
-        results.append(Judged(claim, claim.judge({name: runs[name] for name in claim.runs}), again))
+        results.append(ClaimResult(claim, claim.judge({name: runs[name] for name in claim.runs}), again))
     progress(len(chosen), len(chosen), "")
     return _write(folder, results, runs, sets, judged) | {"seconds": round(time.monotonic() - started, 1)}
 
@@ -141,7 +141,7 @@ def _open(names: Mapping[str, str], judged: int) -> dict[str, Measured]:
 
 
 def _write(
-    folder: Path, results: list[Judged], runs: Mapping[str, Measured], sets: Mapping[str, str], judged: int
+    folder: Path, results: list[ClaimResult], runs: Mapping[str, Measured], sets: Mapping[str, str], judged: int
 ) -> dict[str, Any]:
     from aecore.image_grid import titled_sheet, to_png
     from jobs.claims.verdicts import HEADS
@@ -153,7 +153,7 @@ def _write(
         files = {f"{one.claim.name}.png": to_png(titled_sheet(sheet))} if sheet else {}
         files |= {f"{one.claim.name}-{chart.name}.png": chart.png for chart in one.verdict.charts}
         for name, content in files.items():
-            write_whole(local, str(folder / name), content)
+            write_atomic(local, str(folder / name), content)
     verdicts = [
         {"claim": one.claim.name, "text": one.claim.text, "holds": one.verdict.holds, "figures": one.verdict.figures,
          "command": one.command}
@@ -167,5 +167,5 @@ def _write(
         "claims.html.j2", about=about, judged=results, heads=HEADS, method=method,
         runs={name: run.run.about for name, run in runs.items()},
     )  # fmt: skip
-    write_whole(local, str(folder / "claims.html"), page.encode())
+    write_atomic(local, str(folder / "claims.html"), page.encode())
     return {"report": str(folder / "claims.html"), **result}

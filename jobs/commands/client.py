@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.fs as pafs
 
-from aecore.data.io import write_whole
+from aecore.data.io import write_atomic
 from aecore.image_grid import grid, to_png
 from cluster.settings import settings
 from serving.client import Client
@@ -108,5 +108,5 @@ def _write(out: str, answer: bytes | np.ndarray, n: int) -> dict[str, Any]:
         buffer = io.BytesIO()
         np.save(buffer, answer)
         answer = buffer.getvalue()
-    write_whole(pafs.LocalFileSystem(), str(Path(out).absolute()), answer)
+    write_atomic(pafs.LocalFileSystem(), str(Path(out).absolute()), answer)
     return {"out": out, "images": n}

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.fs as pafs
 
 from aecore.data.images import decode_rows, fit_square
-from aecore.data.io import write_whole
+from aecore.data.io import write_atomic
 from aecore.data.shards import MANIFEST, Manifest, Shard, UnreadShardError, find_manifest, load_manifest, read_shard
 from aecore.data.splits import SPLITS
 from aecore.image_grid import grid, titled_sheet, to_png
@@ -44,8 +44,8 @@ def show(uri: str, out: str, progress: Progress = lambda done, total: None) -> d
         pass
     sheet, mean_image = Path(out) / "contact-sheet.png", Path(out) / "mean-image.png"
     try:
-        write_whole(pafs.LocalFileSystem(), str(sheet), totals.sheet())
-        write_whole(pafs.LocalFileSystem(), str(mean_image), totals.mean_image())
+        write_atomic(pafs.LocalFileSystem(), str(sheet), totals.sheet())
+        write_atomic(pafs.LocalFileSystem(), str(mean_image), totals.mean_image())
     except OSError as error:
         raise ValueError(f"cannot write pictures to --out {out}: {error.strerror}") from error
     facts = {

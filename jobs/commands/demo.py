@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow.fs as pafs
 
 from aecore.config import Recipe, load_recipe
-from aecore.data.io import write_json, write_whole
+from aecore.data.io import write_atomic, write_json
 from cluster.progress import Bar
 from cluster.ray_connection import connect
 from cluster.settings import settings
 from jobs.ingest.job import ingest
 from jobs.promote import promote
 from jobs.recipes import RECIPES
-from jobs.run_store import find_record
+from jobs.run_store import find_run
 from jobs.train.job import train
-from jobs.train.ray_trainer import room, worker_resources
+from jobs.train.ray_trainer import worker_capacity, worker_resources
 from jobs.tune.job import tune
 from jobs.tune.selection import RULE, Scored, choose_best
 
@@ -55,7 +55,7 @@ def demo(*, quick: bool = False) -> dict[str, Any]:
         return load_recipe(RECIPES / f"{name}.yaml", [*ours, *overrides])
 
     connect()
-    workers = min(2, room(worker_resources(2)))  # one where there is but one GPU, or one core
+    workers = min(2, worker_capacity(worker_resources(2)))  # one where there is but one GPU, or one core
     data = step(f"draw {count:,} faces and ingest them", lambda: _ingest(count, dataset))
     runs = {
         name: step(
@@ -75,14 +75,14 @@ def demo(*, quick: bool = False) -> dict[str, Any]:
     champion = step(f"promote {best}", lambda: promote(best))
     pictures = step("serve it and decode z-points", lambda: _query(champion, runs, dataset))
 
-    write_whole(pafs.LocalFileSystem(), str(folder / "faces.png"), pictures)
+    write_atomic(pafs.LocalFileSystem(), str(folder / "faces.png"), pictures)
     result = {
         "picture": str(folder / "faces.png"), "summary": str(folder / "summary.md"), "dataset": data["digest"],
         "champion": champion, "campaign": campaign["campaign"], "seconds": seconds,
         "runs": {name: run["metrics"] | {"run": run["run"]} for name, run in runs.items()},
     }  # fmt: skip
     text = _summary(result, campaign, dataset)
-    write_whole(pafs.LocalFileSystem(), result["summary"], text.encode())
+    write_atomic(pafs.LocalFileSystem(), result["summary"], text.encode())
     write_json(pafs.LocalFileSystem(), str(folder / "result.json"), result)
     return result | {"text": text}
 
@@ -102,9 +102,9 @@ def _query(champion: dict[str, Any], runs: dict[str, Any], dataset: str) -> byte
     """Serve the champion, decode z-points there, and set them beside what the other models make of theirs."""
     from aecore.image_grid import titled_sheet, to_png
     from serving.client import Client
-    from serving.runtime.deployment import free_port, serve_champion, stop
+    from serving.runtime.deployment import free_port, start_endpoint, stop
 
-    served = serve_champion("champion", port=free_port(), compiled=False)
+    served = start_endpoint("champion", port=free_port(), compiled=False)
     try:
         with Client(served.url, settings().token) as endpoint:
             z_dim = endpoint.model()["z_dim"]
@@ -132,7 +132,7 @@ def _shown(name: str, run: str, dataset: str) -> list[tuple[str, list[np.ndarray
     from jobs.dataset import open_dataset
 
     images = open_cache(settings().cache, *open_dataset(dataset), "test")[:SHOWN]
-    fs, root = find_record(run).place
+    fs, root = find_run(run).place
     saved = load_model(fs, f"{root}/model")
     seen = saved.model.decode(saved.model.encode(to_float(torch.from_numpy(np.array(images)))).mean).numpy()
     drawn = saved.model.decode(sample("normal", SHOWN, saved.latents, seed=0)).numpy()

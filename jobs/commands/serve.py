@@ -15,14 +15,14 @@ def serve(alias: str, host: str, port: int, replicas: str = "1") -> dict[str, An
     Raises ValueError as `serving.runtime.deployment` does.
     """
     from serving.client import Client
-    from serving.runtime.deployment import serve_champion, wait
-    from serving.runtime.registry import find_champion
+    from serving.runtime.deployment import start_endpoint, wait
+    from serving.runtime.registry import find_model_version
 
     bounds = _replicas(replicas)
-    find_champion(alias)  # a missing alias is told before Ray starts
+    find_model_version(alias)  # a missing alias is told before Ray starts
     connect(niceness=0)  # somebody waits for what these workers do; Ray's daemons would go before them
     with interruptible():
-        served = serve_champion(alias, host, port, replicas=bounds)
+        served = start_endpoint(alias, host, port, replicas=bounds)
         print(f"zpoint: serving {served.model} version {served.version} at {served.url}", file=sys.stderr)
         print(f"zpoint: look at it there in a browser; routes at {served.url}/docs", file=sys.stderr)
         print("zpoint: stop with Ctrl-C", file=sys.stderr, flush=True)

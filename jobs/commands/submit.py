@@ -23,7 +23,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from cluster.ray_connection import dashboard_of, is_here, only, travel, use_token
+from cluster.ray_connection import dashboard_url, is_loopback, ray_api_address, runtime_env, use_token
 from cluster.settings import quiet_environment, settings
 
 JOBS = ("ingest", "train", "tune", "study", "claims", "promote")
@@ -45,7 +45,7 @@ def submit(argv: list[str], address: str | None = None, wait: bool = False) -> d
     if missing:
         raise ValueError(f"no recipe at {missing[0]}")
     client, url = _client(address)
-    here = is_here(urlsplit(url).hostname or "")
+    here = is_loopback(urlsplit(url).hostname or "")
     job = f"{argv[0]}-{datetime.now():%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
     with tempfile.TemporaryDirectory() as luggage:
         entrypoint = _pack(argv, Path(luggage), here)
@@ -92,7 +92,7 @@ def _client(address: str | None) -> tuple[Any, str]:
     if address in ("", "auto", "local"):
         address = DEFAULT_ADDRESS
     elif "://" not in address:
-        address = dashboard_of(address)
+        address = dashboard_url(address)
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"the address takes http://host:8265 or host:6379, not '{address}'")
@@ -114,7 +114,7 @@ def _client(address: str | None) -> tuple[Any, str]:
         "_private.runtime_env.packaging",
     ):
         logging.getLogger(f"ray.{noisy}").setLevel(logging.WARNING)
-    with only(address):
+    with ray_api_address(address):
         try:
             return JobSubmissionClient(address), address
         except AuthenticationError as error:
@@ -149,7 +149,7 @@ def _pack(argv: list[str], luggage: Path, here: bool) -> str:
 
 
 def _environment(here: bool) -> dict[str, Any]:
-    made = travel()
+    made = runtime_env()
     made["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] = str(STOP_SECONDS)
     if not here and "ZPOINT_HOME" not in os.environ:
         del made["env_vars"]["ZPOINT_HOME"]  # this machine's folder means nothing there

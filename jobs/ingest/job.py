@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from aecore.data.images import ENCODINGS, JPEG_QUALITY, Crop
-from aecore.data.io import read_bytes, read_json, sha256, write_json, write_whole
+from aecore.data.io import read_bytes, read_json, sha256, write_atomic, write_json
 from aecore.data.shards import Manifest, Shard, find_manifest, save_manifest
-from aecore.data.sources import Request, Source, open_source
+from aecore.data.sources import Source, SourceOptions, open_source
 from aecore.data.splits import RULES
 from cluster.ray_connection import connect
-from cluster.storage import check_uri, open_uri, plain_s3_error
-from jobs.ingest.pool import run_makers
-from jobs.ingest.shard_task import RECORDS, Work
+from cluster.storage import check_uri, describe_s3_error, open_uri
+from jobs.ingest.pool import run_shard_writers
+from jobs.ingest.shard_task import RECORDS, IngestSpec
 
 REJECTS = "rejects.jsonl"
 
@@ -70,7 +70,7 @@ def ingest(
         "shard_rows": shard_rows,
     }
     plan = sha256(json.dumps(options, sort_keys=True).encode())
-    work = Work(fs, root, plan, found.size, found.channels, cut, encoding, quality)
+    work = IngestSpec(fs, root, plan, found.size, found.channels, cut, encoding, quality)
     try:
         existed = fs.get_file_info(root).type is not pafs.FileType.NotFound
         known = _known_records(work, find_manifest(fs, root), options, to)
@@ -85,7 +85,7 @@ def ingest(
         seconds = time.perf_counter() - started
         manifest = _finish(work, found, options, results, rejects)
     except OSError as error:
-        raise ValueError(f"cannot write to {to}: {plain_s3_error(error)}") from error
+        raise ValueError(f"cannot write to {to}: {describe_s3_error(error)}") from error
     return _facts(to, manifest, results, seconds) | {"unchanged": bool(known) and all(r["skipped"] for r in results)}
 
 
@@ -132,16 +132,16 @@ def _encoding(encoding: str | None, quality: int | None, size: int) -> tuple[str
 def _open(dataset: str, source: str | None, **request: Any) -> Source:
     """List what there is to ingest, on a disk or on S3."""
     if source is None or "://" not in source:
-        return open_source(dataset, Request(path=source, **request))
+        return open_source(dataset, SourceOptions(path=source, **request))
     check_uri(source)
     fs, path = open_uri(source)
     try:
-        return open_source(dataset, Request(path=path, fs=fs, **request))
+        return open_source(dataset, SourceOptions(path=path, fs=fs, **request))
     except OSError as error:
-        raise ValueError(f"cannot read {source}: {plain_s3_error(error)}") from error
+        raise ValueError(f"cannot read {source}: {describe_s3_error(error)}") from error
 
 
-def _known_records(work: Work, manifest: Manifest | None, options: dict, to: str) -> dict[str, dict]:
+def _known_records(work: IngestSpec, manifest: Manifest | None, options: dict, to: str) -> dict[str, dict]:
     """Give what a manifest that is there already says of each shard, in the form of the tasks' records."""
     if manifest is None:
         return {}
@@ -169,7 +169,7 @@ def _known_records(work: Work, manifest: Manifest | None, options: dict, to: str
     }
 
 
-def _begin(work: Work) -> None:
+def _begin(work: IngestSpec) -> None:
     """Take the place: drop what an unfinished ingest with other options left there."""
     mark = work.path("plan.json")
     try:
@@ -186,7 +186,7 @@ def _begin(work: Work) -> None:
     _delete(work.fs, work.path("stop"))
 
 
-def _record_paths(work: Work) -> list[str]:
+def _record_paths(work: IngestSpec) -> list[str]:
     selector = pafs.FileSelector(f"{work.root}/{RECORDS}", allow_not_found=True)
     return [info.path for info in work.fs.get_file_info(selector) if info.is_file]
 
@@ -214,13 +214,13 @@ def _chunks(source: Source, shard_rows: int, known: dict[str, dict]) -> Iterator
 
 
 def _run_all(
-    work: Work, chunks: list[dict], total: int, max_bad: int, progress: Callable[[int, int], None]
+    work: IngestSpec, chunks: list[dict], total: int, max_bad: int, progress: Callable[[int, int], None]
 ) -> list[dict]:
     """Run a task per chunk; give their results in the chunks' order. On failure the rest is called off."""
     results: dict[str, dict] = {}
     done = bad = 0
     failure = ""
-    for result in run_makers(work, chunks):
+    for result in run_shard_writers(work, chunks):
         if result.get("called_off"):
             continue
         if not result:
@@ -233,7 +233,7 @@ def _run_all(
             progress(done, total)
         if failure or bad > max_bad:
             with suppress(OSError):  # storage that takes nothing more; the other tasks fail by themselves then
-                write_whole(work.fs, work.path("stop"), b"")  # running tasks end, waiting ones do nothing
+                write_atomic(work.fs, work.path("stop"), b"")  # running tasks end, waiting ones do nothing
     if failure:
         raise ValueError(failure)
     return [results[chunk["name"]] for chunk in chunks if chunk["name"] in results]
@@ -245,7 +245,7 @@ def _too_many(rejects: list[dict], max_bad: int) -> str:
     return f"{len(rejects)} bad images, {max_bad} allowed (--max-bad): {named}{more}"
 
 
-def _undo(work: Work, results: list[dict], existed: bool) -> None:
+def _undo(work: IngestSpec, results: list[dict], existed: bool) -> None:
     for result in results:
         if not result["skipped"]:
             _delete(work.fs, f"{work.root}/{result['name']}")
@@ -256,11 +256,11 @@ def _undo(work: Work, results: list[dict], existed: bool) -> None:
         work.fs.delete_dir(work.root)
 
 
-def _finish(work: Work, source: Source, options: dict, results: list[dict], rejects: list[dict]) -> Manifest:
+def _finish(work: IngestSpec, source: Source, options: dict, results: list[dict], rejects: list[dict]) -> Manifest:
     """Write rejects and manifest, and clear the records away."""
     if rejects:
         lines = [json.dumps(reject, sort_keys=True) + "\n" for reject in rejects]
-        write_whole(work.fs, f"{work.root}/{REJECTS}", "".join(lines).encode())
+        write_atomic(work.fs, f"{work.root}/{REJECTS}", "".join(lines).encode())
     shards = {split: [] for split in source.splits}
     for result in results:
         shards[result["name"].rsplit("-", 1)[0]].append(Shard(**result["shard"]))

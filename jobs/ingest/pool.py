@@ -7,13 +7,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from jobs.ingest.shard_task import Maker, Work
+from jobs.ingest.shard_task import IngestSpec, ShardWriter
 
 CHUNKS_AT_ONCE = 2  # in a worker: one is decoded while the other waits for storage or for Ray
 RESTARTS = 3  # of a worker that died, and for how many times a chunk may go down with it
 
 
-def run_makers(work: Work, chunks: list[dict]) -> Iterator[dict]:
+def run_shard_writers(work: IngestSpec, chunks: list[dict]) -> Iterator[dict]:
     """Give the result of each chunk as it comes, from one worker per CPU of the cluster; a killed one is replaced.
 
     When a worker is ready for work, {} is given.
@@ -22,7 +22,7 @@ def run_makers(work: Work, chunks: list[dict]) -> Iterator[dict]:
     from ray.exceptions import RayActorError
 
     count = min(len(chunks), max(1, int(ray.cluster_resources().get("CPU", 0))))
-    remote: Any = ray.remote(Maker)  # Ray's stubs do not know all that it has
+    remote: Any = ray.remote(ShardWriter)  # Ray's stubs do not know all that it has
     worker = remote.options(
         num_cpus=1,
         max_concurrency=CHUNKS_AT_ONCE,

@@ -12,13 +12,13 @@ from aecore.data.images import Crop, decode_image, encode_image, fit_square
 from aecore.data.io import read_json, write_json
 from aecore.data.readers import Item, read_ahead
 from aecore.data.shards import Shard, read_shard_bytes, shard_table, write_shard
-from cluster.storage import plain_s3_error
+from cluster.storage import describe_s3_error
 
 RECORDS = ".ingest"
 
 
 @dataclass(frozen=True)
-class Work:
+class IngestSpec:
     """What every task of one ingest must know."""
 
     fs: pafs.FileSystem
@@ -35,10 +35,10 @@ class Work:
         return f"{self.root}/{RECORDS}/{name}"
 
 
-class Maker:
+class ShardWriter:
     """Makes shards in a Ray worker."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: IngestSpec) -> None:
         self.work = work
 
     def make(self, chunk: dict[str, Any]) -> str:
@@ -46,12 +46,12 @@ class Maker:
         try:
             result = _make_shard(chunk, self.work)
         except (OSError, ValueError) as error:
-            text = plain_s3_error(error) if isinstance(error, OSError) else str(error)
+            text = describe_s3_error(error) if isinstance(error, OSError) else str(error)
             result = {"error": f"shard {chunk['name']} could not be made: {text}"}
         return json.dumps(result)
 
 
-def _make_shard(chunk: dict[str, Any], work: Work) -> dict[str, Any]:
+def _make_shard(chunk: dict[str, Any], work: IngestSpec) -> dict[str, Any]:
     name, fs = chunk["name"], work.fs
     if fs.get_file_info(work.path("stop")).is_file:
         return {"called_off": True}
@@ -75,7 +75,7 @@ def _make_shard(chunk: dict[str, Any], work: Work) -> dict[str, Any]:
     return _result(name, record, skipped=False)
 
 
-def _remake(found: Item | ValueError, work: Work) -> bytes:
+def _remake(found: Item | ValueError, work: IngestSpec) -> bytes:
     """Make the image that a shard holds of what a reader gave. Raises ValueError when it is bad."""
     if isinstance(found, ValueError):
         raise found
@@ -83,14 +83,14 @@ def _remake(found: Item | ValueError, work: Work) -> bytes:
     return encode_image(fit_square(pixels, work.size, work.channels, work.crop), work.encoding, work.quality)
 
 
-def _read_record(work: Work, name: str) -> dict | None:
+def _read_record(work: IngestSpec, name: str) -> dict | None:
     try:
         return read_json(work.fs, work.path(f"{name}.json"))
     except (FileNotFoundError, ValueError):
         return None
 
 
-def _stands(work: Work, record: dict) -> bool:
+def _stands(work: IngestSpec, record: dict) -> bool:
     try:
         read_shard_bytes(work.fs, work.root, Shard(**record["shard"]))
     except ValueError:

@@ -10,17 +10,17 @@ import numpy as np
 import ray.data
 from ray.data import DataContext
 
-from aecore.data.shard_stream import decode_shard, spread_parts
+from aecore.data.shard_stream import decode_shard, spaced_rows_by_shard
 from aecore.data.shards import Manifest
 from cluster.ray_connection import connect, has_gpu
-from cluster.settings import adopt, forwarded
+from cluster.settings import apply_env, exported_env
 from jobs.ray_data import plain_errors
 
 if TYPE_CHECKING:
-    from aecore.model.autoencoder import Latent
+    from aecore.model.autoencoder import DiagonalGaussian
 
 
-def encode_spread(run: str, uri: str, manifest: Manifest, limit: int) -> "Latent":
+def encode_spread(run: str, uri: str, manifest: Manifest, limit: int) -> "DiagonalGaussian":
     """What the encoder of the run at the URI `run` answers to at most `limit` training images of the dataset at `uri`.
 
     In the order of the images, on the CPU, and the same as in one process, but for the noise of a task that has some:
@@ -28,35 +28,35 @@ def encode_spread(run: str, uri: str, manifest: Manifest, limit: int) -> "Latent
     """
     import torch
 
-    from aecore.model.autoencoder import Latent
+    from aecore.model.autoencoder import DiagonalGaussian
 
     connect()
     DataContext.get_current().enable_progress_bars = False
     parts, first = [], 0
-    for shard, rows in spread_parts(manifest, "train", limit):
+    for shard, rows in spaced_rows_by_shard(manifest, "train", limit):
         parts.append({"shard": manifest.shards("train").index(shard), "rows": rows, "first": first})
         first += len(rows)
-    encode = partial(_encode, run=run, uri=uri, manifest=manifest, environment=forwarded())
+    encode = partial(_encode, run=run, uri=uri, manifest=manifest, environment=exported_env())
     listed = ray.data.from_items(parts, override_num_blocks=len(parts))
     found = listed.map_batches(encode, batch_size=1, num_cpus=1, num_gpus=1 if has_gpu() else 0)
     with plain_errors():
         pieces = sorted(found.iter_rows(), key=lambda piece: piece["first"])
     mean = torch.from_numpy(np.concatenate([piece["mean"] for piece in pieces]))
     logvar = [piece["logvar"] for piece in pieces]
-    return Latent(mean, torch.from_numpy(np.concatenate(logvar)) if len(logvar[0]) else None)
+    return DiagonalGaussian(mean, torch.from_numpy(np.concatenate(logvar)) if len(logvar[0]) else None)
 
 
 def _encode(part: Any, run: str, uri: str, manifest: Manifest, environment: dict[str, str]) -> dict[str, Any]:
     """What the encoder answers to some rows of a shard."""
     from aecore.analysis import encode_images
-    from aecore.model.autoencoder import any_device
+    from aecore.model.autoencoder import default_device
     from aecore.training.checkpoint import load_model
     from cluster.storage import open_uri
 
-    adopt(environment)
+    apply_env(environment)
     fs, root = open_uri(run)
     # Each time: it is little beside a shard, and never an older one.
-    saved = load_model(fs, f"{root}/model", any_device())
+    saved = load_model(fs, f"{root}/model", default_device())
     shard, first = manifest.shards("train")[int(part["shard"][0])], int(part["first"][0])
     images = decode_shard(*open_uri(uri), manifest, shard, part["rows"][0])
     latent = encode_images(saved, images, first)

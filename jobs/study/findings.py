@@ -7,7 +7,7 @@ where they lie more than two standard errors of their difference apart.
 from collections.abc import Callable
 from typing import Any
 
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 HIDDEN = 10.0  # dB: an input with a lower PSNR shows next to nothing
 # by whom a picture is found to show something: the figure's key, and what it shows
 RATES = {"faces": "a face", "recognised": "one of the set's classes"}
@@ -20,7 +20,7 @@ VERBS = {
 }  # fmt: skip
 
 
-def findings(figures: Figures) -> dict[str, list[str]]:
+def findings(figures: Metrics) -> dict[str, list[str]]:
     """The sentences that the figures of a study bear out, by what they are on: all runs together, then each run."""
     runs = figures["runs"]
     groups = {"The models side by side": [say(figures) for say in BETWEEN] if len(runs) > 1 else []}
@@ -29,7 +29,7 @@ def findings(figures: Figures) -> dict[str, list[str]]:
     return {on: texts for on, texts in said.items() if texts}
 
 
-def rate_of(figures: Figures) -> str:
+def rate_of(figures: Metrics) -> str:
     """The key of the rate of pictures that show something."""
     return next(key for key in RATES if key in figures["runs"][0]["real"])
 
@@ -47,7 +47,7 @@ def percent(rate: float) -> str:
     return "over 99 %" if 0.995 <= rate < 1 else f"{100 * rate:.0f} %"
 
 
-def reconstructions(run: Figures, figures: Figures) -> str:
+def reconstructions(run: Metrics, figures: Metrics) -> str:
     key, task = rate_of(figures), run["tasks"][run["task"]]
     made, real = run["samplers"]["reconstructions"][key], run["real"][key]
     return (
@@ -56,7 +56,7 @@ def reconstructions(run: Figures, figures: Figures) -> str:
     )
 
 
-def own_task(run: Figures, figures: Figures) -> str | None:
+def own_task(run: Metrics, figures: Metrics) -> str | None:
     if run["task"] == "reconstruct":
         return None
     # Of gray images the whole PSNR is high already: it would tell of the output's blur alone.
@@ -69,7 +69,7 @@ def own_task(run: Figures, figures: Figures) -> str | None:
     return f"{text}, though next to nothing can be seen in them." if before < HIDDEN and after > before else f"{text}."
 
 
-def in_the_cube(run: Figures, figures: Figures) -> str:
+def in_the_cube(run: Metrics, figures: Metrics) -> str:
     key = rate_of(figures)
     points = [(point["boundary"], point[key]) for point in run["cube"]]
     boundary, best = max(points, key=lambda point: point[1])
@@ -83,7 +83,7 @@ def in_the_cube(run: Figures, figures: Figures) -> str:
     return f"{text}; at boundary {lost:g} in fewer than half of them." if lost else f"{text}."
 
 
-def on_the_sphere(run: Figures, figures: Figures) -> str:
+def on_the_sphere(run: Metrics, figures: Metrics) -> str:
     key, root = rate_of(figures), run["points"]["sqrt_z_dim"]
     nearest = min(run["sphere"], key=lambda point: point["hog_frechet"])
     return (
@@ -92,7 +92,7 @@ def on_the_sphere(run: Figures, figures: Figures) -> str:
     )
 
 
-def fitted(run: Figures, figures: Figures) -> str:
+def fitted(run: Metrics, figures: Metrics) -> str:
     key = rate_of(figures)
     rates = {name: run["samplers"][name][key] for name in ("normal", *FITTED)}
     best = max(FITTED, key=lambda name: rates[name])
@@ -103,7 +103,7 @@ def fitted(run: Figures, figures: Figures) -> str:
     return f"{text}." if rates[best] > rates["normal"] else f"{text}: no fit is as good as N(0, 1)."
 
 
-def correlated(run: Figures, figures: Figures) -> str | None:
+def correlated(run: Metrics, figures: Metrics) -> str | None:
     key = rate_of(figures)
     alone, together = (run["samplers"][name][key] for name in ("diagonal", "gaussian"))
     if together < alone or not differ(alone, together, figures["judged"]):
@@ -114,7 +114,7 @@ def correlated(run: Figures, figures: Figures) -> str | None:
     )
 
 
-def radius(run: Figures, figures: Figures) -> str:
+def radius(run: Metrics, figures: Metrics) -> str:
     mean, root = run["points"]["mean_radius"], run["points"]["sqrt_z_dim"]
     text = f"The z-points of {run['run']} lie {mean:.1f} from the origin on average"
     n01 = f"N(0, 1) has its points: sqrt({run['z_dim']}) = {root:.1f}"
@@ -123,7 +123,7 @@ def radius(run: Figures, figures: Figures) -> str:
     return f"{text}, {mean / root:.1f} times as far as where {n01}."
 
 
-def region(run: Figures, figures: Figures) -> str:
+def region(run: Metrics, figures: Metrics) -> str:
     points = run["points"]
     text = f"They are {'one region' if points['coherent'] else 'not one region'}"
     if points["fragments"] != 1:
@@ -136,7 +136,7 @@ def region(run: Figures, figures: Figures) -> str:
     )
 
 
-def between_images(run: Figures, figures: Figures) -> str:
+def between_images(run: Metrics, figures: Metrics) -> str:
     key, pairs = rate_of(figures), run["ways"]["pairs"]
     way = run["ways"]["ways"]["straight"]
     half, ends = way[len(way) // 2][key], (way[0][key] + way[-1][key]) / 2
@@ -145,7 +145,7 @@ def between_images(run: Figures, figures: Figures) -> str:
     return f"{text}." if differ(half, ends, pairs) else f"{text}: no difference beyond chance."
 
 
-def copied(run: Figures, figures: Figures) -> str | None:
+def copied(run: Metrics, figures: Metrics) -> str | None:
     rates = {name: scores["copied"] for name, scores in run["samplers"].items() if name != "reconstructions"}
     worst = max(rates, key=lambda name: rates[name])
     if not differ(rates[worst], run["real"]["copied"], figures["judged"]) or rates[worst] < run["real"]["copied"]:
@@ -153,7 +153,7 @@ def copied(run: Figures, figures: Figures) -> str | None:
     return f"{percent(rates[worst])} of {run['run']}'s pictures from {worst} are close copies of a training image."
 
 
-def of_normal(figures: Figures) -> str:
+def of_normal(figures: Metrics) -> str:
     key = rate_of(figures)
     rates = {run["run"]: run["samplers"]["normal"][key] for run in figures["runs"]}
     best, *others = sorted(rates, key=lambda name: -rates[name])
@@ -166,7 +166,7 @@ def of_normal(figures: Figures) -> str:
     return f"From N(0, 1), {best} shows {RATES[key]} in {percent(rates[best])} of the pictures, {rest}."
 
 
-def best_pair(figures: Figures) -> str:
+def best_pair(figures: Metrics) -> str:
     """The best of all models and samplers, by the rate and by the Frechet distance."""
     key = rate_of(figures)
     every = [
@@ -183,7 +183,7 @@ def best_pair(figures: Figures) -> str:
     return f"{text}, {shows[1]} of {shows[0]} shows {RATES[key]} most often ({percent(shows[2])}; {shows[3]:.2f})."
 
 
-OF_RUN: tuple[Callable[[Figures, Figures], str | None], ...] = (
+OF_RUN: tuple[Callable[[Metrics, Metrics], str | None], ...] = (
     reconstructions, own_task, in_the_cube, on_the_sphere, fitted, correlated, radius, region, between_images, copied,
 )  # fmt: skip
-BETWEEN: tuple[Callable[[Figures], str], ...] = (of_normal, best_pair)
+BETWEEN: tuple[Callable[[Metrics], str], ...] = (of_normal, best_pair)

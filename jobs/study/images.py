@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from aecore.data.shard_stream import spread_images, spread_parts
+from aecore.data.shard_stream import read_spaced_images, spaced_rows_by_shard
 from aecore.data.shards import Manifest
-from aecore.metrics.suite import Scores
+from aecore.metrics.suite import MetricSuite
 
 FEWEST = 64  # images of a split that the metrics need
 LARGE = 20_000  # images that one process holds and encodes; more are encoded through Ray Data
@@ -20,7 +20,7 @@ class Images:
 
     train: np.ndarray
     test: np.ndarray
-    scores: Scores
+    scores: MetricSuite
 
 
 def check_enough(manifest: Manifest, limit: int) -> None:
@@ -40,15 +40,15 @@ def read_images(fs: pafs.FileSystem, root: str, manifest: Manifest, limit: int) 
     Raises ValueError for a damaged shard.
     """
     limit = min(limit, LARGE)
-    train = spread_images(fs, root, manifest, "train", limit)
-    test = spread_images(fs, root, manifest, held_out_split(manifest), limit)
-    return Images(train, test, Scores(train, test, read_labels(fs, root, manifest, limit)))
+    train = read_spaced_images(fs, root, manifest, "train", limit)
+    test = read_spaced_images(fs, root, manifest, held_out_split(manifest), limit)
+    return Images(train, test, MetricSuite(train, test, read_labels(fs, root, manifest, limit)))
 
 
 def read_labels(fs: pafs.FileSystem, root: str, manifest: Manifest, limit: int) -> np.ndarray | None:
     """The labels int64 (n,) of the training images that `read_images` gives; None where the set has fewer than two."""
     labels = []
-    for shard, rows in spread_parts(manifest, "train", limit):
+    for shard, rows in spaced_rows_by_shard(manifest, "train", limit):
         path = f"{root}/{shard.path}"
         if "label" not in pq.read_schema(path, filesystem=fs).names:
             return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 
-from aecore.data.io import write_whole
+from aecore.data.io import write_atomic
 from aecore.data.shards import Manifest
 from cluster import tracking
 from cluster.settings import settings
@@ -48,10 +48,10 @@ def study(
 
     files, findings = make_report(figures, arrays)
     for name, content in files.items():  # the page comes last: what belongs to it is there by then
-        write_whole(pafs.LocalFileSystem(), str(folder / name), content)
+        write_atomic(pafs.LocalFileSystem(), str(folder / name), content)
     for run in runs:
         if run.record.run_id:
-            tracking.attempt("take the study", partial(tracking.log_files, run.record.run_id, files, "study"))
+            tracking.best_effort("take the study", partial(tracking.log_files, run.record.run_id, files, "study"))
     return {
         "report": str(folder / PAGE), "runs": [run.record.name for run in runs], "findings": findings,
         "seconds": round(time.monotonic() - started, 1),

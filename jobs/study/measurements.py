@@ -11,12 +11,12 @@ from aecore.config import Recipe, check_recipe
 from aecore.data.io import read_json
 from aecore.data.shards import Manifest
 from jobs.dataset import open_dataset
-from jobs.run_store import Record, find_record
+from jobs.run_store import RunStore, find_run
 
 if TYPE_CHECKING:
     from aecore.analysis import Part, Subject
     from aecore.metrics.inception import Scored
-    from aecore.model.autoencoder import Latent
+    from aecore.model.autoencoder import DiagonalGaussian
     from jobs.study.images import Images
 
 LIMIT, JUDGED = 6_000, 256  # training images encoded at most; pictures judged at each point
@@ -26,7 +26,7 @@ LIMIT, JUDGED = 6_000, 256  # training images encoded at most; pictures judged a
 class Finished:
     """A finished run: where it lies, its recipe and the digest of the dataset that it was trained on."""
 
-    record: Record
+    record: RunStore
     recipe: Recipe
     dataset: str
 
@@ -41,7 +41,7 @@ class Finished:
 
 def find_finished(name: str) -> Finished:
     """The run `name`. Raises ValueError where there is none or it has not finished."""
-    record = find_record(name)
+    record = find_run(name)
     if not record.finished():
         raise ValueError(f"run '{name}' has not finished: start its command again, then study it")
     fs, root = record.place
@@ -111,14 +111,14 @@ class Measured:
     @cached_property
     def _subject(self) -> "Subject":
         from aecore.analysis import Subject
-        from aecore.model.autoencoder import any_device
+        from aecore.model.autoencoder import default_device
         from aecore.training.checkpoint import load_model
 
         fs, root = self.run.record.place
-        known, saved = self.images(), load_model(fs, f"{root}/model", any_device())
+        known, saved = self.images(), load_model(fs, f"{root}/model", default_device())
         return Subject(saved, known.train, known.test, known.scores, self.options["judged"], self._elsewhere())
 
-    def _elsewhere(self) -> "Callable[[], Latent] | None":
+    def _elsewhere(self) -> "Callable[[], DiagonalGaussian] | None":
         """What has a large set encoded on the cluster; None where this process does it."""
         from jobs.study.images import LARGE
 

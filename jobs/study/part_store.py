@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.fs as pafs
 
 from aecore.analysis import Part
-from aecore.data.io import read_bytes, write_whole
+from aecore.data.io import read_bytes, write_atomic
 
 VERSION = 4  # of what the parts measure: raise it where figures change, or parts, samplers, tasks or metrics are added
 FIGURES = "figures.json"
@@ -29,7 +29,7 @@ def save_part(fs: pafs.FileSystem, path: str, part: Part) -> None:
     """Write `part`, whole or not at all."""
     text, out = json.dumps(part.figures).encode(), io.BytesIO()
     np.savez(out, allow_pickle=False, **{FIGURES: np.frombuffer(text, np.uint8)}, **part.arrays)
-    write_whole(fs, path, out.getvalue())
+    write_atomic(fs, path, out.getvalue())
 
 
 def load_part(fs: pafs.FileSystem, path: str) -> Part | None:

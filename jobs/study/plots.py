@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from jobs.study.charts import Axis, Chart, Mark, Series, dots, histogram, lines, matrices, scatter
-from jobs.study.findings import Figures, rate_of
+from jobs.study.findings import Metrics, rate_of
 
 QUARTERS = (0, 0.25, 0.5, 0.75, 1)
 # a figure's key: a chart's title, and the axis
@@ -28,7 +28,7 @@ WAYS = {
 }  # fmt: skip
 
 
-def label(run: Figures) -> str:
+def label(run: Metrics) -> str:
     """A run's name as charts show it."""
     return f"{run['run']} (kl_factor {run['kl_factor']:g})"
 
@@ -40,7 +40,7 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
     return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
 
 
-def sampler_charts(figures: Figures) -> list[Chart]:
+def sampler_charts(figures: Metrics) -> list[Chart]:
     """How often something is shown, and the distance to real images, by sampler: a dot for each run."""
     names = list(figures["runs"][0]["samplers"])
     charts = []
@@ -55,7 +55,7 @@ def sampler_charts(figures: Figures) -> list[Chart]:
     return charts
 
 
-def sweep_charts(figures: Figures, sampler: str) -> list[Chart]:
+def sweep_charts(figures: Metrics, sampler: str) -> list[Chart]:
     """The same over a sampler's parameter: a line for each run."""
     where, text, parameter = SWEPT[sampler]
     charts = []
@@ -71,7 +71,7 @@ def sweep_charts(figures: Figures, sampler: str) -> list[Chart]:
     return charts
 
 
-def way_charts(figures: Figures) -> list[Chart]:
+def way_charts(figures: Metrics) -> list[Chart]:
     """How often something is shown along the ways between two test images, a chart for each kind of way."""
     key = rate_of(figures)
     title, y = SHOWN[key]
@@ -84,7 +84,7 @@ def way_charts(figures: Figures) -> list[Chart]:
     return charts
 
 
-def point_charts(figures: Figures, arrays: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> list[Chart]:
+def point_charts(figures: Metrics, arrays: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> list[Chart]:
     """Where the z-points lie: radius, axes, components, their correlations, KL, and two maps."""
     named = [(label(run), run["points"]) for run in figures["runs"]]
     radius = histogram(
@@ -119,7 +119,7 @@ def point_charts(figures: Figures, arrays: Sequence[Mapping[str, Mapping[str, np
     return [radius, held, *_divergence(named), spread, correlations, *maps]
 
 
-def _divergence(named: Sequence[tuple[str, Figures]]) -> list[Chart]:
+def _divergence(named: Sequence[tuple[str, Metrics]]) -> list[Chart]:
     if not any(max(p["kl"]) > 0 for _, p in named):  # plain AEs have none
         return []
     x, y = Axis("component, greatest KL first"), Axis("KL (nats, mean of images)", log=True)
@@ -134,7 +134,7 @@ MAPS = [
 ]
 
 
-def _curve(run: Figures, rows: Sequence[Figures], parameter: str, key: str, n: int) -> Series:
+def _curve(run: Metrics, rows: Sequence[Metrics], parameter: str, key: str, n: int) -> Series:
     values = [row[key] for row in rows]
     return Series(label(run), [row[parameter] for row in rows], values, _band(values, key, n))
 

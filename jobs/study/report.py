@@ -12,7 +12,7 @@ from PIL import Image
 
 from aecore.image_grid import grid, titled_sheet, to_png
 from jobs.study.charts import css_variables
-from jobs.study.findings import Figures, findings
+from jobs.study.findings import Metrics, findings
 from jobs.study.sections import Arrays, Section, about, make_sections, method, models
 
 PAGE, METRICS = "study.html", "metrics.json"
@@ -20,7 +20,7 @@ WEBP_QUALITY = 88  # of the pictures in the page; the PNGs beside it are exact
 TEMPLATES = [Path(__file__).parent, Path(__file__).parents[1] / "claims"]
 
 
-def make_report(figures: Figures, arrays: Arrays) -> tuple[dict[str, bytes], dict[str, list[str]]]:
+def make_report(figures: Metrics, arrays: Arrays) -> tuple[dict[str, bytes], dict[str, list[str]]]:
     """The report's files by name, the page last, and its sentences by what they are on; `arrays` are each run's."""
     sections, said = make_sections(figures, arrays), findings(figures)
     files = {METRICS: (json.dumps(figures, indent=1, sort_keys=True) + "\n").encode()}
@@ -33,7 +33,7 @@ def make_report(figures: Figures, arrays: Arrays) -> tuple[dict[str, bytes], dic
     return files, said
 
 
-def render(figures: Figures, sections: list[Section], said: dict[str, list[str]]) -> str:
+def render(figures: Metrics, sections: list[Section], said: dict[str, list[str]]) -> str:
     """The page: one HTML file that loads nothing from anywhere."""
     return fill(
         "page.html.j2", names=", ".join(run["run"] for run in figures["runs"]), about=about(figures),

@@ -7,7 +7,7 @@ import numpy as np
 
 from jobs.study import plots
 from jobs.study.charts import Chart
-from jobs.study.findings import FITTED, Figures, percent
+from jobs.study.findings import FITTED, Metrics, percent
 
 
 def short(rate: float) -> str:
@@ -68,10 +68,10 @@ class Section:
     tables: Sequence[Table] = ()
 
 
-Rows = Callable[[Figures, Kept], Iterator[Row]]
+Rows = Callable[[Metrics, Kept], Iterator[Row]]
 
 
-def make_sections(figures: Figures, arrays: Arrays) -> list[Section]:
+def make_sections(figures: Metrics, arrays: Arrays) -> list[Section]:
     """The sections of the page, in order."""
 
     runs = figures["runs"]
@@ -131,21 +131,21 @@ def make_sections(figures: Figures, arrays: Arrays) -> list[Section]:
     ]  # fmt: skip
 
 
-def _mixtures_fitted(runs: Sequence[Figures]) -> str:
+def _mixtures_fitted(runs: Sequence[Metrics]) -> str:
     names = [run["run"] for run in runs if not run["points"]["mixture_stored"]]
     if not names:
         return ""
     return f" Stored without a mixture: {', '.join(names)}; this study fitted one, which an endpoint does not have."
 
 
-def about(figures: Figures) -> str:
+def about(figures: Metrics) -> str:
     """What the study was made on, in a line."""
     data = figures["dataset"]
     images = ", ".join(f"{count:,} {split}" for split, count in data["images"].items() if count)
     return f"{data['name']}: {images} images of {data['size']} x {data['size']} pixels"
 
 
-def models(figures: Figures) -> Table:
+def models(figures: Metrics) -> Table:
     """A row for each run, and one for the real images."""
     runs, keys = figures["runs"], tuple(HEADS)
     own = [run["tasks"][run["task"]] for run in runs]
@@ -159,7 +159,7 @@ def models(figures: Figures) -> Table:
     return Table(heads, [*rows, real])
 
 
-def method(figures: Figures) -> list[str]:
+def method(figures: Metrics) -> list[str]:
     """How the figures came about, in sentences."""
     data, first = figures["dataset"], figures["runs"][0]
     encoded, trained = first["points"]["encoded"], data["images"]["train"]
@@ -193,21 +193,21 @@ MEANING = {
 }
 
 
-def _heads(figures: Figures, keys: Sequence[str]) -> list[str]:
+def _heads(figures: Metrics, keys: Sequence[str]) -> list[str]:
     return [HEADS[key][0] for key in keys if key in figures["runs"][0]["real"]]
 
 
-def _cells(scores: Figures, keys: Sequence[str] = IN_CARDS) -> list[str]:
+def _cells(scores: Metrics, keys: Sequence[str] = IN_CARDS) -> list[str]:
     return [HEADS[key][1](scores[key]) for key in keys if key in scores]
 
 
-def _sampled(run: Figures, kept: Kept) -> Iterator[Row]:
+def _sampled(run: Metrics, kept: Kept) -> Iterator[Row]:
     yield Row("real images", kept["real"]["pictures"], _cells(run["real"]))
     for name, scores in run["samplers"].items():
         yield Row(name, kept["samplers"][name], _cells(scores))
 
 
-def _by_inception(figures: Figures) -> list[Table]:
+def _by_inception(figures: Metrics) -> list[Table]:
     runs = figures["runs"]
     heads = _heads(figures, BY_INCEPTION)
     if not heads:
@@ -218,12 +218,12 @@ def _by_inception(figures: Figures) -> list[Table]:
     return [Table(["sampler", "run", *heads], rows)]
 
 
-def _swept(run: Figures, kept: Kept, name: str) -> Iterator[Row]:
+def _swept(run: Metrics, kept: Kept, name: str) -> Iterator[Row]:
     for point, pictures in zip(run[name], kept[name]["pictures"], strict=True):
         yield Row(f"{point[plots.SWEPT[name][2]]:g}", pictures, _cells(point))
 
 
-def _tasks(run: Figures, kept: Kept) -> Iterator[Row]:
+def _tasks(run: Metrics, kept: Kept) -> Iterator[Row]:
     for kind, task in run["tasks"].items():
         clean, seen, made = kept["tasks"][kind]
         if kind == "reconstruct":
@@ -237,34 +237,34 @@ def _tasks(run: Figures, kept: Kept) -> Iterator[Row]:
 SETTING = {"denoise": "sigma", "drop": "keep", "inpaint": "share"}
 
 
-def _closeness(task: Figures, prefix: str = "") -> list[str]:
+def _closeness(task: Metrics, prefix: str = "") -> list[str]:
     cells = [f"{task[f'{prefix}psnr']:.1f}", f"{task[f'{prefix}ssim']:.2f}"]
     return [*cells, f"{task[f'{prefix}chroma_psnr']:.1f}"] if f"{prefix}chroma_psnr" in task else cells
 
 
-def _coloured(run: Figures) -> bool:
+def _coloured(run: Metrics) -> bool:
     return "chroma_psnr" in run["tasks"]["reconstruct"]
 
 
-def _ways(run: Figures, kept: Kept) -> Iterator[Row]:
+def _ways(run: Metrics, kept: Kept) -> Iterator[Row]:
     names = list(run["ways"]["ways"])
     for number in range(len(kept["ways"][names[0]])):
         for name in names:
             yield Row(f"{number + 1}, {name}", kept["ways"][name][number])
 
 
-def _directions(run: Figures, kept: Kept) -> Iterator[Row]:
+def _directions(run: Metrics, kept: Kept) -> Iterator[Row]:
     for name, pictures in kept["directions"].items():
         yield Row(name.replace("_", " "), pictures)
 
 
-def _points(figures: Figures) -> Table:
+def _points(figures: Metrics) -> Table:
     runs = figures["runs"]
     rows = [[text, *(write(run["points"]) for run in runs)] for text, write in FACTS]
     return Table(["", *(run["run"] for run in runs)], rows)
 
 
-FACTS: list[tuple[str, Callable[[Figures], str]]] = [
+FACTS: list[tuple[str, Callable[[Metrics], str]]] = [
     ("mean radius", lambda p: f"{p['mean_radius']:.1f}"),
     ("sqrt(z_dim), the radius of N(0, 1)", lambda p: f"{p['sqrt_z_dim']:.1f}"),
     ("the centre's distance from the origin", lambda p: f"{p['centre_radius']:.2f}"),

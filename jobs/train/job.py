@@ -11,9 +11,9 @@ from cluster.settings import settings
 from cluster.storage import check_uri
 from cluster.tracking import status_of
 from jobs.dataset import open_dataset, with_full_uri
-from jobs.run_store import Record, open_record
+from jobs.run_store import RunStore, open_run
 from jobs.train.ray_trainer import run_on_ray
-from jobs.train.stopping import Stop, interruptible
+from jobs.train.stopping import StopRequest, interruptible
 
 
 def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
@@ -25,15 +25,15 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
     recipe = with_full_uri(recipe)
     _, _, manifest = open_dataset(recipe.data.uri)
     check_uri(settings().store)
-    record = open_record(recipe, stem, manifest, fresh=fresh)
+    record = open_run(recipe, stem, manifest, fresh=fresh)
     again = record.finished()
     started = time.monotonic()
     if not again:
         try:
-            with record.handing_in():
+            with record.background_sync():
                 _run(recipe, record)
         except ValueError:
-            record.drop()
+            record.discard()
             raise
         except BaseException as error:
             record.close(status_of(error))
@@ -46,14 +46,14 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _run(recipe: Recipe, record: Record) -> None:
+def _run(recipe: Recipe, record: RunStore) -> None:
     if recipe.scale.workers == 0:
-        from aecore.model.autoencoder import any_device
+        from aecore.model.autoencoder import default_device
         from jobs.train.worker import Worker, work
 
-        stop = Stop()
+        stop = StopRequest()
         with closing(Bar(record.name, "images")) as bar, interruptible(stop.on_signal):
-            for _ in work(recipe, record, Worker(device=any_device(), show=bar.update, stop=stop)):
+            for _ in work(recipe, record, Worker(device=default_device(), show=bar.update, stop=stop)):
                 pass
         return
     connect()

@@ -14,17 +14,17 @@ from cluster.settings import settings
 if TYPE_CHECKING:
     import torch
 
-    from aecore.data.loaders import Feed
+    from aecore.data.loaders import Loader
     from aecore.data.shuffle import World
 
 ShardOf = Callable[[str], Any]  # ray.train.get_dataset_shard
-Show = Callable[[int, int, str], None]  # takes how much is done, of how much, and what else there is to say
+ProgressCallback = Callable[[int, int, str], None]  # takes how much is done, of how much, and what else there is to say
 
 
-def open_feeds(
+def open_loaders(
     recipe: Recipe, fs: pafs.FileSystem, root: str, manifest: Manifest, world: "World", device: "torch.device",
-    shard_of: ShardOf | None = None, show: Show = lambda done, total, text: None,
-) -> dict[str, "Feed"]:  # fmt: skip
+    shard_of: ShardOf | None = None, show: ProgressCallback = lambda done, total, text: None,
+) -> dict[str, "Loader"]:  # fmt: skip
     """A feed for each split, empty for one that the dataset lacks.
 
     A stream comes through Ray Data where `shard_of` gives this worker's share of a split; else this process, which
@@ -32,16 +32,16 @@ def open_feeds(
     """
     import numpy as np
 
-    from aecore.data.loaders import DeviceFeed, NodeFeed, StreamFeed
+    from aecore.data.loaders import DeviceLoader, NodeLoader, StreamLoader
     from aecore.data.node_cache import open_cache
-    from aecore.data.shard_stream import pour, spread_images
-    from aecore.data.shuffle import Order
+    from aecore.data.shard_stream import iter_shards, read_spaced_images
+    from aecore.data.shuffle import BatchSampler
 
-    order = Order(recipe.optim.seed, recipe.optim.batch, world)
+    order = BatchSampler(recipe.optim.seed, recipe.optim.batch, world)
 
-    def open_feed(split: str) -> "Feed":
+    def open_feed(split: str) -> "Loader":
         if not manifest.splits.get(split):
-            return NodeFeed(np.empty((0, manifest.size, manifest.size, manifest.channels), np.uint8), order, device)
+            return NodeLoader(np.empty((0, manifest.size, manifest.size, manifest.channels), np.uint8), order, device)
         if recipe.data.cache == "none":
             assert shard_of or world.size == 1
             if shard_of:
@@ -49,13 +49,13 @@ def open_feeds(
 
                 share = partial(pour_shard, shard_of(split))
             else:
-                share = partial(pour, fs, root, manifest, split, order.seed)
-            few = partial(spread_images, fs, root, manifest, split)
-            return StreamFeed(share, few, manifest.count(split), order, device)
+                share = partial(iter_shards, fs, root, manifest, split, order.seed)
+            few = partial(read_spaced_images, fs, root, manifest, split)
+            return StreamLoader(share, few, manifest.count(split), order, device)
         total, text = manifest.count(split), f"filling the node cache: {split}"
         filled: Callable[[int], None] = lambda done: show(done, total, text)  # noqa: E731
         images = open_cache(settings().cache, fs, root, manifest, split, filled, settings().cache_max)
-        feed = DeviceFeed if in_device(recipe.data.cache, images.nbytes, device) else NodeFeed
+        feed = DeviceLoader if in_device(recipe.data.cache, images.nbytes, device) else NodeLoader
         return feed(images, order, device)
 
     return {split: open_feed(split) for split in SPLITS}

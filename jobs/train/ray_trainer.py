@@ -9,11 +9,11 @@ from typing import Any
 
 from aecore.config import Recipe, check_recipe
 from cluster.progress import publish
-from cluster.ray_connection import has_gpu, is_own, only
-from cluster.settings import adopt, forwarded, settings
+from cluster.ray_connection import has_gpu, ray_api_address, uses_local_ray
+from cluster.settings import apply_env, exported_env, settings
 from cluster.storage import open_uri
 from jobs.dataset import open_dataset
-from jobs.run_store import Record, delete_folder
+from jobs.run_store import RunStore, delete_folder
 from jobs.train.process_group import process_group, worker_device
 from jobs.train.stopping import THIS_PROCESS, interruptible
 
@@ -23,7 +23,7 @@ WORD_SECONDS = 5  # after so long a wait for room it is said
 GROUP_SECONDS = 20  # for room for all workers of a group: Ray Train goes on counting a lost node for as long
 
 
-def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) -> None:
+def run_on_ray(recipe: Recipe, record: RunStore, callbacks: Sequence[Any] = ()) -> None:
     """Train under Ray Train; further `callbacks` run in its controller. Raises ValueError or RuntimeError."""
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -31,10 +31,10 @@ def run_on_ray(recipe: Recipe, record: Record, callbacks: Sequence[Any] = ()) ->
         with interruptible(), _own_ray():
             _fit(recipe, record, callbacks)
     except TrainingFailedError as error:
-        raise plain_failure(error) from error
+        raise training_error(error) from error
 
 
-def _fit(recipe: Recipe, record: Record, callbacks: Sequence[Any]) -> None:
+def _fit(recipe: Recipe, record: RunStore, callbacks: Sequence[Any]) -> None:
     """Ray Train's `fit`, and again where it gives up for a worker's death. Raises TrainingFailedError."""
     from ray.exceptions import RayActorError
     from ray.train.v2.api.exceptions import ControllerError
@@ -65,10 +65,10 @@ def _own_ray() -> Any:
     from ray.train.v2._internal import constants
 
     constants.ENV_VARS_TO_PROPAGATE.add("RAY_API_SERVER_ADDRESS")
-    return only(ray.get_runtime_context().gcs_address)
+    return ray_api_address(ray.get_runtime_context().gcs_address)
 
 
-def _trainer(recipe: Recipe, record: Record, callbacks: Sequence[Any]) -> Any:
+def _trainer(recipe: Recipe, record: RunStore, callbacks: Sequence[Any]) -> Any:
     """Ray Train's trainer of `recipe`, with as many workers as it says."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
@@ -81,15 +81,15 @@ def _trainer(recipe: Recipe, record: Record, callbacks: Sequence[Any]) -> Any:
 
         streams = ray_streams(recipe, open_dataset(recipe.data.uri)[2])
     fs, root = open_uri(settings().store)
-    each = worker_resources(scale.most, streaming)
-    wait_for_room(scale.least, each)
+    each = worker_resources(scale.max_workers, streaming)
+    wait_for_room(scale.min_workers, each)
     trainer = _trainer_class()(
         # Not in train_loop_config, which Ray's dashboard may show: the environment may hold keys.
         partial(
             train_worker,
             recipe=recipe.model_dump(mode="json"),
             record=record,
-            environment=forwarded(),
+            environment=exported_env(),
             report=bool(callbacks),
         ),
         scaling_config=ScalingConfig(
@@ -174,7 +174,7 @@ def worker_resources(workers: int, streaming: bool = False) -> dict[str, float]:
     return {"CPU": share if not streaming else share // 2 or 0.5}
 
 
-def room(each: dict[str, float]) -> int:
+def worker_capacity(each: dict[str, float]) -> int:
     """How many workers that take `each` the nodes of the cluster have room for, where nothing else runs."""
     return sum(min(int(has.get(name, 0) // takes) for name, takes in each.items()) for has in _nodes())
 
@@ -194,9 +194,9 @@ def wait_for_room(workers: int, each: dict[str, float]) -> None:
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    found, share = room(each), " and ".join(f"{count:g} {name}" for name, count in each.items())
+    found, share = worker_capacity(each), " and ".join(f"{count:g} {name}" for name, count in each.items())
     what = f"{workers} worker{'s' * (workers > 1)} with {share} each"
-    if is_own() and found < workers:
+    if uses_local_ray() and found < workers:
         raise ValueError(f"{what}: there is room for {found} here, set scale.workers={found}")
     group = placement_group([each] * workers)
     try:
@@ -208,7 +208,7 @@ def wait_for_room(workers: int, each: dict[str, float]) -> None:
         remove_placement_group(group)
 
 
-def plain_failure(error: Any) -> Exception:
+def training_error(error: Any) -> Exception:
     """The error to show for Ray's TrainingFailedError: a user's mistake as it was raised, or what went wrong."""
     causes = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", error)]
     for cause in causes:
@@ -221,7 +221,7 @@ def plain_failure(error: Any) -> Exception:
     return RuntimeError(f"training failed: {causes[0]}")
 
 
-def train_worker(*, recipe: dict[str, Any], record: Record, environment: dict[str, str], report: bool) -> None:
+def train_worker(*, recipe: dict[str, Any], record: RunStore, environment: dict[str, str], report: bool) -> None:
     """The loop of one Ray Train worker; `recipe` as JSON. `report`: each epoch's metrics, to callbacks that want them.
 
     Without need it would cost time: Ray Train takes one report in two seconds, and an epoch on a GPU may be shorter.
@@ -232,7 +232,7 @@ def train_worker(*, recipe: dict[str, Any], record: Record, environment: dict[st
     from aecore.data.shuffle import World
     from jobs.train.worker import Worker, work
 
-    adopt(environment)
+    apply_env(environment)
     record.check_seen()
     checked, context, device = check_recipe(recipe), ray.train.get_context(), worker_device()
     world = World(context.get_world_rank(), context.get_world_size())

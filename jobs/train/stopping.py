@@ -20,7 +20,7 @@ NOTHING, SAVE, STOP = 0, 1, 2
 AGREE_SECONDS = 1.0  # between two questions of the workers to each other
 
 
-class Stop:
+class StopRequest:
     """The wish that a training ends: granted after the step in hand, with a checkpoint."""
 
     def __init__(self) -> None:
@@ -53,11 +53,11 @@ class Stop:
         print("zpoint: stopping with a checkpoint; another Ctrl-C stops without", file=sys.stderr, flush=True)
 
 
-THIS_PROCESS = Stop()  # what Ray Train's shutdown of a worker asks
+THIS_PROCESS = StopRequest()  # what Ray Train's shutdown of a worker asks
 SAVE_SECONDS = 4.0  # for a worker's last checkpoint: Ray Train kills it after 5
 
 
-class Agreement:
+class StopConsensus:
     """What all workers do after a step: NOTHING, SAVE or STOP, the same on each though each has its own clock.
 
     About once a second they tell each other what they want, and the strongest wish holds: an all-reduce of two

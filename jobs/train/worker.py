@@ -10,17 +10,17 @@ import torch.distributed as dist
 
 from aecore.config import Recipe
 from aecore.data.attributes import read_attributes
-from aecore.data.loaders import Feed
+from aecore.data.loaders import Loader
 from aecore.data.shards import Manifest
-from aecore.data.shuffle import World, spread_rows
+from aecore.data.shuffle import World, evenly_spaced
 from aecore.image_grid import titled_sheet, to_png
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.training import checkpoint, evaluate, loop
-from aecore.training.state import Run
+from aecore.training.state import TrainingRun
 from jobs.dataset import Dataset, open_dataset
-from jobs.run_store import Record
-from jobs.train.loaders import ShardOf, Show, open_feeds
-from jobs.train.stopping import NOTHING, SAVE, STOP, Agreement, Stop
+from jobs.run_store import RunStore
+from jobs.train.loaders import ProgressCallback, ShardOf, open_loaders
+from jobs.train.stopping import NOTHING, SAVE, STOP, StopConsensus, StopRequest
 
 
 @dataclass(frozen=True)
@@ -33,21 +33,21 @@ class Worker:
 
     world: World = field(default_factory=World)
     device: torch.device = field(default_factory=partial(torch.device, "cpu"))
-    show: Show = lambda done, total, text: None
+    show: ProgressCallback = lambda done, total, text: None
     wrap: Callable[[Any], Any] = lambda model: model
     shard_of: ShardOf | None = None
-    stop: Stop = field(default_factory=Stop)
+    stop: StopRequest = field(default_factory=StopRequest)
     warned: Callable[[], bool] = lambda: False
 
 
-def work(recipe: Recipe, record: Record, me: Worker) -> Iterator[dict[str, float]]:
+def work(recipe: Recipe, record: RunStore, me: Worker) -> Iterator[dict[str, float]]:
     """Train from the last checkpoint to the finished model; yields each epoch's metrics.
 
     Raises KeyboardInterrupt when it has saved because of `me.stop`. Where it is `me.warned` that a node will end, it
     goes on while it may and saves again and again, about once a second.
     """
     dataset = open_dataset(recipe.data.uri)
-    splits = open_feeds(recipe, *dataset, me.world, me.device, me.shard_of, me.show)
+    splits = open_loaders(recipe, *dataset, me.world, me.device, me.shard_of, me.show)
     run = _resume(recipe, record, dataset[2], me)
     progress = run.progress
 
@@ -56,8 +56,8 @@ def work(recipe: Recipe, record: Record, me: Worker) -> Iterator[dict[str, float
         return STOP if me.stop.asked else SAVE if end_is_near else NOTHING
 
     fs, place = record.place
-    agreement = Agreement(recipe.checkpoint, me.world, me.device, wish, progress.step)
-    with me.stop.heeded(), checkpoint.Saver(fs, f"{place}/checkpoints", recipe.checkpoint.keep) as saver:
+    agreement = StopConsensus(recipe.checkpoint, me.world, me.device, wish, progress.step)
+    with me.stop.heeded(), checkpoint.CheckpointWriter(fs, f"{place}/checkpoints", recipe.checkpoint.keep) as saver:
 
         def save(valid_loss: float = float("nan"), before: Callable[[], None] | None = None) -> None:
             loop.gather_sums(run)
@@ -84,7 +84,7 @@ def work(recipe: Recipe, record: Record, me: Worker) -> Iterator[dict[str, float
     _finish(run, record, dataset, splits)
 
 
-def _resume(recipe: Recipe, record: Record, manifest: Manifest, me: Worker) -> Run:
+def _resume(recipe: Recipe, record: RunStore, manifest: Manifest, me: Worker) -> TrainingRun:
     """What is trained, as the last checkpoint has it, the same on all workers; new where there is none."""
     loop.set_up(me.device, recipe)
     model = build_model(recipe, ImageShape(manifest.size, manifest.channels)).to(me.device)
@@ -94,10 +94,10 @@ def _resume(recipe: Recipe, record: Record, manifest: Manifest, me: Worker) -> R
     _same_step(progress.step, me)
     if me.world.rank != 0:
         progress.sums = {}  # the checkpoint's are those of all workers
-    return Run(recipe, model, me.wrap(model), optimizer, me.device, me.world, progress)
+    return TrainingRun(recipe, model, me.wrap(model), optimizer, me.device, me.world, progress)
 
 
-def _finish(run: Run, record: Record, dataset: Dataset, splits: dict[str, Feed]) -> None:
+def _finish(run: TrainingRun, record: RunStore, dataset: Dataset, splits: dict[str, Loader]) -> None:
     """Test the trained model and save it with its latent statistics."""
     run.model.eval()  # as it will be used: else batch norm would learn from the test images
     tested = evaluate.evaluate(run, splits["test"], "test")[0] if len(splits["test"]) else {}
@@ -105,11 +105,11 @@ def _finish(run: Run, record: Record, dataset: Dataset, splits: dict[str, Feed])
         last = list(record.epochs().values())[-1]
         known = {}
         if splits["train"].resumable:  # a stream's images come in no order that could be named
-            known = read_attributes(*dataset, "train", spread_rows(len(run.train), evaluate.LATENT_IMAGES))
+            known = read_attributes(*dataset, "train", evenly_spaced(len(run.train), evaluate.LATENT_IMAGES))
         latents = evaluate.fit_run_latents(run, splits["train"], attributes=known)
         fs, place = record.place
         save_model = partial(checkpoint.save_model, fs, f"{place}/model", run.model, run.recipe, latents, last | tested)
-        checkpoint.patiently(save_model, "save the model")
+        checkpoint.retry_storage(save_model, "save the model")
 
 
 def _same_step(step: int, me: Worker) -> None:
@@ -121,7 +121,7 @@ def _same_step(step: int, me: Worker) -> None:
             raise RuntimeError(f"the workers see different checkpoints: up to step {ends[0]}, and {-ends[1]}")
 
 
-def _write_epoch(record: Record, event: loop.Epoch) -> None:
+def _write_epoch(record: RunStore, event: loop.Epoch) -> None:
     """Put an epoch's metrics, and its pictures on one sheet, into the run's folder."""
     titles = {
         "originals": "validation images", "seen": "what the encoder sees of them",

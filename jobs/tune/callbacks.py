@@ -8,14 +8,14 @@ from ray.tune import Callback
 from aecore.config import Recipe
 from aecore.data.shards import Manifest
 from cluster.progress import Bar
-from jobs.run_store import Record, open_record
-from jobs.train.ray_trainer import plain_failure
+from jobs.run_store import RunStore, open_run
+from jobs.train.ray_trainer import training_error
 from jobs.tune.trials import Trial, finished_trial, trial_recipe
 
 log = logging.getLogger(__name__)
 
 
-class Watcher(Callback):
+class CampaignCallback(Callback):
     """Shows progress, keeps each trial's MLflow run, and collects the finished trials in `trials`.
 
     `trials` begins with those that need not run again; `parent` is the campaign's MLflow run, '' where there is none.
@@ -25,7 +25,7 @@ class Watcher(Callback):
         self.recipe, self.campaign, self.manifest = recipe, campaign, manifest
         self.tags = {"zpoint.campaign": campaign} | ({"mlflow.parentRunId": parent} if parent else {})
         self.trials = list(trials)
-        self.records: dict[str, Record] = {}  # of those that run
+        self.records: dict[str, RunStore] = {}  # of those that run
         self.failed: list[Any] = []
         self.done = {trial["run"]: recipe.optim.epochs for trial in trials}
         self.bar = Bar(campaign, "epochs")
@@ -36,11 +36,11 @@ class Watcher(Callback):
     def close(self) -> list[Exception]:
         """End what runs no more; gives the errors of the failed trials."""
         self.bar.close()
-        errors = [plain_failure(trial.get_pickled_error() or trial.get_error()) for trial in self.failed]
+        errors = [training_error(trial.get_pickled_error() or trial.get_error()) for trial in self.failed]
         for trial, error in zip(self.failed, errors, strict=True):
             record = self.records.pop(trial.trial_id, None)  # none where its process could not start
             if record and isinstance(error, ValueError):
-                record.drop()
+                record.discard()
                 continue
             log.warning("trial %s failed: %s", record.name if record else trial.config, error)
             if record:
@@ -51,7 +51,7 @@ class Watcher(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         tried = self._tried(trial)
-        self.records[trial.trial_id] = record = open_record(tried, tried.name, self.manifest, tags=self.tags)
+        self.records[trial.trial_id] = record = open_run(tried, tried.name, self.manifest, tags=self.tags)
         if not record.finished():
             record.begin()
         self.show()
@@ -63,7 +63,7 @@ class Watcher(Callback):
         self.done[trial.trial_id] = len(record.epochs())
         figures = f"z_dim {trial.config['z_dim']} kl_factor {trial.config['kl_factor']:.2g}"
         self.show(f"{figures} psnr {result['valid_psnr']:.1f}")
-        record.hand_in()
+        record.sync_to_mlflow()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self.records.pop(trial.trial_id)

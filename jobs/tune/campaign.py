@@ -49,7 +49,7 @@ def begin(campaign: Campaign, recipe: Recipe) -> Campaign:
     name = campaign["campaign"]
     params = dict(tracking.flatten(recipe.model_dump(mode="json")))
     labels = {"zpoint.run": name, "zpoint.dataset": campaign["dataset"]}
-    run_id = tracking.attempt("open the campaign", lambda: tracking.create_run(name, params, labels), "")
+    run_id = tracking.best_effort("open the campaign", lambda: tracking.create_run(name, params, labels), "")
     begun = campaign | {"run_id": run_id}
     write_json(*place_of(name), begun)
     return begun
@@ -61,7 +61,7 @@ def finish(campaign: Campaign, verdict: dict[str, Any]) -> Campaign:
     write_json(*place_of(campaign["campaign"]), finished)
     if run_id:
         files = {"campaign.json": json.dumps(finished, indent=1).encode()}
-        tracking.attempt("take the verdict", lambda: tracking.log_files(run_id, files, ""))
+        tracking.best_effort("take the verdict", lambda: tracking.log_files(run_id, files, ""))
     tracking.set_status(run_id, "FINISHED")
     return finished
 

@@ -13,10 +13,10 @@ from aecore.config import Recipe
 from aecore.data.shards import Manifest
 from cluster import tracking
 from cluster.ray_connection import connect, has_gpu
-from cluster.settings import adopt, forwarded, settings
+from cluster.settings import apply_env, exported_env, settings
 from cluster.storage import check_uri, open_uri
 from jobs.dataset import open_dataset, with_full_uri
-from jobs.run_store import Record, delete_folder
+from jobs.run_store import RunStore, delete_folder
 from jobs.train.ray_trainer import run_on_ray, worker_resources
 from jobs.train.stopping import interruptible
 from jobs.tune import campaign as campaigns
@@ -60,10 +60,10 @@ def _search(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> list[
     _quiet_tune()
     from ray import tune as ray_tune
 
-    from jobs.tune.callbacks import Watcher
+    from jobs.tune.callbacks import CampaignCallback
 
     search = recipe.search
-    watcher = Watcher(recipe, name, manifest, parent, finished)
+    watcher = CampaignCallback(recipe, name, manifest, parent, finished)
     fs, root = open_uri(settings().store)
     # With workers of its own a trial only waits for them; Tune refuses a demand for nothing at all.
     waiting: dict[str, float] = {"CPU": 0, "memory": 2**20}
@@ -71,8 +71,8 @@ def _search(recipe: Recipe, name: str, manifest: Manifest, parent: str) -> list[
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(
             # Not in param_space, which Tune writes into the store: the environment may hold keys.
-            ray_tune.with_parameters(run_trial, recipe=recipe, campaign=name, environment=forwarded()),
-            worker_resources(search.parallel) if recipe.scale.most <= 1 else waiting,
+            ray_tune.with_parameters(run_trial, recipe=recipe, campaign=name, environment=exported_env()),
+            worker_resources(search.parallel) if recipe.scale.max_workers <= 1 else waiting,
         ),
         param_space=space,
         tune_config=ray_tune.TuneConfig(
@@ -146,13 +146,13 @@ def run_trial(config: dict[str, Any], *, recipe: Recipe, campaign: str, environm
     """One trial: a single worker trains in the trial's own process, several get a process tree of Ray Train."""
     from ray import tune as ray_tune
 
-    adopt(environment)
+    apply_env(environment)
     recipe = trial_recipe(recipe, campaign, config["z_dim"], config["kl_factor"])
     # The driver keeps the MLflow run; here only the folder is written.
-    record = Record(recipe.name, f"{settings().runs_uri}/{recipe.name}", "")
+    record = RunStore(recipe.name, f"{settings().runs_uri}/{recipe.name}", "")
     known = record.epochs()
     if not record.finished():
-        if recipe.scale.most > 1:
+        if recipe.scale.max_workers > 1:
             from ray.tune.integration.ray_train import TuneReportCallback
 
             run_on_ray(recipe, record, [TuneReportCallback()])

@@ -9,7 +9,7 @@ from aecore.config import Recipe, check_recipe
 from aecore.data.shards import Manifest
 from cluster.settings import settings
 from cluster.storage import open_uri
-from jobs.run_store import Record, open_record
+from jobs.run_store import RunStore, open_run
 
 GOALS = {"valid_psnr": "max", "hog_frechet_normal": "min"}
 Trial = dict[str, Any]
@@ -24,7 +24,7 @@ def trial_recipe(recipe: Recipe, campaign: str, z_dim: int, kl_factor: float) ->
     return check_recipe(raw)
 
 
-def finished_trial(tried: Recipe, record: Record) -> Trial:
+def finished_trial(tried: Recipe, record: RunStore) -> Trial:
     """What the verdict says of a finished trial, from the metrics of its last epoch."""
     last = list(record.epochs().values())[-1]
     return {
@@ -47,7 +47,7 @@ def known_trials(recipe: Recipe, campaign: str, manifest: Manifest) -> tuple[lis
         tried = trial_recipe(recipe, campaign, int(found[1]), float(found[2]))
         if tried.name != name or tried.model.z_dim not in recipe.search.z_dim:
             continue
-        record = open_record(tried, name, manifest)
+        record = open_run(tried, name, manifest)
         if record.finished():
             record.close("FINISHED")  # MLflow may lack its last epochs
             finished.append(finished_trial(tried, record))

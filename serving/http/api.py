@@ -41,23 +41,25 @@ from starlette.exceptions import HTTPException
 from aecore.config import TASKS
 from serving.http import docs, page, schemas
 from serving.http.decoding import JSON, NPY, PICTURES, Limits, TooLarge, load_json, parse_body
-from serving.http.encoding import ARRAY_KINDS, IMAGE_KINDS, choose_answer, encode_images, encode_json, encode_npy
-from serving.http.middleware import Gate, problem
+from serving.http.encoding import ARRAY_KINDS, IMAGE_KINDS, encode_images, encode_json, encode_npy, negotiate_media_type
+from serving.http.middleware import EndpointMiddleware, problem
 from serving.runtime.batching import Overloaded
-from serving.runtime.metrics import Meters
-from serving.runtime.model_slot import Served, Slot
+from serving.runtime.metrics import EndpointMetrics
+from serving.runtime.model_slot import ModelSlot, ServedModel
 
 T = TypeVar("T")
 O = TypeVar("O", bound=schemas.Options)  # noqa: E741
 SMALL = 1 << 16  # bytes that are parsed or encoded on the event loop; more goes to a thread
 
 
-def make_api(slot: Slot, *, token: str = "", limits: Limits | None = None, meters: Meters | None = None) -> FastAPI:
+def make_api(
+    slot: ModelSlot, *, token: str = "", limits: Limits | None = None, meters: EndpointMetrics | None = None
+) -> FastAPI:
     """The app around what stands in `slot`. With a `token` all but /healthz, /readyz, the page and the docs want
     `Authorization: Bearer TOKEN`; without one it answers at a loopback address alone."""
-    limits, meters = limits or Limits(), meters or Meters()
+    limits, meters = limits or Limits(), meters or EndpointMetrics()
     api = FastAPI(title="zpoint", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
-    api.add_middleware(Gate, slot=slot, token=token, limits=limits, meters=meters)
+    api.add_middleware(EndpointMiddleware, slot=slot, token=token, limits=limits, meters=meters)
     api.add_exception_handler(HTTPException, _http_problem)
     api.add_exception_handler(Overloaded, _overloaded)
     _add_points(api, limits)  # first: a request is compared with one route after the other
@@ -73,7 +75,7 @@ def _add_points(api: FastAPI, limits: Limits) -> None:
     @api.post("/v1/decode", response_class=Response, **docs.DECODE)
     async def decode(request: Request) -> Response:
         """Decode z-points to images."""
-        model: Served = request.state.model
+        model: ServedModel = request.state.model
         kind = _answer_kind(request, IMAGE_KINDS)
         z, _ = await _take(request, limits, ("z",), schemas.Decode)
         return await _images(await model.decode(z), kind, model)
@@ -81,7 +83,7 @@ def _add_points(api: FastAPI, limits: Limits) -> None:
     @api.post("/v1/sample", response_class=Response, **docs.SAMPLE)
     async def sample(request: Request) -> Response:
         """Draw z-points with a sampler and decode them."""
-        model: Served = request.state.model
+        model: ServedModel = request.state.model
         kind = _answer_kind(request, IMAGE_KINDS)
         _content_type(request, JSON)
         body = await _read(request, limits, SMALL, "a sampler, n, seed and parameters")
@@ -99,7 +101,7 @@ def _add_pictures(api: FastAPI, limits: Limits) -> None:
     @api.post("/v1/encode", response_class=Response, **docs.ENCODE)
     async def encode(request: Request) -> Response:
         """Encode pictures to z-points: the means of the encoder."""
-        model: Served = request.state.model
+        model: ServedModel = request.state.model
         kind = _answer_kind(request, ARRAY_KINDS)
         pictures, _ = await _take(request, limits, ("images",), schemas.Encode)
         z = await model.encode(pictures)
@@ -109,7 +111,7 @@ def _add_pictures(api: FastAPI, limits: Limits) -> None:
     @api.post("/v1/reconstruct", response_class=Response, **docs.RECONSTRUCT)
     async def reconstruct(request: Request) -> Response:
         """Do a task to pictures, as in training, and give what the model makes of them."""
-        model: Served = request.state.model
+        model: ServedModel = request.state.model
         kind = _answer_kind(request, IMAGE_KINDS)
         pictures, wanted = await _take(request, limits, ("images",), schemas.Reconstruct)
         seed = _seed(wanted.seed)
@@ -122,7 +124,7 @@ def _add_pictures(api: FastAPI, limits: Limits) -> None:
     @api.post("/v1/interpolate", response_class=Response, **docs.INTERPOLATE)
     async def interpolate(request: Request) -> Response:
         """Go from one z-point, or picture, to another in equal steps, and decode each."""
-        model: Served = request.state.model
+        model: ServedModel = request.state.model
         kind = _answer_kind(request, IMAGE_KINDS)
         ends, wanted = await _take(request, limits, ("z", "images"), schemas.Interpolate)
         with _refusals():
@@ -136,7 +138,7 @@ def _add_pictures(api: FastAPI, limits: Limits) -> None:
         return await _images(await model.decode(z), kind, model, {"z": z})
 
 
-def _add_facts(api: FastAPI, slot: Slot, limits: Limits, meters: Meters) -> None:
+def _add_facts(api: FastAPI, slot: ModelSlot, limits: Limits, meters: EndpointMetrics) -> None:
     @api.get("/v1/model", **docs.MODEL)
     async def about(request: Request) -> Response:
         """The served model: version, run, recipe, image, metrics, samplers, tasks, paths, latents, limits."""
@@ -151,7 +153,7 @@ def _add_facts(api: FastAPI, slot: Slot, limits: Limits, meters: Meters) -> None
     @api.get("/readyz", **docs.READY)
     async def readyz(request: Request) -> dict[str, str]:
         """Whether the model decodes a z-point now; wants no token."""
-        model: Served = request.state.model
+        model: ServedModel = request.state.model
         await model.decode(np.zeros((1, model.facts.z_dim), np.float32))
         return {"status": "ok"}
 
@@ -162,12 +164,12 @@ def _add_facts(api: FastAPI, slot: Slot, limits: Limits, meters: Meters) -> None
 
     @api.get("/docs", include_in_schema=False)
     async def routes(request: Request) -> HTMLResponse:
-        model: Served = request.state.model
+        model: ServedModel = request.state.model
         text = docs.docs_page(api.openapi(), str(request.base_url).rstrip("/"), model.facts.z_dim)
         return HTMLResponse(text, headers=page.HEADERS)
 
 
-def describe(model: Served, slot: Slot, limits: Limits) -> dict[str, Any]:
+def describe(model: ServedModel, slot: ModelSlot, limits: Limits) -> dict[str, Any]:
     """What /v1/model tells, ready for JSON.
 
     `samplers` and `tasks`: name to parameters with their defaults. `paths`: names. `latents`: mean and sd by component,
@@ -206,7 +208,7 @@ async def _take(request: Request, limits: Limits, wants: tuple[str, ...], kind: 
         return await (_where(len(body), parse) if wants == ("z",) else asyncio.to_thread(parse))
 
 
-async def _images(images: np.ndarray, kind: str, model: Served, told: Mapping[str, Any] | None = None) -> Response:
+async def _images(images: np.ndarray, kind: str, model: ServedModel, told: Mapping[str, Any] | None = None) -> Response:
     told = {"model": model.facts.label, **(told or {})}
     with _refusals():
         body = await _where(images.nbytes, encode_images, images, kind, told)
@@ -224,7 +226,7 @@ async def _where(size: int, work: Callable[..., T], *args: Any) -> T:
 
 def _answer_kind(request: Request, kinds: tuple[str, ...]) -> str:
     try:
-        return choose_answer(request.headers.get("accept", ""), kinds)
+        return negotiate_media_type(request.headers.get("accept", ""), kinds)
     except ValueError as error:
         raise HTTPException(406, str(error)) from None
 

@@ -21,7 +21,7 @@ WEBP_SIDE = 16_383  # pixels; JPEG takes 65,535
 QUALITY = 90
 
 
-def choose_answer(accept: str, kinds: tuple[str, ...] = IMAGE_KINDS) -> str:
+def negotiate_media_type(accept: str, kinds: tuple[str, ...] = IMAGE_KINDS) -> str:
     """Which of `kinds` an Accept header likes best; the first for an empty one and between equals.
 
     Raises ValueError when it accepts none of them (RFC 9110: the most specific range decides).

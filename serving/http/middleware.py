@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.http.decoding import Limits
 from serving.runtime.batching import Overloaded
-from serving.runtime.metrics import Meters
-from serving.runtime.model_slot import Slot
+from serving.runtime.metrics import EndpointMetrics
+from serving.runtime.model_slot import ModelSlot
 
 log = logging.getLogger(__name__)
 GONE = 499  # nginx's status for a client that went away before it had sent its request
@@ -33,13 +33,13 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
-class Gate:
+class EndpointMiddleware:
     """ASGI middleware. It takes `slot.current` once: a request is answered by one model, whatever the alias does.
 
     Routes find that model as `request.state.model`.
     """
 
-    def __init__(self, app: ASGIApp, slot: Slot, token: str, limits: Limits, meters: Meters):
+    def __init__(self, app: ASGIApp, slot: ModelSlot, token: str, limits: Limits, meters: EndpointMetrics):
         self._app, self._slot, self._token = app, slot, token.encode()
         self._limits, self._meters = limits, meters
         self._held = 0  # bytes of bodies of requests that are not answered yet

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aecore.config import TASKS, Section
 from aecore.latent.interpolation import PATHS
-from aecore.latent.samplers import SAMPLERS, Latents, sample
+from aecore.latent.samplers import SAMPLERS, LatentStats, sample
 from aecore.model.autoencoder import to_float, to_uint8
-from aecore.model.corruptions import Draws, corrupt
+from aecore.model.corruptions import BatchNoise, corrupt
 
 SEED = "repeats what is drawn; without one X-Zpoint-Seed tells it"
 
@@ -82,7 +82,7 @@ def task_parameters(name: str) -> dict[str, Any]:
     return {key: field.default for key, field in TASKS[name].model_fields.items() if key != "kind"}
 
 
-def draw(wanted: Sample, latents: Latents, seed: int) -> np.ndarray:
+def draw(wanted: Sample, latents: LatentStats, seed: int) -> np.ndarray:
     """The z-points float32 (n, z_dim) that `wanted` names. Raises ValueError for what the sampler does not take."""
     if wanted.sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler '{wanted.sampler[:50]}': it takes one of {', '.join(SAMPLERS)}")
@@ -114,11 +114,11 @@ def do_task(task: Section, images: np.ndarray, seed: int) -> np.ndarray:
     Raises ValueError for a task that these images do not suit.
     """
     clean = to_float(torch.from_numpy(images))
-    draws = Draws(torch.Generator().manual_seed(seed), torch.arange(len(images)), len(images))
+    draws = BatchNoise(torch.Generator().manual_seed(seed), torch.arange(len(images)), len(images))
     return to_uint8(corrupt(task, clean, draws)).numpy()  # pyright: ignore[reportArgumentType]
 
 
-def interpolate(ends: np.ndarray, wanted: Interpolate, latents: Latents) -> np.ndarray:
+def interpolate(ends: np.ndarray, wanted: Interpolate, latents: LatentStats) -> np.ndarray:
     """The z-points float32 (steps, z_dim) from ends[0] to ends[1]. Raises ValueError for a path that is not there."""
     if wanted.path not in (known := path_names(latents)):
         raise ValueError(f"unknown path '{wanted.path[:50]}': this model takes {', '.join(known)}")
@@ -129,18 +129,18 @@ def interpolate(ends: np.ndarray, wanted: Interpolate, latents: Latents) -> np.n
     return np.ascontiguousarray(z, np.float32)
 
 
-def sampler_names(latents: Latents) -> list[str]:
+def sampler_names(latents: LatentStats) -> list[str]:
     """The samplers that find what they need in `latents`."""
     return [name for name in SAMPLERS if _works(lambda name=name: sample(name, 1, latents, 0))]
 
 
-def path_names(latents: Latents) -> list[str]:
+def path_names(latents: LatentStats) -> list[str]:
     """The paths that find what they need in `latents`."""
     # Without stored z-points of real images there is only their mean, which is no way to go.
     return [name for name in PATHS if "points" in latents or name != "neighbours"]
 
 
-def _points(latents: Latents) -> torch.Tensor:
+def _points(latents: LatentStats) -> torch.Tensor:
     return latents.get("points", latents["mean"][None])
 
 

@@ -8,9 +8,9 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from serving.runtime.metrics import Meters
+from serving.runtime.metrics import EndpointMetrics
 
-Work = Callable[[np.ndarray], np.ndarray]
+BatchFn = Callable[[np.ndarray], np.ndarray]
 
 
 class Overloaded(Exception):
@@ -29,11 +29,11 @@ class Batcher:
     """
 
     def __init__(
-        self, name: str, work: Work, *, executor: Executor | None = None, most: int = 64, patience: float = 10.0,
-        meters: Meters | None = None,
+        self, name: str, work: BatchFn, *, executor: Executor | None = None, most: int = 64, patience: float = 10.0,
+        meters: EndpointMetrics | None = None,
     ):  # fmt: skip
         self._name, self._work, self._executor = name, work, executor
-        self._most, self._patience, self._meters = most, patience, meters or Meters()
+        self._most, self._patience, self._meters = most, patience, meters or EndpointMetrics()
         self._queue: deque[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._admitted = 0  # items of requests that are not answered yet
@@ -100,6 +100,6 @@ class Batcher:
         self._meters.batch(self._name, items, seconds)
 
 
-def _timed(work: Work, items: np.ndarray) -> tuple[np.ndarray, float]:
+def _timed(work: BatchFn, items: np.ndarray) -> tuple[np.ndarray, float]:
     began = time.perf_counter()
     return work(items), time.perf_counter() - began

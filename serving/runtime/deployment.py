@@ -17,7 +17,7 @@ from typing import Any
 from cluster.settings import settings
 from serving.http.middleware import is_loopback
 from serving.runtime import haproxy
-from serving.runtime.registry import Champion, find_champion
+from serving.runtime.registry import ModelVersion, find_model_version
 from serving.runtime.replica import application
 
 log = logging.getLogger(__name__)
@@ -47,14 +47,14 @@ SERVE_SETTINGS = {
 
 @dataclass(frozen=True)
 class Endpoint:
-    """What `serve_champion` gives: where the endpoint answers and what it serves."""
+    """What `start_endpoint` gives: where the endpoint answers and what it serves."""
 
     url: str
     model: str
     version: str
 
 
-def serve_champion(
+def start_endpoint(
     alias: str = "champion", host: str = "127.0.0.1", port: int = 8000, *, replicas: tuple[int, int] = (1, 1),
     compiled: bool = True,
 ) -> Endpoint:  # fmt: skip
@@ -68,7 +68,7 @@ def serve_champion(
     token = settings().token
     if not is_loopback(host) and not token:
         raise ValueError(f"serving at {host} wants a token: set ZPOINT_TOKEN, or serve at 127.0.0.1")
-    champion = find_champion(alias)
+    champion = find_model_version(alias)
     _check_port(host, port)
     served = Endpoint(f"http://{_reachable(host)}:{port}", champion.name, champion.version)
 
@@ -125,7 +125,7 @@ def stop() -> None:
     shutil.rmtree(_folder() / ray.get_runtime_context().get_node_id(), ignore_errors=True)
 
 
-def _run(champion: Champion, app: Any) -> None:
+def _run(champion: ModelVersion, app: Any) -> None:
     from ray import serve
 
     try:

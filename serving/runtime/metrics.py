@@ -6,7 +6,7 @@ SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 ITEMS = (1, 2, 4, 8, 16, 32, 64)
 
 
-class Meters:
+class EndpointMetrics:
     """Counters of one process, each with the label `replica`."""
 
     def __init__(self, replica: str = ""):

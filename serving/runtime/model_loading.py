@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from aecore.model.autoencoder import Autoencoder, to_float, to_uint8
-from serving.runtime.batching import Batcher, Work
-from serving.runtime.metrics import Meters
-from serving.runtime.model_slot import Facts
-from serving.runtime.registry import Champion, read_model
+from serving.runtime.batching import Batcher, BatchFn
+from serving.runtime.metrics import EndpointMetrics
+from serving.runtime.model_slot import ModelInfo
+from serving.runtime.registry import ModelVersion, read_model
 
 log = logging.getLogger(__name__)
 WARM = (2, 1, 64)  # batch sizes: any number, the one that is compiled apart, the largest
@@ -23,9 +23,11 @@ Network = Callable[[Tensor], Tensor]
 
 
 class Loaded:
-    """A model in memory, a `serving.runtime.model_slot.Served`. Its network runs in one thread of its own."""
+    """A model in memory, a `serving.runtime.model_slot.ServedModel`. Its network runs in one thread of its own."""
 
-    def __init__(self, facts: Facts, model: Autoencoder, *, compiled: bool = True, meters: Meters | None = None):
+    def __init__(
+        self, facts: ModelInfo, model: Autoencoder, *, compiled: bool = True, meters: EndpointMetrics | None = None
+    ):
         self.facts = facts
         thread = ThreadPoolExecutor(1, "model")  # ends when nobody holds this model any more
         decode, encode = thread.submit(networks, model, compiled).result()
@@ -33,13 +35,13 @@ class Loaded:
         self.encode = Batcher("encode", encode, executor=thread, meters=meters)
 
 
-def load(champion: Champion, *, compiled: bool = True, meters: Meters | None = None) -> Loaded:
+def load(champion: ModelVersion, *, compiled: bool = True, meters: EndpointMetrics | None = None) -> Loaded:
     """The model of a registered version, ready to answer, on the GPU where this process has one.
 
     Raises FileNotFoundError or ValueError when its folder is not whole or its parts do not fit together.
     """
     saved = read_model(champion.source, champion.tracking_uri)
-    facts = Facts(
+    facts = ModelInfo(
         champion.name, champion.version, champion.alias, champion.run_id, saved.recipe.model_dump(mode="json"),
         saved.model.image, saved.model.z_dim, saved.metrics, saved.latents,
     )  # fmt: skip
@@ -64,7 +66,7 @@ def fold_norms(model: Autoencoder) -> Autoencoder:
     return model
 
 
-def networks(model: Autoencoder, compiled: bool) -> tuple[Work, Work]:
+def networks(model: Autoencoder, compiled: bool) -> tuple[BatchFn, BatchFn]:
     """Decoder and encoder, warm: float32 z (n, z_dim) to images uint8 (n, size, size, channels), and back."""
     model = fold_norms(model)
     # Column by column: a few z-points are decoded in the time that it takes to read these weights, the most of all.
@@ -110,7 +112,7 @@ def _warm(network: Network, example: Tensor) -> Network:
     return network
 
 
-def _on_arrays(network: Network, device: torch.device) -> Work:
+def _on_arrays(network: Network, device: torch.device) -> BatchFn:
     def work(items: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             return network(torch.from_numpy(items).to(device)).cpu().numpy()

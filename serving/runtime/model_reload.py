@@ -11,17 +11,17 @@ import threading
 import time
 from collections.abc import Callable
 
-from serving.runtime.metrics import Meters
-from serving.runtime.model_slot import Served, Slot
-from serving.runtime.registry import Champion, find_champion
+from serving.runtime.metrics import EndpointMetrics
+from serving.runtime.model_slot import ModelSlot, ServedModel
+from serving.runtime.registry import ModelVersion, find_model_version
 
 log = logging.getLogger(__name__)
 POLL_SECONDS, RETRY_SECONDS = 2.0, 60.0
 GONE_LOOKS = 5  # after so many the requests that had begun on the model before have ended: a batcher's patience
-Load = Callable[[Champion], Served]
+Load = Callable[[ModelVersion], ServedModel]
 
 
-def first_that_loads(candidates: list[Champion], load: Load) -> Slot:
+def first_that_loads(candidates: list[ModelVersion], load: Load) -> ModelSlot:
     """The slot of a starting replica: the first of `candidates` that loads, with the refusal of the first of all.
 
     Raises what the last one raised when none does.
@@ -29,7 +29,7 @@ def first_that_loads(candidates: list[Champion], load: Load) -> Slot:
     refused = None
     for index, champion in enumerate(candidates):
         try:
-            return Slot(load(champion), refused)
+            return ModelSlot(load(champion), refused)
         except Exception as error:
             if index == len(candidates) - 1:
                 raise
@@ -37,7 +37,9 @@ def first_that_loads(candidates: list[Champion], load: Load) -> Slot:
     raise ValueError("there is no model to serve")
 
 
-def follow(slot: Slot, alias: str, load: Load, note: Callable[[Champion], None], meters: Meters) -> None:
+def follow(
+    slot: ModelSlot, alias: str, load: Load, note: Callable[[ModelVersion], None], meters: EndpointMetrics
+) -> None:
     """Keep `slot` at what `alias` names, for ever; `note` is told of each version that is served."""
     pause, silent = threading.Event(), False
     served, looks = slot.current.facts.version, 0
@@ -46,7 +48,7 @@ def follow(slot: Slot, alias: str, load: Load, note: Callable[[Champion], None],
         if looks == GONE_LOOKS:
             _give_back_memory()
         try:
-            found, silent = find_champion(alias), False
+            found, silent = find_model_version(alias), False
         except Exception as error:
             if not silent:
                 log.warning(
@@ -62,7 +64,9 @@ def follow(slot: Slot, alias: str, load: Load, note: Callable[[Champion], None],
             served, looks = slot.current.facts.version, 0
 
 
-def look(slot: Slot, found: Champion, load: Load, note: Callable[[Champion], None], meters: Meters) -> None:
+def look(
+    slot: ModelSlot, found: ModelVersion, load: Load, note: Callable[[ModelVersion], None], meters: EndpointMetrics
+) -> None:
     """Put the version that the alias names now into `slot`, unless it is there or was refused a moment ago."""
     if found.version == slot.current.facts.version:
         slot.refused = None
@@ -89,7 +93,7 @@ def _give_back_memory() -> None:
         libc.malloc_trim(0)
 
 
-def _refusal(champion: Champion, error: Exception) -> dict[str, str]:
+def _refusal(champion: ModelVersion, error: Exception) -> dict[str, str]:
     reason = " ".join(str(error).split())[:500] or type(error).__name__
     log.error("%s version %s cannot be served and is refused: %s", champion.name, champion.version, reason)
     return {"version": champion.version, "reason": reason}

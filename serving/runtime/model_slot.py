@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from aecore.latent.interpolation import principal_axes
-from aecore.latent.samplers import Latents, attribute_directions
+from aecore.latent.samplers import LatentStats, attribute_directions
 from aecore.model.autoencoder import ImageShape
 from serving.http.schemas import path_names, sampler_names
 
@@ -16,7 +16,7 @@ AXES = 32  # principal axes that /v1/model tells
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelInfo:
     """What the endpoint tells of its model, and the statistics `latents` that its samplers draw from."""
 
     name: str
@@ -27,7 +27,7 @@ class Facts:
     image: ImageShape
     z_dim: int
     metrics: dict[str, float]
-    latents: Latents
+    latents: LatentStats
 
     @property
     def label(self) -> str:
@@ -59,10 +59,10 @@ class Facts:
         }
 
 
-class Served(Protocol):
+class ServedModel(Protocol):
     """A loaded model. Both methods raise `serving.runtime.batching.Overloaded` when too much waits."""
 
-    facts: Facts
+    facts: ModelInfo
 
     async def decode(self, z: np.ndarray) -> np.ndarray:
         """Images uint8 (n, size, size, channels) of z-points float32 (n, z_dim)."""
@@ -74,14 +74,14 @@ class Served(Protocol):
 
 
 @dataclass
-class Slot:
+class ModelSlot:
     """What is served. `current` is put whole when the alias moves; a request takes it once.
 
     `refused`: the version that the alias names and that could not be loaded, and why; None when all is well. It is
     tried again at `retry_at` (time.monotonic): what failed may have been the network.
     """
 
-    current: Served
+    current: ServedModel
     refused: dict[str, str] | None = None
     retry_at: float = 0.0
 

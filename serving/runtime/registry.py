@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # torch is not needed to ask what an alias names
 
 
 @dataclass(frozen=True)
-class Champion:
+class ModelVersion:
     """A registered model version: where its model folder lies, and what to tell of it."""
 
     name: str
@@ -25,7 +25,7 @@ class Champion:
     tracking_uri: str
 
 
-def find_champion(alias: str = "champion") -> Champion:
+def find_model_version(alias: str = "champion") -> ModelVersion:
     """The version that `alias` names in MLflow's registry. Raises ValueError when there is none."""
     from mlflow.exceptions import MlflowException
 
@@ -36,7 +36,7 @@ def find_champion(alias: str = "champion") -> Champion:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         raise ValueError(f"no model has the alias '{alias}': promote a run first (zpoint promote RUN)") from None
-    return Champion(
+    return ModelVersion(
         tracking.MODEL_NAME,
         str(found.version),
         alias,
@@ -48,13 +48,13 @@ def find_champion(alias: str = "champion") -> Champion:
 
 def read_model(source: str, tracking_uri: str) -> "SavedModel":
     """The model in the artifact folder `source`: a path, file://, s3:// or what only MLflow reads."""
-    from aecore.model.autoencoder import any_device
+    from aecore.model.autoencoder import default_device
     from aecore.training.checkpoint import load_model
 
     if urlsplit(source).scheme in ("", "file", "s3"):
-        return load_model(*open_uri(source), any_device())
+        return load_model(*open_uri(source), default_device())
     import mlflow.artifacts
 
     with tempfile.TemporaryDirectory() as folder:
         path = mlflow.artifacts.download_artifacts(source, dst_path=folder, tracking_uri=tracking_uri)
-        return load_model(*open_uri(path), any_device())
+        return load_model(*open_uri(path), default_device())

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cluster.settings import settings
-from serving.runtime.registry import Champion, find_champion
+from serving.runtime.registry import ModelVersion, find_model_version
 
 GPU_SHARE = 0.1  # a decoder needs little of a GPU; trainings on the same cluster need the rest
 ONGOING = 64  # requests that a replica answers at once before another one is started
@@ -25,7 +25,7 @@ class Replica:
     def __init__(self, champion: dict[str, str], token: str, compiled: bool = True):
         from ray import serve
 
-        from serving.runtime.metrics import Meters
+        from serving.runtime.metrics import EndpointMetrics
         from serving.runtime.model_loading import load
         from serving.runtime.model_reload import first_that_loads, follow
 
@@ -33,11 +33,11 @@ class Replica:
         # After each kernel the thread in the model wants the interpreter back, which the one that talks HTTP would
         # otherwise keep for 5 ms.
         sys.setswitchinterval(0.0005)
-        given, self._token = Champion(**champion), token
+        given, self._token = ModelVersion(**champion), token
         os.environ["MLFLOW_TRACKING_URI"] = given.tracking_uri
-        self._meters = meters = Meters(serve.get_replica_context().replica_id.unique_id)
+        self._meters = meters = EndpointMetrics(serve.get_replica_context().replica_id.unique_id)
 
-        def bring(found: Champion) -> Any:
+        def bring(found: ModelVersion) -> Any:
             return load(found, compiled=compiled, meters=meters)
 
         candidates = _candidates(given)
@@ -56,7 +56,9 @@ class Replica:
         return make_api(self._slot, token=self._token, meters=self._meters)
 
 
-def application(champion: Champion, token: str, replicas: tuple[int, int] = (1, 1), *, compiled: bool = True) -> Any:
+def application(
+    champion: ModelVersion, token: str, replicas: tuple[int, int] = (1, 1), *, compiled: bool = True
+) -> Any:
     """The Serve application; between `replicas` processes, by the number of requests that each has to answer."""
     from ray import serve
 
@@ -98,7 +100,7 @@ def app(args: dict[str, Any]) -> Any:
         raise ValueError(f"args take alias, min_replicas and max_replicas, not {', '.join(args)}")
     if not settings().token:
         raise ValueError("serving on a cluster wants a token: set ZPOINT_TOKEN in the runtime environment")
-    return application(find_champion(alias), settings().token, (least, most))
+    return application(find_model_version(alias), settings().token, (least, most))
 
 
 def _runtime_env() -> dict[str, Any]:
@@ -123,29 +125,29 @@ def _close_side_door() -> None:
     theirs.add_port_to_grpc_server = lambda server, address: 0  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _candidates(given: Champion) -> list[Champion]:
+def _candidates(given: ModelVersion) -> list[ModelVersion]:
     """What a starting replica tries in turn: what the alias names now, what was served last, what was served first."""
     found = []
     with suppress(Exception):  # where MLflow does not answer, or the alias is gone: serve on
-        found.append(find_champion(given.alias))
+        found.append(find_model_version(given.alias))
     if known := _recall(given):
         found.append(known)
     return list(dict.fromkeys([*found, given]))
 
 
-def _remember(served: Champion) -> None:
+def _remember(served: ModelVersion) -> None:
     """Note in the cluster what is served, for replicas that start when the alias names what does not load."""
     from ray.experimental.internal_kv import _internal_kv_put
 
     _internal_kv_put(_key(served), json.dumps(asdict(served)).encode(), overwrite=True, namespace=KNOWN)
 
 
-def _recall(given: Champion) -> Champion | None:
+def _recall(given: ModelVersion) -> ModelVersion | None:
     from ray.experimental.internal_kv import _internal_kv_get
 
     told = _internal_kv_get(_key(given), namespace=KNOWN)
-    return Champion(**json.loads(told)) if told else None
+    return ModelVersion(**json.loads(told)) if told else None
 
 
-def _key(champion: Champion) -> bytes:
+def _key(champion: ModelVersion) -> bytes:
     return f"{champion.tracking_uri} {champion.alias}".encode()

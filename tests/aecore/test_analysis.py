@@ -9,10 +9,10 @@ import torch
 from aecore import analysis
 from aecore.analysis import Subject
 from aecore.config import Recipe
-from aecore.data.shuffle import spread_rows
+from aecore.data.shuffle import evenly_spaced
 from aecore.data.synthetic_faces import draw_face
-from aecore.latent.samplers import fit_latents, sample
-from aecore.metrics.suite import Scores
+from aecore.latent.samplers import fit_latent_stats, sample
+from aecore.metrics.suite import MetricSuite
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.training.checkpoint import SavedModel
 
@@ -24,9 +24,9 @@ def a_subject(channels: int = 3, **sections) -> Subject:
     faces = np.stack([draw_face(0, index, SIZE)[0] for index in range(2 * COUNT)])[..., :channels]
     model = build_model(recipe, ImageShape(SIZE, channels)).eval().requires_grad_(False)
     z = torch.randn(COUNT, 4, generator=torch.Generator().manual_seed(0))
-    latents = fit_latents(z, {"smile": z[:, 0]})
+    latents = fit_latent_stats(z, {"smile": z[:, 0]})
     train, test = faces[:COUNT], faces[COUNT:]
-    return Subject(SavedModel(model, recipe, latents, {}), train, test, Scores(train, test), JUDGED)
+    return Subject(SavedModel(model, recipe, latents, {}), train, test, MetricSuite(train, test), JUDGED)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_mixture_is_fitted_where_none_was_stored(subject: Subject):
     assert analysis.points(subject).figures["mixture_stored"]
     assert not analysis.points(without).figures["mixture_stored"]
     assert set(analysis.samplers(without).figures) == set(analysis.samplers(subject).figures)
-    fitted = fit_latents(subject.z)
+    fitted = fit_latent_stats(subject.z)
     assert all(torch.equal(without.latents[name], fitted[name]) for name in fitted if name.startswith("gmm"))
     assert all(without.latents[name] is value for name, value in stored.items())
 
@@ -118,7 +118,7 @@ def test_a_mixture_is_fitted_where_none_was_stored(subject: Subject):
 def test_inception_scores_what_is_judged(subject: Subject):
     part = analysis.inception(subject, lambda images: {"fid": float(images.mean())})
     assert part.figures["real"] == {"fid": subject.unseen.mean()}
-    assert (subject.unseen == subject.test[spread_rows(len(subject.test), JUDGED)]).all()  # not one class of a set
+    assert (subject.unseen == subject.test[evenly_spaced(len(subject.test), JUDGED)]).all()  # not one class of a set
     assert set(part.figures["samplers"]) == set(analysis.samplers(subject).figures)
     normal = sample("normal", JUDGED, subject.saved.latents, analysis.SEED)
     assert part.figures["samplers"]["normal"] == {"fid": subject.decode(normal).mean()}

@@ -65,7 +65,7 @@ def test_wrong_input_is_named(recipe_file, override, message):
 def test_workers_are_a_number_or_a_range(recipe_file):
     assert load_recipe(recipe_file, ["scale.workers=0"]).scale.workers == 0
     scale = load_recipe(recipe_file, ["scale.workers=[1, 4]"]).scale
-    assert (scale.workers, scale.most) == ((1, 4), 4)
+    assert (scale.workers, scale.max_workers) == ((1, 4), 4)
 
 
 def test_unknown_recipe_names_the_known_ones():

@@ -21,10 +21,10 @@ import numpy as np
 import simplejpeg
 import torch
 
-from aecore.data.loaders import NodeFeed
-from aecore.data.node_cache import cpus, open_cache
+from aecore.data.loaders import NodeLoader
+from aecore.data.node_cache import num_threads, open_cache
 from aecore.data.shards import Manifest, load_manifest, read_shard
-from aecore.data.shuffle import Order
+from aecore.data.shuffle import BatchSampler
 from cluster.storage import open_uri
 
 BATCH, REPEAT, ROUNDS = 256, 3, 3
@@ -38,7 +38,7 @@ def decode_ceiling(uri: str) -> float:
     manifest = load_manifest(fs, root)
     _jpegs[:] = [read_shard(fs, root, shard)["image"].to_pylist() for shard in manifest.shards("train")]
     rates = []
-    pools: list[Executor] = [ThreadPoolExecutor(cpus()), ProcessPoolExecutor(cpus(), get_context("fork"))]
+    pools: list[Executor] = [ThreadPoolExecutor(num_threads()), ProcessPoolExecutor(num_threads(), get_context("fork"))]
     for pool in pools:
         with pool:
             rates.append(best(manifest.count("train"), lambda pool=pool: list(pool.map(_decode, range(len(_jpegs))))))
@@ -76,13 +76,13 @@ def copy_ceiling(uri: str) -> float:
     return best(len(images), lambda: [images[plan[at : at + BATCH]] for at in range(0, len(plan), BATCH)])
 
 
-def open_feed(uri: str, folder: Path) -> NodeFeed:
+def open_feed(uri: str, folder: Path) -> NodeLoader:
     fs, root = open_uri(uri)
     images = open_cache(folder, fs, root, load_manifest(fs, root), "train")
-    return NodeFeed(images, Order(0, BATCH), CPU)
+    return NodeLoader(images, BatchSampler(0, BATCH), CPU)
 
 
-def go_through(feed: NodeFeed, epoch: int) -> None:
+def go_through(feed: NodeLoader, epoch: int) -> None:
     seen = sum(len(batch.images) for batch in feed.batches(epoch))
     assert seen == len(feed), (seen, len(feed))
 
@@ -117,7 +117,7 @@ def main() -> None:
     ]
     decode, first, copy, later = (max(rates) for rates in zip(*rounds, strict=True))
     print("| what | images/s | of its ceiling |\n|---|---|---|")
-    print(f"| decode ceiling, {cpus()} CPUs | {decode:,.0f} | |")
+    print(f"| decode ceiling, {num_threads()} CPUs | {decode:,.0f} | |")
     print(f"| first pass | {first:,.0f} | {first / decode:.2f} |")
     print(f"| memory-copy ceiling | {copy:,.0f} | |")
     print(f"| later passes | {later:,.0f} | {later / copy:.2f} |")

@@ -43,14 +43,14 @@ def save_random(source: str, seed: int) -> None:
     import torch
 
     from aecore.config import Recipe
-    from aecore.latent.samplers import fit_latents
+    from aecore.latent.samplers import fit_latent_stats
     from aecore.model.autoencoder import ImageShape, build_model
     from aecore.training.checkpoint import save_model
     from cluster.storage import open_uri
 
     recipe = Recipe.model_validate({"model": {"z_dim": Z_DIM}, "optim": {"seed": seed}})
     model = build_model(recipe, ImageShape(SIZE, 3)).eval()
-    save_model(*open_uri(source), model, recipe, fit_latents(torch.randn(1000, Z_DIM), components=0), {})
+    save_model(*open_uri(source), model, recipe, fit_latent_stats(torch.randn(1000, Z_DIM), components=0), {})
 
 
 def make_model(folder: Path) -> str:

@@ -28,13 +28,13 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from aecore.config import Recipe, check_recipe  # noqa: E402
-from aecore.data.loaders import DeviceFeed, Feed, NodeFeed  # noqa: E402
-from aecore.data.shuffle import Order, World  # noqa: E402
+from aecore.data.loaders import DeviceLoader, Loader, NodeLoader  # noqa: E402
+from aecore.data.shuffle import BatchSampler, World  # noqa: E402
 from aecore.data.synthetic_faces import draw_face  # noqa: E402
-from aecore.model.autoencoder import ImageShape, any_device, build_model  # noqa: E402
+from aecore.model.autoencoder import ImageShape, build_model, default_device  # noqa: E402
 from aecore.model.losses import loss_parts  # noqa: E402
 from aecore.training import checkpoint, loop  # noqa: E402
-from aecore.training.state import Run  # noqa: E402
+from aecore.training.state import TrainingRun  # noqa: E402
 from tests.benchmarks.limits import peak_bytes, peak_flops, step_bytes, step_flops  # noqa: E402
 
 Rate = Callable[[float], float]  # trains for about so many seconds and gives images/s
@@ -44,7 +44,7 @@ class Setting:
     """What all contenders share: the recipe, the images, the device."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.device = any_device()
+        self.device = default_device()
         self.recipe: Recipe = check_recipe({
             "model": {"z_dim": 200}, "optim": {"batch": args.batch, "epochs": 10_000, "precision": args.precision},
         })  # fmt: skip
@@ -111,12 +111,12 @@ def whole_loop(setting: Setting, epochs: int) -> str:
     )
 
 
-def make_run(setting: Setting, recipe: Recipe) -> tuple[Run, Feed]:
+def make_run(setting: Setting, recipe: Recipe) -> tuple[TrainingRun, Loader]:
     model = build_model(recipe, setting.shape).to(setting.device)
     optimizer = loop.make_optimizer(model, recipe)
-    run = Run(recipe, model, model, optimizer, setting.device, World(), checkpoint.Progress())
-    kind = DeviceFeed if setting.device.type == "cuda" else NodeFeed
-    return run, kind(setting.images, Order(0, recipe.optim.batch), setting.device)
+    run = TrainingRun(recipe, model, model, optimizer, setting.device, World(), checkpoint.TrainState())
+    kind = DeviceLoader if setting.device.type == "cuda" else NodeLoader
+    return run, kind(setting.images, BatchSampler(0, recipe.optim.batch), setting.device)
 
 
 def tutorial(setting: Setting) -> Rate:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster import ray_connection
-from cluster.settings import forwarded
+from cluster.settings import exported_env
 
 
 @pytest.fixture
@@ -45,12 +45,12 @@ def test_what_travels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("ZPOINT_HOME", "rel")
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
     monkeypatch.setenv("ZPOINT_TOKEN", "secret")
-    values = ray_connection.travel()["env_vars"]
-    assert values == forwarded()
+    values = ray_connection.runtime_env()["env_vars"]
+    assert values == exported_env()
     assert values["ZPOINT_HOME"] == str(Path("rel").absolute())
     assert values["AWS_REGION"] == "eu-west-1"
     assert "ZPOINT_TOKEN" not in values
-    assert all((Path(folder) / "__init__.py").is_file() for folder in ray_connection.travel()["py_modules"])
+    assert all((Path(folder) / "__init__.py").is_file() for folder in ray_connection.runtime_env()["py_modules"])
 
 
 def test_the_local_ray_has_our_cpus_and_listens_on_loopback_only(ray_cluster):

@@ -175,11 +175,11 @@ def main() -> None:
     wanted = expected({f"{tracking.MODEL_NAME}/1": first, f"{tracking.MODEL_NAME}/2": second}, z)
 
     from cluster.ray_connection import connect, disconnect
-    from serving.runtime.deployment import serve_champion, stop
+    from serving.runtime.deployment import start_endpoint, stop
 
     connect(niceness=0)  # as `zpoint serve` does
     try:
-        url = serve_champion(port=free_port(), replicas=(2, 2)).url
+        url = start_endpoint(port=free_port(), replicas=(2, 2)).url
         result = run(url, args.minutes, args.share, Patient(url, z, wanted))
     finally:
         stop()

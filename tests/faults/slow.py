@@ -21,16 +21,16 @@ def slow_worker(**told: Any) -> None:
     import jobs.train.stopping
 
     aecore.metrics.pixel.MAX_PATCHES = 256
-    after = jobs.train.stopping.Agreement.after
+    after = jobs.train.stopping.StopConsensus.after
 
-    def note(self: jobs.train.stopping.Agreement, step: int) -> int:
+    def note(self: jobs.train.stopping.StopConsensus, step: int) -> int:
         with open(os.environ["STEPS"], "a") as notes:
             notes.write(f"{self.world.rank} {self.world.size} {step}\n")
         if os.path.exists(os.environ["SLOW"]):
             time.sleep(0.5)
         return after(self, step)
 
-    jobs.train.stopping.Agreement.after = note
+    jobs.train.stopping.StopConsensus.after = note
     jobs.train.ray_trainer.train_worker(**told)
 
 

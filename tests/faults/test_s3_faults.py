@@ -24,7 +24,7 @@ from cluster import storage
 from cluster.storage import open_uri
 from jobs.commands.data import verify
 from jobs.ingest.job import ingest
-from jobs.ingest.shard_task import Maker, Work
+from jobs.ingest.shard_task import IngestSpec, ShardWriter
 from tests.faults.bad_proxy import BadProxy, Fault
 from tests.made import make_dataset, pixels
 
@@ -53,11 +53,11 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Begin]:
     """Ingest's tasks run in this process, one by one, as they would on Ray; the functions given here run before."""
     begins: list[Begin] = []
 
-    def run(work: Work, chunks: list[dict]) -> Iterator[dict]:
+    def run(work: IngestSpec, chunks: list[dict]) -> Iterator[dict]:
         for begin in begins:
             begin()
         for chunk in chunks:
-            yield json.loads(Maker(pickle.loads(pickle.dumps(work))).make(chunk))
+            yield json.loads(ShardWriter(pickle.loads(pickle.dumps(work))).make(chunk))
 
     monkeypatch.setattr("jobs.ingest.job.connect", lambda: None)
     monkeypatch.setattr("jobs.ingest.job.run_makers", run)

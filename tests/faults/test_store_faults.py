@@ -19,7 +19,7 @@ from aecore.config import Recipe, check_recipe
 from aecore.training.checkpoint import list_checkpoints
 from cluster import tracking as mlflow
 from jobs import run_store
-from jobs.run_store import find_record
+from jobs.run_store import find_run
 from jobs.train import stopping
 from jobs.train.job import train
 from tests.faults.bad_proxy import BadProxy, Fault
@@ -32,13 +32,13 @@ At = dict[int, Callable[[], Any]]
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch) -> At:
     """Functions, each called after the step of its number; the training looks for wishes after each step."""
-    todo, after = {}, stopping.Agreement.after
+    todo, after = {}, stopping.StopConsensus.after
 
-    def note(self: stopping.Agreement, step: int) -> int:
+    def note(self: stopping.StopConsensus, step: int) -> int:
         todo.pop(step, lambda: None)()
         return after(self, step)
 
-    monkeypatch.setattr(stopping.Agreement, "after", note)
+    monkeypatch.setattr(stopping.StopConsensus, "after", note)
     monkeypatch.setattr(stopping, "AGREE_SECONDS", 0.0)
     monkeypatch.setattr("aecore.metrics.pixel.MAX_PATCHES", 256)
     return todo
@@ -66,14 +66,14 @@ def whole(recipe: Callable[[str], Recipe], tracking: None) -> bytes:
 
 
 def weights(run: str) -> bytes:
-    fs, root = find_record(run).place
+    fs, root = find_run(run).place
     with fs.open_input_file(f"{root}/model/model.safetensors") as file:
         return file.read()
 
 
 def steps_of(run: str) -> list[int]:
     """The steps of its checkpoints, the newest first."""
-    fs, root = find_record(run).place
+    fs, root = find_run(run).place
     return [int(path[-8:]) for path in list_checkpoints(fs, f"{root}/checkpoints")]
 
 
@@ -92,7 +92,7 @@ def test_ctrl_c_and_sigterm_save_before_they_stop(number: signal.Signals, at: At
     assert signal.getsignal(number) is before
     assert steps_of("stopped")[0] == STEPS + 5
     assert points("stopped") == [1]
-    assert mlflow.client().get_run(find_record("stopped").run_id).info.status == "KILLED"
+    assert mlflow.client().get_run(find_run("stopped").run_id).info.status == "KILLED"
     train(recipe("stopped"), "t")
     assert weights("stopped") == whole
     assert points("stopped") == list(range(1, EPOCHS + 1))
@@ -190,5 +190,5 @@ def test_mlflow_is_back_while_it_trains(at: At, recipe, mlflow_template: Path, t
     with caplog.at_level(logging.WARNING):
         result = train(recipe("late"), "t")
     assert len(caplog.records) == 1
-    assert result["run_id"] == find_record("late").run_id != ""
+    assert result["run_id"] == find_run("late").run_id != ""
     assert points("late") == list(range(1, EPOCHS + 1))

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from cluster import tracking
-from jobs.run_store import find_record
+from jobs.run_store import find_run
 from tests.made import make_dataset
 
 HERE = Path(__file__).parent
@@ -153,12 +153,12 @@ def undisturbed(folder: Path, environment: dict[str, str]) -> dict[int, dict[str
     subprocess.run([*command, "scale.workers=0", "name=undisturbed"], env=environment, check=True, capture_output=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZPOINT_HOME", environment["ZPOINT_HOME"])
-        return find_record("undisturbed").epochs()
+        return find_run("undisturbed").epochs()
 
 
 def same_curve(name: str, undisturbed: dict[int, dict[str, float]]) -> None:
     """One MLflow run with one point per epoch, of the losses that a training has which nothing befalls."""
-    record = find_record(name)
+    record = find_run(name)
     runs = tracking.find_runs(f"tags.`zpoint.run` = '{name}'")
     assert [(run.info.run_id, run.info.status) for run in runs] == [(record.run_id, "FINISHED")]
     for metric in ("train_recon", "train_kl", "valid_loss"):

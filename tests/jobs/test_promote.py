@@ -7,9 +7,9 @@ import pytest
 
 from aecore.data.io import write_json
 from cluster import tracking
-from jobs.run_store import find_record
+from jobs.run_store import find_run
 from jobs.tune.campaign import place_of
-from serving.runtime.registry import find_champion, read_model
+from serving.runtime.registry import find_model_version, read_model
 
 pytestmark = pytest.mark.usefixtures("tracking")
 
@@ -25,13 +25,13 @@ def test_each_run_is_registered_once_and_the_alias_moves(zpoint, two_runs: list[
         ("a", "1", "champion"), ("a", "1", "champion"), ("b", "2", "champion"), ("a", "1", "champion"),
     ]  # fmt: skip
     zpoint("promote", "b", "--alias", "challenger")
-    assert [find_champion(alias).version for alias in ("champion", "challenger")] == ["1", "2"]
+    assert [find_model_version(alias).version for alias in ("champion", "challenger")] == ["1", "2"]
     assert {row["run"]: row["version"] for row in zpoint("runs")["runs"]} == {"a": "1", "b": "2"}
 
 
 def test_what_is_registered_is_the_model_with_its_latents(zpoint, two_runs: list[str]):
-    promoted, champion = zpoint("promote", "a"), find_champion()
-    assert champion.run_id == promoted["run_id"] == find_record("a").run_id
+    promoted, champion = zpoint("promote", "a"), find_model_version()
+    assert champion.run_id == promoted["run_id"] == find_run("a").run_id
     saved = read_model(champion.source, champion.tracking_uri)
     assert saved.metrics == promoted["metrics"]
     assert saved.metrics["test_psnr"] > 0
@@ -51,16 +51,16 @@ def test_a_wrong_alias_registers_nothing(refused, two_runs: list[str], alias: st
 
 
 def test_an_unfinished_run_is_refused(refused, two_runs: list[str]):
-    shutil.rmtree(Path(find_record("a").uri) / "model")
+    shutil.rmtree(Path(find_run("a").uri) / "model")
     assert "run 'a' has not finished" in refused("promote", "a")
 
 
 def test_a_model_that_does_not_load_is_refused_and_the_alias_stays(refused, zpoint, two_runs: list[str]):
     zpoint("promote", "a")
-    weights = Path(find_record("b").uri) / "model" / "model.safetensors"
+    weights = Path(find_run("b").uri) / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "run 'b' is not promoted, its model does not load" in refused("promote", "b")
-    assert find_champion().version == "1"
+    assert find_model_version().version == "1"
 
 
 def test_a_run_unknown_to_mlflow_is_refused(refused, zpoint, tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch):

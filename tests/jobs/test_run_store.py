@@ -7,7 +7,7 @@ import pytest
 from aecore.config import check_recipe
 from aecore.data.shards import Manifest
 from cluster import tracking
-from jobs.run_store import Record, open_record
+from jobs.run_store import RunStore, open_run
 
 MANIFEST = Manifest(dataset="x", options={}, size=16, channels=1, encoding="png", splits={})
 RECIPE = check_recipe({"name": "mine"})
@@ -24,18 +24,18 @@ def test_a_run_that_mlflow_opened_but_nobody_noted_is_found_again(monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(tracking, "create_run", killed)
         with pytest.raises(KeyboardInterrupt):
-            open_record(RECIPE, "t", MANIFEST).enter()
-    record = open_record(RECIPE, "t", MANIFEST)
-    record.enter()
+            open_run(RECIPE, "t", MANIFEST).ensure_mlflow_run()
+    record = open_run(RECIPE, "t", MANIFEST)
+    record.ensure_mlflow_run()
     assert [run.info.run_id for run in tracking.find_runs()] == [record.run_id]
-    again = open_record(RECIPE, "t", MANIFEST, fresh=True)
-    again.enter()
+    again = open_run(RECIPE, "t", MANIFEST, fresh=True)
+    again.ensure_mlflow_run()
     assert {run.info.run_id for run in tracking.find_runs()} == {record.run_id, again.run_id}
 
 
 def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path):
     """Such a worker would train on, and leave the model where nobody finds it."""
-    record = Record("mine", str(tmp_path / "elsewhere"), "")
+    record = RunStore("mine", str(tmp_path / "elsewhere"), "")
     with pytest.raises(ValueError, match=r"elsewhere: set ZPOINT_STORE"):
         record.check_seen()
     (tmp_path / "elsewhere").mkdir()
@@ -44,7 +44,7 @@ def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path):
 
 
 def test_an_epoch_trained_again_stays_as_it_was_written(tmp_path: Path):
-    record = Record("mine", str(tmp_path), "")
+    record = RunStore("mine", str(tmp_path), "")
     record.save_epoch(1, {"loss": 1.0}, [0.5], b"png")
     record.save_epoch(1, {"loss": 2.0}, [0.5], b"other")
     record.save_epoch(2, {"loss": 3.0}, [0.5], None)

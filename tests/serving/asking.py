@@ -12,14 +12,14 @@ from starlette.testclient import TestClient
 from serving.http.api import make_api
 from serving.http.decoding import NPY
 from serving.http.encoding import encode_npy
-from serving.runtime.model_slot import Slot
+from serving.runtime.model_slot import ModelSlot
 from tests.serving.live import Z_DIM, lively_model, made_slot
 
 SLOT = made_slot()
 FACTS, MODEL = SLOT.current.facts, lively_model()
 
 
-def client(slot: Slot = SLOT, **options):
+def client(slot: ModelSlot = SLOT, **options):
     return TestClient(make_api(slot, **options), "http://localhost", raise_server_exceptions=False)
 
 
@@ -27,7 +27,7 @@ def slot_with(decode=None, encode=None, **facts):
     """The made model, with another method or other facts."""
     now = SLOT.current
     served = SimpleNamespace(facts=replace(FACTS, **facts), decode=decode or now.decode, encode=encode or now.encode)
-    return Slot(served)
+    return ModelSlot(served)
 
 
 def decoded(z):

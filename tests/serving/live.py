@@ -9,26 +9,26 @@ import torch
 import uvicorn
 
 from aecore.config import Recipe
-from aecore.latent.samplers import fit_latents
+from aecore.latent.samplers import fit_latent_stats
 from aecore.model.autoencoder import Autoencoder, ImageShape, build_model
 from serving.http.api import make_api
 from serving.runtime.model_loading import Loaded
-from serving.runtime.model_slot import Facts, Slot
+from serving.runtime.model_slot import ModelInfo, ModelSlot
 
 Z_DIM, IMAGE = 8, ImageShape(16, 3)
 RECIPE = Recipe.model_validate({"model": {"z_dim": Z_DIM, "channels": [4, 4, 8, 8]}})
 
 
-def made_slot(version: str = "7") -> Slot:
+def made_slot(version: str = "7") -> ModelSlot:
     """A random model that has all that a model can have: a mixture, attributes and stored z-points."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(300, Z_DIM, generator=generator) * torch.linspace(2, 0.5, Z_DIM) + 0.5
     attributes = {"Smiling": (z[:, 0] + z[:, 3] > 1).float(), "dark_hair": (z[:, 1] > 0).float()}
-    latents = fit_latents(z, attributes, components=2) | {"points": z[:100]}
-    facts = Facts(
+    latents = fit_latent_stats(z, attributes, components=2) | {"points": z[:100]}
+    facts = ModelInfo(
         "zpoint", version, "champion", "run-1", RECIPE.model_dump(mode="json"), IMAGE, Z_DIM, {"psnr": 20.0}, latents
     )
-    return Slot(Loaded(facts, lively_model(), compiled=False))
+    return ModelSlot(Loaded(facts, lively_model(), compiled=False))
 
 
 def lively_model() -> Autoencoder:
@@ -41,7 +41,7 @@ def lively_model() -> Autoencoder:
 
 
 @contextmanager
-def running(slot: Slot, token: str = "") -> Iterator[str]:
+def running(slot: ModelSlot, token: str = "") -> Iterator[str]:
     """The URL at which the app answers meanwhile."""
     server = uvicorn.Server(uvicorn.Config(make_api(slot, token=token), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)

@@ -80,8 +80,8 @@ def test_a_damaged_checksum_costs_its_shard(tmp_path, manifest, place, damage):
 def test_without_complete_json_all_is_checked_and_nothing_decoded(tmp_path, manifest, place, monkeypatch):
     (place / "complete.json").unlink()
     checked = []
-    check = node_cache._Work._check
-    monkeypatch.setattr(node_cache._Work, "_check", lambda *args: checked.append(1) or check(*args))
+    check = node_cache.CacheFill._check
+    monkeypatch.setattr(node_cache.CacheFill, "_check", lambda *args: checked.append(1) or check(*args))
     assert opened(tmp_path, manifest)[1] == []
     assert len(checked) == SHARDS
     assert opened(tmp_path, manifest)[1] == []
@@ -156,9 +156,9 @@ def test_by_default_half_of_the_disk_is_the_limit(tmp_path, manifest, monkeypatc
 
 def test_threads_follow_what_ray_gives_a_worker(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert node_cache.cpus() == 1
+    assert node_cache.num_threads() == 1
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert node_cache.cpus() == len(os.sched_getaffinity(0))
+    assert node_cache.num_threads() == len(os.sched_getaffinity(0))
 
 
 def test_views_keep_the_copy_in_use(tmp_path, manifest, place):

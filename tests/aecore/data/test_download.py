@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aecore.data.sources import Request, open_source
+from aecore.data.sources import SourceOptions, open_source
 
 from .test_sources import write_cifar, write_idx
 
@@ -41,11 +41,11 @@ def test_mnist_comes_from_the_network_once(server: tuple[Path, str], tmp_path: P
     files = sorted((folder / "raw").iterdir())
     monkeypatch.setattr(MNIST, "mirrors", [f"{url}raw/"])
     monkeypatch.setattr(MNIST, "resources", [(path.name, md5(path)) for path in files])
-    source = open_source("mnist", Request(str(tmp_path / "to"), download=True))
+    source = open_source("mnist", SourceOptions(str(tmp_path / "to"), download=True))
     assert sum(table.num_rows for table in source.splits.values()) == 20
     for path in files:
         path.unlink()
-    again = open_source("mnist", Request(str(tmp_path / "to"), download=True))
+    again = open_source("mnist", SourceOptions(str(tmp_path / "to"), download=True))
     assert again.fingerprint == source.fingerprint
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["MNIST"]
 
@@ -59,10 +59,10 @@ def test_a_download_that_is_not_what_was_published_leaves_nothing(server, tmp_pa
         archive.add(folder / "cifar-10-batches-py", "cifar-10-batches-py")
     monkeypatch.setattr(CIFAR10, "url", f"{url}cifar.tar.gz")
     with pytest.raises(ValueError, match=r"cannot download cifar10 to .*corrupted"):
-        open_source("cifar10", Request(str(tmp_path / "to"), download=True))
+        open_source("cifar10", SourceOptions(str(tmp_path / "to"), download=True))
     assert not (tmp_path / "to").exists()
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5(folder / "cifar.tar.gz"))
-    source = open_source("cifar10", Request(str(tmp_path / "to"), download=True))
+    source = open_source("cifar10", SourceOptions(str(tmp_path / "to"), download=True))
     assert source.splits["test"].num_rows == 4
 
 
@@ -75,7 +75,7 @@ def test_without_a_network_the_error_is_one_line(dataset: str, tmp_path: Path, m
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/x")
     (tmp_path / "mine").write_text("stays")
     with pytest.raises(ValueError, match=f"cannot download {dataset} to .*refused") as caught:
-        open_source(dataset, Request(str(tmp_path), download=True))
+        open_source(dataset, SourceOptions(str(tmp_path), download=True))
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
@@ -83,9 +83,9 @@ def test_without_a_network_the_error_is_one_line(dataset: str, tmp_path: Path, m
 @pytest.mark.parametrize("dataset", ["celeba", "folder", "generated"])
 def test_other_sets_are_not_downloaded(dataset: str, tmp_path: Path):
     with pytest.raises(ValueError, match="--download takes mnist, fashion_mnist, cifar10"):
-        open_source(dataset, Request(str(tmp_path), download=True))
+        open_source(dataset, SourceOptions(str(tmp_path), download=True))
 
 
 def test_a_set_that_is_there_is_not_fetched(tmp_path: Path):
     write_idx(tmp_path / "MNIST" / "raw", 3)
-    assert open_source("mnist", Request(str(tmp_path), download=True)).splits["test"].num_rows == 3
+    assert open_source("mnist", SourceOptions(str(tmp_path), download=True)).splits["test"].num_rows == 3

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aecore.config import check_recipe
-from aecore.data.loaders import Batch, DeviceFeed, NodeFeed, StreamFeed, regrouped, shuffled
-from aecore.data.shard_stream import pour, spread_images
-from aecore.data.shuffle import Order, World, plan_epoch, spread_rows, steps_per_epoch
+from aecore.data.loaders import Batch, DeviceLoader, NodeLoader, StreamLoader, regrouped, shuffled
+from aecore.data.shard_stream import iter_shards, read_spaced_images
+from aecore.data.shuffle import BatchSampler, World, evenly_spaced, plan_epoch, steps_per_epoch
 from aecore.model.autoencoder import ImageShape, build_model
-from aecore.model.corruptions import make_pair
+from aecore.model.corruptions import make_training_pair
 from aecore.training import checkpoint, loop
 from tests.made import FS, make_dataset, numbers, pixels
 
@@ -27,15 +27,17 @@ WORLDS = [1, 2, 3, 8]
 def test_an_order_is_complete_disjoint_and_resumable(size, count, batch, epoch, data):
     first = data.draw(st.integers(0, steps_per_epoch(count, batch)))
     plan = plan_epoch(7, epoch, count)
-    workers = [list(Order(7, batch, World(rank, size)).steps(count, epoch, first)) for rank in range(size)]
+    workers = [list(BatchSampler(7, batch, World(rank, size)).steps(count, epoch, first)) for rank in range(size)]
     together = [np.concatenate([rows for rows, _, _ in parts]) for parts in zip(*workers, strict=True)]
     assert np.array_equal(np.concatenate([[], *together]), plan[first * batch :])
     assert [len(rows) for rows in together] == [count for _, _, count in workers[0]]
     for rank in range(size):
-        whole = list(Order(7, batch, World(rank, size)).steps(count, epoch))
+        whole = list(BatchSampler(7, batch, World(rank, size)).steps(count, epoch))
         assert all(same(*both) for both in zip(whole[first:], workers[rank], strict=True))
         assert len(whole) == steps_per_epoch(count, batch)
-    stored = [rows for rank in range(size) for rows, _, _ in Order(7, batch, World(rank, size)).steps(count, None)]
+    stored = [
+        rows for rank in range(size) for rows, _, _ in BatchSampler(7, batch, World(rank, size)).steps(count, None)
+    ]
     assert sorted(np.concatenate(stored)) == list(range(count))
 
 
@@ -48,9 +50,9 @@ def same(one: tuple, two: tuple) -> bool:
 def test_node_and_device_feeds_are_equal_bit_by_bit(size, epoch, first):
     images = pixels(41)
     for rank in range(size):
-        order = Order(5, 8, World(rank, size))
-        node = NodeFeed(images, order, CPU).batches(epoch, first)  # whose memory comes round again
-        device = DeviceFeed(images, order, CPU).batches(epoch, first)
+        order = BatchSampler(5, 8, World(rank, size))
+        node = NodeLoader(images, order, CPU).batches(epoch, first)  # whose memory comes round again
+        device = DeviceLoader(images, order, CPU).batches(epoch, first)
         planned = list(order.steps(len(images), epoch, first))
         assert len(planned) == 6 - first
         for one, two, (rows, positions, count) in zip(node, device, planned, strict=True):
@@ -65,26 +67,26 @@ def test_node_and_device_feeds_are_equal_bit_by_bit(size, epoch, first):
 def test_a_few_images_are_spread_over_the_split(tmp_path):
     images = pixels(41)
     manifest = make_dataset(tmp_path, {"train": [20, 20, 1]})
-    order = Order(5, 8)
-    feeds = [NodeFeed(images, order, CPU), DeviceFeed(images, order, CPU), stream_feed(tmp_path, manifest, order)]
+    order = BatchSampler(5, 8)
+    feeds = [NodeLoader(images, order, CPU), DeviceLoader(images, order, CPU), stream_feed(tmp_path, manifest, order)]
     for count in (0, 3, 25, 41, 99):
         for feed in feeds:
-            assert np.array_equal(feed.spread(count).numpy(), images[spread_rows(41, count)])
-    assert spread_rows(41, 4).tolist() == [0, 10, 20, 30]
+            assert np.array_equal(feed.spread(count).numpy(), images[evenly_spaced(41, count)])
+    assert evenly_spaced(41, 4).tolist() == [0, 10, 20, 30]
     assert {len(feed) for feed in feeds} == {41}
 
 
-def stream_feed(root, manifest, order) -> StreamFeed:
+def stream_feed(root, manifest, order) -> StreamLoader:
     def local(epoch: int | None) -> Iterator[np.ndarray]:
-        return pour(FS, str(root), manifest, "train", order.seed, epoch)
+        return iter_shards(FS, str(root), manifest, "train", order.seed, epoch)
 
-    few = lambda count: spread_images(FS, str(root), manifest, "train", count)  # noqa: E731
-    return StreamFeed(local, few, manifest.count("train"), order, CPU)
+    few = lambda count: read_spaced_images(FS, str(root), manifest, "train", count)  # noqa: E731
+    return StreamLoader(local, few, manifest.count("train"), order, CPU)
 
 
 def test_a_stream_gives_each_image_once_in_an_order_of_its_epoch(tmp_path):
     manifest = make_dataset(tmp_path, {"train": [9, 9, 9, 9, 5]})
-    feed = stream_feed(tmp_path, manifest, Order(5, 8))
+    feed = stream_feed(tmp_path, manifest, BatchSampler(5, 8))
     orders = []
     for epoch in (0, 1, 0, None):
         batches = list(feed.batches(epoch))
@@ -110,8 +112,8 @@ def test_shares_of_a_stream_take_equally_many_steps(size, count, batch, random):
     seen, steps = [], []
     for rank in range(size):
         mine = [row for row in rows[rank * share : (rank + 1) * share] if row >= 0]
-        feed = StreamFeed(lambda epoch, mine=mine: iter([images[mine]]), lambda n: images[:n], count,
-                          Order(0, batch, World(rank, size)), CPU)  # fmt: skip
+        feed = StreamLoader(lambda epoch, mine=mine: iter([images[mine]]), lambda n: images[:n], count,
+                          BatchSampler(0, batch, World(rank, size)), CPU)  # fmt: skip
         feed._counts = lambda mine: (0, mine)
         batches = list(feed.batches(0))
         seen += [n for got in batches if len(got.images) for n in numbers(got.images.numpy())]
@@ -149,17 +151,17 @@ def test_a_buffer_mixes_across_shards():
 def test_a_flip_depends_on_the_counters_alone():
     recipe = check_recipe({"data": {"flip": True}, "optim": {"seed": 3}})
     images, count = torch.from_numpy(pixels(24, 16)), 24
-    whole, target = make_pair(recipe, Batch(images, torch.arange(count), count), 7)
+    whole, target = make_training_pair(recipe, Batch(images, torch.arange(count), count), 7)
     assert torch.equal(whole, target)
-    straight, _ = make_pair(check_recipe({}), Batch(images, torch.arange(count), count), 7)
+    straight, _ = make_training_pair(check_recipe({}), Batch(images, torch.arange(count), count), 7)
     mirrored = [not torch.equal(a, b) for a, b in zip(whole, straight, strict=True)]
     assert 4 < sum(mirrored) < 20
     assert all(torch.equal(whole[i], straight[i].flip(2)) for i in range(count) if mirrored[i])
     for size in WORLDS:
         parts = [torch.from_numpy(p) for p in np.array_split(np.arange(count), size)]
-        again = torch.cat([make_pair(recipe, Batch(images[p], p, count), 7)[0] for p in parts])
+        again = torch.cat([make_training_pair(recipe, Batch(images[p], p, count), 7)[0] for p in parts])
         assert torch.equal(whole, again)
-    other = make_pair(recipe, Batch(images, torch.arange(count), count), 8)[0]
+    other = make_training_pair(recipe, Batch(images, torch.arange(count), count), 8)[0]
     assert not torch.equal(whole, other)
 
 
@@ -169,16 +171,16 @@ def test_a_stream_trains_and_begins_its_epoch_again(tmp_path, caplog):
     model = {"z_dim": 2, "channels": [2, 2, 2, 2], "norm": "none"}
     recipe = check_recipe({"model": model, "loss": {"kl_factor": 0}, "optim": {"epochs": 2, "batch": 8, "lr": 1e-12}})
 
-    def told(feed, progress: checkpoint.Progress) -> list[loop.Epoch]:
+    def told(feed, progress: checkpoint.TrainState) -> list[loop.Epoch]:
         network = build_model(recipe, ImageShape(16, 1))
-        run = loop.Run(recipe, network, network, loop.make_optimizer(network, recipe), CPU, World(), progress)
+        run = loop.TrainingRun(recipe, network, network, loop.make_optimizer(network, recipe), CPU, World(), progress)
         return [event for event in loop.fit(run, feed, images[:7]) if isinstance(event, loop.Epoch)]
 
     images = pixels(21, 16)
-    cached = told(images, checkpoint.Progress())
-    order = Order(0, 8)
-    streamed = told(stream_feed(tmp_path, manifest, order), checkpoint.Progress())
-    within = checkpoint.Progress(epochs=1, step=4, samples=29, sums={"recon": 1e9, "kl": 0.0, "count": 8.0})
+    cached = told(images, checkpoint.TrainState())
+    order = BatchSampler(0, 8)
+    streamed = told(stream_feed(tmp_path, manifest, order), checkpoint.TrainState())
+    within = checkpoint.TrainState(epochs=1, step=4, samples=29, sums={"recon": 1e9, "kl": 0.0, "count": 8.0})
     resumed = told(stream_feed(tmp_path, manifest, order), within)
     assert "1 steps of epoch 2 again" in caplog.text
     assert (within.step, within.samples) == (6, 42)
@@ -189,6 +191,6 @@ def test_a_stream_trains_and_begins_its_epoch_again(tmp_path, caplog):
 
 def test_of_a_large_stream_a_few_shards_are_read(tmp_path):
     manifest = make_dataset(tmp_path, {"train": [2] * 20})
-    feed = stream_feed(tmp_path, manifest, Order(5, 8))
+    feed = stream_feed(tmp_path, manifest, BatchSampler(5, 8))
     assert numbers(feed.spread(4).numpy()) == [0, 10, 20, 30]
     assert len(set(numbers(feed.spread(30).numpy()))) == 30

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from aecore.data.io import read_json, write_json, write_whole
+from aecore.data.io import read_json, write_atomic, write_json
 from aecore.data.shards import (
     Manifest,
     Shard,
@@ -93,14 +93,14 @@ def test_a_manifest_cannot_be_changed():
 
 def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "deep" / "file"
-    write_whole(FS, str(path), b"old")
+    write_atomic(FS, str(path), b"old")
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_whole(FS, str(path), b"new")
+        write_atomic(FS, str(path), b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aecore.data.shuffle import World, plan_epoch, seed_of, step_rows, steps_per_epoch
+from aecore.data.shuffle import World, derive_seed, plan_epoch, step_rows, steps_per_epoch
 
 
 @given(st.integers(0, 2**31), st.integers(0, 50), st.integers(1, 400))
@@ -35,4 +35,4 @@ def test_workers_share_each_global_batch(size, count, batch):
 
 
 def test_streams_of_counters_differ():
-    assert len({seed_of(a, b, c) for a in range(4) for b in range(4) for c in range(4)}) == 64
+    assert len({derive_seed(a, b, c) for a in range(4) for b in range(4) for c in range(4)}) == 64

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aecore.data.images import decode_image, encode_image
-from aecore.data.sources import Request, Source, open_source
+from aecore.data.sources import Source, SourceOptions, open_source
 from aecore.data.splits import SPLITS
 from aecore.data.synthetic_faces import draw_face
 
@@ -39,7 +39,7 @@ def write_celeba(folder: Path, count: int = 12) -> None:
 
 def test_celeba_in_its_official_layout(tmp_path: Path):
     write_celeba(tmp_path)
-    source = open_source("celeba", Request(str(tmp_path)))
+    source = open_source("celeba", SourceOptions(str(tmp_path)))
     assert counts(source) == (4, 4, 4)
     assert names(source, "valid") == ["000001.jpg", "000004.jpg", "000007.jpg", "000010.jpg"]
     table = source.splits["valid"]
@@ -55,12 +55,12 @@ def test_celeba_as_zip_folder_and_torchvision_root_are_one(tmp_path: Path):
     folder = tmp_path / "celeba"
     folder.mkdir()
     write_celeba(folder)
-    by_root = open_source("celeba", Request(str(tmp_path)))
-    by_zip = open_source("celeba", Request(str(folder / "img_align_celeba.zip")))
+    by_root = open_source("celeba", SourceOptions(str(tmp_path)))
+    by_zip = open_source("celeba", SourceOptions(str(folder / "img_align_celeba.zip")))
     assert by_root.fingerprint == by_zip.fingerprint
     with zipfile.ZipFile(folder / "img_align_celeba.zip") as archive:
         archive.extractall(folder)
-    by_folder = open_source("celeba", Request(str(folder / "img_align_celeba")))
+    by_folder = open_source("celeba", SourceOptions(str(folder / "img_align_celeba")))
     assert by_folder.splits == by_zip.splits
     assert list(by_folder.read("test", [0])) == list(by_zip.read("test", [0]))
 
@@ -69,27 +69,27 @@ def test_the_split_rule_is_chosen(tmp_path: Path):
     write_celeba(tmp_path, 40)
     lines = [f"{i:06d}.jpg {i // 3}" for i in range(40)]  # three images a person
     (tmp_path / "identity_CelebA.txt").write_text("\n".join(lines))
-    by_person = open_source("celeba", Request(str(tmp_path), split="identity"))
+    by_person = open_source("celeba", SourceOptions(str(tmp_path), split="identity"))
     assert by_person.rule == "identity"
     people = [set(table["identity"].to_pylist()) for table in by_person.splits.values()]
     assert sum(map(len, people)) == len(set.union(*people)) == 14
-    official = open_source("celeba", Request(str(tmp_path)))
+    official = open_source("celeba", SourceOptions(str(tmp_path)))
     assert official.rule == "official"
     assert official.fingerprint == by_person.fingerprint
-    assert open_source("celeba", Request(str(tmp_path), split="hash")).splits["test"] != official.splits["test"]
+    assert open_source("celeba", SourceOptions(str(tmp_path), split="hash")).splits["test"] != official.splits["test"]
     (tmp_path / "identity_CelebA.txt").unlink()
     (tmp_path / "list_eval_partition.txt").unlink()
     with pytest.raises(ValueError, match="does not say who is on an image"):
-        open_source("celeba", Request(str(tmp_path), split="identity"))
+        open_source("celeba", SourceOptions(str(tmp_path), split="identity"))
     with pytest.raises(ValueError, match="names no split of its own"):
-        open_source("celeba", Request(str(tmp_path), split="official"))
+        open_source("celeba", SourceOptions(str(tmp_path), split="official"))
 
 
 def test_celeba_lists_that_do_not_fit_are_refused(tmp_path: Path):
     write_celeba(tmp_path)
     (tmp_path / "list_eval_partition.txt").write_text("000000.jpg 0\n")
     with pytest.raises(ValueError, match=r"list_eval_partition.txt does not name the image 000001.jpg"):
-        open_source("celeba", Request(str(tmp_path)))
+        open_source("celeba", SourceOptions(str(tmp_path)))
 
 
 def write_idx(folder: Path, count: int, *, packed: bool = False) -> None:
@@ -106,12 +106,12 @@ def write_idx(folder: Path, count: int, *, packed: bool = False) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_mnist_from_root_or_folder(tmp_path: Path, packed: bool):
     write_idx(tmp_path / "MNIST" / "raw", 40, packed=packed)
-    source = open_source("mnist", Request(str(tmp_path)))
+    source = open_source("mnist", SourceOptions(str(tmp_path)))
     assert (source.channels, source.size) == (1, 28)
     assert counts(source)[2] == 40
     assert sum(counts(source)[:2]) == 40
     assert counts(source)[1] >= 1
-    assert source.fingerprint == open_source("mnist", Request(str(tmp_path / "MNIST"))).fingerprint
+    assert source.fingerprint == open_source("mnist", SourceOptions(str(tmp_path / "MNIST"))).fingerprint
     pixels = next(iter(source.read("test", [3])))
     assert isinstance(pixels, np.ndarray)
     assert pixels.shape == (28, 28, 1)
@@ -124,7 +124,7 @@ def test_mnist_cut_short_is_refused(tmp_path: Path):
     path = tmp_path / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match="cut short"):
-        open_source("mnist", Request(str(tmp_path)))
+        open_source("mnist", SourceOptions(str(tmp_path)))
 
 
 def write_cifar(folder: Path, extra: object = None) -> None:
@@ -136,14 +136,14 @@ def write_cifar(folder: Path, extra: object = None) -> None:
 
 def test_cifar10_and_a_pickle_that_wants_to_run_code(tmp_path: Path):
     write_cifar(tmp_path / "cifar-10-batches-py")
-    source = open_source("cifar10", Request(str(tmp_path)))
+    source = open_source("cifar10", SourceOptions(str(tmp_path)))
     assert counts(source)[2] == 4
     pixels = next(iter(source.read("test", [0])))
     assert isinstance(pixels, np.ndarray)
     assert pixels.shape == (32, 32, 3)
     write_cifar(tmp_path / "evil", extra=os.getcwd)
     with pytest.raises(ValueError, match=r"it wants to run posix.getcwd"):
-        open_source("cifar10", Request(str(tmp_path / "evil")))
+        open_source("cifar10", SourceOptions(str(tmp_path / "evil")))
 
 
 def write_images(folder: Path, paths: list[str]) -> None:
@@ -155,7 +155,7 @@ def write_images(folder: Path, paths: list[str]) -> None:
 def test_folder_with_splits_and_classes(tmp_path: Path):
     write_images(tmp_path, [f"set/{s}/{c}/{i}.png" for s in ("train", "val", "test") for c in "ba" for i in "12"])
     write_images(tmp_path, ["__MACOSX/set/x.png", "set/.hidden.png"])
-    source = open_source("folder", Request(str(tmp_path)))
+    source = open_source("folder", SourceOptions(str(tmp_path)))
     assert counts(source) == (4, 4, 4)
     assert names(source, "valid")[0] == "val/a/1.png"
     assert source.splits["train"]["class"].to_pylist() == ["a", "a", "b", "b"]
@@ -164,25 +164,25 @@ def test_folder_with_splits_and_classes(tmp_path: Path):
 
 def test_folder_without_splits_is_carved_by_name(tmp_path: Path):
     write_images(tmp_path / "photos", [f"{i}.png" for i in range(200)])
-    source = open_source("folder", Request(str(tmp_path)))
+    source = open_source("folder", SourceOptions(str(tmp_path)))
     assert sum(counts(source)) == 200
     assert 8 <= counts(source)[1] <= 32
     assert 8 <= counts(source)[2] <= 32
     assert "label" not in source.splits["train"].column_names
     (tmp_path / "photos" / "0.png").unlink()  # the others stay where they are
-    fewer = open_source("folder", Request(str(tmp_path)))
+    fewer = open_source("folder", SourceOptions(str(tmp_path)))
     assert set(names(fewer, "valid")) == set(names(source, "valid")) - {"0.png"}
 
 
 def test_a_tiny_folder_has_every_split(tmp_path: Path):
     write_images(tmp_path, [f"{i}.png" for i in range(5)])
-    assert min(counts(open_source("folder", Request(str(tmp_path))))) >= 1
+    assert min(counts(open_source("folder", SourceOptions(str(tmp_path))))) >= 1
 
 
 def test_a_limit_takes_from_each_split_its_share(tmp_path: Path):
     write_images(tmp_path, [f"train/{i:03d}.png" for i in range(60)] + [f"test/{i}.png" for i in range(20)])
-    whole = open_source("folder", Request(str(tmp_path)))
-    part = open_source("folder", Request(str(tmp_path), limit=20))
+    whole = open_source("folder", SourceOptions(str(tmp_path)))
+    part = open_source("folder", SourceOptions(str(tmp_path), limit=20))
     assert sum(counts(part)) == 20
     assert counts(part)[2] == 5
     assert set(names(part, "train")) < set(names(whole, "train"))
@@ -190,7 +190,7 @@ def test_a_limit_takes_from_each_split_its_share(tmp_path: Path):
 
 
 def test_generated_faces():
-    source = open_source("generated", Request(limit=50, seed=5, size=32))
+    source = open_source("generated", SourceOptions(limit=50, seed=5, size=32))
     assert sum(counts(source)) == 50
     name = names(source, "valid")[0]
     pixels = next(iter(source.read("valid", [0])))
@@ -213,20 +213,20 @@ def test_a_wrong_source_is_refused(tmp_path: Path, dataset: str, content: bytes 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=match):
-        open_source(dataset, Request(str(path)))
+        open_source(dataset, SourceOptions(str(path)))
 
 
 def test_other_wrong_requests(tmp_path: Path):
     for request, match in (
-        (Request(), "--source is missing"),
-        (Request(str(tmp_path / "no")), "does not exist"),
-        (Request(str(tmp_path)), "holds no images"),
-        (Request(str(tmp_path), limit=0), "limit must be at least 1"),
+        (SourceOptions(), "--source is missing"),
+        (SourceOptions(str(tmp_path / "no")), "does not exist"),
+        (SourceOptions(str(tmp_path)), "holds no images"),
+        (SourceOptions(str(tmp_path), limit=0), "limit must be at least 1"),
     ):
         with pytest.raises(ValueError, match=match):
             open_source("folder", request)
     with pytest.raises(ValueError, match="leave --source out"):
-        open_source("generated", Request(str(tmp_path)))
+        open_source("generated", SourceOptions(str(tmp_path)))
 
 
 def test_a_damaged_zip_member_is_a_bad_image(tmp_path: Path):
@@ -236,7 +236,7 @@ def test_a_damaged_zip_member_is_a_bad_image(tmp_path: Path):
     data = bytearray(path.read_bytes())
     data[200] ^= 1
     path.write_bytes(data)
-    source = open_source("folder", Request(str(path)))
+    source = open_source("folder", SourceOptions(str(path)))
     with pytest.raises(ValueError, match=r"the zip does not give it: its bytes are not those .*CRC-32"):
         list(source.read("train", [0]))
 
@@ -250,7 +250,7 @@ def test_a_zip_member_of_another_kind_is_a_bad_image(tmp_path: Path):
     data = bytearray(path.read_bytes())
     data[data.index(b"PK\1\2", data.index(b"PK\1\2") + 1) + 8] |= 1  # the second one's flags in the list
     path.write_bytes(data)
-    reader = open_source("folder", Request(str(path))).reader
+    reader = open_source("folder", SourceOptions(str(path))).reader
     for name, match in (("a.png", "method 14.* is neither stored nor deflate"), ("b.png", "it is encrypted")):
         with pytest.raises(ValueError, match=f"the zip does not give it: .*{match}"):
             reader.read(name)
@@ -262,7 +262,7 @@ def test_what_travels_of_a_zip_is_what_a_worker_reads(tmp_path: Path):
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(1000):
             archive.writestr(f"{i:03d}.png", bytes([i % 256]) * i)
-    reader = open_source("folder", Request(str(path))).reader.only(["007.png", "400.png"])
+    reader = open_source("folder", SourceOptions(str(path))).reader.only(["007.png", "400.png"])
     packed = pickle.dumps(reader)
     assert len(packed) < 1000
     assert pickle.loads(packed).read("400.png") == bytes([400 % 256]) * 400
@@ -280,7 +280,7 @@ def test_what_travels_of_a_zip_is_what_a_worker_reads(tmp_path: Path):
     ],
 )
 def test_real_sets(dataset: str, path: str, total: int):
-    source = open_source(dataset, Request(str(REAL / path)))
+    source = open_source(dataset, SourceOptions(str(REAL / path)))
     assert sum(counts(source)) == total
     first = next(iter(source.read("train", [0])))
     assert (decode_image(first) if isinstance(first, bytes) else first).shape[2] == source.channels

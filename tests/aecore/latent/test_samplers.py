@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from aecore.latent.density import PER_COMPONENT, fit_gaussian, shrunk_covariance
-from aecore.latent.samplers import SAMPLERS, attribute_directions, fit_latents, sample
+from aecore.latent.samplers import SAMPLERS, attribute_directions, fit_latent_stats, sample
 
 
 def skewed(n=4000, z_dim=6):
@@ -20,7 +20,7 @@ def two_clusters(n=2000, z_dim=5):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_shape_and_repeat(name):
-    latents = fit_latents(skewed())
+    latents = fit_latent_stats(skewed())
     first = sample(name, 9, latents, seed=4)
     assert first.shape == (9, 6)
     assert first.dtype == torch.float32
@@ -29,7 +29,7 @@ def test_shape_and_repeat(name):
 
 
 def test_parameters_do_what_they_say():
-    latents = fit_latents(skewed())
+    latents = fit_latent_stats(skewed())
     assert sample("cube", 500, latents, 0, boundary=7.0).abs().max() <= 7
     assert sample("cube", 500, latents, 0, boundary=7.0).abs().max() > 6.9
     torch.testing.assert_close(sample("sphere", 5, latents, 0, radius=3.0).norm(dim=1), torch.full((5,), 3.0))
@@ -38,7 +38,7 @@ def test_parameters_do_what_they_say():
 
 @pytest.mark.parametrize("name", ["normal", "diagonal", "gaussian", "gmm"])
 def test_temperature_scales_the_spread(name):
-    latents = fit_latents(skewed(), components=1)
+    latents = fit_latent_stats(skewed(), components=1)
     centre = 0 if name == "normal" else latents["mean"]
     at = {t: sample(name, 50, latents, 0, temperature=t) - centre for t in (0.0, 1.0, 2.0)}
     torch.testing.assert_close(at[2.0], 2 * at[1.0], atol=1e-4, rtol=1e-4)
@@ -48,14 +48,14 @@ def test_temperature_scales_the_spread(name):
 @pytest.mark.parametrize("name", ["gaussian", "gmm"])
 def test_fitted_samplers_have_the_data_s_moments(name):
     z = skewed()
-    drawn = fit_latents(sample(name, 20_000, fit_latents(z), 0), components=0)
-    wanted = fit_latents(z, components=0)
+    drawn = fit_latent_stats(sample(name, 20_000, fit_latent_stats(z), 0), components=0)
+    wanted = fit_latent_stats(z, components=0)
     torch.testing.assert_close(drawn["mean"], wanted["mean"], atol=0.1, rtol=0.05)
     torch.testing.assert_close(drawn["covariance"], wanted["covariance"], atol=0.4, rtol=0.1)
 
 
 def test_a_mixture_finds_the_clusters_and_a_gaussian_fills_the_gap():
-    latents = fit_latents(two_clusters(), components=2)
+    latents = fit_latent_stats(two_clusters(), components=2)
     mixed, single = sample("gmm", 1000, latents, 0), sample("gaussian", 1000, latents, 0)
     assert torch.allclose(latents["gmm_weights"], torch.tensor(0.5), atol=0.02)
     between = lambda z: (z.mean(1).abs() < 2).float().mean()  # noqa: E731
@@ -69,7 +69,7 @@ def test_a_mixture_finds_the_clusters_and_a_gaussian_fills_the_gap():
 @pytest.mark.parametrize("name", ["gaussian", "gmm"])
 @pytest.mark.parametrize(("n", "z_dim"), [(1, 8), (2, 300), (40, 1200), (120, 300)])
 def test_fewer_images_than_components_is_sound(n, z_dim, name):
-    latents = fit_latents(torch.randn(n, z_dim, generator=torch.manual_seed(0)))
+    latents = fit_latent_stats(torch.randn(n, z_dim, generator=torch.manual_seed(0)))
     z = sample(name, 500, latents, 0)
     assert torch.isfinite(z).all()
     if n > 2:  # spread as the z-points are, also where the sample covariance knows nothing
@@ -79,14 +79,14 @@ def test_fewer_images_than_components_is_sound(n, z_dim, name):
 def test_a_component_that_never_varies_stays_as_it_is():
     z = skewed(500)
     z[:, 2] = 7.0
-    latents = fit_latents(z)
+    latents = fit_latent_stats(z)
     for name in ("diagonal", "gaussian", "gmm"):
         assert (sample(name, 50, latents, 0)[:, 2] - 7).abs().max() < 0.1
 
 
 def test_a_lone_far_point_is_a_cluster_that_does_no_harm():
     z = torch.cat([skewed(1000), torch.full((1, 6), 1e4)])
-    assert torch.isfinite(sample("gmm", 100, fit_latents(z), 0)).all()
+    assert torch.isfinite(sample("gmm", 100, fit_latent_stats(z), 0)).all()
 
 
 def spread_out(z_dim, strength):
@@ -141,7 +141,7 @@ def test_shrinkage_agrees_with_scikit_learn():
 def test_attributes_give_directions():
     z = skewed(2000)
     grows = z[:, 0] * 2 + 1
-    latents = fit_latents(z, {"grows": grows, "same": torch.ones(2000), "up": (z[:, 1] > 3).int()}, components=0)
+    latents = fit_latent_stats(z, {"grows": grows, "same": torch.ones(2000), "up": (z[:, 1] > 3).int()}, components=0)
     assert latents["direction.grows"][0].item() == pytest.approx(0.5, rel=1e-4)
     assert not latents["direction.same"].any()
     assert set(attribute_directions(latents)) == {"grows", "up"}  # what did not vary has no direction
@@ -152,19 +152,19 @@ def test_attributes_give_directions():
 
 
 def test_latents_of_before_the_mixture_still_serve():
-    old = {name: tensor for name, tensor in fit_latents(skewed()).items() if name in ("mean", "covariance")}
+    old = {name: tensor for name, tensor in fit_latent_stats(skewed()).items() if name in ("mean", "covariance")}
     assert sample("gaussian", 3, old, 0).shape == (3, 6)
     with pytest.raises(ValueError, match="without a mixture"):
         sample("gmm", 3, old, 0)
 
 
 def test_few_z_points_make_few_components():
-    assert len(fit_latents(skewed(2 * PER_COMPONENT))["gmm_weights"]) == 2
-    assert len(fit_latents(skewed(9))["gmm_weights"]) == 1
+    assert len(fit_latent_stats(skewed(2 * PER_COMPONENT))["gmm_weights"]) == 2
+    assert len(fit_latent_stats(skewed(9))["gmm_weights"]) == 1
 
 
 def test_unknown_sampler_and_parameter():
-    latents = fit_latents(skewed())
+    latents = fit_latent_stats(skewed())
     with pytest.raises(ValueError, match=r"unknown sampler 'x'.*cube"):
         sample("x", 1, latents, 0)
     with pytest.raises(ValueError, match="does not take radius"):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from aecore.latent.stats import core_distance, describe, structure, tsne
-from aecore.model.autoencoder import Latent
+from aecore.model.autoencoder import DiagonalGaussian
 
 N = 4000
 
@@ -15,7 +15,7 @@ def normal(n=N, z_dim=20, seed=0):
 
 
 def told(z, logvar=None):
-    return describe(Latent(z, logvar), z)
+    return describe(DiagonalGaussian(z, logvar), z)
 
 
 def test_a_standard_normal():

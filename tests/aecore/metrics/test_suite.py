@@ -6,7 +6,7 @@ import pytest
 
 from aecore.data.synthetic_faces import draw_face
 from aecore.metrics.distribution import FrechetDistance
-from aecore.metrics.suite import Scores
+from aecore.metrics.suite import MetricSuite
 
 COUNT = 200
 NOT_FACES = ("gray", "noise", "blurred")
@@ -20,7 +20,7 @@ def faces(seed, count=COUNT):
 def told():
     """What each set of images is told, against drawn faces."""
     train, fresh = faces(0), faces(1)
-    scores = Scores(train, faces(2))
+    scores = MetricSuite(train, faces(2))
     noise = np.random.default_rng(0).integers(0, 256, fresh.shape, np.uint8)
     return {
         "real": scores.real,
@@ -85,6 +85,6 @@ def test_frechet_distance_of_gaussians():
 @pytest.mark.parametrize(("size", "channels"), [(28, 1), (16, 3)])
 def test_other_sizes_and_gray(size, channels):
     images = np.random.default_rng(0).integers(0, 256, (80, size, size, channels), np.uint8)
-    scores = Scores(images, images[:64])
+    scores = MetricSuite(images, images[:64])
     assert scores(images)["coverage"] == 1
     assert scores.real["faces"] < 0.1

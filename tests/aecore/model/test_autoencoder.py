@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from aecore.config import check_recipe
-from aecore.model.autoencoder import Autoencoder, ImageShape, Latent, build_model, to_float, to_uint8
+from aecore.model.autoencoder import Autoencoder, DiagonalGaussian, ImageShape, build_model, to_float, to_uint8
 
 
 @pytest.mark.parametrize("size", [16, 28, 32, 50, 96])
@@ -64,7 +64,7 @@ def test_without_norms_the_signal_keeps_its_size(size):
 
 
 def test_kl_against_torch_distributions():
-    latent = Latent(torch.randn(6, 4), torch.randn(6, 4))
+    latent = DiagonalGaussian(torch.randn(6, 4), torch.randn(6, 4))
     ours = latent.kl()
     q = torch.distributions.Normal(latent.mean, torch.exp(0.5 * latent.logvar))
     theirs = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0))

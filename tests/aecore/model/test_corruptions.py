@@ -6,7 +6,7 @@ import torch
 
 from aecore.config import check_recipe
 from aecore.data.loaders import Batch
-from aecore.model.corruptions import Draws, corrupt, judged_pair, make_pair
+from aecore.model.corruptions import BatchNoise, corrupt, make_eval_pair, make_training_pair
 
 COUNT, SIZE = 24, 32
 TASKS = {
@@ -31,11 +31,11 @@ def whole(channels=3):
 
 
 def drawn(task, clean):
-    draws = Draws(torch.Generator().manual_seed(0), torch.arange(len(clean)), len(clean))
+    draws = BatchNoise(torch.Generator().manual_seed(0), torch.arange(len(clean)), len(clean))
     return corrupt(check_recipe({"task": task}).task, clean, draws)
 
 
-@pytest.mark.parametrize("pair", [make_pair, judged_pair])
+@pytest.mark.parametrize("pair", [make_training_pair, make_eval_pair])
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_counters_alone_decide(task, pair):
     recipe = recipe_of(task)
@@ -54,11 +54,11 @@ def test_counters_alone_decide(task, pair):
 
 def test_training_and_judging_draw_differently():
     recipe = check_recipe({"task": TASKS["denoise"]})
-    assert not torch.equal(make_pair(recipe, whole(), 0)[0], judged_pair(recipe, whole(), 0)[0])
+    assert not torch.equal(make_training_pair(recipe, whole(), 0)[0], make_eval_pair(recipe, whole(), 0)[0])
 
 
 def test_reconstruct_sees_the_target():
-    seen, clean = make_pair(check_recipe({}), whole(), 0)
+    seen, clean = make_training_pair(check_recipe({}), whole(), 0)
     assert seen is clean
 
 

@@ -9,7 +9,7 @@ import torch
 from pyarrow.fs import LocalFileSystem
 
 from aecore.config import check_recipe
-from aecore.latent.samplers import fit_latents
+from aecore.latent.samplers import fit_latent_stats
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.training import checkpoint
 from aecore.training.loop import make_optimizer
@@ -38,7 +38,7 @@ def save(folder, step, model=None, optimizer=None):
 def snapshot_of(step, model=None, optimizer=None, valid_loss=math.nan):
     if model is None:
         model, optimizer = trained()
-    progress = checkpoint.Progress(1, step, step * 8, {"recon": 1.5})
+    progress = checkpoint.TrainState(1, step, step * 8, {"recon": 1.5})
     return checkpoint.take_snapshot(model, optimizer, RECIPE, progress, valid_loss)
 
 
@@ -52,7 +52,7 @@ def test_round_trip_is_exact(tmp_path):
     model, optimizer = trained()
     save(tmp_path, 7, model, optimizer)
     progress, again, optimizer_again = load(tmp_path)
-    assert progress == checkpoint.Progress(1, 7, 56, {"recon": 1.5})
+    assert progress == checkpoint.TrainState(1, 7, 56, {"recon": 1.5})
     for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     before, after = optimizer.state_dict()["state"], optimizer_again.state_dict()["state"]
@@ -61,7 +61,7 @@ def test_round_trip_is_exact(tmp_path):
 
 
 def test_nothing_there_means_from_the_start(tmp_path):
-    assert load(tmp_path / "none")[0] == checkpoint.Progress()
+    assert load(tmp_path / "none")[0] == checkpoint.TrainState()
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -128,7 +128,7 @@ def slow_storage(monkeypatch):
 def test_saving_does_not_wait_and_only_the_newest_does(tmp_path, slow_storage):
     go, written = slow_storage
     notes = []
-    with checkpoint.Saver(FS, str(tmp_path), 2) as saver:
+    with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as saver:
         saver.save(snapshot_of(1))
         while saver._waiting:  # until the first one is being written
             time.sleep(0.001)
@@ -144,7 +144,7 @@ def test_saving_does_not_wait_and_only_the_newest_does(tmp_path, slow_storage):
 
 def test_what_is_refused_is_told_and_written_later(tmp_path, monkeypatch, caplog):
     write, notes = checkpoint.write_checkpoint, []
-    with checkpoint.Saver(FS, str(tmp_path), 2) as saver:
+    with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as saver:
         monkeypatch.setattr(checkpoint, "write_checkpoint", refuse)
         saver.save(snapshot_of(1), partial(notes.append, 1))
         while not saver._job.done():
@@ -162,7 +162,7 @@ def test_what_stays_refused_is_an_error_at_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "write_checkpoint", refuse)
     monkeypatch.setattr(checkpoint, "PATIENCE", 0.05)
     monkeypatch.setattr(checkpoint, "PAUSE", 0.01)
-    with checkpoint.Saver(FS, str(tmp_path), 2) as saver:
+    with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as saver:
         saver.save(snapshot_of(1))
         with pytest.raises(OSError, match="503"):
             saver.finish()
@@ -170,7 +170,7 @@ def test_what_stays_refused_is_an_error_at_the_end(tmp_path, monkeypatch):
 
 def test_a_mistake_in_writing_is_no_storage_that_refuses(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "write_checkpoint", lambda *args: 1 / 0)
-    with checkpoint.Saver(FS, str(tmp_path), 2) as saver:
+    with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as saver:
         saver.save(snapshot_of(1))
         while not saver._job.done():
             time.sleep(0.001)
@@ -201,7 +201,7 @@ def test_a_damaged_one_is_passed_over(tmp_path, caplog, harm):
 
 def test_model_folder_rebuilds_the_network(tmp_path):
     model, _ = trained()
-    checkpoint.save_model(FS, str(tmp_path), model, RECIPE, fit_latents(torch.randn(9, 3)), {"valid_psnr": 20.0})
+    checkpoint.save_model(FS, str(tmp_path), model, RECIPE, fit_latent_stats(torch.randn(9, 3)), {"valid_psnr": 20.0})
     assert not list(tmp_path.glob("*.p*"))
     saved = checkpoint.load_model(FS, str(tmp_path))
     z = torch.randn(5, 3)
@@ -212,7 +212,7 @@ def test_model_folder_rebuilds_the_network(tmp_path):
 
 def test_weights_of_another_version_of_the_network_are_refused(tmp_path, monkeypatch):
     model, _ = trained()
-    checkpoint.save_model(FS, str(tmp_path / "model"), model, RECIPE, fit_latents(torch.randn(9, 3)), {})
+    checkpoint.save_model(FS, str(tmp_path / "model"), model, RECIPE, fit_latent_stats(torch.randn(9, 3)), {})
     save(tmp_path / "run", 7)
     monkeypatch.setattr(checkpoint, "NETWORK", checkpoint.NETWORK + 1)
     for refused in (lambda: checkpoint.load_model(FS, str(tmp_path / "model")), lambda: load(tmp_path / "run")):
@@ -222,7 +222,7 @@ def test_weights_of_another_version_of_the_network_are_refused(tmp_path, monkeyp
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     model, _ = trained()
-    checkpoint.save_model(FS, str(tmp_path), model, RECIPE, fit_latents(torch.randn(9, 3)), {})
+    checkpoint.save_model(FS, str(tmp_path), model, RECIPE, fit_latent_stats(torch.randn(9, 3)), {})
     config = (tmp_path / "config.json").read_text().replace('"z_dim": 3', '"z_dim": 4')
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(ValueError, match="do not fit"):

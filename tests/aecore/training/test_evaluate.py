@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from aecore.config import check_recipe
-from aecore.data.loaders import NodeFeed
-from aecore.data.shuffle import Order, World
+from aecore.data.loaders import NodeLoader
+from aecore.data.shuffle import BatchSampler, World
 from aecore.data.synthetic_faces import draw_face
 from aecore.metrics.pixel import psnr, ssim
 from aecore.model.autoencoder import ImageShape, build_model, to_float
 from aecore.training import checkpoint, loop
-from aecore.training.evaluate import JUDGED, Judge, evaluate, fit_run_latents
+from aecore.training.evaluate import JUDGED, SampleEvaluator, evaluate, fit_run_latents
 
 CPU = torch.device("cpu")
 BASE = {"model": {"z_dim": 3, "channels": [4, 4, 4, 4], "norm": "none"}, "optim": {"batch": 8}}
@@ -27,13 +27,15 @@ def images(count=70):
 def make_run(sections):
     recipe = check_recipe(BASE | sections)
     model = build_model(recipe, ImageShape(16, 1))
-    run = loop.Run(recipe, model, model, loop.make_optimizer(model, recipe), CPU, World(), checkpoint.Progress())
+    run = loop.TrainingRun(
+        recipe, model, model, loop.make_optimizer(model, recipe), CPU, World(), checkpoint.TrainState()
+    )
     run.model.eval()
     return run
 
 
 def feed(run):
-    return NodeFeed(images(), Order(0, 8, run.world), CPU)
+    return NodeLoader(images(), BatchSampler(0, 8, run.world), CPU)
 
 
 def test_what_a_task_leaves_is_measured_beside_what_is_made_of_it():
@@ -78,12 +80,12 @@ def test_latents_hold_the_mixture_and_the_attributes_directions():
 def test_pictures_show_what_the_encoder_sees():
     run = make_run(NOISY)
     metrics = {}
-    shown = Judge(run, feed(run), feed(run))(metrics)
+    shown = SampleEvaluator(run, feed(run), feed(run))(metrics)
     assert set(metrics) == {"hog_frechet_normal", "hog_frechet_gaussian"}
     assert list(shown)[:3] == ["originals", "seen", "reconstructions"]
     assert shown["seen"].shape == shown["originals"].shape
     assert shown["seen"].astype(int).std() > shown["originals"].astype(int).std()
-    assert "seen" not in Judge(make_run({}), feed(run), feed(run))({})
+    assert "seen" not in SampleEvaluator(make_run({}), feed(run), feed(run))({})
 
 
 def faces(first, count):
@@ -96,11 +98,11 @@ def test_pictures_are_ranked_by_how_much_they_look_like_training_images(monkeypa
     recipe = check_recipe(BASE | model)
     network = build_model(recipe, ImageShape(32, 3))
     optimizer = loop.make_optimizer(network, recipe)
-    run = loop.Run(recipe, network, network, optimizer, CPU, World(), checkpoint.Progress())
-    asked, train = [], NodeFeed(faces(0, 600), Order(0, 8), CPU)
+    run = loop.TrainingRun(recipe, network, network, optimizer, CPU, World(), checkpoint.TrainState())
+    asked, train = [], NodeLoader(faces(0, 600), BatchSampler(0, 8), CPU)
     spread = train.spread
     monkeypatch.setattr(train, "spread", lambda count: asked.append(count) or spread(count))
-    judge, real = Judge(run, train, NodeFeed(faces(600, 16), Order(0, 8), CPU)), faces(1000, JUDGED)
+    judge, real = SampleEvaluator(run, train, NodeLoader(faces(600, 16), BatchSampler(0, 8), CPU)), faces(1000, JUDGED)
     told = {}
     for name, made in {
         "real": real,

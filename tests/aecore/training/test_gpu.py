@@ -8,11 +8,11 @@ from pyarrow.fs import LocalFileSystem
 from torch.nn.parallel import DistributedDataParallel
 
 from aecore.config import TASKS, check_recipe
-from aecore.data.loaders import DeviceFeed, NodeFeed
-from aecore.data.shuffle import Order, World
+from aecore.data.loaders import DeviceLoader, NodeLoader
+from aecore.data.shuffle import BatchSampler, World
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.training import checkpoint, loop
-from aecore.training.evaluate import Judge, evaluate
+from aecore.training.evaluate import SampleEvaluator, evaluate
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 FS, SHAPE, STEPS = LocalFileSystem(), ImageShape(32, 3), 8
@@ -30,13 +30,13 @@ def recipe_of(norm="none", task="reconstruct", **optim):
     return check_recipe({"model": sizes, "task": {"kind": task}, "optim": {"epochs": 2, "batch": 8} | optim})
 
 
-def make_run(recipe, device=GPU, kind=DeviceFeed, folder=None):
+def make_run(recipe, device=GPU, kind=DeviceLoader, folder=None):
     loop.set_up(device, recipe)
     model = build_model(recipe, SHAPE).to(device)
     optimizer = loop.make_optimizer(model, recipe)
-    progress = checkpoint.load_checkpoint(FS, folder, model, optimizer) if folder else checkpoint.Progress()
-    run = loop.Run(recipe, model, model, optimizer, device, World(), progress)
-    run.train = kind(images(), Order(recipe.optim.seed, recipe.optim.batch), device)
+    progress = checkpoint.load_checkpoint(FS, folder, model, optimizer) if folder else checkpoint.TrainState()
+    run = loop.TrainingRun(recipe, model, model, optimizer, device, World(), progress)
+    run.train = kind(images(), BatchSampler(recipe.optim.seed, recipe.optim.batch), device)
     return run
 
 
@@ -46,8 +46,8 @@ def weights(run):
 
 def gradients(recipe, device, noise):
     """Of one batch, and its loss; `noise` as the CPU draws it, since a GPU's numbers are others."""
-    run = make_run(recipe, device, NodeFeed)
-    seen, target = loop.make_pair(recipe, next(run.train.batches(0)), 0)
+    run = make_run(recipe, device, NodeLoader)
+    seen, target = loop.make_training_pair(recipe, next(run.train.batches(0)), 0)
     recon, kl, held = loop.forward(run, seen, target, noise.to(device))
     (recon + held).mean().backward()
     found = torch.cat([p.grad.flatten().cpu() for p in run.model.parameters() if p.grad is not None])
@@ -64,9 +64,9 @@ def test_gradients_are_those_of_the_cpu(norm, precision, tolerance):
     assert (found - wanted).norm() / wanted.norm() < 2 * tolerance
 
 
-@pytest.mark.parametrize("kind", [NodeFeed, DeviceFeed])
+@pytest.mark.parametrize("kind", [NodeLoader, DeviceLoader])
 def test_the_feeds_give_what_they_give_on_the_cpu(kind):
-    feeds = [make(images(), Order(3, 8), device) for make, device in ((NodeFeed, CPU), (kind, GPU))]
+    feeds = [make(images(), BatchSampler(3, 8), device) for make, device in ((NodeLoader, CPU), (kind, GPU))]
     for epoch in (0, 1, None):
         for wanted, found in zip(*(feed.batches(epoch) for feed in feeds), strict=True):
             assert found.images.is_cuda
@@ -75,7 +75,7 @@ def test_the_feeds_give_what_they_give_on_the_cpu(kind):
     assert torch.equal(feeds[0].spread(7), feeds[1].spread(7).cpu())
 
 
-@pytest.mark.parametrize("kind", [NodeFeed, DeviceFeed])
+@pytest.mark.parametrize("kind", [NodeLoader, DeviceLoader])
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_no_step_waits_for_the_device(kind, task):
     run = make_run(recipe_of("sync_batch", task, clip=10.0), kind=kind)
@@ -135,11 +135,11 @@ def test_ddp_with_nccl_changes_nothing(free_port):
 def test_judging_says_what_it_says_on_the_cpu():
     found = []
     for device in (CPU, GPU):
-        run = make_run(recipe_of(precision="float32"), device, NodeFeed)
+        run = make_run(recipe_of(precision="float32"), device, NodeLoader)
         told, components = evaluate(run, images(40), "valid")
         found.append((told, components))
         metrics = {}
-        pictures = Judge(run, run.train, run.train)(metrics)
+        pictures = SampleEvaluator(run, run.train, run.train)(metrics)
         assert pictures["normal"].shape == (10, 32, 32, 3)
         assert metrics["hog_frechet_gaussian"] > 0
     assert found[1][0] == pytest.approx(found[0][0], rel=5e-3)

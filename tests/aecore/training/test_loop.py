@@ -30,10 +30,10 @@ def images(count=21):
 def make_run(recipe, folder=None, world=None, wrap=lambda m: m):
     model = build_model(recipe, SHAPE)
     optimizer = loop.make_optimizer(model, recipe)
-    progress = checkpoint.Progress()
+    progress = checkpoint.TrainState()
     if folder:
         progress = checkpoint.load_checkpoint(FS, folder, model, optimizer)
-    return loop.Run(recipe, model, wrap(model), optimizer, torch.device("cpu"), world or World(), progress)
+    return loop.TrainingRun(recipe, model, wrap(model), optimizer, torch.device("cpu"), world or World(), progress)
 
 
 def weights(run):
@@ -113,7 +113,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(optim):
 def test_the_host_need_not_look_at_each_step():
     """As on a GPU: the bad step is found later, and by then nothing has been spoilt."""
     run, data = make_run(check_recipe(BASE | {"optim": {"batch": 8, "lr": 1e30}})), images(64)
-    run.train = loop.as_feed(run, data)
+    run.train = loop.as_loader(run, data)
     kept = []
     for batch in run.train.batches(0):
         loop.train_step(run, batch, 8)
@@ -127,7 +127,7 @@ def test_the_host_need_not_look_at_each_step():
 def test_another_workers_bad_gradients_are_noticed_at_their_step():
     """DDP's mean brings them here, while this worker's own loss is finite."""
     run, data = make_run(check_recipe(BASE), world=World(0, 2)), images(64)
-    run.train = loop.as_feed(run, data)
+    run.train = loop.as_loader(run, data)
     run.model.to_latent.weight.register_hook(lambda grad: grad * float("nan") if run.progress.step == 2 else grad)
     kept = []
     for batch in run.train.batches(0):
@@ -233,7 +233,7 @@ def _gradients(world, wrap=lambda m: m):
     run = make_run(recipe, world=world)
     run.network = wrap(run.model.double())
     run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.0)
-    batch = next(iter(loop.as_feed(run, images()).batches(0)))
+    batch = next(iter(loop.as_loader(run, images()).batches(0)))
     torch.set_default_dtype(torch.float64)
     seen = to_float(batch.images).double()
     recon, _, held = loop.forward(run, seen, seen, loop.batch_noise(run, 0, batch.count)[batch.positions])

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from cluster.ray_connection import only, travel
+from cluster.ray_connection import ray_api_address, runtime_env
 from jobs.commands.submit import _client, job_logs, list_jobs, stop_job, submit
 
 
@@ -116,7 +116,7 @@ def test_our_code_travels_to_the_entry_point_and_to_the_workers(head: str, tmp_p
     )
     client, _ = _client(head)
     job = client.submit_job(
-        entrypoint=f'{sys.executable} -P -c "{code}"', runtime_env={**travel(), "working_dir": str(tmp_path)}
+        entrypoint=f'{sys.executable} -P -c "{code}"', runtime_env={**runtime_env(), "working_dir": str(tmp_path)}
     )
     log = job_logs(job, head, follow=True)
     for who in ("driver", "worker"):
@@ -179,12 +179,12 @@ def test_two_threads_that_ask_leave_no_address_behind():
     entered = threading.Event()
 
     def ask() -> None:
-        with only("http://second"):
+        with ray_api_address("http://second"):
             entered.set()
             first_left.wait(10)
 
     first_left, second = threading.Event(), threading.Thread(target=ask)
-    with only("http://first"):
+    with ray_api_address("http://first"):
         second.start()
         entered.wait(0.3)
         assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://first"

@@ -13,7 +13,7 @@ from aecore.data import remote_path
 from aecore.data.images import encode_image
 from aecore.data.io import read_bytes
 from aecore.data.readers import read_ahead
-from aecore.data.sources import Request, Source, open_source
+from aecore.data.sources import Source, SourceOptions, open_source
 from aecore.data.synthetic_faces import draw_face
 from cluster.storage import open_uri
 from jobs.ingest.job import ingest
@@ -28,7 +28,7 @@ def upload(folder: Path, to: str) -> None:
 
 def opened(dataset: str, uri: str) -> Source:
     fs, path = open_uri(uri)
-    return open_source(dataset, Request(path=path, fs=fs))
+    return open_source(dataset, SourceOptions(path=path, fs=fs))
 
 
 def celeba(folder: Path, count: int = 40) -> Path:
@@ -55,7 +55,7 @@ def assert_same(there: Source, here: Source) -> None:
 def test_celeba_as_folder_zip_and_extracted(s3: str, tmp_path: Path):
     folder = celeba(tmp_path / "celeba")
     upload(folder, f"{s3}/sets/celeba")
-    here = open_source("celeba", Request(str(folder)))
+    here = open_source("celeba", SourceOptions(str(folder)))
     assert_same(opened("celeba", f"{s3}/sets/celeba/"), here)
     assert_same(opened("celeba", f"{s3}/sets"), here)  # torchvision's root
     assert_same(opened("celeba", f"{s3}/sets/celeba/img_align_celeba.zip"), here)
@@ -65,7 +65,7 @@ def test_celeba_as_folder_zip_and_extracted(s3: str, tmp_path: Path):
             archive.writestr(f"img_align_celeba/{i:06d}.jpg", encode_image(draw_face(0, i, 32)[0], "jpeg"))
         archive.extractall(folder)
     upload(folder, f"{s3}/flat")
-    assert_same(opened("celeba", f"{s3}/flat"), open_source("celeba", Request(str(folder))))
+    assert_same(opened("celeba", f"{s3}/flat"), open_source("celeba", SourceOptions(str(folder))))
 
 
 def test_a_folder_of_classes_and_torchvisions_arrays(s3: str, tmp_path: Path):
@@ -74,14 +74,14 @@ def test_a_folder_of_classes_and_torchvisions_arrays(s3: str, tmp_path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_image(draw_face(0, i, 16)[0], "png"))
     upload(tmp_path / "set", f"{s3}/set")
-    assert_same(opened("folder", f"{s3}/set"), open_source("folder", Request(str(tmp_path / "set"))))
+    assert_same(opened("folder", f"{s3}/set"), open_source("folder", SourceOptions(str(tmp_path / "set"))))
     from tests.aecore.data.test_sources import write_cifar, write_idx
 
     write_idx(tmp_path / "idx" / "MNIST" / "raw", 20, packed=True)
     write_cifar(tmp_path / "idx" / "cifar-10-batches-py")
     upload(tmp_path / "idx", f"{s3}/idx")
     for dataset in ("mnist", "cifar10"):
-        assert_same(opened(dataset, f"{s3}/idx"), open_source(dataset, Request(str(tmp_path / "idx"))))
+        assert_same(opened(dataset, f"{s3}/idx"), open_source(dataset, SourceOptions(str(tmp_path / "idx"))))
 
 
 def test_a_zip_is_read_in_ranges_and_neighbours_come_together(s3: str, tmp_path: Path, monkeypatch):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from aecore.analysis import encode_images
-from aecore.data.shard_stream import spread_images
+from aecore.data.shard_stream import read_spaced_images
 from aecore.data.shards import load_manifest
 from aecore.training.checkpoint import load_model
-from jobs.run_store import find_record
+from jobs.run_store import find_run
 
 FS, HELD, ENCODED = pafs.LocalFileSystem(), 64, 96
 
@@ -28,10 +28,10 @@ def test_a_large_set_is_encoded_on_the_cluster_as_in_one_process(
     zpoint("train", tiny, *ours, "name=large-vae")
     manifest = load_manifest(FS, str(many_faces))
     for name in ("large-ae", "large-vae"):
-        uri = find_record(name).uri
+        uri = find_run(name).uri
         there = encode_spread(uri, str(many_faces), manifest, ENCODED)
         here = encode_images(
-            load_model(FS, f"{uri}/model"), spread_images(FS, str(many_faces), manifest, "train", ENCODED)
+            load_model(FS, f"{uri}/model"), read_spaced_images(FS, str(many_faces), manifest, "train", ENCODED)
         )
         torch.testing.assert_close(there.mean, here.mean)
         assert (there.logvar is None) == (name == "large-ae")
@@ -52,5 +52,5 @@ def test_a_damaged_shard_is_named(zpoint: Callable, tiny: str, faces: Path):
     manifest = load_manifest(FS, str(faces))
     (faces / "train-00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"train-00001\.parquet") as caught:
-        encode_spread(find_record("large-damaged").uri, str(faces), manifest, 48)
+        encode_spread(find_run("large-damaged").uri, str(faces), manifest, 48)
     assert "\n" not in str(caught.value)

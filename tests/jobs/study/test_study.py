@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from aecore import analysis
 from aecore.data.images import encode_image
-from aecore.data.shard_stream import spread_images
+from aecore.data.shard_stream import read_spaced_images
 from aecore.data.shards import load_manifest, shard_table, write_shard
 from aecore.data.synthetic_faces import draw_face
 from aecore.metrics import inception
 from cluster import tracking
 from jobs.cli import main
 from jobs.dataset import open_dataset
-from jobs.run_store import find_record
+from jobs.run_store import find_run
 from jobs.study.images import read_labels
 from jobs.study.measurements import options_for
 from jobs.study.part_store import load_part, part_path, save_part
@@ -64,7 +64,7 @@ def test_a_study_is_one_page_that_loads_nothing(zpoint: Callable, two_runs: list
         assert run["run"] == name
         assert [row["boundary"] for row in run["cube"]] == list(analysis.SWEEPS["cube"][1])
         assert all(0 <= row["faces"] <= 1 <= row["hog_frechet"] + 1 for row in run["sphere"])
-        artifacts = tracking.client().list_artifacts(find_record(name).run_id, "study")
+        artifacts = tracking.client().list_artifacts(find_run(name).run_id, "study")
         assert {Path(one.path).name for one in artifacts} == {path.name for path in folder.iterdir()}
 
 
@@ -110,7 +110,7 @@ def test_a_study_that_was_stopped_goes_on(
 
 
 def test_a_run_that_was_stored_without_a_mixture_is_studied_with_one(zpoint: Callable, two_runs: list[str]):
-    path = Path(find_record("ae").uri) / "model" / "latents.safetensors"
+    path = Path(find_run("ae").uri) / "model" / "latents.safetensors"
     save_file({name: value for name, value in load_file(path).items() if not name.startswith("gmm")}, path)
     page = Path(zpoint("study", *two_runs, *OPTIONS, "--fresh")["report"]).read_text()
     assert "Stored without a mixture: ae; this study fitted one" in page
@@ -155,7 +155,7 @@ def test_what_cannot_be_studied_is_refused(refused: Callable, zpoint: Callable, 
     zpoint("train", tiny, f"data.uri={faces}", "optim.epochs=1", "name=other")
     assert "a study compares runs on one dataset: 'ae' was trained on" in refused("study", "ae", "other")
     assert "at least 64 images of each split: here are 48 in train" in refused("study", "other")
-    record = find_record("vae")
+    record = find_run("vae")
     (Path(record.uri) / "model" / "config.json").unlink()
     assert "run 'vae' has not finished" in refused("study", "ae", "vae")
 
@@ -186,5 +186,5 @@ def test_labels_go_with_the_images_that_are_read(many_faces: Path, tmp_path: Pat
     labels = read_labels(FS, str(tmp_path), labelled, 32)
     assert labels is not None
     assert labels.tolist() == list(range(0, 64, 4)) * 2
-    faces = spread_images(FS, str(tmp_path), labelled, "train", 32)
+    faces = read_spaced_images(FS, str(tmp_path), labelled, "train", 32)
     assert all((faces[i] == draw_face(0, label, SIZE)[0]).all() for i, label in enumerate(labels))

@@ -8,7 +8,7 @@ import torch
 from aecore.config import Recipe
 from aecore.data.shards import load_manifest
 from aecore.data.shuffle import World
-from jobs.train.loaders import open_feeds
+from jobs.train.loaders import open_loaders
 
 FS = pafs.LocalFileSystem()
 
@@ -17,7 +17,7 @@ def test_the_filling_of_the_node_cache_shows_once(faces: Path):
     manifest, seen = load_manifest(FS, str(faces)), []
     for expected in ([(done, 48) for done in (16, 32, 48)] + [(16, 16)] * 2, []):
         seen.clear()
-        feeds = open_feeds(
+        feeds = open_loaders(
             Recipe(),
             FS,
             str(faces),

@@ -8,7 +8,7 @@ import torch
 from aecore.config import Checkpoints
 from aecore.data.shuffle import World
 from jobs.train import stopping
-from jobs.train.stopping import NOTHING, SAVE, STOP, Agreement, Stop, interruptible
+from jobs.train.stopping import NOTHING, SAVE, STOP, StopConsensus, StopRequest, interruptible
 
 BY_STEPS = Checkpoints(every=3, minutes=0)
 NEVER = Checkpoints(every=0, minutes=0)
@@ -25,8 +25,8 @@ class Clock:
         return self.now
 
 
-def alone(plan: Checkpoints, wish=lambda: NOTHING, step: int = 0) -> Agreement:
-    return Agreement(plan, World(), torch.device("cpu"), wish, step)
+def alone(plan: Checkpoints, wish=lambda: NOTHING, step: int = 0) -> StopConsensus:
+    return StopConsensus(plan, World(), torch.device("cpu"), wish, step)
 
 
 def test_every_so_many_steps_counted_from_the_runs_beginning():
@@ -57,19 +57,19 @@ def test_the_strongest_wish_of_all_workers_holds_at_the_same_step(monkeypatch: p
     """Three workers in threads, with an all-reduce of their own; one of them is asked to stop at some time."""
     barrier, said, wishes = threading.Barrier(3, timeout=30), {}, [NOTHING, NOTHING, NOTHING]
 
-    def strongest(self: Agreement, verdict: int, stride: int) -> tuple[int, int]:
+    def strongest(self: StopConsensus, verdict: int, stride: int) -> tuple[int, int]:
         said[self.world.rank] = (verdict, stride)
         barrier.wait()
         both = max(v for v, _ in said.values()), max(s for _, s in said.values())
         barrier.wait()
         return both
 
-    monkeypatch.setattr(Agreement, "_strongest", strongest)
+    monkeypatch.setattr(StopConsensus, "_strongest", strongest)
     monkeypatch.setattr(stopping, "AGREE_SECONDS", 0.01)
     ended: dict[int, list[int]] = {}
 
     def work(rank: int) -> None:
-        agreement = Agreement(BY_STEPS, World(rank, 3), torch.device("cpu"), lambda: wishes[rank], 0)
+        agreement = StopConsensus(BY_STEPS, World(rank, 3), torch.device("cpu"), lambda: wishes[rank], 0)
         saved = []
         for step in range(1, 10_000):
             time.sleep(0.0005 * rank)
@@ -92,7 +92,7 @@ def test_the_strongest_wish_of_all_workers_holds_at_the_same_step(monkeypatch: p
 
 
 def test_who_asks_waits_until_the_training_has_saved():
-    stop, order = Stop(), []
+    stop, order = StopRequest(), []
 
     def training() -> None:
         with stop.heeded():
@@ -114,14 +114,17 @@ def test_who_asks_waits_until_the_training_has_saved():
 
 def test_signals_mean_what_they_meant_before():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    stop = Stop()
+    stop = StopRequest()
     with interruptible(stop.on_signal), stop.heeded():
         signal.raise_signal(signal.SIGTERM)
         assert stop.asked
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-    with pytest.raises(KeyboardInterrupt), interruptible(Stop().on_signal):  # where nothing could be saved, at once
+    with (
+        pytest.raises(KeyboardInterrupt),
+        interruptible(StopRequest().on_signal),
+    ):  # where nothing could be saved, at once
         signal.raise_signal(signal.SIGTERM)
 
 

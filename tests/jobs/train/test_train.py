@@ -30,9 +30,9 @@ from cluster import tracking
 from cluster.settings import settings
 from cluster.storage import open_uri
 from jobs.dataset import open_dataset
-from jobs.run_store import Record, find_record
+from jobs.run_store import RunStore, find_run
 from jobs.train.stopping import interruptible
-from serving.runtime.registry import find_champion, read_model
+from serving.runtime.registry import find_model_version, read_model
 
 JUDGED = {"hog_frechet_normal", "hog_frechet_gaussian"}
 METRICS = {"train_loss", "train_recon", "train_kl", "valid_loss", "valid_psnr"} | JUDGED
@@ -44,7 +44,7 @@ def curve(run_id: str, metric: str = "valid_psnr") -> list[int]:
 
 
 def model_bytes(run: str) -> bytes:
-    fs, root = find_record(run).place
+    fs, root = find_run(run).place
     with fs.open_input_file(f"{root}/model/model.safetensors") as file:
         return file.read()
 
@@ -80,7 +80,7 @@ def test_a_run_is_trained_once_and_all_of_it_is_in_mlflow(zpoint, tiny: str, fac
 def test_with_batch_norm_the_model_is_the_trained_one_and_tested_as_it_is_used(zpoint, tiny: str, faces: Path):
     """Testing it, and fitting its latent statistics, once taught its norms the test images."""
     run = zpoint("train", tiny, f"data.uri={faces}", "model.norm=sync_batch")["run"]
-    fs, root = find_record(run).place
+    fs, root = find_run(run).place
     saved = load_model(fs, f"{root}/model")
     trained = build_model(saved.recipe, saved.model.image)
     load_checkpoint(fs, f"{root}/checkpoints", trained, make_optimizer(trained, saved.recipe))
@@ -202,7 +202,7 @@ def test_all_of_it_on_s3(zpoint, tiny: str, written_faces: Path, s3: str, monkey
     result = zpoint(*command)
     assert result["uri"] == f"{s3}/store/runs/on-s3"
     assert curve(result["run_id"]) == [1, 2]
-    champion = find_champion(zpoint("promote", "on-s3", "--alias", "on-s3")["alias"])
+    champion = find_model_version(zpoint("promote", "on-s3", "--alias", "on-s3")["alias"])
     assert champion.source.startswith(f"{s3}/store/mlflow-artifacts/")
     assert read_model(champion.source, champion.tracking_uri).model.z_dim == 3
     keys = [item["Key"] for item in boto3.client("s3").list_objects_v2(Bucket=s3[5:])["Contents"]]
@@ -230,7 +230,10 @@ def test_there_is_room_for_one_worker_on_each_gpu(monkeypatch):
     node = {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 1.0}}
     monkeypatch.setattr("ray.nodes", lambda: [node, node | {"Alive": False}, {"Alive": True, "Resources": {"CPU": 4}}])
     each = {"GPU": 1.0, "CPU": 1.0}
-    assert (jobs.train.ray_trainer.room(each), jobs.train.ray_trainer.room({"CPU": 0.5})) == (1, 40)
+    assert (jobs.train.ray_trainer.worker_capacity(each), jobs.train.ray_trainer.worker_capacity({"CPU": 0.5})) == (
+        1,
+        40,
+    )
     with pytest.raises(ValueError, match=r"2 workers with 1 GPU and 1 CPU each: .* set scale.workers=1"):
         jobs.train.ray_trainer.wait_for_room(2, each)
 
@@ -241,7 +244,7 @@ def test_a_wait_for_room_is_said_and_ends_with_room_or_ctrl_c(monkeypatch, caplo
 
     monkeypatch.setattr(jobs.train.ray_trainer, "WORD_SECONDS", 0.2)
     each = {"CPU": 1.0}
-    taken = placement_group([each] * jobs.train.ray_trainer.room(each))
+    taken = placement_group([each] * jobs.train.ray_trainer.worker_capacity(each))
     assert taken.wait(60)
     threading.Timer(1, signal.raise_signal, [signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt), interruptible(signal.default_int_handler):  # it may be ignored here
@@ -298,7 +301,7 @@ def test_another_ray_on_the_machine_disturbs_nothing(zpoint, tiny: str, faces: P
 def test_ctrl_c_keeps_what_was_done(interrupted, tiny: str, faces: Path):
     argv = ["train", tiny, f"data.uri={faces}", "scale.workers=1", "name=stopped", "optim.epochs=50"]
     interrupted("stopped", *argv)
-    record = find_record("stopped")
+    record = find_run("stopped")
     assert 1 <= len(record.epochs()) < 50
     assert tracking.client().get_run(record.run_id).info.status == "KILLED"
     assert our_processes("ray::RayTrainWorker") == []
@@ -309,6 +312,6 @@ def test_ctrl_c_keeps_what_was_done(interrupted, tiny: str, faces: Path):
 def test_keys_are_in_nothing_that_rays_dashboard_tells(tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-all")
     recipe = load_recipe(Path(tiny), [f"data.uri={faces}", "scale.workers=2"])
-    told = jobs.train.ray_trainer._trainer(recipe, Record("some-run", str(faces), ""), []).train_run_context
+    told = jobs.train.ray_trainer._trainer(recipe, RunStore("some-run", str(faces), ""), []).train_run_context
     assert "some-run" in repr(told)
     assert "not-for-all" not in repr(told)

@@ -11,7 +11,7 @@ import pytest
 from aecore.config import load_recipe
 from cluster import tracking
 from jobs.dataset import open_dataset
-from jobs.run_store import find_record
+from jobs.run_store import find_run
 from jobs.tune.job import optuna_search
 from jobs.tune.selection import Scored, choose_best
 from jobs.tune.trials import known_trials, trial_recipe
@@ -24,7 +24,7 @@ def children(run_id: str) -> list[str]:
 
 
 def points(run: str) -> list[int]:
-    return [point.step for point in tracking.client().get_metric_history(find_record(run).run_id, "valid_psnr")]
+    return [point.step for point in tracking.client().get_metric_history(find_run(run).run_id, "valid_psnr")]
 
 
 def epoch_files() -> dict[Path, int]:
@@ -40,8 +40,8 @@ def test_a_campaign_of_three_trials_two_at_a_time(zpoint, tiny: str, faces: Path
     for trial in campaign["trials"]:
         assert trial["z_dim"] in (2, 3)
         assert 0.01 <= trial["kl_factor"] <= 1
-        assert trial["valid_psnr"] == find_record(trial["run"]).epochs()[2]["valid_psnr"]
-        assert tracking.client().get_run(find_record(trial["run"]).run_id).info.status == "FINISHED"
+        assert trial["valid_psnr"] == find_run(trial["run"]).epochs()[2]["valid_psnr"]
+        assert tracking.client().get_run(find_run(trial["run"]).run_id).info.status == "FINISHED"
     scored = [Scored(t["run"], t["valid_psnr"], t["hog_frechet_normal"]) for t in campaign["trials"]]
     assert campaign["best"] == choose_best(scored, 3.0).name
     assert campaign["best"] in campaign["pareto_front"]
@@ -91,7 +91,7 @@ def test_a_trial_may_have_workers(zpoint, tiny: str, faces: Path):
 
 def test_an_epoch_that_is_not_judged_does_no_harm(zpoint, tiny: str, faces: Path):
     campaign = zpoint("tune", tiny, f"data.uri={faces}", "name=unjudged", "search.trials=1", "optim.epochs=6")
-    epochs = find_record(campaign["best"]).epochs()
+    epochs = find_run(campaign["best"]).epochs()
     assert [epoch for epoch in epochs if "hog_frechet_normal" in epochs[epoch]] == [2, 4, 6]
 
 

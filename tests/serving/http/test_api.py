@@ -14,7 +14,7 @@ from aecore.latent.samplers import SAMPLERS, sample
 from aecore.model.autoencoder import ImageShape
 from serving.http.decoding import JSON, NPY, PNG, Limits
 from serving.runtime.batching import Overloaded
-from serving.runtime.metrics import Meters
+from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_loading import Loaded
 from tests.serving.asking import (
     FACTS,
@@ -181,7 +181,7 @@ def test_half_a_character_is_quoted_and_not_stumbled_over(route, body):
 
 
 def test_a_client_that_goes_away_is_no_fault_of_ours(caplog):
-    meters, told = Meters("1"), []
+    meters, told = EndpointMetrics("1"), []
     app = client(meters=meters).app
     coming = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
 
@@ -199,7 +199,7 @@ def test_a_client_that_goes_away_is_no_fault_of_ours(caplog):
 
 
 def test_what_has_been_answered_no_longer_waits():
-    slot, meters = made_slot(), Meters("1")
+    slot, meters = made_slot(), EndpointMetrics("1")
     slot.current = Loaded(FACTS, MODEL, compiled=False, meters=meters)
     http = client(slot, meters=meters)
     assert decode(http, points(100)).status_code == 200

@@ -14,7 +14,7 @@ from aecore.config import TASKS
 from aecore.latent.interpolation import PATHS
 from serving.http.decoding import JPEG, JSON, NPY, PNG, WEBP, ZIP
 from serving.http.encoding import encode_npy
-from serving.runtime.model_slot import Slot
+from serving.runtime.model_slot import ModelSlot
 from tests.serving.asking import (
     MODEL,
     SLOT,
@@ -163,7 +163,7 @@ def test_counters_tell_what_was_asked():
 
 
 def test_a_request_ends_on_the_model_it_began_with():
-    slot = Slot(SLOT.current)
+    slot = ModelSlot(SLOT.current)
     later = made_slot("8").current
 
     async def swap_meanwhile(z):

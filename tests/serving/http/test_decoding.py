@@ -13,7 +13,7 @@ from PIL import Image
 
 from aecore.model.autoencoder import ImageShape
 from serving.http.decoding import JSON, NPY, PNG, Limits, TooLarge, parse_body
-from serving.http.encoding import JPEG, WEBP, choose_answer, encode_images, encode_npy, encode_png
+from serving.http.encoding import JPEG, WEBP, encode_images, encode_npy, encode_png, negotiate_media_type
 
 Z_DIM, IMAGE = 3, ImageShape(16, 3)
 
@@ -227,13 +227,13 @@ def test_any_npy_header_promises_what_is_there_or_is_refused(shape, descr, fortr
     ],
 )
 def test_choose_answer(accept, kind):
-    assert choose_answer(accept) == kind
+    assert negotiate_media_type(accept) == kind
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/gif, text/*", "*/*;q=0", "image/png;q=x"])
 def test_choose_answer_refuses(accept):
     with pytest.raises(ValueError, match=r"it takes image/png, image/jpeg, .* or application/json"):
-        choose_answer(accept)
+        negotiate_media_type(accept)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import httpx2
 import pytest
 
-from serving.runtime.metrics import Meters
+from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_reload import GONE_LOOKS, first_that_loads, follow, look
-from serving.runtime.model_slot import Slot
-from serving.runtime.registry import Champion
+from serving.runtime.model_slot import ModelSlot
+from serving.runtime.registry import ModelVersion
 from tests.serving.live import Z_DIM, made_slot, running
 
 
 def version(number):
-    return Champion("zpoint", str(number), "champion", "run", "source", "uri")
+    return ModelVersion("zpoint", str(number), "champion", "run", "source", "uri")
 
 
 def load(champion):
@@ -26,7 +26,7 @@ def load(champion):
 
 @pytest.fixture
 def slot():
-    return Slot(load(version(1)))
+    return ModelSlot(load(version(1)))
 
 
 def see(slot, number, noted, loads):
@@ -34,7 +34,7 @@ def see(slot, number, noted, loads):
         loads.append(champion.version)
         return load(champion)
 
-    look(slot, version(number), count, noted.append, Meters())
+    look(slot, version(number), count, noted.append, EndpointMetrics())
 
 
 def test_the_slot_follows_and_a_bad_version_is_tried_once(slot, caplog):
@@ -56,10 +56,10 @@ def test_what_failed_for_a_moment_is_served_after_all(slot, monkeypatch):
             raise OSError("connection reset")
         return load(champion)
 
-    look(slot, version(2), fail_once, lambda found: None, Meters())
+    look(slot, version(2), fail_once, lambda found: None, EndpointMetrics())
     assert slot.refused == {"version": "2", "reason": "connection reset"}
     monkeypatch.setattr(time, "monotonic", lambda: slot.retry_at + 1)
-    look(slot, version(2), fail_once, lambda found: None, Meters())
+    look(slot, version(2), fail_once, lambda found: None, EndpointMetrics())
     assert (slot.current.facts.version, slot.refused, tried) == ("2", None, ["2", "2"])
 
 
@@ -78,10 +78,10 @@ def test_following_goes_on_after_a_fault_of_the_clusters_memory(slot, monkeypatc
         if found.version == "2":
             raise ConnectionError("the cluster's head is away")
 
-    monkeypatch.setattr("serving.runtime.model_reload.find_champion", find)
+    monkeypatch.setattr("serving.runtime.model_reload.find_model_version", find)
     monkeypatch.setattr("serving.runtime.model_reload.POLL_SECONDS", 0.001)
     with pytest.raises(SystemExit):
-        follow(slot, "champion", load, note, Meters())
+        follow(slot, "champion", load, note, EndpointMetrics())
     assert (slot.current.facts.version, noted) == ("3", ["2", "3"])
     assert "the cluster's head is away" in caplog.text
 
@@ -94,11 +94,11 @@ def test_memory_is_given_back_once_the_model_before_has_gone(slot, monkeypatch):
             raise SystemExit  # ends the thread that would go on for ever
         return version(named.pop(0))
 
-    monkeypatch.setattr("serving.runtime.model_reload.find_champion", find)
+    monkeypatch.setattr("serving.runtime.model_reload.find_model_version", find)
     monkeypatch.setattr("serving.runtime.model_reload.POLL_SECONDS", 0.001)
     monkeypatch.setattr("serving.runtime.model_reload._give_back_memory", lambda: given.append(len(named)))
     with pytest.raises(SystemExit):
-        follow(slot, "champion", load, lambda found: None, Meters())
+        follow(slot, "champion", load, lambda found: None, EndpointMetrics())
     assert given == [GONE_LOOKS + 4, 3]  # what is left of `named`: once after the start, once after the swap
 
 

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from aecore.config import Recipe
-from aecore.latent.samplers import fit_latents, sample
+from aecore.latent.samplers import fit_latent_stats, sample
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.training.checkpoint import save_model
 from cluster import tracking
@@ -24,8 +24,8 @@ from cluster.storage import open_uri
 from jobs.commands.serve import serve
 from serving.client import Client
 from serving.runtime import deployment, haproxy
-from serving.runtime.deployment import SERVE_SETTINGS, free_port, serve_champion, stop
-from serving.runtime.registry import find_champion
+from serving.runtime.deployment import SERVE_SETTINGS, free_port, start_endpoint, stop
+from serving.runtime.registry import find_model_version
 from serving.runtime.replica import _recall
 from tests.serving.loading import TOKEN, Z_DIM, Loading, everywhere, points
 
@@ -62,7 +62,7 @@ def champion(tmp_path_factory):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         recipe = Recipe.model_validate({"model": {"z_dim": Z_DIM, "channels": [4, 4, 8, 8]}})
         model = build_model(recipe, ImageShape(16, 3)).eval()
-        latents = fit_latents(torch.randn(100, Z_DIM))
+        latents = fit_latent_stats(torch.randn(100, Z_DIM))
         source = f"file://{home}/model"
         save_model(*open_uri(source), model, recipe, latents, {"psnr": 21.0})
         registry = tracking.client()
@@ -76,7 +76,7 @@ def champion(tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(ray_cluster, champion):
     try:
-        yield serve_champion(port=free_port(), replicas=(2, 2), compiled=False)
+        yield start_endpoint(port=free_port(), replicas=(2, 2), compiled=False)
     finally:
         stop()
 
@@ -122,7 +122,7 @@ def test_haproxy_listens_and_the_model_answers(served, endpoint, champion):
     port = int(served.url.rpartition(":")[2])
     assert len(haproxies(port)) >= 1
     assert (served.model, served.version) == ("zpoint", "1")
-    remembered = _recall(find_champion("champion"))  # what a new replica falls back to
+    remembered = _recall(find_model_version("champion"))  # what a new replica falls back to
     assert remembered is not None
     assert remembered.version == "1"
     assert endpoint.model()["metrics"] == {"psnr": 21.0}
@@ -273,16 +273,16 @@ def test_idle_and_slow_clients_do_not_keep_others_waiting(served, endpoint):
 @pytest.mark.ray
 def test_a_second_endpoint_on_the_same_ray_is_refused(served):
     with pytest.raises(ValueError, match="this Ray serves already"):
-        serve_champion(port=free_port())
+        start_endpoint(port=free_port())
     with pytest.raises(ValueError, match="cannot listen at"):
-        serve_champion(port=int(served.url.rpartition(":")[2]))
+        start_endpoint(port=int(served.url.rpartition(":")[2]))
 
 
 @pytest.mark.ray
 def test_stop_leaves_nothing(ray_cluster, champion):
     stop()
     port = free_port()
-    serve_champion(port=port, compiled=True)
+    start_endpoint(port=port, compiled=True)
     stop()
     assert haproxies(port) == []
     with socket.create_server(("127.0.0.1", port)):
@@ -305,12 +305,12 @@ def test_sigterm_while_it_starts_leaves_nothing(ray_cluster, champion, monkeypat
 
 def test_an_open_host_wants_a_token(home):
     with pytest.raises(ValueError, match="set ZPOINT_TOKEN"):
-        serve_champion(host="0.0.0.0")
+        start_endpoint(host="0.0.0.0")
 
 
 def test_an_alias_that_nothing_has(home):
     with pytest.raises(ValueError, match="no model has the alias 'champion'"):
-        find_champion()
+        find_model_version()
 
 
 @pytest.mark.ray
