@@ -42,7 +42,7 @@ def reconstruct(url: str, out: str, picture: str, task: str, seed: int, override
     _check_out(out)
     pictures = _read_pictures(picture)
     with _client(url) as client:
-        images, seen = client.reconstruct_with_seen(pictures, task, seed, **dict(_pairs(overrides)))
+        images, seen = client.reconstruct_with_input(pictures, task, seed, **dict(_pairs(overrides)))
     return _write(out, to_png(grid([seen, images])) if _is_png(out) else images, len(images))
 
 

@@ -102,7 +102,7 @@ def _query(champion: dict[str, Any], runs: dict[str, Any], dataset: str) -> byte
     """Serve the champion, decode z-points there, and set them beside what the other models make of theirs."""
     from aecore.image_grid import titled_sheet, to_png
     from serving.client import Client
-    from serving.runtime.deployment import free_port, start_endpoint, stop
+    from serving.runtime.deployment import free_port, start_endpoint, stop_endpoint
 
     served = start_endpoint("champion", port=free_port(), compiled=False)
     try:
@@ -112,7 +112,7 @@ def _query(champion: dict[str, Any], runs: dict[str, Any], dataset: str) -> byte
             decoded = endpoint.decode(z)
             fitted = endpoint.sample("gaussian", SHOWN, seed=0)
     finally:
-        stop()
+        stop_endpoint()
     parts = [
         (f"served: {champion['run']}, z-points from N(0, 1)", [decoded[:SHOWN], decoded[SHOWN:]]),
         ("served: z-points from the Gaussian fitted to the training images' z-points", [fitted]),

@@ -15,7 +15,7 @@ def serve(alias: str, host: str, port: int, replicas: str = "1") -> dict[str, An
     Raises ValueError as `serving.runtime.deployment` does.
     """
     from serving.client import Client
-    from serving.runtime.deployment import start_endpoint, wait
+    from serving.runtime.deployment import run_until_interrupted, start_endpoint
     from serving.runtime.registry import find_model_version
 
     bounds = _replicas(replicas)
@@ -27,7 +27,7 @@ def serve(alias: str, host: str, port: int, replicas: str = "1") -> dict[str, An
         print(f"zpoint: look at it there in a browser; routes at {served.url}/docs", file=sys.stderr)
         print("zpoint: stop with Ctrl-C", file=sys.stderr, flush=True)
         with Client(served.url, settings().token) as client:
-            wait(_Teller(client, served.version))
+            run_until_interrupted(_Teller(client, served.version))
     return {"url": served.url, "model": served.model, "version": served.version, "stopped": True}
 
 

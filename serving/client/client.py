@@ -124,7 +124,7 @@ class Client(_Endpoint):
         """Images uint8 (n, size, size, channels) that the model makes of pictures after a task was done to them."""
         return self._ask(requests.reconstruct(pictures, task, seed, parameters, NPY, requests.array))
 
-    def reconstruct_with_seen(
+    def reconstruct_with_input(
         self, pictures: Pictures, task: str = "reconstruct", seed: int | None = None, **parameters: float | str
     ) -> Pair:
         """What `reconstruct` gives, and what the encoder saw, alike in shape."""
@@ -202,7 +202,7 @@ class AsyncClient(_Endpoint):
     ) -> np.ndarray:
         return await self._ask(requests.reconstruct(pictures, task, seed, parameters, NPY, requests.array))
 
-    async def reconstruct_with_seen(
+    async def reconstruct_with_input(
         self, pictures: Pictures, task: str = "reconstruct", seed: int | None = None, **parameters: float | str
     ) -> Pair:
         return await self._ask(requests.reconstruct(pictures, task, seed, parameters, JSON, requests.images_and_seen))

@@ -53,18 +53,18 @@ SMALL = 1 << 16  # bytes that are parsed or encoded on the event loop; more goes
 
 
 def make_api(
-    slot: ModelSlot, *, token: str = "", limits: Limits | None = None, meters: EndpointMetrics | None = None
+    slot: ModelSlot, *, token: str = "", limits: Limits | None = None, metrics: EndpointMetrics | None = None
 ) -> FastAPI:
     """The app around what stands in `slot`. With a `token` all but /healthz, /readyz, the page and the docs want
     `Authorization: Bearer TOKEN`; without one it answers at a loopback address alone."""
-    limits, meters = limits or Limits(), meters or EndpointMetrics()
+    limits, metrics = limits or Limits(), metrics or EndpointMetrics()
     api = FastAPI(title="zpoint", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
-    api.add_middleware(EndpointMiddleware, slot=slot, token=token, limits=limits, meters=meters)
+    api.add_middleware(EndpointMiddleware, slot=slot, token=token, limits=limits, metrics=metrics)
     api.add_exception_handler(HTTPException, _http_problem)
     api.add_exception_handler(Overloaded, _overloaded)
     _add_points(api, limits)  # first: a request is compared with one route after the other
     _add_pictures(api, limits)
-    _add_facts(api, slot, limits, meters)
+    _add_facts(api, slot, limits, metrics)
     page.add_page(api)
     return api
 
@@ -89,9 +89,9 @@ def _add_points(api: FastAPI, limits: Limits) -> None:
         body = await _read(request, limits, SMALL, "a sampler, n, seed and parameters")
         with _refusals():
             wanted = schemas.check(schemas.Sample, load_json(body))
-            limits.check_points("n", wanted.n, model.facts.image)
+            limits.check_points("n", wanted.n, model.info.image)
             seed = _seed(wanted.seed)
-            z = await asyncio.to_thread(schemas.draw, wanted, model.facts.latents, seed)
+            z = await asyncio.to_thread(schemas.draw, wanted, model.info.latents, seed)
         return await _images(await model.decode(z), kind, model, {"z": z, "seed": seed})
 
 
@@ -105,7 +105,7 @@ def _add_pictures(api: FastAPI, limits: Limits) -> None:
         kind = _answer_kind(request, ARRAY_KINDS)
         pictures, _ = await _take(request, limits, ("images",), schemas.Encode)
         z = await model.encode(pictures)
-        body = encode_npy(z) if kind == NPY else encode_json({"model": model.facts.label, "z": z})
+        body = encode_npy(z) if kind == NPY else encode_json({"model": model.info.label, "z": z})
         return Response(body, media_type=kind)
 
     @api.post("/v1/reconstruct", response_class=Response, **docs.RECONSTRUCT)
@@ -130,15 +130,15 @@ def _add_pictures(api: FastAPI, limits: Limits) -> None:
         with _refusals():
             if len(ends) != 2:
                 raise ValueError(f"{len(ends)} ends: interpolation goes between two")
-            limits.check_points("steps", wanted.steps, model.facts.image)
+            limits.check_points("steps", wanted.steps, model.info.image)
         if ends.dtype == np.uint8:
             ends = await model.encode(ends)
         with _refusals():
-            z = await asyncio.to_thread(schemas.interpolate, ends, wanted, model.facts.latents)
+            z = await asyncio.to_thread(schemas.interpolate, ends, wanted, model.info.latents)
         return await _images(await model.decode(z), kind, model, {"z": z})
 
 
-def _add_facts(api: FastAPI, slot: ModelSlot, limits: Limits, meters: EndpointMetrics) -> None:
+def _add_facts(api: FastAPI, slot: ModelSlot, limits: Limits, metrics: EndpointMetrics) -> None:
     @api.get("/v1/model", **docs.MODEL)
     async def about(request: Request) -> Response:
         """The served model: version, run, recipe, image, metrics, samplers, tasks, paths, latents, limits."""
@@ -154,18 +154,18 @@ def _add_facts(api: FastAPI, slot: ModelSlot, limits: Limits, meters: EndpointMe
     async def readyz(request: Request) -> dict[str, str]:
         """Whether the model decodes a z-point now; wants no token."""
         model: ServedModel = request.state.model
-        await model.decode(np.zeros((1, model.facts.z_dim), np.float32))
+        await model.decode(np.zeros((1, model.info.z_dim), np.float32))
         return {"status": "ok"}
 
     @api.get("/metrics", response_class=Response, **docs.METRICS)
-    async def metrics() -> Response:
+    async def get_metrics() -> Response:
         """Counters of the replica that answers, for Prometheus."""
-        return Response(meters.page(), media_type=CONTENT_TYPE_LATEST)
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     @api.get("/docs", include_in_schema=False)
     async def routes(request: Request) -> HTMLResponse:
         model: ServedModel = request.state.model
-        text = docs.docs_page(api.openapi(), str(request.base_url).rstrip("/"), model.facts.z_dim)
+        text = docs.docs_page(api.openapi(), str(request.base_url).rstrip("/"), model.info.z_dim)
         return HTMLResponse(text, headers=page.HEADERS)
 
 
@@ -176,7 +176,7 @@ def describe(model: ServedModel, slot: ModelSlot, limits: Limits) -> dict[str, A
     `axes` (sd and unit direction of each, largest first) and `attributes` (name to how z moves as the attribute grows
     by 1). `refused`: null, or the version that the alias names, which did not load, and the reason.
     """
-    facts = model.facts
+    facts = model.info
     told = {key: getattr(facts, key) for key in ("name", "version", "alias", "run_id", "recipe", "z_dim")}
     return told | {
         "image": asdict(facts.image),
@@ -184,7 +184,7 @@ def describe(model: ServedModel, slot: ModelSlot, limits: Limits) -> dict[str, A
         "samplers": {name: schemas.sampler_parameters(name) for name in facts.samplers},
         "tasks": {name: schemas.task_parameters(name) for name in TASKS},
         "paths": facts.paths,
-        "latents": facts.space,
+        "latents": facts.latent_space,
         "limits": {"points": limits.points_of(facts.image), "body": limits.body, "pixels": limits.upload_pixels},
         "refused": slot.refused,
     }
@@ -192,7 +192,7 @@ def describe(model: ServedModel, slot: ModelSlot, limits: Limits) -> dict[str, A
 
 async def _take(request: Request, limits: Limits, wants: tuple[str, ...], kind: type[O]) -> tuple[np.ndarray, O]:
     """What the request brings of `wants` ("z", "images"), and its options."""
-    facts = request.state.model.facts
+    facts = request.state.model.info
     content_type = _content_type(request, *(PICTURES if "images" in wants else ()), JSON, NPY)
     takes = f"{limits.points_of(facts.image)} {'z-points' if 'z' in wants else 'pictures'}"
     body = await _read(request, limits, limits.body, takes)
@@ -209,7 +209,7 @@ async def _take(request: Request, limits: Limits, wants: tuple[str, ...], kind: 
 
 
 async def _images(images: np.ndarray, kind: str, model: ServedModel, told: Mapping[str, Any] | None = None) -> Response:
-    told = {"model": model.facts.label, **(told or {})}
+    told = {"model": model.info.label, **(told or {})}
     with _refusals():
         body = await _where(images.nbytes, encode_images, images, kind, told)
     headers = {"X-Zpoint-Seed": str(told["seed"])} if "seed" in told else None
@@ -272,4 +272,4 @@ async def _http_problem(_: Request, error: Exception) -> Response:
 
 async def _overloaded(_: Request, error: Exception) -> Response:
     assert isinstance(error, Overloaded)
-    return problem(503, str(error), {"Retry-After": str(math.ceil(error.seconds))})
+    return problem(503, str(error), {"Retry-After": str(math.ceil(error.retry_after_s))})

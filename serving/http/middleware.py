@@ -39,9 +39,9 @@ class EndpointMiddleware:
     Routes find that model as `request.state.model`.
     """
 
-    def __init__(self, app: ASGIApp, slot: ModelSlot, token: str, limits: Limits, meters: EndpointMetrics):
+    def __init__(self, app: ASGIApp, slot: ModelSlot, token: str, limits: Limits, metrics: EndpointMetrics):
         self._app, self._slot, self._token = app, slot, token.encode()
-        self._limits, self._meters = limits, meters
+        self._limits, self._metrics = limits, metrics
         self._held = 0  # bytes of bodies of requests that are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,7 +49,7 @@ class EndpointMiddleware:
             return await self._app(scope, receive, send)
         model, status, held, began = self._slot.current, 0, 0, time.perf_counter()
         scope["state"] = {"model": model}
-        named = (b"x-zpoint-model", model.facts.label.encode())
+        named = (b"x-zpoint-model", model.info.label.encode())
 
         async def take() -> Message:
             nonlocal held
@@ -87,7 +87,7 @@ class EndpointMiddleware:
             # The server keeps the scope of a connection's last request: an idle one would keep a replaced model.
             scope["state"].clear()
             self._held -= held
-            self._meters.request(_route(scope), status, time.perf_counter() - began)
+            self._metrics.observe_request(_route(scope), status, time.perf_counter() - began)
 
     def _refusal(self, scope: Scope) -> ASGIApp | None:
         headers = dict(scope["headers"])

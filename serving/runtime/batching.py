@@ -14,11 +14,11 @@ BatchFn = Callable[[np.ndarray], np.ndarray]
 
 
 class Overloaded(Exception):
-    """More waits than is worked off in `patience` seconds; try again after `seconds`."""
+    """More waits than is worked off in `patience` seconds; retry after `retry_after_s`."""
 
-    def __init__(self, seconds: float):
-        super().__init__(f"too much waits here: try again in {seconds:.0f} s")
-        self.seconds = seconds
+    def __init__(self, retry_after_s: float):
+        super().__init__(f"server overloaded; retry after {retry_after_s:.0f} s")
+        self.retry_after_s = retry_after_s
 
 
 class Batcher:
@@ -30,10 +30,10 @@ class Batcher:
 
     def __init__(
         self, name: str, work: BatchFn, *, executor: Executor | None = None, most: int = 64, patience: float = 10.0,
-        meters: EndpointMetrics | None = None,
+        metrics: EndpointMetrics | None = None,
     ):  # fmt: skip
         self._name, self._work, self._executor = name, work, executor
-        self._most, self._patience, self._meters = most, patience, meters or EndpointMetrics()
+        self._most, self._patience, self._metrics = most, patience, metrics or EndpointMetrics()
         self._queue: deque[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._admitted = 0  # items of requests that are not answered yet
@@ -44,7 +44,7 @@ class Batcher:
         # By items, not batches: one item alone takes many times its share of a batch, and more on a busy machine.
         wait = self._admitted * self._seconds / max(self._items, 1.0)
         if wait > self._patience:
-            self._meters.shed(self._name)
+            self._metrics.count_shed(self._name)
             raise Overloaded(min(30.0, max(1.0, wait - self._patience)))
         self._admitted += len(items)
         try:
@@ -55,7 +55,7 @@ class Batcher:
             return np.concatenate([await self._piece(piece) for piece in pieces])
         finally:
             self._admitted -= len(items)
-            self._meters.waiting(self._name, self._admitted)
+            self._metrics.set_waiting(self._name, self._admitted)
 
     def _piece(self, items: np.ndarray) -> asyncio.Future[np.ndarray]:
         loop = asyncio.get_running_loop()
@@ -97,7 +97,7 @@ class Batcher:
 
     def _note(self, items: int, seconds: float) -> None:
         self._items, self._seconds = 0.8 * self._items + items, 0.8 * self._seconds + seconds
-        self._meters.batch(self._name, items, seconds)
+        self._metrics.observe_batch(self._name, items, seconds)
 
 
 def _timed(work: BatchFn, items: np.ndarray) -> tuple[np.ndarray, float]:

@@ -18,7 +18,7 @@ from cluster.settings import settings
 from serving.http.middleware import is_loopback
 from serving.runtime import haproxy
 from serving.runtime.registry import ModelVersion, find_model_version
-from serving.runtime.replica import application
+from serving.runtime.replica import build_application
 
 log = logging.getLogger(__name__)
 APP = "zpoint"
@@ -26,7 +26,7 @@ START_SECONDS = 120.0  # to download, load and warm the model and to answer
 STOP_SECONDS = 20.0
 LOOK_SECONDS = 5.0
 # What serving/serve.yaml sets as well.
-SERVE_SETTINGS = {
+SERVE_ENV = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # else the log shows a line once there are a thousand
@@ -84,15 +84,15 @@ def start_endpoint(
             logging_config={"log_level": "WARNING", "enable_access_log": False},
             controller_options={"runtime_env": {"env_vars": _controller_environment()}},
         )
-        _run(champion, application(champion, token, replicas, compiled=compiled))
+        _run(champion, build_application(champion, token, replicas, compiled=compiled))
         _wait_until_ready(served.url)
     except BaseException:
-        stop()
+        stop_endpoint()
         raise
     return served
 
 
-def wait(look: Callable[[], None]) -> None:
+def run_until_interrupted(look: Callable[[], None]) -> None:
     """Block until Ctrl-C, calling `look` each few seconds, then stop the endpoint."""
     try:
         while True:
@@ -101,10 +101,10 @@ def wait(look: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         log.info("stopping the endpoint")
     finally:
-        stop()
+        stop_endpoint()
 
 
-def stop() -> None:
+def stop_endpoint() -> None:
     """Stop what is served on the connected Ray, HAProxy included; nothing where nothing is."""
     import ray
     from ray import serve
@@ -142,7 +142,7 @@ def _controller_environment() -> dict[str, str]:
     import ray
     from ray.serve._private.haproxy import get_haproxy_binary
 
-    wanted = SERVE_SETTINGS | {"RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 2)))}
+    wanted = SERVE_ENV | {"RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 2)))}
     head = next(node for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
     if head["NodeID"] != ray.get_runtime_context().get_node_id():
         return wanted

@@ -26,30 +26,30 @@ class EndpointMetrics:
         self._refusals = make(Counter, "refused_versions", "versions that the alias named and that did not load")
         self._model = make(Gauge, "model", "1 for what is served", "name", "version")
 
-    def request(self, route: str, status: int, seconds: float) -> None:
+    def observe_request(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(self._replica, route, str(status)).inc()
         self._seconds.labels(self._replica, route).observe(seconds)
 
-    def batch(self, work: str, items: int, seconds: float) -> None:
+    def observe_batch(self, work: str, items: int, seconds: float) -> None:
         self._items.labels(self._replica, work).inc(items)
         self._batch.labels(self._replica, work).observe(items)
         self._busy.labels(self._replica, work).inc(seconds)
 
-    def waiting(self, work: str, items: int) -> None:
+    def set_waiting(self, work: str, items: int) -> None:
         self._waiting.labels(self._replica, work).set(items)
 
-    def shed(self, work: str) -> None:
+    def count_shed(self, work: str) -> None:
         self._shed.labels(self._replica, work).inc()
 
-    def refused(self) -> None:
+    def count_refused_version(self) -> None:
         self._refusals.labels(self._replica).inc()
 
-    def serving(self, name: str, version: str, *, swap: bool) -> None:
+    def set_served_version(self, name: str, version: str, *, swap: bool) -> None:
         self._model.clear()
         self._model.labels(self._replica, name, version).set(1)
         if swap:
             self._swaps.labels(self._replica).inc()
 
-    def page(self) -> bytes:
+    def exposition(self) -> bytes:
         """The text exposition format of Prometheus, 0.0.4."""
         return generate_latest(self._registry)

@@ -22,34 +22,34 @@ WARM = (2, 1, 64)  # batch sizes: any number, the one that is compiled apart, th
 Network = Callable[[Tensor], Tensor]
 
 
-class Loaded:
+class LoadedModel:
     """A model in memory, a `serving.runtime.model_slot.ServedModel`. Its network runs in one thread of its own."""
 
     def __init__(
-        self, facts: ModelInfo, model: Autoencoder, *, compiled: bool = True, meters: EndpointMetrics | None = None
+        self, info: ModelInfo, model: Autoencoder, *, compiled: bool = True, metrics: EndpointMetrics | None = None
     ):
-        self.facts = facts
+        self.info = info
         thread = ThreadPoolExecutor(1, "model")  # ends when nobody holds this model any more
-        decode, encode = thread.submit(networks, model, compiled).result()
-        self.decode = Batcher("decode", decode, executor=thread, meters=meters)
-        self.encode = Batcher("encode", encode, executor=thread, meters=meters)
+        decode, encode = thread.submit(build_networks, model, compiled).result()
+        self.decode = Batcher("decode", decode, executor=thread, metrics=metrics)
+        self.encode = Batcher("encode", encode, executor=thread, metrics=metrics)
 
 
-def load(champion: ModelVersion, *, compiled: bool = True, meters: EndpointMetrics | None = None) -> Loaded:
+def load_version(
+    champion: ModelVersion, *, compiled: bool = True, metrics: EndpointMetrics | None = None
+) -> LoadedModel:
     """The model of a registered version, ready to answer, on the GPU where this process has one.
 
     Raises FileNotFoundError or ValueError when its folder is not whole or its parts do not fit together.
     """
     saved = read_model(champion.source, champion.tracking_uri)
-    facts = ModelInfo(
+    info = ModelInfo(
         champion.name, champion.version, champion.alias, champion.run_id, saved.recipe.model_dump(mode="json"),
         saved.model.image, saved.model.z_dim, saved.metrics, saved.latents,
     )  # fmt: skip
-    if saved.latents["mean"].shape != (facts.z_dim,):
-        raise ValueError(
-            f"the latent statistics are of {len(saved.latents['mean'])} components, z_dim is {facts.z_dim}"
-        )
-    return Loaded(facts, saved.model, compiled=compiled, meters=meters)
+    if saved.latents["mean"].shape != (info.z_dim,):
+        raise ValueError(f"the latent statistics are of {len(saved.latents['mean'])} components, z_dim is {info.z_dim}")
+    return LoadedModel(info, saved.model, compiled=compiled, metrics=metrics)
 
 
 def fold_norms(model: Autoencoder) -> Autoencoder:
@@ -66,7 +66,7 @@ def fold_norms(model: Autoencoder) -> Autoencoder:
     return model
 
 
-def networks(model: Autoencoder, compiled: bool) -> tuple[BatchFn, BatchFn]:
+def build_networks(model: Autoencoder, compiled: bool) -> tuple[BatchFn, BatchFn]:
     """Decoder and encoder, warm: float32 z (n, z_dim) to images uint8 (n, size, size, channels), and back."""
     model = fold_norms(model)
     # Column by column: a few z-points are decoded in the time that it takes to read these weights, the most of all.

@@ -38,11 +38,11 @@ def first_that_loads(candidates: list[ModelVersion], load: Load) -> ModelSlot:
 
 
 def follow(
-    slot: ModelSlot, alias: str, load: Load, note: Callable[[ModelVersion], None], meters: EndpointMetrics
+    slot: ModelSlot, alias: str, load: Load, note: Callable[[ModelVersion], None], metrics: EndpointMetrics
 ) -> None:
     """Keep `slot` at what `alias` names, for ever; `note` is told of each version that is served."""
     pause, silent = threading.Event(), False
-    served, looks = slot.current.facts.version, 0
+    served, looks = slot.current.info.version, 0
     while not pause.wait(POLL_SECONDS):
         looks += 1
         if looks == GONE_LOOKS:
@@ -52,36 +52,36 @@ def follow(
         except Exception as error:
             if not silent:
                 log.warning(
-                    "the alias '%s' cannot be looked up, so %s stays: %s", alias, slot.current.facts.label, error
+                    "the alias '%s' cannot be looked up, so %s stays: %s", alias, slot.current.info.label, error
                 )
             silent = True
             continue
         try:
-            look(slot, found, load, note, meters)
+            look(slot, found, load, note, metrics)
         except Exception:  # the cluster's memory of what is served, say: this thread must go on
             log.exception("what the alias '%s' names was looked at in vain", alias)
-        if slot.current.facts.version != served:
-            served, looks = slot.current.facts.version, 0
+        if slot.current.info.version != served:
+            served, looks = slot.current.info.version, 0
 
 
 def look(
-    slot: ModelSlot, found: ModelVersion, load: Load, note: Callable[[ModelVersion], None], meters: EndpointMetrics
+    slot: ModelSlot, found: ModelVersion, load: Load, note: Callable[[ModelVersion], None], metrics: EndpointMetrics
 ) -> None:
     """Put the version that the alias names now into `slot`, unless it is there or was refused a moment ago."""
-    if found.version == slot.current.facts.version:
+    if found.version == slot.current.info.version:
         slot.refused = None
         return
     if slot.refused and slot.refused["version"] == found.version and time.monotonic() < slot.retry_at:
         return
-    before = slot.current.facts.label
+    before = slot.current.info.label
     try:
         slot.current = load(found)
     except Exception as error:
         slot.refused, slot.retry_at = _refusal(found, error), time.monotonic() + RETRY_SECONDS
-        meters.refused()
+        metrics.count_refused_version()
         return
     slot.refused = None
-    meters.serving(found.name, found.version, swap=True)
+    metrics.set_served_version(found.name, found.version, swap=True)
     note(found)
     log.warning("serving %s/%s in the place of %s", found.name, found.version, before)
 

@@ -43,7 +43,7 @@ class ModelInfo:
         return path_names(self.latents)
 
     @cached_property
-    def space(self) -> dict[str, Any]:
+    def latent_space(self) -> dict[str, Any]:
         """The latent statistics as JSON: mean and sd by component, the first principal axes, attribute directions.
 
         An axis is a unit vector of z_dim numbers with the sd of the training images' z-points along it; a direction
@@ -62,7 +62,7 @@ class ModelInfo:
 class ServedModel(Protocol):
     """A loaded model. Both methods raise `serving.runtime.batching.Overloaded` when too much waits."""
 
-    facts: ModelInfo
+    info: ModelInfo
 
     async def decode(self, z: np.ndarray) -> np.ndarray:
         """Images uint8 (n, size, size, channels) of z-points float32 (n, z_dim)."""

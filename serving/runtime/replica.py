@@ -26,7 +26,7 @@ class Replica:
         from ray import serve
 
         from serving.runtime.metrics import EndpointMetrics
-        from serving.runtime.model_loading import load
+        from serving.runtime.model_loading import load_version
         from serving.runtime.model_reload import first_that_loads, follow
 
         _close_side_door()
@@ -35,28 +35,28 @@ class Replica:
         sys.setswitchinterval(0.0005)
         given, self._token = ModelVersion(**champion), token
         os.environ["MLFLOW_TRACKING_URI"] = given.tracking_uri
-        self._meters = meters = EndpointMetrics(serve.get_replica_context().replica_id.unique_id)
+        self._metrics = metrics = EndpointMetrics(serve.get_replica_context().replica_id.unique_id)
 
         def bring(found: ModelVersion) -> Any:
-            return load(found, compiled=compiled, meters=meters)
+            return load_version(found, compiled=compiled, metrics=metrics)
 
         candidates = _candidates(given)
         self._slot = first_that_loads(candidates, bring)
-        facts = self._slot.current.facts
+        facts = self._slot.current.info
         if self._slot.refused is None:  # so the first one loaded
             _remember(candidates[0])
-        meters.serving(facts.name, facts.version, swap=False)
+        metrics.set_served_version(facts.name, facts.version, swap=False)
         threading.Thread(
-            target=follow, args=(self._slot, given.alias, bring, _remember, meters), name="alias", daemon=True
+            target=follow, args=(self._slot, given.alias, bring, _remember, metrics), name="alias", daemon=True
         ).start()
 
     def __serve_build_asgi_app__(self) -> Any:
         from serving.http.api import make_api
 
-        return make_api(self._slot, token=self._token, meters=self._meters)
+        return make_api(self._slot, token=self._token, metrics=self._metrics)
 
 
-def application(
+def build_application(
     champion: ModelVersion, token: str, replicas: tuple[int, int] = (1, 1), *, compiled: bool = True
 ) -> Any:
     """The Serve application; between `replicas` processes, by the number of requests that each has to answer."""
@@ -100,7 +100,7 @@ def app(args: dict[str, Any]) -> Any:
         raise ValueError(f"args take alias, min_replicas and max_replicas, not {', '.join(args)}")
     if not settings().token:
         raise ValueError("serving on a cluster wants a token: set ZPOINT_TOKEN in the runtime environment")
-    return application(find_model_version(alias), settings().token, (least, most))
+    return build_application(find_model_version(alias), settings().token, (least, most))
 
 
 def _runtime_env() -> dict[str, Any]:

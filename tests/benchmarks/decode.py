@@ -20,7 +20,7 @@ import torch
 
 from aecore.config import Recipe
 from aecore.model.autoencoder import ImageShape, build_model
-from serving.runtime.model_loading import networks
+from serving.runtime.model_loading import build_networks
 
 Z_DIM, SIZES = 200, (1, 2, 3, 4, 8, 16, 64)
 
@@ -33,8 +33,8 @@ def main() -> None:
     model = build_model(Recipe.model_validate({"model": {"z_dim": Z_DIM}}), ImageShape(96, 3)).eval()
     contenders = {
         "as trained": lambda z: model.decode(torch.from_numpy(z)).numpy(),
-        "as served, not compiled": networks(model, compiled=False)[0],
-        "as served": networks(model, compiled=True)[0],
+        "as served, not compiled": build_networks(model, compiled=False)[0],
+        "as served": build_networks(model, compiled=True)[0],
     }
     print(f"| z a call | {' | '.join(contenders)} | share |", "|---:" * (len(contenders) + 2) + "|", sep="\n")
     for n in SIZES:

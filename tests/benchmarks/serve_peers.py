@@ -24,10 +24,10 @@ def open_decoder(folder: str):
     """The compiled decoder of a model folder: float32 z (n, z_dim) to uint8 images; and what reads a request's body."""
     from aecore.training.checkpoint import load_model
     from cluster.storage import open_uri
-    from serving.runtime.model_loading import networks
+    from serving.runtime.model_loading import build_networks
 
     saved = load_model(*open_uri(folder))
-    decode = networks(saved.model, compiled=True)[0]
+    decode = build_networks(saved.model, compiled=True)[0]
 
     def read(body: bytes) -> np.ndarray:
         return parse_body(body, NPY, ("z",), saved.model.image, saved.model.z_dim, Limits())[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving.live import made_slot, running
+from tests.serving.app_server import make_slot, serve_app
 
 # Two random ends may be neighbours, and then two of the ways between them are one: the same points in each run.
 SEEDED = "let state = 1; Math.random = () => (state = (state * 16807) % 2147483647) / 2147483647"
@@ -32,7 +32,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def page_url() -> Iterator[str]:
-    with running(made_slot()) as url:
+    with serve_app(make_slot()) as url:
         yield url
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from aecore.data.images import encode_image
 from aecore.data.synthetic_faces import draw_face
 from tests.browser.looking import bytes_of, changes, choose, slide, sources
-from tests.serving.live import IMAGE, Z_DIM
+from tests.serving.app_server import IMAGE, Z_DIM
 
 pytestmark = pytest.mark.browser
 

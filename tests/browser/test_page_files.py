@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from tests.serving.live import made_slot, running
+from tests.serving.app_server import make_slot, serve_app
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with running(made_slot(), "a token") as url:
+    with serve_app(make_slot(), "a token") as url:
         yield url
 
 

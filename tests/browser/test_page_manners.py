@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.browser.looking import changes, sources
-from tests.serving.live import made_slot, running
+from tests.serving.app_server import make_slot, serve_app
 
 pytestmark = pytest.mark.browser
 TOKEN = "of the page's test"
@@ -71,7 +71,7 @@ def test_dragging_asks_once_at_a_time_and_ends_where_the_slider_does(open_page, 
 
 
 def test_a_token_is_asked_for_and_kept_in_the_tab(open_page):
-    with running(made_slot(), TOKEN) as url:
+    with serve_app(make_slot(), TOKEN) as url:
         page = open_page(url, allowed="401")
         for wrong in ("wrong", "\u201cquoted\u201d"):
             page.get_by_role("textbox", name="Token").fill(wrong)
@@ -87,7 +87,7 @@ def test_a_token_is_asked_for_and_kept_in_the_tab(open_page):
 
 def test_the_docs_want_no_token_and_break_no_policy(open_page):
     """Whoever follows the link from the page, where the token is kept, or types the address reads the routes."""
-    with running(made_slot(), TOKEN) as url:
+    with serve_app(make_slot(), TOKEN) as url:
         page = open_page(f"{url}/docs")
         page.get_by_role("heading", name="POST /v1/decode").wait_for()
         assert page.evaluate("getComputedStyle(document.querySelector('pre')).borderRadius") == "12px"
@@ -113,11 +113,11 @@ def test_a_busy_or_absent_endpoint_is_told(open_page, page_url):
 
 
 def test_another_model_is_told(open_page):
-    slot = made_slot()
-    with running(slot) as url:
+    slot = make_slot()
+    with serve_app(slot) as url:
         page = open_page(url)
         sources(page, "#sheet")
-        slot.current = made_slot("8").current
+        slot.current = make_slot("8").current
         page.get_by_role("button", name="New points").click()
         page.wait_for_selector("text=serves zpoint/8 now")
 

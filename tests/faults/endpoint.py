@@ -175,14 +175,14 @@ def main() -> None:
     wanted = expected({f"{tracking.MODEL_NAME}/1": first, f"{tracking.MODEL_NAME}/2": second}, z)
 
     from cluster.ray_connection import connect, disconnect
-    from serving.runtime.deployment import start_endpoint, stop
+    from serving.runtime.deployment import start_endpoint, stop_endpoint
 
     connect(niceness=0)  # as `zpoint serve` does
     try:
         url = start_endpoint(port=free_port(), replicas=(2, 2)).url
         result = run(url, args.minutes, args.share, Patient(url, z, wanted))
     finally:
-        stop()
+        stop_endpoint()
         disconnect()
     print(json.dumps(result, indent=1))
     sys.exit(not all(result["fine"].values()))

@@ -12,7 +12,7 @@ from aecore.data.images import encode_image
 from aecore.data.synthetic_faces import draw_face
 from serving.client import Client
 from serving.client import client as client_module
-from tests.serving.live import IMAGE, Z_DIM, made_slot, running
+from tests.serving.app_server import IMAGE, Z_DIM, make_slot, serve_app
 
 TOKEN = "of the commands' test"
 SIZE = IMAGE.size
@@ -20,7 +20,7 @@ SIZE = IMAGE.size
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with running(made_slot(), TOKEN) as url:
+    with serve_app(make_slot(), TOKEN) as url:
         yield url
 
 
@@ -86,7 +86,7 @@ def test_reconstruct(ask, client):
     assert close(back[None], client.reconstruct(faces[:1]))
     argv = ("reconstruct", "faces.npy", "--task", "denoise", "--seed", "2", "sigma=0.4")
     assert ask(*argv)["images"] == 3
-    images, noisy = client.reconstruct_with_seen(faces, "denoise", 2, sigma=0.4)
+    images, noisy = client.reconstruct_with_input(faces, "denoise", 2, sigma=0.4)
     np.testing.assert_array_equal(cells("decoded.png"), [noisy, images])
     ask(*argv, "--out", "images.npy")
     np.testing.assert_array_equal(np.load("images.npy"), images)

@@ -23,17 +23,17 @@ from aecore.data.synthetic_faces import draw_face
 from aecore.latent.samplers import sample
 from serving.client import AsyncClient, Client, EndpointError
 from serving.client import client as client_module
-from tests.serving.live import IMAGE, Z_DIM, lively_model, made_slot, running
+from tests.serving.app_server import IMAGE, Z_DIM, make_model, make_slot, serve_app
 
 TOKEN = "of the clients' test"
-SLOT, MODEL = made_slot(), lively_model()
+SLOT, MODEL = make_slot(), make_model()
 Z = np.random.default_rng(0).normal(size=(5, Z_DIM)).astype(np.float32)
 FACES = np.stack([draw_face(number, 0, IMAGE.size)[0] for number in range(3)])
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with running(SLOT, TOKEN) as url:
+    with serve_app(SLOT, TOKEN) as url:
         yield url
 
 
@@ -77,7 +77,7 @@ def test_decode_and_sample(ask, url):
     assert close(ask(url, "decode", Z), decoded(Z))
     assert close(ask(url, "decode", Z.astype(np.float64)), decoded(Z))
     assert close(pixels(ask(url, "decode_png", Z[:1])), decoded(Z)[0])
-    z = sample("gaussian", 4, SLOT.current.facts.latents, 5, temperature=0.5).numpy()
+    z = sample("gaussian", 4, SLOT.current.info.latents, 5, temperature=0.5).numpy()
     assert close(ask(url, "sample", "gaussian", 4, 5, temperature=0.5), decoded(z))
     assert pixels(ask(url, "sample_png", n=4)).shape == (2 * IMAGE.size, 2 * IMAGE.size, 3)
     images, points = ask(url, "sample_with_z", "gaussian", 4, 5, temperature=0.5)
@@ -93,12 +93,12 @@ def test_encode_and_reconstruct(ask, url):
         assert given.dtype == np.float32
         np.testing.assert_allclose(given, z, atol=1e-4)
         assert close(ask(url, "reconstruct", pictures), decoded(z))
-        images, seen = ask(url, "reconstruct_with_seen", pictures, "drop", 3, keep=0.5)
+        images, seen = ask(url, "reconstruct_with_input", pictures, "drop", 3, keep=0.5)
         assert close(ask(url, "reconstruct", pictures, "drop", 3, keep=0.5), images)
         kept = (seen == FACES).all(-1)
         assert 0.4 < kept.mean() < 0.6
         assert (seen[~kept] == 0).all()
-        gray = ask(url, "reconstruct_with_seen", pictures, "drop", 3, keep=0.5, fill="gray")[1]
+        gray = ask(url, "reconstruct_with_input", pictures, "drop", 3, keep=0.5, fill="gray")[1]
         assert (gray[~kept] == 128).all()
 
 
@@ -215,7 +215,7 @@ def test_too_long_a_retry_after_is_an_answer(ask, moody):
 
 
 def test_an_answer_that_takes_too_long(ask):
-    with running(SlowSlot()) as url, pytest.raises(EndpointError, match=r"no answer from .* within 0.3 s") as caught:
+    with serve_app(SlowSlot()) as url, pytest.raises(EndpointError, match=r"no answer from .* within 0.3 s") as caught:
         ask(url, "decode", Z, timeout=0.3)
     assert caught.value.status == 0
 
@@ -225,7 +225,7 @@ class SlowSlot:
 
     def __init__(self) -> None:
         self.current, self.refused = self, None
-        self.facts = SLOT.current.facts
+        self.info = SLOT.current.info
 
     async def decode(self, z: np.ndarray) -> np.ndarray:
         await asyncio.sleep(1)

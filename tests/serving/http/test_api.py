@@ -15,38 +15,38 @@ from aecore.model.autoencoder import ImageShape
 from serving.http.decoding import JSON, NPY, PNG, Limits
 from serving.runtime.batching import Overloaded
 from serving.runtime.metrics import EndpointMetrics
-from serving.runtime.model_loading import Loaded
-from tests.serving.asking import (
-    FACTS,
+from serving.runtime.model_loading import LoadedModel
+from tests.serving.app_client import (
+    INFO,
     MODEL,
-    client,
-    decode,
     decoded,
+    images_close,
     is_problem,
-    points,
+    make_client,
+    make_slot_with,
+    make_z,
+    post_decode,
+    read_image,
     read_npy,
-    read_picture,
-    same,
-    slot_with,
 )
-from tests.serving.live import Z_DIM, made_slot
+from tests.serving.app_server import Z_DIM, make_slot
 
 
 def test_png_of_one_z_has_the_decoded_pixels():
-    z = points(1)
-    answer = client().post("/v1/decode", json={"z": z.tolist()})
+    z = make_z(1)
+    answer = make_client().post("/v1/decode", json={"z": z.tolist()})
     assert answer.status_code == 200
     assert answer.headers["content-type"] == PNG
     assert answer.headers["x-zpoint-model"] == "zpoint/7"
-    assert same(read_picture(answer.content), decoded(z)[0])
+    assert images_close(read_image(answer.content), decoded(z)[0])
 
 
 def test_npy_of_many_and_json():
-    z = points(300)
-    answer = decode(client(), z)
+    z = make_z(300)
+    answer = post_decode(make_client(), z)
     assert answer.headers["content-type"] == NPY
-    assert same(read_npy(answer.content), decoded(z))
-    answer = decode(client(), z[:2], JSON).json()
+    assert images_close(read_npy(answer.content), decoded(z))
+    answer = post_decode(make_client(), z[:2], JSON).json()
     assert answer["model"] == "zpoint/7"
     assert len(answer["images"]) == 2
 
@@ -62,19 +62,19 @@ def test_npy_of_many_and_json():
     ],
 )
 def test_wrong_z_is_a_422(value, text):
-    is_problem(client().post("/v1/decode", json=value), 422, text)
+    is_problem(make_client().post("/v1/decode", json=value), 422, text)
 
 
 def test_nan_and_bad_npy_are_422():
     body = json.dumps({"z": [[float("nan")] * Z_DIM]})
-    is_problem(client().post("/v1/decode", content=body, headers={"content-type": JSON}), 422, "finite")
-    is_problem(decode(client(), np.zeros((1, Z_DIM), np.int32)), 422, "float32")
-    broken = client().post("/v1/decode", content=b"\x93NUMPY", headers={"content-type": NPY})
+    is_problem(make_client().post("/v1/decode", content=body, headers={"content-type": JSON}), 422, "finite")
+    is_problem(post_decode(make_client(), np.zeros((1, Z_DIM), np.int32)), 422, "float32")
+    broken = make_client().post("/v1/decode", content=b"\x93NUMPY", headers={"content-type": NPY})
     is_problem(broken, 422, "not a .npy")
 
 
 def test_too_large_is_a_413_by_length_by_reading_and_by_count():
-    http = client(limits=Limits(points=4, body=1000))
+    http = make_client(limits=Limits(points=4, body=1000))
     text = "larger than 1000 bytes: one request takes 4 z-points"
     is_problem(http.post("/v1/decode", content=b"x" * 1001, headers={"content-type": JSON}), 413, text)
 
@@ -86,40 +86,40 @@ def test_too_large_is_a_413_by_length_by_reading_and_by_count():
             yield b"x" * 100
 
     is_problem(http.post("/v1/decode", content=chunks(), headers={"content-type": JSON}), 413, text)
-    is_problem(decode(http, points(5)), 413, "5 z-points: one request takes at most 4")
-    assert decode(http, points(4)).status_code == 200
+    is_problem(post_decode(http, make_z(5)), 413, "5 z-points: one request takes at most 4")
+    assert post_decode(http, make_z(4)).status_code == 200
 
 
 def test_ten_million_points_are_refused():
     body = b'{"z":[' + b"[0,0,0,0,0,0,0,0]," * 9_999_999 + b"[0,0,0,0,0,0,0,0]]}"
-    is_problem(client().post("/v1/decode", content=body, headers={"content-type": JSON}), 413, "4096 z-points")
+    is_problem(make_client().post("/v1/decode", content=body, headers={"content-type": JSON}), 413, "4096 z-points")
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"shape": (10_000_000, Z_DIM), "fortran_order": False, "descr": "<f4"})
-    answer = client().post("/v1/decode", content=header.getvalue(), headers={"content-type": NPY})
+    answer = make_client().post("/v1/decode", content=header.getvalue(), headers={"content-type": NPY})
     is_problem(answer, 413, "10000000 z-points")
-    is_problem(client().post("/v1/sample", json={"n": 10_000_000}), 413, "at most 4096")
+    is_problem(make_client().post("/v1/sample", json={"n": 10_000_000}), 413, "at most 4096")
 
 
 def test_pixels_bound_the_points_of_large_images():
     assert Limits().points_of(ImageShape(96, 3)) == 4096
     assert Limits().points_of(ImageShape(512, 3)) == 341
-    http = client(limits=Limits(pixels=2 * 16 * 16 * 3))
+    http = make_client(limits=Limits(pixels=2 * 16 * 16 * 3))
     assert http.get("/v1/model").json()["limits"]["points"] == 2
-    is_problem(decode(http, points(3)), 413, "at most 2")
+    is_problem(post_decode(http, make_z(3)), 413, "at most 2")
 
 
 def test_types_that_are_not_known():
-    is_problem(client().post("/v1/decode", content=b"{}"), 415, "it takes application/json or application/x-npy")
-    is_problem(client().post("/v1/sample", content=b"", headers={"content-type": NPY}), 415)
-    is_problem(decode(client(), points(1), "text/html"), 406, "image/png")
-    is_problem(client().get("/v1/decode"), 405)
-    is_problem(client().get("/etc/passwd"), 404)
+    is_problem(make_client().post("/v1/decode", content=b"{}"), 415, "it takes application/json or application/x-npy")
+    is_problem(make_client().post("/v1/sample", content=b"", headers={"content-type": NPY}), 415)
+    is_problem(post_decode(make_client(), make_z(1), "text/html"), 406, "image/png")
+    is_problem(make_client().get("/v1/decode"), 405)
+    is_problem(make_client().get("/etc/passwd"), 404)
     for path in ("/v1", "/v1/decode/", "/redoc", "/-/routes", "/static/../api.py", "/static/%2e%2e/api.py"):
-        is_problem(client().get(path, follow_redirects=False), 404)
+        is_problem(make_client().get(path, follow_redirects=False), 404)
 
 
 def test_token():
-    http = client(token="secret")
+    http = make_client(token="secret")
     for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
         assert http.get(path).status_code == 200
         is_problem(http.get(path, headers={"authorization": "Bearer wrong"}), 401)
@@ -138,30 +138,30 @@ def test_token():
 def test_without_a_token_only_loopback_names_are_answered():
     """A web site whose name leads to 127.0.0.1 gets nothing through a visitor's browser."""
     for host in ("localhost", "localhost:8000", "LOCALHOST", "127.0.0.1:8000", "127.0.0.2", "[::1]:8000"):
-        assert client().get("/v1/model", headers={"host": host}).status_code == 200
+        assert make_client().get("/v1/model", headers={"host": host}).status_code == 200
     for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "[", "", "@"):
         for path in ("/", "/v1/model"):
-            is_problem(client().get(path, headers={"host": host}), 421, "ZPOINT_TOKEN")
+            is_problem(make_client().get(path, headers={"host": host}), 421, "ZPOINT_TOKEN")
     trusted = {"host": "zpoint.example", "authorization": "Bearer secret"}
-    assert client(token="secret").get("/v1/model", headers=trusted).status_code == 200
+    assert make_client(token="secret").get("/v1/model", headers=trusted).status_code == 200
 
 
 def test_bodies_of_all_requests_together_are_bounded():
-    z = points(100)
-    http = client(limits=Limits(held=5000))
+    z = make_z(100)
+    http = make_client(limits=Limits(held=5000))
     for _ in range(3):
-        assert decode(http, z).status_code == 200  # 3,328 bytes, given back each time
-    answer = decode(http, points(200))
-    is_problem(answer, 503, "try again")
+        assert post_decode(http, z).status_code == 200  # 3,328 bytes, given back each time
+    answer = post_decode(http, make_z(200))
+    is_problem(answer, 503, "retry after 1 s")
     assert answer.headers["retry-after"] == "1"
-    assert decode(http, z).status_code == 200
+    assert post_decode(http, z).status_code == 200
 
 
 def test_our_own_fault_is_a_500_that_tells_nothing(caplog):
     async def broken(z):
         raise RuntimeError("a fault of ours")
 
-    answer = decode(client(slot_with(broken)), points(1))
+    answer = post_decode(make_client(make_slot_with(broken)), make_z(1))
     is_problem(answer, 500)
     assert "a fault of ours" not in answer.text
     assert "a fault of ours" in caplog.text
@@ -176,13 +176,13 @@ def test_our_own_fault_is_a_500_that_tells_nothing(caplog):
     ],
 )
 def test_half_a_character_is_quoted_and_not_stumbled_over(route, body):
-    answer = client().post(f"/v1/{route}", content=body, headers={"content-type": JSON})
+    answer = make_client().post(f"/v1/{route}", content=body, headers={"content-type": JSON})
     is_problem(answer, 422, r"\ud800")
 
 
 def test_a_client_that_goes_away_is_no_fault_of_ours(caplog):
-    meters, told = EndpointMetrics("1"), []
-    app = client(meters=meters).app
+    metrics, told = EndpointMetrics("1"), []
+    app = make_client(metrics=metrics).app
     coming = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
 
     async def receive():
@@ -195,14 +195,14 @@ def test_a_client_that_goes_away_is_no_fault_of_ours(caplog):
     scope = {"type": "http", "method": "POST", "path": "/v1/decode", "headers": headers, "query_string": b""}
     asyncio.run(app(scope, receive, send))
     assert (told, caplog.text) == ([], "")
-    assert 'status="499"' in client(meters=meters).get("/metrics").text
+    assert 'status="499"' in make_client(metrics=metrics).get("/metrics").text
 
 
 def test_what_has_been_answered_no_longer_waits():
-    slot, meters = made_slot(), EndpointMetrics("1")
-    slot.current = Loaded(FACTS, MODEL, compiled=False, meters=meters)
-    http = client(slot, meters=meters)
-    assert decode(http, points(100)).status_code == 200
+    slot, metrics = make_slot(), EndpointMetrics("1")
+    slot.current = LoadedModel(INFO, MODEL, compiled=False, metrics=metrics)
+    http = make_client(slot, metrics=metrics)
+    assert post_decode(http, make_z(100)).status_code == 200
     assert 'zpoint_waiting_items{replica="1",work="decode"} 0.0' in http.get("/metrics").text
 
 
@@ -210,9 +210,9 @@ def test_too_much_waiting_is_a_503_with_a_time():
     async def busy(z):
         raise Overloaded(3.2)
 
-    http = client(slot_with(busy))
-    for answer in (decode(http, points(1)), http.post("/v1/sample", json={}), http.get("/readyz")):
-        is_problem(answer, 503, "too much waits")
+    http = make_client(make_slot_with(busy))
+    for answer in (post_decode(http, make_z(1)), http.post("/v1/sample", json={}), http.get("/readyz")):
+        is_problem(answer, 503, "server overloaded")
         assert answer.headers["retry-after"] == "4"
     assert http.get("/healthz").status_code == 200
 
@@ -222,7 +222,7 @@ def test_what_takes_too_long_is_a_503_with_a_time():
         await asyncio.sleep(30)
 
     start = time.perf_counter()
-    answer = decode(client(slot_with(slow), limits=Limits(seconds=0.1)), points(1))
+    answer = post_decode(make_client(make_slot_with(slow), limits=Limits(seconds=0.1)), make_z(1))
     is_problem(answer, 503, "longer than 0.1 s")
     assert answer.headers["retry-after"] == "5"
     assert time.perf_counter() - start < 5
@@ -230,16 +230,18 @@ def test_what_takes_too_long_is_a_503_with_a_time():
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_sample_decodes_what_the_sampler_gives(sampler):
-    answer = client().post("/v1/sample", json={"sampler": sampler, "n": 5, "seed": 3}, headers={"accept": NPY})
+    answer = make_client().post("/v1/sample", json={"sampler": sampler, "n": 5, "seed": 3}, headers={"accept": NPY})
     assert answer.headers["x-zpoint-seed"] == "3"
-    assert same(read_npy(answer.content), decoded(sample(sampler, 5, FACTS.latents, 3).numpy()))
-    told = client().post("/v1/sample", json={"sampler": sampler, "n": 5, "seed": 3}, headers={"accept": JSON}).json()
-    np.testing.assert_array_equal(np.float32(told["z"]), sample(sampler, 5, FACTS.latents, 3).numpy())
+    assert images_close(read_npy(answer.content), decoded(sample(sampler, 5, INFO.latents, 3).numpy()))
+    told = (
+        make_client().post("/v1/sample", json={"sampler": sampler, "n": 5, "seed": 3}, headers={"accept": JSON}).json()
+    )
+    np.testing.assert_array_equal(np.float32(told["z"]), sample(sampler, 5, INFO.latents, 3).numpy())
     assert (told["seed"], len(told["images"])) == (3, 5)
 
 
 def test_sample_without_a_seed_names_the_one_it_drew():
-    http = client()
+    http = make_client()
     first = http.post("/v1/sample", json={"n": 2})
     again = http.post("/v1/sample", json={"n": 2, "seed": int(first.headers["x-zpoint-seed"])})
     assert first.content == again.content
@@ -264,11 +266,11 @@ def test_sample_without_a_seed_names_the_one_it_drew():
     ],
 )
 def test_wrong_sample_is_a_422(value, text):
-    is_problem(client().post("/v1/sample", json=value), 422, text)
+    is_problem(make_client().post("/v1/sample", json=value), 422, text)
 
 
 def test_model_tells_the_facts():
-    told = client().get("/v1/model").json()
+    told = make_client().get("/v1/model").json()
     assert (told["name"], told["version"], told["alias"], told["run_id"]) == (
         "zpoint",
         "7",
@@ -286,31 +288,31 @@ def test_model_tells_the_facts():
 
 
 def test_model_tells_the_latent_space():
-    space = client().get("/v1/model").json()["latents"]
-    covariance = FACTS.latents["covariance"].double().numpy()
+    space = make_client().get("/v1/model").json()["latents"]
+    covariance = INFO.latents["covariance"].double().numpy()
     axis = np.array(space["axes"][0]["direction"])
     assert len(space["axes"]) == Z_DIM
     assert axis @ covariance @ axis == pytest.approx(np.linalg.eigvalsh(covariance)[-1], rel=1e-3)
     assert space["axes"][0]["sd"] ** 2 == pytest.approx(np.linalg.eigvalsh(covariance)[-1], rel=1e-3)
-    assert space["mean"] == pytest.approx(FACTS.latents["mean"].tolist(), abs=1e-5)
+    assert space["mean"] == pytest.approx(INFO.latents["mean"].tolist(), abs=1e-5)
     assert set(space["attributes"]) == {"Smiling", "dark_hair"}
 
 
 def test_a_model_without_a_mixture_or_stored_points_does_without():
-    bare = {name: FACTS.latents[name] for name in ("mean", "covariance")}
-    http = client(slot_with(latents=bare, metrics={"psnr": float("nan")}))
+    bare = {name: INFO.latents[name] for name in ("mean", "covariance")}
+    http = make_client(make_slot_with(latents=bare, metrics={"psnr": float("nan")}))
     told = http.get("/v1/model").json()
     assert set(told["samplers"]) == set(SAMPLERS) - {"gmm"}
     assert told["paths"] == ["straight", "spherical"]
     assert told["metrics"] == {}
     is_problem(http.post("/v1/sample", json={"sampler": "gmm"}), 422, "mixture")
     is_problem(
-        http.post("/v1/interpolate", json={"z": points(2).tolist(), "path": "neighbours"}), 422, "takes straight"
+        http.post("/v1/interpolate", json={"z": make_z(2).tolist(), "path": "neighbours"}), 422, "takes straight"
     )
 
 
 def test_docs_list_every_route_and_keep_the_pages_policy():
-    http = client()
+    http = make_client()
     page = http.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert page.headers["content-security-policy"] == http.get("/").headers["content-security-policy"]

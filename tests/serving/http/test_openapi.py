@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from serving.http.api import make_api
-from tests.serving.live import made_slot
+from tests.serving.app_server import make_slot
 
 schemathesis = pytest.importorskip("schemathesis")
 ROUTES = [
@@ -17,7 +17,7 @@ HERE = {"Host": "localhost"}
 
 def load(**options):
     headers = {"Authorization": f"Bearer {options.get('token', '')}"} | HERE
-    return schemathesis.openapi.from_asgi("/openapi.json", make_api(made_slot(), **options), headers=headers)
+    return schemathesis.openapi.from_asgi("/openapi.json", make_api(make_slot(), **options), headers=headers)
 
 
 def ask(operation, examples, check):

@@ -74,7 +74,7 @@ def test_what_would_wait_too_long_is_refused_and_what_is_admitted_ends():
     served = [(seed, answer) for seed, answer in enumerate(answers) if isinstance(answer, np.ndarray)]
     assert len(refused) + len(served) == 40
     assert 20 < len(refused) < 39
-    assert all(1 <= error.seconds <= 30 for error in refused)
+    assert all(1 <= error.retry_after_s <= 30 for error in refused)
     for seed, answer in served:
         np.testing.assert_array_equal(answer, items(4, seed) * 2)
 

@@ -11,7 +11,7 @@ from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_reload import GONE_LOOKS, first_that_loads, follow, look
 from serving.runtime.model_slot import ModelSlot
 from serving.runtime.registry import ModelVersion
-from tests.serving.live import Z_DIM, made_slot, running
+from tests.serving.app_server import Z_DIM, make_slot, serve_app
 
 
 def version(number):
@@ -21,7 +21,7 @@ def version(number):
 def load(champion):
     if champion.version == "13":
         raise FileNotFoundError("model.safetensors\nis missing")
-    return SimpleNamespace(facts=SimpleNamespace(version=champion.version, label=f"zpoint/{champion.version}"))
+    return SimpleNamespace(info=SimpleNamespace(version=champion.version, label=f"zpoint/{champion.version}"))
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_the_slot_follows_and_a_bad_version_is_tried_once(slot, caplog):
         see(slot, number, noted, loads)
     assert loads == ["2", "13", "3", "13", "1"]
     assert [each.version for each in noted] == ["2", "3", "1"]
-    assert (slot.current.facts.version, slot.refused) == ("1", None)
+    assert (slot.current.info.version, slot.refused) == ("1", None)
     assert "version 13 cannot be served and is refused: model.safetensors is missing" in caplog.text
 
 
@@ -60,7 +60,7 @@ def test_what_failed_for_a_moment_is_served_after_all(slot, monkeypatch):
     assert slot.refused == {"version": "2", "reason": "connection reset"}
     monkeypatch.setattr(time, "monotonic", lambda: slot.retry_at + 1)
     look(slot, version(2), fail_once, lambda found: None, EndpointMetrics())
-    assert (slot.current.facts.version, slot.refused, tried) == ("2", None, ["2", "2"])
+    assert (slot.current.info.version, slot.refused, tried) == ("2", None, ["2", "2"])
 
 
 def test_following_goes_on_after_a_fault_of_the_clusters_memory(slot, monkeypatch, caplog):
@@ -82,7 +82,7 @@ def test_following_goes_on_after_a_fault_of_the_clusters_memory(slot, monkeypatc
     monkeypatch.setattr("serving.runtime.model_reload.POLL_SECONDS", 0.001)
     with pytest.raises(SystemExit):
         follow(slot, "champion", load, note, EndpointMetrics())
-    assert (slot.current.facts.version, noted) == ("3", ["2", "3"])
+    assert (slot.current.info.version, noted) == ("3", ["2", "3"])
     assert "the cluster's head is away" in caplog.text
 
 
@@ -105,14 +105,14 @@ def test_memory_is_given_back_once_the_model_before_has_gone(slot, monkeypatch):
 def test_a_refusal_is_told_until_the_alias_names_what_is_served(slot):
     see(slot, 13, [], [])
     assert slot.refused == {"version": "13", "reason": "model.safetensors is missing"}
-    assert slot.current.facts.version == "1"
+    assert slot.current.info.version == "1"
     see(slot, 1, [], [])
     assert slot.refused is None
 
 
 def test_a_starting_replica_takes_the_first_that_loads_and_tells_what_did_not():
     slot = first_that_loads([version(13), version(2), version(1)], load)
-    assert (slot.current.facts.version, slot.refused["version"]) == ("2", "13")
+    assert (slot.current.info.version, slot.refused["version"]) == ("2", "13")
     assert first_that_loads([version(2)], load).refused is None
     with pytest.raises(FileNotFoundError):
         first_that_loads([version(13)], load)
@@ -120,12 +120,12 @@ def test_a_starting_replica_takes_the_first_that_loads_and_tells_what_did_not():
 
 def test_an_idle_connection_keeps_no_model_in_memory():
     """The server keeps what it knows of the last request of a connection until the next one comes."""
-    slot = made_slot("1")
-    with running(slot) as url, httpx2.Client() as client:
+    slot = make_slot("1")
+    with serve_app(slot) as url, httpx2.Client() as client:
         answer = client.post(f"{url}/v1/decode", json={"z": [[0.0] * Z_DIM]})
         assert answer.headers["x-zpoint-model"] == "zpoint/1"
         before = weakref.ref(slot.current)
-        slot.current = made_slot("2").current
+        slot.current = make_slot("2").current
         deadline = time.monotonic() + 2  # the server closes idle connections after 5
         while before() is not None and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -24,10 +24,10 @@ from cluster.storage import open_uri
 from jobs.commands.serve import serve
 from serving.client import Client
 from serving.runtime import deployment, haproxy
-from serving.runtime.deployment import SERVE_SETTINGS, free_port, start_endpoint, stop
+from serving.runtime.deployment import SERVE_ENV, free_port, start_endpoint, stop_endpoint
 from serving.runtime.registry import find_model_version
 from serving.runtime.replica import _recall
-from tests.serving.loading import TOKEN, Z_DIM, Loading, everywhere, points
+from tests.serving.request_load import TOKEN, Z_DIM, RequestLoad, all_replicas, make_z
 
 
 def haproxies(port):
@@ -78,7 +78,7 @@ def served(ray_cluster, champion):
     try:
         yield start_endpoint(port=free_port(), replicas=(2, 2), compiled=False)
     finally:
-        stop()
+        stop_endpoint()
 
 
 def point_alias_to(version):
@@ -126,7 +126,7 @@ def test_haproxy_listens_and_the_model_answers(served, endpoint, champion):
     assert remembered is not None
     assert remembered.version == "1"
     assert endpoint.model()["metrics"] == {"psnr": 21.0}
-    z = points(300)
+    z = make_z(300)
     assert close(endpoint.decode(z), decoded(champion, z))
     picture = np.asarray(Image.open(io.BytesIO(endpoint.decode_png(z[:1]))))
     assert close(picture, decoded(champion, z[:1])[0])
@@ -137,7 +137,7 @@ def test_haproxy_listens_and_the_model_answers(served, endpoint, champion):
 
 @pytest.mark.ray
 def test_concurrent_decodes_equal_single_ones(endpoint, champion):
-    requests = [points(n, seed) for seed, n in enumerate([1, 2, 1, 70, 1, 3] * 8)]
+    requests = [make_z(n, seed) for seed, n in enumerate([1, 2, 1, 70, 1, 3] * 8)]
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(endpoint.decode, requests))
     assert all(close(images, decoded(champion, z)) for images, z in zip(answers, requests, strict=True))
@@ -162,20 +162,20 @@ def test_what_the_endpoint_refuses_is_a_value_error(served, endpoint):
 
 @pytest.mark.ray
 def test_moving_the_alias_swaps_the_model_without_a_failed_request(served, endpoint):
-    with Loading(served.url, retries=False) as load:
-        load.until(lambda: load.versions["zpoint/1"] > 20)
+    with RequestLoad(served.url, retries=False) as load:
+        load.wait_until(lambda: load.versions["zpoint/1"] > 20)
         point_alias_to("2")
-        load.until(lambda: load.versions["zpoint/2"] > 20)
-        load.until(lambda: everywhere(endpoint, lambda model: model["version"] == "2"))
+        load.wait_until(lambda: load.versions["zpoint/2"] > 20)
+        load.wait_until(lambda: all_replicas(endpoint, lambda model: model["version"] == "2"))
         point_alias_to("3")  # does not load: refused, and version 2 goes on
-        load.until(lambda: everywhere(endpoint, lambda model: model["refused"]))
+        load.wait_until(lambda: all_replicas(endpoint, lambda model: model["refused"]))
         model = endpoint.model()
         assert (model["version"], model["refused"]["version"]) == ("2", "3")
         assert "nothing" in model["refused"]["reason"]
         point_alias_to("1")
         before = load.versions["zpoint/1"]
-        load.until(lambda: load.versions["zpoint/1"] > before + 20)
-        load.until(lambda: everywhere(endpoint, lambda model: not model["refused"]))
+        load.wait_until(lambda: load.versions["zpoint/1"] > before + 20)
+        load.wait_until(lambda: all_replicas(endpoint, lambda model: not model["refused"]))
     assert load.failures == []
     assert set(load.versions) == {"zpoint/1", "zpoint/2"}
     log = told()
@@ -187,14 +187,14 @@ def test_moving_the_alias_swaps_the_model_without_a_failed_request(served, endpo
 @pytest.mark.ray
 def test_a_killed_replica_costs_no_more_than_it_held_and_nothing_with_retries(served):
     """HAProxy gives most of what it held to another, and nothing new to the dead one."""
-    with Loading(served.url, threads=2) as patient, Loading(served.url, threads=8, retries=False) as plain:
-        patient.until(lambda: patient.versions["any"] > 20)
+    with RequestLoad(served.url, threads=2) as patient, RequestLoad(served.url, threads=8, retries=False) as plain:
+        patient.wait_until(lambda: patient.versions["any"] > 20)
         before = replicas()
         assert len(before) == 2
         os.kill(before[0], signal.SIGKILL)
-        patient.until(lambda: len(set(replicas()) - {before[0]}) == 2, 120)
+        patient.wait_until(lambda: len(set(replicas()) - {before[0]}) == 2, 120)
         seen = patient.versions["any"]
-        patient.until(lambda: patient.versions["any"] > seen + 20)
+        patient.wait_until(lambda: patient.versions["any"] > seen + 20)
     assert patient.failures == []
     assert len(plain.failures) <= 4  # half of the threads
 
@@ -202,20 +202,20 @@ def test_a_killed_replica_costs_no_more_than_it_held_and_nothing_with_retries(se
 @pytest.mark.ray
 def test_a_new_replica_serves_the_last_good_version_while_the_alias_names_a_bad_one(served, endpoint):
     point_alias_to("2")
-    with Loading(served.url, retries=False) as load:
-        load.until(lambda: load.versions["zpoint/2"] > 20)
-        load.until(lambda: everywhere(endpoint, lambda model: model["version"] == "2"))
+    with RequestLoad(served.url, retries=False) as load:
+        load.wait_until(lambda: load.versions["zpoint/2"] > 20)
+        load.wait_until(lambda: all_replicas(endpoint, lambda model: model["version"] == "2"))
     point_alias_to("3")
     killed = replicas()[0]
     os.kill(killed, signal.SIGKILL)
-    with Loading(served.url) as load:
-        load.until(lambda: len(set(replicas()) - {killed}) == 2, 120)
-    with Loading(served.url) as load:
-        load.until(lambda: load.versions["any"] > 50)
-        load.until(lambda: everywhere(endpoint, lambda model: model["refused"]))
+    with RequestLoad(served.url) as load:
+        load.wait_until(lambda: len(set(replicas()) - {killed}) == 2, 120)
+    with RequestLoad(served.url) as load:
+        load.wait_until(lambda: load.versions["any"] > 50)
+        load.wait_until(lambda: all_replicas(endpoint, lambda model: model["refused"]))
     assert endpoint.model()["version"] == "2"
     point_alias_to("1")
-    load.until(lambda: everywhere(endpoint, lambda model: model["version"] == "1"))
+    load.wait_until(lambda: all_replicas(endpoint, lambda model: model["version"] == "1"))
 
 
 @pytest.mark.ray
@@ -259,7 +259,7 @@ def test_idle_and_slow_clients_do_not_keep_others_waiting(served, endpoint):
             each.sendall(b"POST /v1/decode HTTP/1.1\r\nHost: x\r\n" + head.encode() + b'{"z":')
         start = time.perf_counter()
         for _ in range(20):
-            assert endpoint.decode(points(1)).shape == (1, 16, 16, 3)
+            assert endpoint.decode(make_z(1)).shape == (1, 16, 16, 3)
         assert time.perf_counter() - start < 10
         idle[0].settimeout(30)
         assert b" 408 " in idle[0].recv(1000).split(b"\r\n")[0]
@@ -280,10 +280,10 @@ def test_a_second_endpoint_on_the_same_ray_is_refused(served):
 
 @pytest.mark.ray
 def test_stop_leaves_nothing(ray_cluster, champion):
-    stop()
+    stop_endpoint()
     port = free_port()
     start_endpoint(port=port, compiled=True)
-    stop()
+    stop_endpoint()
     assert haproxies(port) == []
     with socket.create_server(("127.0.0.1", port)):
         pass
@@ -294,7 +294,7 @@ def test_sigterm_while_it_starts_leaves_nothing(ray_cluster, champion, monkeypat
     import ray
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
-    stop()
+    stop_endpoint()
     monkeypatch.setattr(deployment, "_wait_until_ready", lambda url: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
         serve("champion", "127.0.0.1", port := free_port())
@@ -320,7 +320,7 @@ def test_the_config_file_for_a_cluster_loads_and_scales(ray_cluster, champion, m
 
     text = (Path(haproxy.__file__).parents[1] / "serve.yaml").read_text()
     whole = ServeDeploySchema.model_validate(yaml.safe_load(text))
-    assert whole.controller_options.runtime_env == {"env_vars": SERVE_SETTINGS}
+    assert whole.controller_options.runtime_env == {"env_vars": SERVE_ENV}
     described = whole.applications[0]
     build = import_attr(described.import_path)
     deployment = build(described.args)._bound_deployment

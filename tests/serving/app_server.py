@@ -1,4 +1,4 @@
-"""The endpoint's app around a made model, at a URL of its own."""
+"""A random model, and its app served by uvicorn on a free port of 127.0.0.1."""
 
 import threading
 import time
@@ -12,27 +12,26 @@ from aecore.config import Recipe
 from aecore.latent.samplers import fit_latent_stats
 from aecore.model.autoencoder import Autoencoder, ImageShape, build_model
 from serving.http.api import make_api
-from serving.runtime.model_loading import Loaded
+from serving.runtime.model_loading import LoadedModel
 from serving.runtime.model_slot import ModelInfo, ModelSlot
 
 Z_DIM, IMAGE = 8, ImageShape(16, 3)
 RECIPE = Recipe.model_validate({"model": {"z_dim": Z_DIM, "channels": [4, 4, 8, 8]}})
 
 
-def made_slot(version: str = "7") -> ModelSlot:
-    """A random model that has all that a model can have: a mixture, attributes and stored z-points."""
+def make_slot(version: str = "7") -> ModelSlot:
+    """Return a slot with a random model that has every optional statistic: a mixture, attributes, stored z-points."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(300, Z_DIM, generator=generator) * torch.linspace(2, 0.5, Z_DIM) + 0.5
     attributes = {"Smiling": (z[:, 0] + z[:, 3] > 1).float(), "dark_hair": (z[:, 1] > 0).float()}
     latents = fit_latent_stats(z, attributes, components=2) | {"points": z[:100]}
-    facts = ModelInfo(
-        "zpoint", version, "champion", "run-1", RECIPE.model_dump(mode="json"), IMAGE, Z_DIM, {"psnr": 20.0}, latents
-    )
-    return ModelSlot(Loaded(facts, lively_model(), compiled=False))
+    recipe = RECIPE.model_dump(mode="json")
+    info = ModelInfo("zpoint", version, "champion", "run-1", recipe, IMAGE, Z_DIM, {"psnr": 20.0}, latents)
+    return ModelSlot(LoadedModel(info, make_model(), compiled=False))
 
 
-def lively_model() -> Autoencoder:
-    """Random weights large enough that a small step of z changes the picture."""
+def make_model() -> Autoencoder:
+    """Return a model whose random weights are so large that a small step of z changes the image."""
     model = build_model(RECIPE, IMAGE).eval().requires_grad_(False)
     for weights in (p for p in model.decoder.parameters() if p.ndim > 1):
         weights.mul_(3)
@@ -41,8 +40,8 @@ def lively_model() -> Autoencoder:
 
 
 @contextmanager
-def running(slot: ModelSlot, token: str = "") -> Iterator[str]:
-    """The URL at which the app answers meanwhile."""
+def serve_app(slot: ModelSlot, token: str = "") -> Iterator[str]:
+    """Serve the app of `slot` inside the block; yield its URL."""
     server = uvicorn.Server(uvicorn.Config(make_api(slot, token=token), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
