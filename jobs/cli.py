@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import closing, redirect_stdout
 from typing import Any, NoReturn
 
+from aecore.errors import one_line
 from cluster.settings import quiet_environment, settings
 from jobs.commands import printing
 
@@ -41,11 +42,11 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         _end("stopped; the same command goes on from here", 130)
     except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        _end(f"error: {_one_line(error)}", 2)
+        _end(f"error: {one_line(error, limit=None)}", 2)
     except Exception as error:
         if settings().debug:
             raise
-        _end(f"failed: {_one_line(error)}", 1)
+        _end(f"failed: {one_line(error, limit=None)}", 1)
     if args.json:
         print(json.dumps(result, default=str))
     elif text := args.show(result):
@@ -306,12 +307,6 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
     return value
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _end(text: str, status: int) -> NoReturn:

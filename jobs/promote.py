@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from aecore.data.io import read_bytes, read_json
+from aecore.errors import one_line
 from cluster import tracking
 from cluster.settings import settings
 from cluster.storage import check_uri
@@ -51,8 +52,7 @@ def _check(record: Any) -> None:
         saved = load_model(fs, f"{root}/model")
         saved.model.decode(torch.zeros(1, saved.model.z_dim))
     except Exception as error:  # whatever is wrong with it, it is the run's files
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"run '{record.name}' is not promoted, its model does not load: {reason}") from error
+        raise ValueError(f"run '{record.name}' is not promoted, its model does not load: {one_line(error)}") from error
 
 
 def _registered(run_id: str) -> str | None:

@@ -8,6 +8,7 @@ import tempfile
 from contextlib import redirect_stdout
 
 from aecore.data.remote_path import RemotePath
+from aecore.errors import one_line
 
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "cifar-10-batches-py"}  # as torchvision's
 SECONDS = 30  # that a server may stay silent
@@ -39,8 +40,7 @@ def download(dataset: str, place: RemotePath) -> None:
     except (OSError, RuntimeError) as error:  # URLError is an OSError, a wrong checksum a RuntimeError
         if made:
             shutil.rmtree(place.path, ignore_errors=True)
-        reason = " ".join(str(error).split())
-        raise ValueError(f"cannot download {dataset} to {place}: {reason}") from error
+        raise ValueError(f"cannot download {dataset} to {place}: {one_line(error)}") from error
     finally:
         socket.setdefaulttimeout(before)
 

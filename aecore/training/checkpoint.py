@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from aecore.config import Recipe, check_recipe
 from aecore.data.io import read_bytes, read_json, sha256, write_atomic, write_json
+from aecore.errors import one_line
 from aecore.model.autoencoder import NETWORK, Autoencoder, ImageShape, build_model
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ class CheckpointWriter:
         try:
             self._write()
         except OSError as error:
-            log.warning("no checkpoint can be written now: %s; the training goes on", _line(error))
+            log.warning("no checkpoint can be written now: %s; the training goes on", one_line(error))
 
     def _write(self) -> None:
         """Write what waits. Raises OSError; then it waits on, unless there is something newer."""
@@ -168,7 +169,7 @@ def retry_storage(call: Callable[[], None], what: str) -> None:
         except OSError as error:
             if time.monotonic() > until:
                 raise
-            log.warning("cannot %s yet: %s; trying for %.0f s", what, _line(error), until - time.monotonic())
+            log.warning("cannot %s yet: %s; trying for %.0f s", what, one_line(error), until - time.monotonic())
         time.sleep(PAUSE)
 
 
@@ -280,7 +281,3 @@ def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
         for key, value in moments.items():
             if value.shape == parameter.shape:
                 moments[key] = torch.empty_like(parameter).copy_(value)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from aecore.errors import one_line
 from aecore.model.autoencoder import Autoencoder, to_float, to_uint8
 from serving.runtime.batching import Batcher, BatchFn
 from serving.runtime.metrics import EndpointMetrics
@@ -91,7 +92,7 @@ def _compiled(model: Autoencoder, example: Tensor) -> Network:
     try:
         return _warm(partial(_compiled_decode(), model), example)
     except Exception as error:  # its kinds are many, no C++ compiler the commonest; none is worth an outage
-        log.warning("the decoder runs uncompiled: %s", " ".join(str(error).split())[:300])
+        log.warning("the decoder runs uncompiled: %s", one_line(error))
         return partial(_decode, model)
 
 

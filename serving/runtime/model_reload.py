@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from aecore.errors import one_line
 from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_slot import ModelSlot, ServedModel
 from serving.runtime.registry import ModelVersion, find_model_version
@@ -94,6 +95,6 @@ def _give_back_memory() -> None:
 
 
 def _refusal(champion: ModelVersion, error: Exception) -> dict[str, str]:
-    reason = " ".join(str(error).split())[:500] or type(error).__name__
+    reason = one_line(error, limit=500)
     log.error("%s version %s cannot be served and is refused: %s", champion.name, champion.version, reason)
     return {"version": champion.version, "reason": reason}
