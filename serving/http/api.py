@@ -42,7 +42,7 @@ from aecore.config import TASKS
 from serving.http import docs, page, schemas
 from serving.http.decoding import JSON, NPY, PICTURES, Limits, TooLarge, load_json, parse_body
 from serving.http.encoding import ARRAY_KINDS, IMAGE_KINDS, encode_images, encode_json, encode_npy, negotiate_media_type
-from serving.http.middleware import EndpointMiddleware, problem
+from serving.http.middleware import GatewayMiddleware, problem
 from serving.runtime.batching import Overloaded
 from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_slot import ModelSlot, ServedModel
@@ -52,14 +52,14 @@ O = TypeVar("O", bound=schemas.Options)  # noqa: E741
 SMALL = 1 << 16  # bytes that are parsed or encoded on the event loop; more goes to a thread
 
 
-def make_api(
+def create_app(
     slot: ModelSlot, *, token: str = "", limits: Limits | None = None, metrics: EndpointMetrics | None = None
 ) -> FastAPI:
     """The app around what stands in `slot`. With a `token` all but /healthz, /readyz, the page and the docs want
     `Authorization: Bearer TOKEN`; without one it answers at a loopback address alone."""
     limits, metrics = limits or Limits(), metrics or EndpointMetrics()
     api = FastAPI(title="zpoint", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
-    api.add_middleware(EndpointMiddleware, slot=slot, token=token, limits=limits, metrics=metrics)
+    api.add_middleware(GatewayMiddleware, slot=slot, token=token, limits=limits, metrics=metrics)
     api.add_exception_handler(HTTPException, _http_problem)
     api.add_exception_handler(Overloaded, _overloaded)
     _add_points(api, limits)  # first: a request is compared with one route after the other

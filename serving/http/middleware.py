@@ -33,7 +33,7 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
-class EndpointMiddleware:
+class GatewayMiddleware:
     """ASGI middleware. It takes `slot.current` once: a request is answered by one model, whatever the alias does.
 
     Routes find that model as `request.state.model`.

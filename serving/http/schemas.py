@@ -120,7 +120,7 @@ def do_task(task: Section, images: np.ndarray, seed: int) -> np.ndarray:
 
 def interpolate(ends: np.ndarray, wanted: Interpolate, latents: LatentStats) -> np.ndarray:
     """The z-points float32 (steps, z_dim) from ends[0] to ends[1]. Raises ValueError for a path that is not there."""
-    if wanted.path not in (known := path_names(latents)):
+    if wanted.path not in (known := available_paths(latents)):
         raise ValueError(f"unknown path '{wanted.path[:50]}': this model takes {', '.join(known)}")
     first, last = torch.from_numpy(ends)
     z = PATHS[wanted.path](first, last, wanted.steps, _points(latents)).numpy()
@@ -129,12 +129,12 @@ def interpolate(ends: np.ndarray, wanted: Interpolate, latents: LatentStats) -> 
     return np.ascontiguousarray(z, np.float32)
 
 
-def sampler_names(latents: LatentStats) -> list[str]:
+def available_samplers(latents: LatentStats) -> list[str]:
     """The samplers that find what they need in `latents`."""
     return [name for name in SAMPLERS if _works(lambda name=name: sample(name, 1, latents, 0))]
 
 
-def path_names(latents: LatentStats) -> list[str]:
+def available_paths(latents: LatentStats) -> list[str]:
     """The paths that find what they need in `latents`."""
     # Without stored z-points of real images there is only their mean, which is no way to go.
     return [name for name in PATHS if "points" in latents or name != "neighbours"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from aecore.latent.interpolation import principal_axes
 from aecore.latent.samplers import LatentStats, attribute_directions
 from aecore.model.autoencoder import ImageShape
-from serving.http.schemas import path_names, sampler_names
+from serving.http.schemas import available_paths, available_samplers
 
 AXES = 32  # principal axes that /v1/model tells
 
@@ -36,11 +36,11 @@ class ModelInfo:
 
     @cached_property
     def samplers(self) -> list[str]:
-        return sampler_names(self.latents)
+        return available_samplers(self.latents)
 
     @cached_property
     def paths(self) -> list[str]:
-        return path_names(self.latents)
+        return available_paths(self.latents)
 
     @cached_property
     def latent_space(self) -> dict[str, Any]:

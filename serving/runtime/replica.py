@@ -51,9 +51,9 @@ class Replica:
         ).start()
 
     def __serve_build_asgi_app__(self) -> Any:
-        from serving.http.api import make_api
+        from serving.http.api import create_app
 
-        return make_api(self._slot, token=self._token, metrics=self._metrics)
+        return create_app(self._slot, token=self._token, metrics=self._metrics)
 
 
 def build_application(

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
-from serving.http.api import make_api
+from serving.http.api import create_app
 from serving.http.decoding import NPY
 from serving.http.encoding import encode_npy
 from serving.runtime.model_slot import ModelSlot
@@ -20,7 +20,7 @@ INFO, MODEL = SLOT.current.info, make_model()
 
 
 def make_client(slot: ModelSlot = SLOT, **options):
-    return TestClient(make_api(slot, **options), "http://localhost", raise_server_exceptions=False)
+    return TestClient(create_app(slot, **options), "http://localhost", raise_server_exceptions=False)
 
 
 def make_slot_with(decode=None, encode=None, **info):

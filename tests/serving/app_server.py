@@ -11,7 +11,7 @@ import uvicorn
 from aecore.config import Recipe
 from aecore.latent.samplers import fit_latent_stats
 from aecore.model.autoencoder import Autoencoder, ImageShape, build_model
-from serving.http.api import make_api
+from serving.http.api import create_app
 from serving.runtime.model_loading import LoadedModel
 from serving.runtime.model_slot import ModelInfo, ModelSlot
 
@@ -42,7 +42,7 @@ def make_model() -> Autoencoder:
 @contextmanager
 def serve_app(slot: ModelSlot, token: str = "") -> Iterator[str]:
     """Serve the app of `slot` inside the block; yield its URL."""
-    server = uvicorn.Server(uvicorn.Config(make_api(slot, token=token), port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(create_app(slot, token=token), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from serving.http.api import make_api
+from serving.http.api import create_app
 from tests.serving.app_server import make_slot
 
 schemathesis = pytest.importorskip("schemathesis")
@@ -17,7 +17,7 @@ HERE = {"Host": "localhost"}
 
 def load(**options):
     headers = {"Authorization": f"Bearer {options.get('token', '')}"} | HERE
-    return schemathesis.openapi.from_asgi("/openapi.json", make_api(make_slot(), **options), headers=headers)
+    return schemathesis.openapi.from_asgi("/openapi.json", create_app(make_slot(), **options), headers=headers)
 
 
 def ask(operation, examples, check):
