@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import ray.data
-from ray.data import DataContext, Dataset, RandomSeedConfig
+from ray.data import DataContext, RandomSeedConfig
 from ray.exceptions import UserCodeException
 from ray.train import DataConfig
 
 from aecore.config import Recipe
-from aecore.data.shard_stream import decode_shard
+from aecore.data.dataset import Dataset
 from aecore.data.shards import Manifest
 from cluster.settings import apply_env, exported_env
 
@@ -40,12 +40,12 @@ class Shares(DataConfig):
         self.manifest, self.seed = manifest, recipe.optim.seed
         self.decode = partial(_decode, manifest=manifest, uri=recipe.data.uri, environment=exported_env())
 
-    def configure(self, datasets: dict[str, Dataset], world_size: int, *args: Any, **kwargs: Any) -> Any:
+    def configure(self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any) -> Any:
         """Called by Ray Train whenever it starts a group of workers."""
         images = {split: self._images(split, parts, world_size) for split, parts in datasets.items()}
         return super().configure(images, world_size, *args, **kwargs)
 
-    def _images(self, split: str, parts: Dataset, world_size: int) -> Dataset:
+    def _images(self, split: str, parts: ray.data.Dataset, world_size: int) -> ray.data.Dataset:
         # Equal shares leave out what is over: rows that do not count make the number of rows come out even.
         if extra := -self.manifest.count(split) % world_size:
             parts = parts.union(ray.data.from_items([{"split": split, "number": -1, "rows": extra}]))
@@ -79,9 +79,10 @@ def _decode(part: Any, manifest: Manifest, uri: str, environment: dict[str, str]
     from cluster.storage import open_uri
 
     apply_env(environment)
+    dataset = Dataset(*open_uri(uri), manifest)
     split, number, rows = str(part["split"][0]), int(part["number"][0]), int(part["rows"][0])
     if number < 0:
-        images = np.zeros((rows, manifest.size, manifest.size, manifest.channels), np.uint8)
+        images = np.zeros((rows, *dataset.image_shape), np.uint8)
     else:
-        images = decode_shard(*open_uri(uri), manifest, manifest.shards(split)[number])
+        images = dataset.decode_shard(dataset.shards(split)[number])
     return {"image": images, "real": np.full(rows, number >= 0)}

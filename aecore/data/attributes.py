@@ -2,25 +2,23 @@
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from aecore.data.shards import Manifest
+from aecore.data.dataset import Dataset
 
 NOT_ATTRIBUTES = {"name", "image", "identity", "label", "class"}
 MOST_CLASSES = 100
 
 
-def read_attributes(
-    fs: pafs.FileSystem, root: str, manifest: Manifest, split: str, rows: np.ndarray
-) -> dict[str, Tensor]:
-    """The attributes of the images `rows` (n,) of a split as stored: names to values, float32 (n,).
+def read_attributes(dataset: Dataset, split: str, rows: np.ndarray) -> dict[str, Tensor]:
+    """Read the attributes of `rows` (n,) of a split in stored order: name to values, float32 (n,).
 
-    Images are not read. Raises OSError where a shard is missing.
+    Image columns are not read. Raises OSError when a shard is missing.
     """
-    paths = [f"{root}/{shard.path}" for shard in manifest.shards(split)]
+    fs = dataset.fs
+    paths = [f"{dataset.root}/{shard.path}" for shard in dataset.shards(split)]
     if not paths:
         return {}
     columns = [name for name in pq.read_schema(paths[0], filesystem=fs).names if name not in ("name", "image")]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-import pyarrow as pa
 import simplejpeg
 from PIL import Image, ImageOps
 
@@ -155,29 +154,28 @@ def encode_image(image: np.ndarray, encoding: str, quality: int = JPEG_QUALITY) 
 
 
 def decode_rows(
-    images: pa.ChunkedArray | pa.Array | list[bytes], encoding: str, size: int, channels: int, out: np.ndarray
+    encoded: list[bytes], encoding: str, size: int, channels: int, out: np.ndarray, first_row: int = 0
 ) -> None:
-    """Decode a shard's `image` column into `out`, contiguous uint8 (n, size, size, channels), one row each.
+    """Decode rows of a shard, from `first_row` on, into `out`, contiguous uint8 (n, size, size, channels).
 
-    Threads may decode into slices of one array: the JPEG decoder lets the interpreter go on meanwhile.
+    Threads may decode into slices of one array: the JPEG decoder releases the interpreter lock.
     Raises ValueError naming the row that does not decode to exactly this shape.
     """
-    rows = images if isinstance(images, list) else images.to_pylist()
     shape = (size, size, channels)
-    assert out.shape == (len(rows), *shape), (out.shape, len(rows), shape)
+    assert out.shape == (len(encoded), *shape), (out.shape, len(encoded), shape)
     assert out.dtype == np.uint8
     assert out.flags.c_contiguous
     colours = "GRAY" if channels == 1 else "RGB"
-    for index, data in enumerate(rows):
+    for index, data in enumerate(encoded):
         try:
             if encoding == "jpeg":
-                found = simplejpeg.decode_jpeg(data, colours, buffer=out[index])
-                if found.shape != shape:
-                    raise ValueError(f"it is {found.shape}, not {shape}")
+                decoded = simplejpeg.decode_jpeg(data, colours, buffer=out[index])
+                if decoded.shape != shape:
+                    raise ValueError(f"its shape is {decoded.shape}, not {shape}")
             elif encoding == "raw":
                 out[index] = np.frombuffer(data, np.uint8).reshape(shape)
             else:
                 with Image.open(io.BytesIO(data)) as image:
                     out[index] = np.asarray(image).reshape(shape)
         except (ValueError, OSError) as error:
-            raise ValueError(f"image {index} of the shard does not decode as {encoding}: {error}") from error
+            raise ValueError(f"row {first_row + index} does not decode as {encoding}: {error}") from error

@@ -27,9 +27,9 @@ import numpy as np
 import pyarrow.fs as pafs
 
 from aecore.data.cache_eviction import allocate, hold
-from aecore.data.images import decode_rows
+from aecore.data.dataset import Dataset, shard_offsets
 from aecore.data.io import write_json
-from aecore.data.shards import Manifest, Shard, UnreadShardError, read_shard
+from aecore.data.shards import Shard, UnreadShardError
 
 log = logging.getLogger(__name__)
 LOCAL = pafs.LocalFileSystem()
@@ -40,7 +40,7 @@ _buffers = threading.local()
 
 
 def open_cache(
-    folder: Path, fs: pafs.FileSystem, root: str, manifest: Manifest, split: str,
+    folder: Path, dataset: Dataset, split: str,
     filled: Callable[[int], None] = lambda done: None, limit: int | None = None,
 ) -> np.ndarray:  # fmt: skip
     """The split's images, uint8 `(rows, size, size, channels)`, read-only and memory-mapped; filled first if need be.
@@ -51,7 +51,7 @@ def open_cache(
     used first. Raises ValueError for a damaged shard, a folder that cannot be written, or a split over the limit,
     UnreadShardError where storage does not give a shard.
     """
-    copy = _Copy(folder / f"{manifest.digest[:16]}-{split}", fs, root, manifest, split)
+    copy = _Copy(folder / f"{dataset.manifest.digest[:16]}-{split}", dataset, split)
     if not copy.shape[0]:
         return np.empty(copy.shape, np.uint8)
     try:
@@ -85,14 +85,12 @@ class _Copy:
     """The decoded copy of one split and where it comes from."""
 
     place: Path
-    fs: pafs.FileSystem
-    root: str
-    manifest: Manifest
+    dataset: Dataset
     split: str
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        return self.manifest.count(self.split), self.manifest.size, self.manifest.size, self.manifest.channels
+        return self.dataset.count(self.split), *self.dataset.image_shape
 
     @property
     def row_bytes(self) -> int:
@@ -107,8 +105,8 @@ class _Copy:
         return self.place / "images.u8"
 
     def parts(self) -> list["_Part"]:
-        shards = self.manifest.shards(self.split)
-        starts = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
+        shards = self.dataset.shards(self.split)
+        starts = shard_offsets(shards).tolist()
         return [_Part(number, shard, starts[number]) for number, shard in enumerate(shards)]
 
     def is_trusted(self) -> bool:
@@ -154,7 +152,7 @@ def _fill(copy: _Copy, filled: Callable[[int], None]) -> None:
             if len(left) == len(parts):
                 time.sleep(0.02)
             parts = left
-    write_json(LOCAL, str(copy.place / "complete.json"), {"shape": copy.shape, "root": copy.root})
+    write_json(LOCAL, str(copy.place / "complete.json"), {"shape": copy.shape, "root": copy.dataset.root})
 
 
 @dataclass
@@ -218,7 +216,7 @@ class CacheFill:
         return True
 
     def _read(self, part: _Part) -> list[bytes]:
-        return read_shard(self.copy.fs, self.copy.root, part.shard)["image"].to_pylist()
+        return self.copy.dataset.read_shard(part.shard)["image"].to_pylist()
 
     def _decode_next(self) -> None:
         part = self.read[0]
@@ -242,17 +240,13 @@ class CacheFill:
         with os.scandir(self.copy.place) as files:
             done = {int(file.name[:-4]) for file in files if file.name.endswith(".crc") and file.stat().st_size}
         return sum(
-            shard.rows for number, shard in enumerate(self.copy.manifest.shards(self.copy.split)) if number in done
+            shard.rows for number, shard in enumerate(self.copy.dataset.shards(self.copy.split)) if number in done
         )
 
     def _decode(self, part: _Part, rows: list[bytes], first: int) -> int:
-        manifest = self.copy.manifest
         block = _buffer(len(rows) * self.copy.row_bytes)
         out = np.frombuffer(block, np.uint8).reshape(len(rows), *self.copy.shape[1:])
-        try:
-            decode_rows(rows, manifest.encoding, manifest.size, manifest.channels, out)
-        except ValueError as error:
-            raise ValueError(f"{part.shard.path}, from row {first} on: {error}") from error
+        self.copy.dataset.decode_rows(part.shard, rows, first, out)
         offset, rest = (part.start + first) * self.copy.row_bytes, block
         while rest:
             written = os.pwrite(self.file.fileno(), rest, offset)

@@ -135,8 +135,8 @@ def _open(names: Mapping[str, str], judged: int) -> dict[str, Measured]:
     images, options = {}, {}
     for dataset in {run.dataset for run in finished.values()}:
         data = common_dataset([run for run in finished.values() if run.dataset == dataset], LIMIT)
-        images[dataset] = cache(partial(read_images, *data, LIMIT))
-        options[dataset] = options_for(data[2], LIMIT, judged)
+        images[dataset] = cache(partial(read_images, data, LIMIT))
+        options[dataset] = options_for(data.manifest, LIMIT, judged)
     return {name: Measured(run, images[run.dataset], options[run.dataset]) for name, run in finished.items()}
 
 

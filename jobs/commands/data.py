@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow.fs as pafs
 
-from aecore.data.images import decode_rows, fit_square
+from aecore.data.dataset import Dataset, shard_offsets
+from aecore.data.images import fit_square
 from aecore.data.io import write_atomic
-from aecore.data.shards import MANIFEST, Manifest, Shard, UnreadShardError, find_manifest, load_manifest, read_shard
+from aecore.data.shards import MANIFEST, Manifest, Shard, UnreadShardError, find_manifest
 from aecore.data.splits import SPLITS
 from aecore.image_grid import grid, titled_sheet, to_png
 from cluster.storage import check_uri, open_uri
 
 COLUMNS, THUMB = 16, 128  # of the contact sheet: pictures in a row, and their largest edge
 SHEET_ROWS = {"train": 6, "valid": 2, "test": 2}
-SLICE = 1 << 25  # bytes of pixels decoded at a time
+BLOCK_BYTES = 1 << 25  # of pixels that a thread decodes at once
 Progress = Callable[[int, int], None]
 
 
@@ -30,17 +31,18 @@ def show(uri: str, out: str, progress: Progress = lambda done, total: None) -> d
     to a person. Every shard is read and checked on the way. Raises ValueError when there is no dataset, one
     without images, or a shard is missing or damaged, UnreadShardError where storage does not give one.
     """
-    fs, root = _place(uri)
-    manifest = load_manifest(fs, root)
+    check_uri(uri)
+    dataset = Dataset.open(*open_uri(uri))
+    manifest = dataset.manifest
     if not _images(manifest):
         raise ValueError(f"{uri} holds no images")
     totals = _Totals(manifest)
 
-    def look(split: str, start: int, shard: Shard) -> None:
-        for first, images in _decode(fs, root, manifest, shard):
+    def add_shard(split: str, start: int, shard: Shard) -> None:
+        for first, images in dataset.iter_blocks(shard, BLOCK_BYTES):
             totals.add(split, start + first, images)
 
-    for _ in _each_shard(manifest, look, progress):
+    for _ in _each_shard(manifest, add_shard, progress):
         pass
     sheet, mean_image = Path(out) / "contact-sheet.png", Path(out) / "mean-image.png"
     try:
@@ -73,17 +75,19 @@ def verify(uri: str, progress: Progress = lambda done, total: None) -> dict[str,
     The result's `bad` names each file that is not in order, with the reason; `exit_status` is 1 if there is one.
     Raises ValueError when there is no dataset or the storage does not let us in.
     """
-    fs, root = _place(uri)
+    check_uri(uri)
+    fs, root = open_uri(uri)
     try:
         manifest = find_manifest(fs, root)
     except ValueError as error:
         return _verdict(uri, 0, 0, [{"shard": MANIFEST, "reason": str(error)}])
     if manifest is None:
         raise ValueError(f"no dataset at {uri}: {MANIFEST} is missing; make one with `zpoint ingest`")
+    dataset = Dataset(fs, root, manifest)
 
     def check(split: str, start: int, shard: Shard) -> str:
         try:
-            rows = sum(len(images) for _, images in _decode(fs, root, manifest, shard))
+            rows = sum(len(images) for _, images in dataset.iter_blocks(shard, BLOCK_BYTES))
         except (UnreadShardError, ValueError) as error:
             return str(error)
         return "" if rows == shard.rows else f"shard {shard.path} has {rows} rows, not {shard.rows}"
@@ -99,11 +103,6 @@ def _verdict(uri: str, shards: int, images: int, bad: list[dict[str, str]]) -> d
     return {"uri": uri, "shards": shards, "images": images, "bad": bad, "text": text, "exit_status": int(bool(bad))}
 
 
-def _place(uri: str) -> tuple[pafs.FileSystem, str]:
-    check_uri(uri)
-    return open_uri(uri)
-
-
 def _images(manifest: Manifest) -> int:
     return sum(manifest.count(split) for split in manifest.splits)
 
@@ -115,7 +114,7 @@ def _each_shard(
     todo = []
     for split in SPLITS:
         shards = manifest.shards(split)
-        starts = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
+        starts = shard_offsets(shards).tolist()
         todo += [(split, start, shard) for start, shard in zip(starts, shards, strict=False)]
     done, total = 0, _images(manifest)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -126,21 +125,6 @@ def _each_shard(
                 yield shard, said
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _decode(fs: pafs.FileSystem, root: str, manifest: Manifest, shard: Shard) -> Iterator[tuple[int, np.ndarray]]:
-    """Give a shard's images piece by piece: the first one's number, and uint8 (n, size, size, channels)."""
-    column = read_shard(fs, root, shard)["image"]
-    size, channels = manifest.size, manifest.channels
-    rows = max(1, SLICE // (size * size * channels))
-    for first in range(0, len(column), rows):
-        piece = column.slice(first, rows)
-        images = np.empty((len(piece), size, size, channels), np.uint8)
-        try:
-            decode_rows(piece, manifest.encoding, size, channels, images)
-        except ValueError as error:
-            raise ValueError(f"shard {shard.path}, from row {first} on: {error}") from error
-        yield first, images
 
 
 class _Totals:

@@ -131,7 +131,7 @@ def _shown(name: str, run: str, dataset: str) -> list[tuple[str, list[np.ndarray
     from aecore.training.checkpoint import load_model
     from jobs.dataset import open_dataset
 
-    images = open_cache(settings().cache, *open_dataset(dataset), "test")[:SHOWN]
+    images = open_cache(settings().cache, open_dataset(dataset), "test")[:SHOWN]
     fs, root = find_run(run).place
     saved = load_model(fs, f"{root}/model")
     seen = saved.model.decode(saved.model.encode(to_float(torch.from_numpy(np.array(images)))).mean).numpy()

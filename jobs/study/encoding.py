@@ -10,10 +10,11 @@ import numpy as np
 import ray.data
 from ray.data import DataContext
 
-from aecore.data.shard_stream import decode_shard, spaced_rows_by_shard
+from aecore.data.dataset import Dataset
 from aecore.data.shards import Manifest
 from cluster.ray_connection import connect, has_gpu
 from cluster.settings import apply_env, exported_env
+from cluster.storage import open_uri
 from jobs.ray_data import plain_errors
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def encode_spread(run: str, uri: str, manifest: Manifest, limit: int) -> "Diagon
     connect()
     DataContext.get_current().enable_progress_bars = False
     parts, first = [], 0
-    for shard, rows in spaced_rows_by_shard(manifest, "train", limit):
+    for shard, rows in Dataset(*open_uri(uri), manifest).spaced_rows("train", limit):
         parts.append({"shard": manifest.shards("train").index(shard), "rows": rows, "first": first})
         first += len(rows)
     encode = partial(_encode, run=run, uri=uri, manifest=manifest, environment=exported_env())
@@ -51,14 +52,13 @@ def _encode(part: Any, run: str, uri: str, manifest: Manifest, environment: dict
     from aecore.analysis import encode_images
     from aecore.model.autoencoder import default_device
     from aecore.training.checkpoint import load_model
-    from cluster.storage import open_uri
 
     apply_env(environment)
     fs, root = open_uri(run)
     # Each time: it is little beside a shard, and never an older one.
     saved = load_model(fs, f"{root}/model", default_device())
     shard, first = manifest.shards("train")[int(part["shard"][0])], int(part["first"][0])
-    images = decode_shard(*open_uri(uri), manifest, shard, part["rows"][0])
+    images = Dataset(*open_uri(uri), manifest).decode_shard(shard, part["rows"][0])
     latent = encode_images(saved, images, first)
     logvar = np.empty((0,), np.float32) if latent.logvar is None else latent.logvar.numpy()
     return {"first": [first], "mean": [latent.mean.numpy()], "logvar": [logvar]}

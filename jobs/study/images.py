@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from aecore.data.shard_stream import read_spaced_images, spaced_rows_by_shard
+from aecore.data.dataset import Dataset
 from aecore.data.shards import Manifest
 from aecore.metrics.suite import MetricSuite
 
@@ -34,22 +33,22 @@ def check_enough(manifest: Manifest, limit: int) -> None:
         )
 
 
-def read_images(fs: pafs.FileSystem, root: str, manifest: Manifest, limit: int) -> Images:
+def read_images(dataset: Dataset, limit: int) -> Images:
     """At most `limit` images, and LARGE, of the training split and of the unseen ones.
 
     Raises ValueError for a damaged shard.
     """
     limit = min(limit, LARGE)
-    train = read_spaced_images(fs, root, manifest, "train", limit)
-    test = read_spaced_images(fs, root, manifest, held_out_split(manifest), limit)
-    return Images(train, test, MetricSuite(train, test, read_labels(fs, root, manifest, limit)))
+    train = dataset.images("train", limit)
+    test = dataset.images(held_out_split(dataset.manifest), limit)
+    return Images(train, test, MetricSuite(train, test, read_labels(dataset, limit)))
 
 
-def read_labels(fs: pafs.FileSystem, root: str, manifest: Manifest, limit: int) -> np.ndarray | None:
+def read_labels(dataset: Dataset, limit: int) -> np.ndarray | None:
     """The labels int64 (n,) of the training images that `read_images` gives; None where the set has fewer than two."""
-    labels = []
-    for shard, rows in spaced_rows_by_shard(manifest, "train", limit):
-        path = f"{root}/{shard.path}"
+    fs, labels = dataset.fs, []
+    for shard, rows in dataset.spaced_rows("train", limit):
+        path = f"{dataset.root}/{shard.path}"
         if "label" not in pq.read_schema(path, filesystem=fs).names:
             return None
         labels.append(pq.read_table(path, columns=["label"], filesystem=fs)["label"].to_numpy()[rows])

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 
+from aecore.data.dataset import Dataset
 from aecore.data.io import write_atomic
-from aecore.data.shards import Manifest
 from cluster import tracking
 from cluster.settings import settings
 from cluster.storage import check_uri
@@ -42,7 +42,7 @@ def study(
     runs = [find_finished(name) for name in names]
     data, network = common_dataset(runs, limit), _network(inception)
     folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is known before the work
-    figures, arrays = _measure(runs, data, options_for(data[2], limit, judged), network, fresh, progress)
+    figures, arrays = _measure(runs, data, options_for(data.manifest, limit, judged), network, fresh, progress)
 
     from jobs.study.report import PAGE, make_report
 
@@ -72,14 +72,14 @@ def _network(weights: str | None) -> "Inception | None":
 
 
 def _measure(
-    runs: list[Finished], data: tuple[pafs.FileSystem, str, Manifest], options: dict[str, int],
+    runs: list[Finished], data: Dataset, options: dict[str, int],
     network: "Inception | None", fresh: bool, progress: Progress,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
     """The figures of all runs, and each one's arrays by part and name."""
     from aecore.analysis import PARTS
     from jobs.study.images import held_out_split, read_images
 
-    images = cache(partial(read_images, *data, options["limit"]))
+    images = cache(partial(read_images, data, options["limit"]))
     scored = cache(lambda: network.against(images().scores.train)) if network else None
     steps = len(PARTS) + bool(network)
     figures, arrays, total = [], [], len(runs) * steps
@@ -95,7 +95,7 @@ def _measure(
         figures.append(numbers)
         arrays.append(kept)
     progress(total, total, "")
-    manifest = data[2]
+    manifest = data.manifest
     about = {"name": manifest.dataset, "uri": runs[0].recipe.data.uri, "size": manifest.size, "digest": manifest.digest}
     counts = {split: manifest.count(split) for split in manifest.splits}
     return {

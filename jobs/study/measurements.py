@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.fs as pafs
-
 from aecore.config import Recipe, check_recipe
+from aecore.data.dataset import Dataset
 from aecore.data.io import read_json
 from aecore.data.shards import Manifest
 from jobs.dataset import open_dataset
@@ -56,7 +55,7 @@ def options_for(manifest: Manifest, limit: int, judged: int) -> dict[str, int]:
     return {"limit": limit, "judged": min(judged, manifest.count(held_out_split(manifest)))}
 
 
-def common_dataset(runs: list[Finished], limit: int) -> tuple[pafs.FileSystem, str, Manifest]:
+def common_dataset(runs: list[Finished], limit: int) -> Dataset:
     """The dataset that `runs` were trained on. Raises ValueError for several, a changed or a small one."""
     from jobs.study.images import check_enough
 
@@ -67,11 +66,11 @@ def common_dataset(runs: list[Finished], limit: int) -> tuple[pafs.FileSystem, s
                 f"a study compares runs on one dataset: '{first.record.name}' was trained on {first.recipe.data.uri}, "
                 f"'{run.record.name}' on {run.recipe.data.uri}"
             )
-    fs, root, manifest = open_dataset(first.recipe.data.uri)
-    if manifest.digest != first.dataset:
+    dataset = open_dataset(first.recipe.data.uri)
+    if dataset.manifest.digest != first.dataset:
         raise ValueError(f"{first.recipe.data.uri} no longer holds what '{first.record.name}' was trained on")
-    check_enough(manifest, limit)
-    return fs, root, manifest
+    check_enough(dataset.manifest, limit)
+    return dataset
 
 
 class Measured:
@@ -123,8 +122,8 @@ class Measured:
         from jobs.study.images import LARGE
 
         uri, limit = self.run.recipe.data.uri, self.options["limit"]
-        if limit <= LARGE or (manifest := open_dataset(uri)[2]).count("train") <= LARGE:
+        if limit <= LARGE or (dataset := open_dataset(uri)).count("train") <= LARGE:
             return None
         from jobs.study.encoding import encode_spread
 
-        return partial(encode_spread, self.run.record.uri, uri, manifest, limit)
+        return partial(encode_spread, self.run.record.uri, uri, dataset.manifest, limit)

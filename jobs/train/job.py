@@ -5,6 +5,7 @@ from contextlib import closing
 from typing import Any
 
 from aecore.config import Recipe
+from aecore.data.dataset import Dataset
 from cluster.progress import Bar, watch
 from cluster.ray_connection import connect
 from cluster.settings import settings
@@ -23,15 +24,15 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
     run again unless `fresh`. Raises ValueError for a wrong recipe or dataset, RuntimeError when training failed.
     """
     recipe = with_full_uri(recipe)
-    _, _, manifest = open_dataset(recipe.data.uri)
+    dataset = open_dataset(recipe.data.uri)
     check_uri(settings().store)
-    record = open_run(recipe, stem, manifest, fresh=fresh)
+    record = open_run(recipe, stem, dataset.manifest, fresh=fresh)
     again = record.finished()
     started = time.monotonic()
     if not again:
         try:
             with record.background_sync():
-                _run(recipe, record)
+                _run(recipe, dataset, record)
         except ValueError:
             record.discard()
             raise
@@ -46,16 +47,16 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _run(recipe: Recipe, record: RunStore) -> None:
+def _run(recipe: Recipe, dataset: Dataset, record: RunStore) -> None:
     if recipe.scale.workers == 0:
         from aecore.model.autoencoder import default_device
         from jobs.train.worker import Worker, work
 
         stop = StopRequest()
         with closing(Bar(record.name, "images")) as bar, interruptible(stop.on_signal):
-            for _ in work(recipe, record, Worker(device=default_device(), show=bar.update, stop=stop)):
+            for _ in work(recipe, dataset, record, Worker(device=default_device(), show=bar.update, stop=stop)):
                 pass
         return
     connect()
     with watch(record.name, record.name, "images"):
-        run_on_ray(recipe, record)
+        run_on_ray(recipe, dataset.manifest, record)

@@ -4,10 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.fs as pafs
-
 from aecore.config import Recipe
-from aecore.data.shards import Manifest
+from aecore.data.dataset import Dataset
 from aecore.data.splits import SPLITS
 from cluster.settings import settings
 
@@ -22,7 +20,7 @@ ProgressCallback = Callable[[int, int, str], None]  # takes how much is done, of
 
 
 def open_loaders(
-    recipe: Recipe, fs: pafs.FileSystem, root: str, manifest: Manifest, world: "World", device: "torch.device",
+    recipe: Recipe, dataset: Dataset, world: "World", device: "torch.device",
     shard_of: ShardOf | None = None, show: ProgressCallback = lambda done, total, text: None,
 ) -> dict[str, "Loader"]:  # fmt: skip
     """A feed for each split, empty for one that the dataset lacks.
@@ -34,14 +32,14 @@ def open_loaders(
 
     from aecore.data.loaders import DeviceLoader, NodeLoader, StreamLoader
     from aecore.data.node_cache import open_cache
-    from aecore.data.shard_stream import iter_shards, read_spaced_images
+    from aecore.data.shard_stream import iter_shards
     from aecore.data.shuffle import BatchSampler
 
     order = BatchSampler(recipe.optim.seed, recipe.optim.batch, world)
 
     def open_feed(split: str) -> "Loader":
-        if not manifest.splits.get(split):
-            return NodeLoader(np.empty((0, manifest.size, manifest.size, manifest.channels), np.uint8), order, device)
+        if not dataset.manifest.splits.get(split):
+            return NodeLoader(np.empty((0, *dataset.image_shape), np.uint8), order, device)
         if recipe.data.cache == "none":
             assert shard_of or world.size == 1
             if shard_of:
@@ -49,12 +47,12 @@ def open_loaders(
 
                 share = partial(pour_shard, shard_of(split))
             else:
-                share = partial(iter_shards, fs, root, manifest, split, order.seed)
-            few = partial(read_spaced_images, fs, root, manifest, split)
-            return StreamLoader(share, few, manifest.count(split), order, device)
-        total, text = manifest.count(split), f"filling the node cache: {split}"
+                share = partial(iter_shards, dataset, split, order.seed)
+            few = partial(dataset.images, split)
+            return StreamLoader(share, few, dataset.count(split), order, device)
+        total, text = dataset.count(split), f"filling the node cache: {split}"
         filled: Callable[[int], None] = lambda done: show(done, total, text)  # noqa: E731
-        images = open_cache(settings().cache, fs, root, manifest, split, filled, settings().cache_max)
+        images = open_cache(settings().cache, dataset, split, filled, settings().cache_max)
         feed = DeviceLoader if in_device(recipe.data.cache, images.nbytes, device) else NodeLoader
         return feed(images, order, device)
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from aecore.config import Recipe, check_recipe
+from aecore.data.shards import Manifest
 from cluster.progress import publish
 from cluster.ray_connection import has_gpu, ray_api_address, uses_local_ray
 from cluster.settings import apply_env, exported_env, settings
@@ -23,18 +24,18 @@ WORD_SECONDS = 5  # after so long a wait for room it is said
 GROUP_SECONDS = 20  # for room for all workers of a group: Ray Train goes on counting a lost node for as long
 
 
-def run_on_ray(recipe: Recipe, record: RunStore, callbacks: Sequence[Any] = ()) -> None:
+def run_on_ray(recipe: Recipe, manifest: Manifest, record: RunStore, callbacks: Sequence[Any] = ()) -> None:
     """Train under Ray Train; further `callbacks` run in its controller. Raises ValueError or RuntimeError."""
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     try:
         with interruptible(), _own_ray():
-            _fit(recipe, record, callbacks)
+            _fit(recipe, manifest, record, callbacks)
     except TrainingFailedError as error:
         raise training_error(error) from error
 
 
-def _fit(recipe: Recipe, record: RunStore, callbacks: Sequence[Any]) -> None:
+def _fit(recipe: Recipe, manifest: Manifest, record: RunStore, callbacks: Sequence[Any]) -> None:
     """Ray Train's `fit`, and again where it gives up for a worker's death. Raises TrainingFailedError."""
     from ray.exceptions import RayActorError
     from ray.train.v2.api.exceptions import ControllerError
@@ -44,7 +45,7 @@ def _fit(recipe: Recipe, record: RunStore, callbacks: Sequence[Any]) -> None:
     for left in reversed(range(recipe.scale.max_failures + 1)):
         delete_folder(fs, notes)  # of a driver that was killed, or of the time before
         try:
-            return _trainer(recipe, record, callbacks).fit()
+            return _trainer(recipe, manifest, record, callbacks).fit()
         except ControllerError as error:
             # A worker that dies as it is started or in its loop, Ray Train replaces; not one that dies in between.
             if not left or not isinstance(error.controller_failure, RayActorError):
@@ -68,7 +69,7 @@ def _own_ray() -> Any:
     return ray_api_address(ray.get_runtime_context().gcs_address)
 
 
-def _trainer(recipe: Recipe, record: RunStore, callbacks: Sequence[Any]) -> Any:
+def _trainer(recipe: Recipe, manifest: Manifest, record: RunStore, callbacks: Sequence[Any]) -> Any:
     """Ray Train's trainer of `recipe`, with as many workers as it says."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
@@ -79,7 +80,7 @@ def _trainer(recipe: Recipe, record: RunStore, callbacks: Sequence[Any]) -> Any:
     if streaming:
         from jobs.ray_data import ray_streams
 
-        streams = ray_streams(recipe, open_dataset(recipe.data.uri)[2])
+        streams = ray_streams(recipe, manifest)
     fs, root = open_uri(settings().store)
     each = worker_resources(scale.max_workers, streaming)
     wait_for_room(scale.min_workers, each)
@@ -245,6 +246,6 @@ def train_worker(*, recipe: dict[str, Any], record: RunStore, environment: dict[
         warned=lambda: ray.train.get_preemption_info() is not None,
     )  # fmt: skip
     with process_group(world, device):
-        for metrics in work(checked, record, worker):
+        for metrics in work(checked, open_dataset(checked.data.uri), record, worker):
             if report:
                 ray.train.report(metrics)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from aecore.config import Recipe
 from aecore.data.attributes import read_attributes
+from aecore.data.dataset import Dataset
 from aecore.data.loaders import Loader
 from aecore.data.shards import Manifest
 from aecore.data.shuffle import World, evenly_spaced
@@ -17,7 +18,6 @@ from aecore.image_grid import titled_sheet, to_png
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.training import checkpoint, evaluate, loop
 from aecore.training.state import TrainingRun
-from jobs.dataset import Dataset, open_dataset
 from jobs.run_store import RunStore
 from jobs.train.loaders import ProgressCallback, ShardOf, open_loaders
 from jobs.train.stopping import NOTHING, SAVE, STOP, StopConsensus, StopRequest
@@ -40,15 +40,14 @@ class Worker:
     warned: Callable[[], bool] = lambda: False
 
 
-def work(recipe: Recipe, record: RunStore, me: Worker) -> Iterator[dict[str, float]]:
+def work(recipe: Recipe, dataset: Dataset, record: RunStore, me: Worker) -> Iterator[dict[str, float]]:
     """Train from the last checkpoint to the finished model; yields each epoch's metrics.
 
     Raises KeyboardInterrupt when it has saved because of `me.stop`. Where it is `me.warned` that a node will end, it
     goes on while it may and saves again and again, about once a second.
     """
-    dataset = open_dataset(recipe.data.uri)
-    splits = open_loaders(recipe, *dataset, me.world, me.device, me.shard_of, me.show)
-    run = _resume(recipe, record, dataset[2], me)
+    splits = open_loaders(recipe, dataset, me.world, me.device, me.shard_of, me.show)
+    run = _resume(recipe, record, dataset.manifest, me)
     progress = run.progress
 
     def wish() -> int:
@@ -105,7 +104,7 @@ def _finish(run: TrainingRun, record: RunStore, dataset: Dataset, splits: dict[s
         last = list(record.epochs().values())[-1]
         known = {}
         if splits["train"].resumable:  # a stream's images come in no order that could be named
-            known = read_attributes(*dataset, "train", evenly_spaced(len(run.train), evaluate.LATENT_IMAGES))
+            known = read_attributes(dataset, "train", evenly_spaced(len(run.train), evaluate.LATENT_IMAGES))
         latents = evaluate.fit_run_latents(run, splits["train"], attributes=known)
         fs, place = record.place
         save_model = partial(checkpoint.save_model, fs, f"{place}/model", run.model, run.recipe, latents, last | tested)

@@ -31,7 +31,7 @@ def tune(recipe: Recipe, stem: str) -> dict[str, Any]:
     campaign is not run again. Raises ValueError for a wrong recipe or dataset, RuntimeError when every trial failed.
     """
     recipe = with_full_uri(recipe)
-    _, _, manifest = open_dataset(recipe.data.uri)
+    manifest = open_dataset(recipe.data.uri).manifest
     if not manifest.splits.get("valid"):
         raise ValueError(f"the dataset at {recipe.data.uri} has no split 'valid' to rank trials by")
     check_uri(settings().store)
@@ -152,16 +152,18 @@ def run_trial(config: dict[str, Any], *, recipe: Recipe, campaign: str, environm
     record = RunStore(recipe.name, f"{settings().runs_uri}/{recipe.name}", "")
     known = record.epochs()
     if not record.finished():
+        dataset = open_dataset(recipe.data.uri)
         if recipe.scale.max_workers > 1:
             from ray.tune.integration.ray_train import TuneReportCallback
 
-            run_on_ray(recipe, record, [TuneReportCallback()])
+            run_on_ray(recipe, dataset.manifest, record, [TuneReportCallback()])
         else:
             import torch
 
             from jobs.train.worker import Worker, work
 
-            for metrics in work(recipe, record, Worker(device=torch.device("cuda" if has_gpu() else "cpu"))):
+            worker = Worker(device=torch.device("cuda" if has_gpu() else "cpu"))
+            for metrics in work(recipe, dataset, record, worker):
                 ray_tune.report(metrics)
     if len(known) == recipe.optim.epochs:  # none was left to report, and Tune wants one
         ray_tune.report(known[recipe.optim.epochs])

@@ -21,6 +21,7 @@ import numpy as np
 import simplejpeg
 import torch
 
+from aecore.data.dataset import Dataset
 from aecore.data.loaders import NodeLoader
 from aecore.data.node_cache import num_threads, open_cache
 from aecore.data.shards import Manifest, load_manifest, read_shard
@@ -78,7 +79,7 @@ def copy_ceiling(uri: str) -> float:
 
 def open_feed(uri: str, folder: Path) -> NodeLoader:
     fs, root = open_uri(uri)
-    images = open_cache(folder, fs, root, load_manifest(fs, root), "train")
+    images = open_cache(folder, Dataset.open(fs, root), "train")
     return NodeLoader(images, BatchSampler(0, BATCH), CPU)
 
 

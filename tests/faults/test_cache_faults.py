@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aecore.data.dataset import Dataset
 from aecore.data.node_cache import open_cache
-from aecore.data.shards import Manifest, load_manifest
-from tests.made import FS, make_dataset, pixels
+from tests.synthetic_dataset import FS, make_dataset, pixels
 
 SHARDS, ROWS, SIZE = 12, 16, 32
 SPAWN = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture
-def manifest(tmp_path: Path) -> Manifest:
+def dataset(tmp_path: Path) -> Dataset:
     return make_dataset(tmp_path / "data", {"train": [ROWS] * SHARDS}, SIZE)
 
 
@@ -31,7 +31,7 @@ def use(folder: Path, root: Path, told=None, slow: float = 0.0, ready=None, over
             told.put(rows)
         time.sleep(slow)
 
-    images = open_cache(folder, FS, str(root), load_manifest(FS, str(root)), "train", tell)
+    images = open_cache(folder, Dataset.open(FS, str(root)), "train", tell)
     assert np.array_equal(images, pixels(SHARDS * ROWS, SIZE))
     if ready is not None:
         ready.set()
@@ -57,15 +57,15 @@ def ended(*processes) -> None:
     assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
-def decoded_now(tmp_path: Path, manifest: Manifest) -> int:
+def decoded_now(tmp_path: Path, dataset: Dataset) -> int:
     """Open the cache here, check its pixels; how many shards that took."""
     rows: list[int] = []
-    images = open_cache(tmp_path / "cache", FS, str(tmp_path / "data"), manifest, "train", rows.append)
+    images = open_cache(tmp_path / "cache", dataset, "train", rows.append)
     assert np.array_equal(images, pixels(SHARDS * ROWS, SIZE))
     return len(rows)
 
 
-def test_killed_while_filling_then_begun_again(tmp_path, manifest):
+def test_killed_while_filling_then_begun_again(tmp_path, dataset):
     """Twice: what was decoded stays, however little it was."""
     done = 0
     for _ in range(2):
@@ -75,33 +75,33 @@ def test_killed_while_filling_then_begun_again(tmp_path, manifest):
             told.get(timeout=60)
             done += 1
         kill(process)
-    assert decoded_now(tmp_path, manifest) <= SHARDS - done
-    assert decoded_now(tmp_path, manifest) == 0
+    assert decoded_now(tmp_path, dataset) <= SHARDS - done
+    assert decoded_now(tmp_path, dataset) == 0
 
 
-def test_two_fill_and_one_is_killed(tmp_path, manifest):
+def test_two_fill_and_one_is_killed(tmp_path, dataset):
     told = [SPAWN.Queue(), SPAWN.Queue()]
     dying, living = start(tmp_path, told[0], 0.3), start(tmp_path, told[1], 0.3)
     told[0].get(timeout=60)
     kill(dying)
     ended(living)
-    assert decoded_now(tmp_path, manifest) == 0
+    assert decoded_now(tmp_path, dataset) == 0
 
 
-def test_a_damaged_shard_is_named_by_all_who_fill_and_mended(tmp_path, manifest):
+def test_a_damaged_shard_is_named_by_all_who_fill_and_mended(tmp_path, dataset):
     shard = tmp_path / "data" / "train-00007.parquet"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
     for _ in range(2):
         with pytest.raises(ValueError, match=r"train-00007.parquet is damaged"):
-            decoded_now(tmp_path, manifest)
+            decoded_now(tmp_path, dataset)
     shard.write_bytes(whole)
-    assert decoded_now(tmp_path, manifest) < SHARDS  # what was done before the error is kept
+    assert decoded_now(tmp_path, dataset) < SHARDS  # what was done before the error is kept
 
 
-def test_many_runs_open_a_damaged_copy_at_once(tmp_path, manifest):
+def test_many_runs_open_a_damaged_copy_at_once(tmp_path, dataset):
     """Cut short and flipped, while one already reads the sound part; all see the right pixels."""
-    decoded_now(tmp_path, manifest)
+    decoded_now(tmp_path, dataset)
     images = next((tmp_path / "cache").glob("*/images.u8"))
     with open(images, "r+b") as file:
         file.truncate(9 * ROWS * SIZE * SIZE + 5)
@@ -114,22 +114,22 @@ def test_many_runs_open_a_damaged_copy_at_once(tmp_path, manifest):
     while not told.empty():
         decoded.append(told.get(timeout=5))
     assert len(decoded) == 4  # shard 2 and the last three, each by one of the runs
-    assert decoded_now(tmp_path, manifest) == 0
+    assert decoded_now(tmp_path, dataset) == 0
 
 
-def test_a_reader_of_a_copy_that_is_rebuilt_is_not_disturbed(tmp_path, manifest):
+def test_a_reader_of_a_copy_that_is_rebuilt_is_not_disturbed(tmp_path, dataset):
     ready, over = SPAWN.Event(), SPAWN.Event()
     reader = start(tmp_path, None, 0.0, ready, over)
     assert ready.wait(60)
     place = next((tmp_path / "cache").glob("*/images.u8")).parent
     for name in ("complete.json", *(f"{n:05d}.crc" for n in range(SHARDS))):
         (place / name).unlink()
-    assert decoded_now(tmp_path, manifest) == SHARDS
+    assert decoded_now(tmp_path, dataset) == SHARDS
     over.set()
     ended(reader)
 
 
-def test_a_copy_in_use_is_not_evicted_until_its_user_dies(tmp_path, manifest):
+def test_a_copy_in_use_is_not_evicted_until_its_user_dies(tmp_path, dataset):
     ready, over = SPAWN.Event(), SPAWN.Event()
     reader = start(tmp_path, None, 0.0, ready, over)
     assert ready.wait(60)
@@ -137,7 +137,7 @@ def test_a_copy_in_use_is_not_evicted_until_its_user_dies(tmp_path, manifest):
     limit = SHARDS * ROWS * SIZE * SIZE
 
     def open_other() -> np.ndarray:
-        return open_cache(tmp_path / "cache", FS, str(tmp_path / "other"), other, "train", limit=limit)
+        return open_cache(tmp_path / "cache", other, "train", limit=limit)
 
     with pytest.raises(ValueError, match=r"of other sets in use"):
         open_other()
@@ -146,27 +146,27 @@ def test_a_copy_in_use_is_not_evicted_until_its_user_dies(tmp_path, manifest):
     assert len(list((tmp_path / "cache").glob("*/images.u8"))) == 1
 
 
-def test_a_full_disk_is_told_in_a_line_and_nothing_is_left_on_it(tmp_path, manifest, small_disk):
+def test_a_full_disk_is_told_in_a_line_and_nothing_is_left_on_it(tmp_path, dataset, small_disk):
     """The set takes 0.2 MB. First the limit forbids it, then, with a limit that lies, the disk."""
     disk = small_disk("1m")
     (disk / "ballast").write_bytes(b"x" * 900_000)
     for limit, said in ((None, "data.cache=none"), (10**9, r"No space left on device; ZPOINT_CACHE names its folder")):
         with pytest.raises(ValueError, match=said):
-            open_cache(disk / "cache", FS, str(tmp_path / "data"), manifest, "train", limit=limit)
+            open_cache(disk / "cache", dataset, "train", limit=limit)
         left = list((disk / "cache").glob("*/images.u8"))
         assert all(file.stat().st_size == 0 for file in left)
     (disk / "ballast").unlink()
-    images = open_cache(disk / "cache", FS, str(tmp_path / "data"), manifest, "train")
+    images = open_cache(disk / "cache", dataset, "train")
     assert np.array_equal(images, pixels(SHARDS * ROWS, SIZE))
     del images
 
 
-def test_threads_of_one_process_may_open_one_copy(tmp_path, manifest):
+def test_threads_of_one_process_may_open_one_copy(tmp_path, dataset):
     errors: list[BaseException] = []
 
     def open_it() -> None:
         try:
-            decoded_now(tmp_path, manifest)
+            decoded_now(tmp_path, dataset)
         except BaseException as error:
             errors.append(error)
 

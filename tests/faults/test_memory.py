@@ -10,6 +10,7 @@ import json, sys, time
 from pathlib import Path
 import pyarrow.fs as pafs
 import torch
+from aecore.data.dataset import Dataset
 from aecore.data.node_cache import open_cache
 from aecore.data.loaders import NodeFeed
 from aecore.data.shuffle import Order
@@ -28,7 +29,7 @@ with open(place / "images.u8", "wb") as file:
 time.sleep(0.05)
 (place / "complete.json").write_text("{}")
 bare = private()
-images = open_cache(Path(sys.argv[1]), pafs.LocalFileSystem(), "", manifest, "train")
+images = open_cache(Path(sys.argv[1]), Dataset(pafs.LocalFileSystem(), "", manifest), "train")
 feed = NodeFeed(images, Order(0, 256), torch.device("cpu"))
 told, seen = [], 0
 for epoch in range(4):

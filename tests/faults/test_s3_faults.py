@@ -16,9 +16,10 @@ import boto3
 import numpy as np
 import pytest
 
+from aecore.data.dataset import Dataset
 from aecore.data.images import encode_image
 from aecore.data.node_cache import open_cache
-from aecore.data.shards import UnreadShardError, load_manifest
+from aecore.data.shards import UnreadShardError
 from aecore.data.synthetic_faces import draw_face
 from cluster import storage
 from cluster.storage import open_uri
@@ -26,7 +27,7 @@ from jobs.commands.data import verify
 from jobs.ingest.job import ingest
 from jobs.ingest.shard_task import IngestSpec, ShardWriter
 from tests.faults.bad_proxy import BadProxy, Fault
-from tests.made import make_dataset, pixels
+from tests.synthetic_dataset import make_dataset, pixels
 
 IMAGES, SIZE, ROWS = 24, 32, 10
 STALL_SECONDS = 1  # instead of 30: what the connections wait for a byte
@@ -223,7 +224,7 @@ def dataset(proxy: BadProxy, s3: str, tmp_path: Path) -> str:
 
 def fill(uri: str, folder: Path) -> np.ndarray:
     fs, root = open_uri(uri)
-    return open_cache(folder, fs, root, load_manifest(fs, root), "train")
+    return open_cache(folder, Dataset.open(fs, root), "train")
 
 
 @pytest.mark.parametrize("kind", [*LOSSES, "flip"])

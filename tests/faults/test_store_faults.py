@@ -23,7 +23,7 @@ from jobs.run_store import find_run
 from jobs.train import stopping
 from jobs.train.job import train
 from tests.faults.bad_proxy import BadProxy, Fault
-from tests.made import make_dataset
+from tests.synthetic_dataset import make_dataset
 
 STEPS, EPOCHS = 6, 6  # of an epoch, 6 steps of 8 images
 At = dict[int, Callable[[], Any]]

@@ -20,7 +20,7 @@ import pytest
 
 from cluster import tracking
 from jobs.run_store import find_run
-from tests.made import make_dataset
+from tests.synthetic_dataset import make_dataset
 
 HERE = Path(__file__).parent
 EPOCHS, STEPS, EVERY = 12, 8, 3  # of an epoch, 8 steps of 8 images

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.made import make_dataset
+from tests.synthetic_dataset import make_dataset
 
 # Neither noise nor steps that matter: an epoch's mean is that of fixed weights, so it tells if each image came once.
 STILL = ("model.norm=none", "loss.kl_factor=0", "optim.lr=1e-12", "optim.epochs=2")

@@ -2,8 +2,9 @@ import numpy as np
 import pyarrow as pa
 
 from aecore.data.attributes import attributes_of, read_attributes
+from aecore.data.dataset import Dataset
 from aecore.data.shards import Manifest, shard_table, write_shard
-from tests.made import FS
+from tests.synthetic_dataset import FS
 
 
 def told(**columns):
@@ -29,6 +30,6 @@ def test_rows_are_found_across_shards(tmp_path):
     manifest = Manifest(
         dataset="made", options={}, size=8, channels=1, encoding="png", splits={"train": tuple(shards), "valid": ()}
     )
-    found = read_attributes(FS, str(tmp_path), manifest, "train", np.array([0, 5, 11]))
+    found = read_attributes(Dataset(FS, str(tmp_path), manifest), "train", np.array([0, 5, 11]))
     assert found["height"].tolist() == [0, 5, 11]
-    assert read_attributes(FS, str(tmp_path), manifest, "valid", np.array([], np.int64)) == {}
+    assert read_attributes(Dataset(FS, str(tmp_path), manifest), "valid", np.array([], np.int64)) == {}

@@ -1,6 +1,7 @@
 """The feeds against the plan, against each other, and a stream's own rules; and what is drawn for each image."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ from hypothesis import strategies as st
 
 from aecore.config import check_recipe
 from aecore.data.loaders import Batch, DeviceLoader, NodeLoader, StreamLoader, regrouped, shuffled
-from aecore.data.shard_stream import iter_shards, read_spaced_images
+from aecore.data.shard_stream import iter_shards
 from aecore.data.shuffle import BatchSampler, World, evenly_spaced, plan_epoch, steps_per_epoch
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.model.corruptions import make_training_pair
 from aecore.training import checkpoint, loop
-from tests.made import FS, make_dataset, numbers, pixels
+from tests.synthetic_dataset import make_dataset, numbers, pixels
 
 CPU = torch.device("cpu")
 WORLDS = [1, 2, 3, 8]
@@ -66,9 +67,9 @@ def test_node_and_device_feeds_are_equal_bit_by_bit(size, epoch, first):
 
 def test_a_few_images_are_spread_over_the_split(tmp_path):
     images = pixels(41)
-    manifest = make_dataset(tmp_path, {"train": [20, 20, 1]})
+    dataset = make_dataset(tmp_path, {"train": [20, 20, 1]})
     order = BatchSampler(5, 8)
-    feeds = [NodeLoader(images, order, CPU), DeviceLoader(images, order, CPU), stream_feed(tmp_path, manifest, order)]
+    feeds = [NodeLoader(images, order, CPU), DeviceLoader(images, order, CPU), stream_feed(dataset, order)]
     for count in (0, 3, 25, 41, 99):
         for feed in feeds:
             assert np.array_equal(feed.spread(count).numpy(), images[evenly_spaced(41, count)])
@@ -76,17 +77,16 @@ def test_a_few_images_are_spread_over_the_split(tmp_path):
     assert {len(feed) for feed in feeds} == {41}
 
 
-def stream_feed(root, manifest, order) -> StreamLoader:
+def stream_feed(dataset, order) -> StreamLoader:
     def local(epoch: int | None) -> Iterator[np.ndarray]:
-        return iter_shards(FS, str(root), manifest, "train", order.seed, epoch)
+        return iter_shards(dataset, "train", order.seed, epoch)
 
-    few = lambda count: read_spaced_images(FS, str(root), manifest, "train", count)  # noqa: E731
-    return StreamLoader(local, few, manifest.count("train"), order, CPU)
+    return StreamLoader(local, partial(dataset.images, "train"), dataset.count("train"), order, CPU)
 
 
 def test_a_stream_gives_each_image_once_in_an_order_of_its_epoch(tmp_path):
-    manifest = make_dataset(tmp_path, {"train": [9, 9, 9, 9, 5]})
-    feed = stream_feed(tmp_path, manifest, BatchSampler(5, 8))
+    dataset = make_dataset(tmp_path, {"train": [9, 9, 9, 9, 5]})
+    feed = stream_feed(dataset, BatchSampler(5, 8))
     orders = []
     for epoch in (0, 1, 0, None):
         batches = list(feed.batches(epoch))
@@ -167,7 +167,7 @@ def test_a_flip_depends_on_the_counters_alone():
 
 def test_a_stream_trains_and_begins_its_epoch_again(tmp_path, caplog):
     """Without noise and with weights that stay, the epoch's mean tells that each image was seen once."""
-    manifest = make_dataset(tmp_path, {"train": [9, 9, 3]}, size=16)
+    dataset = make_dataset(tmp_path, {"train": [9, 9, 3]}, size=16)
     model = {"z_dim": 2, "channels": [2, 2, 2, 2], "norm": "none"}
     recipe = check_recipe({"model": model, "loss": {"kl_factor": 0}, "optim": {"epochs": 2, "batch": 8, "lr": 1e-12}})
 
@@ -179,9 +179,9 @@ def test_a_stream_trains_and_begins_its_epoch_again(tmp_path, caplog):
     images = pixels(21, 16)
     cached = told(images, checkpoint.TrainState())
     order = BatchSampler(0, 8)
-    streamed = told(stream_feed(tmp_path, manifest, order), checkpoint.TrainState())
+    streamed = told(stream_feed(dataset, order), checkpoint.TrainState())
     within = checkpoint.TrainState(epochs=1, step=4, samples=29, sums={"recon": 1e9, "kl": 0.0, "count": 8.0})
-    resumed = told(stream_feed(tmp_path, manifest, order), within)
+    resumed = told(stream_feed(dataset, order), within)
     assert "1 steps of epoch 2 again" in caplog.text
     assert (within.step, within.samples) == (6, 42)
     for key in ("train_recon", "valid_recon", "valid_psnr"):
@@ -190,7 +190,7 @@ def test_a_stream_trains_and_begins_its_epoch_again(tmp_path, caplog):
 
 
 def test_of_a_large_stream_a_few_shards_are_read(tmp_path):
-    manifest = make_dataset(tmp_path, {"train": [2] * 20})
-    feed = stream_feed(tmp_path, manifest, BatchSampler(5, 8))
+    dataset = make_dataset(tmp_path, {"train": [2] * 20})
+    feed = stream_feed(dataset, BatchSampler(5, 8))
     assert numbers(feed.spread(4).numpy()) == [0, 10, 20, 30]
     assert len(set(numbers(feed.spread(30).numpy()))) == 30

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from aecore.data import node_cache
+from aecore.data import dataset as dataset_module
+from aecore.data.dataset import Dataset
 from aecore.data.images import encode_image
 from aecore.data.node_cache import open_cache
-from aecore.data.shards import Manifest, load_manifest, save_manifest, shard_table, write_shard
+from aecore.data.shards import Manifest, save_manifest, shard_table, write_shard
 
 FS = pafs.LocalFileSystem()
 SHARDS, ROWS, SIZE = 8, 5, 8
@@ -48,7 +49,7 @@ def filled(folder: Path, root: Path, seconds: float = 0.0, told=None) -> np.ndar
             told.put((os.getpid(), done))
         time.sleep(seconds)
 
-    return open_cache(folder, FS, str(root), load_manifest(FS, str(root)), "train", tell)
+    return open_cache(folder, Dataset.open(FS, str(root)), "train", tell)
 
 
 def test_it_gives_the_pixels_in_order_and_fills_once(tmp_path: Path, dataset: Path):
@@ -61,7 +62,7 @@ def test_it_gives_the_pixels_in_order_and_fills_once(tmp_path: Path, dataset: Pa
 
 
 def test_an_empty_split_needs_no_file(tmp_path: Path, dataset: Path):
-    assert open_cache(tmp_path / "c", FS, str(dataset), load_manifest(FS, str(dataset)), "valid").shape == (0, 8, 8, 1)
+    assert open_cache(tmp_path / "c", Dataset.open(FS, str(dataset)), "valid").shape == (0, 8, 8, 1)
     assert not (tmp_path / "c").exists()
 
 
@@ -89,7 +90,7 @@ def test_a_killed_filler_is_taken_over(tmp_path: Path, dataset: Path):
     assert dying.pid
     threading.Timer(0.5, os.kill, (dying.pid, signal.SIGKILL)).start()
     seen: list[int] = []
-    images = open_cache(tmp_path / "cache", FS, str(dataset), load_manifest(FS, str(dataset)), "train", seen.append)
+    images = open_cache(tmp_path / "cache", Dataset.open(FS, str(dataset)), "train", seen.append)
     dying.join(60)
     assert dying.exitcode == -signal.SIGKILL
     assert (images == pixels()).all()
@@ -97,7 +98,7 @@ def test_a_killed_filler_is_taken_over(tmp_path: Path, dataset: Path):
 
 
 def fill_and_hang(folder: Path, root: Path, told) -> None:
-    calls, decode = count(), node_cache.decode_rows
+    calls, decode = count(), dataset_module.decode_rows
 
     def decode_two(*args) -> None:
         if next(calls) == 2:
@@ -105,7 +106,7 @@ def fill_and_hang(folder: Path, root: Path, told) -> None:
             time.sleep(600)
         decode(*args)
 
-    node_cache.decode_rows = decode_two
+    dataset_module.decode_rows = decode_two
     filled(folder, root)
 
 

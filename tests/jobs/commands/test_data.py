@@ -103,7 +103,7 @@ def test_rows_that_are_missing_or_do_not_decode_are_found(faces: Path):
     rewrite(faces, [face] * 15, 16)
     assert verify(str(faces))["bad"][0]["reason"] == "shard valid-00000.parquet has 15 rows, not 16"
     rewrite(faces, [face] * 15 + [b"rubbish"], 16)
-    assert "image 15 of the shard does not decode" in verify(str(faces))["bad"][0]["reason"]
+    assert "row 15 does not decode" in verify(str(faces))["bad"][0]["reason"]
 
 
 def test_a_broken_manifest_is_bad_and_a_missing_one_a_mistake(faces: Path, refused, tmp_path: Path):

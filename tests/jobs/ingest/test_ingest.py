@@ -40,7 +40,7 @@ def test_the_same_source_gives_the_same_bytes_and_the_right_pixels(tmp_path: Pat
     assert sum(result["counts"].values()) == 120
     table = read_shard(FS, str(tmp_path / "a"), manifest.splits["train"][0])
     out = np.empty((table.num_rows, 32, 32, 3), np.uint8)
-    decode_rows(table["image"], manifest.encoding, 32, 3, out)
+    decode_rows(table["image"].to_pylist(), manifest.encoding, 32, 3, out)
     for pixels, name in zip(out, table["name"].to_pylist(), strict=True):
         assert (pixels == draw_face(0, int(name), 32)[0]).all()  # png: exact
 
@@ -91,7 +91,7 @@ def test_what_is_kept_is_what_the_crop_names(tmp_path: Path, encoding: str, crop
     manifest = load_manifest(FS, str(tmp_path / "to"))
     table = read_shard(FS, str(tmp_path / "to"), manifest.splits["train"][0])
     out = np.empty((table.num_rows, 16, 16, 3), np.uint8)
-    decode_rows(table["image"], encoding, 16, 3, out)
+    decode_rows(table["image"].to_pylist(), encoding, 16, 3, out)
     for pixels, name in zip(out, table["name"].to_pylist(), strict=True):
         wanted = draw_face(0, int(name[:2]), 32)[0][part, part]
         assert np.abs(pixels.astype(int) - wanted).mean() < (5 if encoding == "jpeg" else 1e-9)

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from aecore.analysis import encode_images
-from aecore.data.shard_stream import read_spaced_images
-from aecore.data.shards import load_manifest
+from aecore.data.dataset import Dataset
 from aecore.training.checkpoint import load_model
 from jobs.run_store import find_run
 
@@ -26,13 +25,11 @@ def test_a_large_set_is_encoded_on_the_cluster_as_in_one_process(
     ours = (f"data.uri={many_faces}", "optim.epochs=1")
     zpoint("train", tiny, *ours, "name=large-ae", "loss.kl_factor=0")
     zpoint("train", tiny, *ours, "name=large-vae")
-    manifest = load_manifest(FS, str(many_faces))
+    dataset = Dataset.open(FS, str(many_faces))
     for name in ("large-ae", "large-vae"):
         uri = find_run(name).uri
-        there = encode_spread(uri, str(many_faces), manifest, ENCODED)
-        here = encode_images(
-            load_model(FS, f"{uri}/model"), read_spaced_images(FS, str(many_faces), manifest, "train", ENCODED)
-        )
+        there = encode_spread(uri, str(many_faces), dataset.manifest, ENCODED)
+        here = encode_images(load_model(FS, f"{uri}/model"), dataset.images("train", ENCODED))
         torch.testing.assert_close(there.mean, here.mean)
         assert (there.logvar is None) == (name == "large-ae")
         if there.logvar is not None and here.logvar is not None:
@@ -49,7 +46,7 @@ def test_a_damaged_shard_is_named(zpoint: Callable, tiny: str, faces: Path):
     from jobs.study.encoding import encode_spread
 
     zpoint("train", tiny, f"data.uri={faces}", "optim.epochs=1", "name=large-damaged")
-    manifest = load_manifest(FS, str(faces))
+    manifest = Dataset.open(FS, str(faces)).manifest
     (faces / "train-00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"train-00001\.parquet") as caught:
         encode_spread(find_run("large-damaged").uri, str(faces), manifest, 48)

@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from aecore import analysis
+from aecore.data.dataset import Dataset
 from aecore.data.images import encode_image
-from aecore.data.shard_stream import read_spaced_images
-from aecore.data.shards import load_manifest, shard_table, write_shard
+from aecore.data.shards import shard_table, write_shard
 from aecore.data.synthetic_faces import draw_face
 from aecore.metrics import inception
 from cluster import tracking
@@ -70,7 +70,7 @@ def test_a_study_is_one_page_that_loads_nothing(zpoint: Callable, two_runs: list
 
 def test_no_more_is_judged_than_there_are_unseen_images(many_faces: Path):
     """Distances of few real images to many are not those of as many decoded ones."""
-    manifest = open_dataset(str(many_faces))[2]
+    manifest = open_dataset(str(many_faces)).manifest
     assert options_for(manifest, 100, 1_000) == {"limit": 100, "judged": 64}
     assert options_for(manifest, 100, 12) == {"limit": 100, "judged": 12}
 
@@ -177,14 +177,15 @@ def test_a_damaged_part_counts_as_absent(tmp_path: Path):
 
 
 def test_labels_go_with_the_images_that_are_read(many_faces: Path, tmp_path: Path):
-    manifest = load_manifest(FS, str(many_faces))
-    assert read_labels(FS, str(many_faces), manifest, 16) is None
+    dataset = open_dataset(str(many_faces))
+    assert read_labels(dataset, 16) is None
     images = [encode_image(draw_face(0, row, SIZE)[0], "png") for row in range(ROWS)]
     table = pa.table({"name": [str(row) for row in range(ROWS)], "label": list(range(ROWS))})
     shards = [write_shard(FS, str(tmp_path), f"{n}.parquet", shard_table(table, images)) for n in range(2)]
-    labelled = manifest.model_copy(update={"splits": {"train": tuple(shards)}})
-    labels = read_labels(FS, str(tmp_path), labelled, 32)
+    manifest = dataset.manifest.model_copy(update={"splits": {"train": tuple(shards)}})
+    labelled = Dataset(FS, str(tmp_path), manifest)
+    labels = read_labels(labelled, 32)
     assert labels is not None
     assert labels.tolist() == list(range(0, 64, 4)) * 2
-    faces = read_spaced_images(FS, str(tmp_path), labelled, "train", 32)
+    faces = labelled.images("train", 32)
     assert all((faces[i] == draw_face(0, label, SIZE)[0]).all() for i, label in enumerate(labels))

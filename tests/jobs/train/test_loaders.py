@@ -6,7 +6,7 @@ import pyarrow.fs as pafs
 import torch
 
 from aecore.config import Recipe
-from aecore.data.shards import load_manifest
+from aecore.data.dataset import Dataset
 from aecore.data.shuffle import World
 from jobs.train.loaders import open_loaders
 
@@ -14,14 +14,12 @@ FS = pafs.LocalFileSystem()
 
 
 def test_the_filling_of_the_node_cache_shows_once(faces: Path):
-    manifest, seen = load_manifest(FS, str(faces)), []
+    dataset, seen = Dataset.open(FS, str(faces)), []
     for expected in ([(done, 48) for done in (16, 32, 48)] + [(16, 16)] * 2, []):
         seen.clear()
         feeds = open_loaders(
             Recipe(),
-            FS,
-            str(faces),
-            manifest,
+            dataset,
             World(),
             torch.device("cpu"),
             show=lambda done, total, text: seen.append((text, done, total)),

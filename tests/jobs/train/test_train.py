@@ -86,7 +86,7 @@ def test_with_batch_norm_the_model_is_the_trained_one_and_tested_as_it_is_used(z
     load_checkpoint(fs, f"{root}/checkpoints", trained, make_optimizer(trained, saved.recipe))
     for name, value in trained.state_dict().items():
         assert torch.equal(value, saved.model.state_dict()[name]), name
-    images = open_cache(settings().cache, *open_dataset(str(faces)), "test")
+    images = open_cache(settings().cache, open_dataset(str(faces)), "test")
     seen = to_float(torch.from_numpy(np.array(images)))
     made = saved.model.logits(saved.model.encode(seen).mean).sigmoid()
     error = (made - seen).square().flatten(1).mean(1)

@@ -74,7 +74,7 @@ def test_ctrl_c_keeps_what_was_done_and_a_changed_recipe_is_refused(
     before = {path: time for path, time in epoch_files().items() if "stopped" in str(path) and "001" in path.name}
     assert before
     recipe = load_recipe(Path(tiny), argv[2:])
-    finished, begun = known_trials(recipe, "stopped", open_dataset(str(faces))[2])
+    finished, begun = known_trials(recipe, "stopped", open_dataset(str(faces)).manifest)
     assert len(finished + begun) == 1
     campaign = zpoint(*argv)
     tried = {(trial["z_dim"], trial["kl_factor"]) for trial in campaign["trials"]}

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from aecore.data.dataset import Dataset
 from aecore.data.images import encode_image
 from aecore.data.shards import Manifest, save_manifest, shard_table, write_shard
 
@@ -24,7 +25,7 @@ def numbers(images: np.ndarray) -> list[int]:
     return np.ascontiguousarray(images.reshape(len(images), -1)[:, :4]).view(">u4").ravel().tolist()
 
 
-def make_dataset(root: Path, rows: dict[str, list[int]], size: int = 8, seed: int = 0) -> Manifest:
+def make_dataset(root: Path, rows: dict[str, list[int]], size: int = 8, seed: int = 0) -> Dataset:
     """A dataset with shards of so many `rows` for each split, losslessly encoded; `pixels` gives a split's images."""
     splits = {}
     for split, lengths in rows.items():
@@ -36,4 +37,4 @@ def make_dataset(root: Path, rows: dict[str, list[int]], size: int = 8, seed: in
         splits[split] = tuple(shards)
     manifest = Manifest(dataset="made", options={}, size=size, channels=1, encoding="png", splits=splits)
     save_manifest(FS, str(root), manifest)
-    return manifest
+    return Dataset(FS, str(root), manifest)
