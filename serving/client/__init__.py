@@ -1,4 +1,4 @@
-"""Clients of a served endpoint, blocking and asyncio."""
+"""The clients of a served endpoint, blocking and asyncio."""
 
 from serving.client.client import AsyncClient, Client, EndpointError
 

@@ -33,7 +33,8 @@ import torch
 from serve import NPY, Z_DIM, free_port, make_model, measure, save_random
 
 from cluster import tracking
-from serving.client import Client, requests
+from serving.client import Client
+from serving.client.client import Request, parse_npy, to_npy
 from serving.runtime.registry import read_model
 
 REPO = Path(__file__).parents[2]
@@ -56,7 +57,7 @@ class Patient(threading.Thread):
             while not self.over.wait(0.05):
                 z = self.z if self.answers.total() % 10 == 0 else self.z[:1]
                 try:
-                    label, images = client._ask(requests.decode(z, NPY, version_and_images))
+                    label, images = client._send(Request("/v1/decode", NPY, version_and_images, NPY, to_npy(z)))
                 except ValueError as error:
                     self.failures.append(str(error))
                     continue
@@ -65,7 +66,7 @@ class Patient(threading.Thread):
 
 
 def version_and_images(answer: httpx2.Response) -> tuple[str, np.ndarray]:
-    return answer.headers["x-zpoint-model"], requests.array(answer)
+    return answer.headers["x-zpoint-model"], parse_npy(answer)
 
 
 def alike(images: np.ndarray, wanted: np.ndarray) -> bool:

@@ -132,5 +132,5 @@ def test_a_missing_token_is_told(ask, url, refused, monkeypatch: pytest.MonkeyPa
 
 
 def test_no_endpoint_is_told(refused, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(client_module, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(client_module, "FIRST_DELAY_S", 0.001)
     assert "start one with: zpoint serve" in refused("sample", "--url", "http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""Both clients: what they give is what the model gives, and when they ask again."""
+"""Both clients: their results equal the model's, and which failures they retry."""
 
 import asyncio
 import io
@@ -28,7 +28,7 @@ from tests.serving.app_server import IMAGE, Z_DIM, make_model, make_slot, serve_
 TOKEN = "of the clients' test"
 SLOT, MODEL = make_slot(), make_model()
 Z = np.random.default_rng(0).normal(size=(5, Z_DIM)).astype(np.float32)
-FACES = np.stack([draw_face(number, 0, IMAGE.size)[0] for number in range(3)])
+FACES = np.stack([draw_face(index, 0, IMAGE.size)[0] for index in range(3)])
 
 
 @pytest.fixture(scope="module")
@@ -38,82 +38,84 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture(params=[Client, AsyncClient])
-def ask(request: pytest.FixtureRequest) -> Any:
-    """Calls a method of one of the two clients: `ask(url, "decode", z)`."""
+def call(request: pytest.FixtureRequest) -> Any:
+    """Return a function that calls a method of one of the two clients: `call(url, "decode", z)`."""
 
-    def call(url: str, method: str, *args: Any, token: str = TOKEN, timeout: float = 60.0, **named: Any) -> Any:
+    def call(url: str, method: str, *args: Any, token: str = TOKEN, timeout: float = 60.0, **kwargs: Any) -> Any:
         if request.param is Client:
             with Client(url, token, timeout) as client:
-                return getattr(client, method)(*args, **named)
+                return getattr(client, method)(*args, **kwargs)
 
-        async def wait() -> Any:
+        async def call_async() -> Any:
             async with AsyncClient(url, token, timeout) as client:
-                return await getattr(client, method)(*args, **named)
+                return await getattr(client, method)(*args, **kwargs)
 
-        return asyncio.run(wait())
+        return asyncio.run(call_async())
 
     return call
 
 
 @pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "FIRST_WAIT", 0.001)
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "FIRST_DELAY_S", 0.001)
 
 
-def close(images: np.ndarray, wanted: np.ndarray) -> bool:
-    """Alike but for a step of a pixel: sums in another order."""
-    return images.dtype == np.uint8 and images.shape == wanted.shape and np.abs(images.astype(int) - wanted).max() <= 1
+def images_close(images: np.ndarray, expected: np.ndarray) -> bool:
+    """Return true if no pixel differs by more than 1: sums in another order."""
+    return (
+        images.dtype == np.uint8 and images.shape == expected.shape and np.abs(images.astype(int) - expected).max() <= 1
+    )
 
 
 def decoded(z: np.ndarray) -> np.ndarray:
     return MODEL.decode(torch.from_numpy(z)).numpy()
 
 
-def pixels(png: bytes) -> np.ndarray:
+def read_png(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)))
 
 
-def test_decode_and_sample(ask, url):
-    assert close(ask(url, "decode", Z), decoded(Z))
-    assert close(ask(url, "decode", Z.astype(np.float64)), decoded(Z))
-    assert close(pixels(ask(url, "decode_png", Z[:1])), decoded(Z)[0])
+def test_decode_and_sample_return_the_images_of_the_model(call, url):
+    assert images_close(call(url, "decode", Z), decoded(Z))
+    assert images_close(call(url, "decode", Z.astype(np.float64)), decoded(Z))
+    assert images_close(read_png(call(url, "decode_png", Z[:1])), decoded(Z)[0])
     z = sample("gaussian", 4, SLOT.current.info.latents, 5, temperature=0.5).numpy()
-    assert close(ask(url, "sample", "gaussian", 4, 5, temperature=0.5), decoded(z))
-    assert pixels(ask(url, "sample_png", n=4)).shape == (2 * IMAGE.size, 2 * IMAGE.size, 3)
-    images, points = ask(url, "sample_with_z", "gaussian", 4, 5, temperature=0.5)
-    assert close(images, decoded(z))
-    np.testing.assert_array_equal(points, z)
+    assert images_close(call(url, "sample", "gaussian", 4, 5, temperature=0.5), decoded(z))
+    assert read_png(call(url, "sample_png", n=4)).shape == (2 * IMAGE.size, 2 * IMAGE.size, 3)
+    images, sampled_z = call(url, "sample_with_z", "gaussian", 4, 5, temperature=0.5)
+    assert images_close(images, decoded(z))
+    np.testing.assert_array_equal(sampled_z, z)
 
 
-def test_encode_and_reconstruct(ask, url):
-    z = MODEL.encode(torch.from_numpy(FACES).permute(0, 3, 1, 2) / 255).mean.numpy()
+def test_encode_and_reconstruct_take_arrays_and_image_files(call, url):
+    expected_z = MODEL.encode(torch.from_numpy(FACES).permute(0, 3, 1, 2) / 255).mean.numpy()
     files = [encode_image(face, "png") for face in FACES]
-    for pictures in (FACES, files):
-        given = ask(url, "encode", pictures)
-        assert given.dtype == np.float32
-        np.testing.assert_allclose(given, z, atol=1e-4)
-        assert close(ask(url, "reconstruct", pictures), decoded(z))
-        images, seen = ask(url, "reconstruct_with_input", pictures, "drop", 3, keep=0.5)
-        assert close(ask(url, "reconstruct", pictures, "drop", 3, keep=0.5), images)
-        kept = (seen == FACES).all(-1)
-        assert 0.4 < kept.mean() < 0.6
-        assert (seen[~kept] == 0).all()
-        gray = ask(url, "reconstruct_with_input", pictures, "drop", 3, keep=0.5, fill="gray")[1]
-        assert (gray[~kept] == 128).all()
+    for images in (FACES, files):
+        z = call(url, "encode", images)
+        assert z.dtype == np.float32
+        np.testing.assert_allclose(z, expected_z, atol=1e-4)
+        assert images_close(call(url, "reconstruct", images), decoded(expected_z))
+        reconstructed, encoder_input = call(url, "reconstruct_with_input", images, "drop", 3, keep=0.5)
+        assert images_close(call(url, "reconstruct", images, "drop", 3, keep=0.5), reconstructed)
+        kept_pixels = (encoder_input == FACES).all(-1)
+        assert 0.4 < kept_pixels.mean() < 0.6
+        assert (encoder_input[~kept_pixels] == 0).all()
+        gray = call(url, "reconstruct_with_input", images, "drop", 3, keep=0.5, fill="gray")[1]
+        assert (gray[~kept_pixels] == 128).all()
 
 
-def test_interpolate_and_model(ask, url):
-    steps = ask(url, "interpolate", Z[:2], 3)
-    assert close(steps, decoded(np.stack([Z[0], (Z[0] + Z[1]) / 2, Z[1]])))
-    turned = ask(url, "interpolate", Z[:2], 3, "spherical")
-    assert close(turned[[0, 2]], steps[[0, 2]])
-    assert not close(turned, steps)
-    told = ask(url, "model")
-    assert (told["name"], told["version"], told["z_dim"]) == ("zpoint", "7", Z_DIM)
+def test_interpolate_and_model(call, url):
+    straight = call(url, "interpolate", Z[:2], 3)
+    assert images_close(straight, decoded(np.stack([Z[0], (Z[0] + Z[1]) / 2, Z[1]])))
+    spherical = call(url, "interpolate", Z[:2], 3, "spherical")
+    assert images_close(spherical[[0, 2]], straight[[0, 2]])
+    assert not images_close(spherical, straight)
+    model = call(url, "model")
+    assert (model["name"], model["version"], model["z_dim"]) == ("zpoint", "7", Z_DIM)
 
 
 @pytest.mark.parametrize(
-    ("method", "arguments", "status", "says"),
+    ("method", "arguments", "status", "message"),
     [
         ("decode", [np.zeros((1, Z_DIM + 1))], 422, "this model takes z_dim 8"),
         ("decode", [np.full((1, Z_DIM), np.nan)], 422, "finite"),
@@ -124,32 +126,32 @@ def test_interpolate_and_model(ask, url):
         ("decode", [np.zeros((5000, Z_DIM), np.float32)], 413, "at most 4096"),
     ],
 )
-def test_a_refusal_is_told_at_once(ask, url, method, arguments, status, says):
-    with pytest.raises(EndpointError, match=says) as caught:
-        ask(url, method, *arguments)
+def test_a_refused_request_raises_the_endpoints_message(call, url, method, arguments, status, message):
+    with pytest.raises(EndpointError, match=message) as caught:
+        call(url, method, *arguments)
     assert caught.value.status == status
     assert isinstance(caught.value, ValueError)
 
 
-def test_a_wrong_token_is_told(ask, url):
+def test_a_wrong_token_raises_401(call, url):
     with pytest.raises(EndpointError, match="Authorization: Bearer") as caught:
-        ask(url, "model", token="wrong")
+        call(url, "model", token="wrong")
     assert caught.value.status == 401
 
 
-class Moody(BaseHTTPRequestHandler):
-    """Answers what stands in `answers`, one after the other: (status, headers, body), or None to hang up."""
+class ScriptedHandler(BaseHTTPRequestHandler):
+    """Sends `responses` one after the other: (status, headers, body), or None to close the connection."""
 
-    answers: ClassVar[list[Any]] = []
-    asked: ClassVar[list[float]] = []
+    responses: ClassVar[list[Any]] = []
+    request_times: ClassVar[list[float]] = []
 
     def do_GET(self) -> None:
-        self.asked.append(time.monotonic())
-        answer = self.answers.pop(0)
-        if answer is None:
+        self.request_times.append(time.monotonic())
+        response = self.responses.pop(0)
+        if response is None:
             self.close_connection = True
             return
-        status, headers, body = answer
+        status, headers, body = response
         self.send_response(status)
         for name, value in {"content-length": str(len(body)), **headers}.items():
             self.send_header(name, value)
@@ -161,10 +163,10 @@ class Moody(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def moody() -> Iterator[str]:
-    Moody.answers.clear()
-    Moody.asked.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Moody)
+def scripted_url() -> Iterator[str]:
+    ScriptedHandler.responses.clear()
+    ScriptedHandler.request_times.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), ScriptedHandler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -173,55 +175,56 @@ def moody() -> Iterator[str]:
     server.server_close()
 
 
-GOOD = (200, {"content-type": "application/json"}, b'{"a": 1}')
+OK = (200, {"content-type": "application/json"}, b'{"a": 1}')
 BUSY = (503, {"content-type": "text/plain"}, b"busy")
 
 
-def test_what_passes_is_asked_again(ask, moody):
-    # HAProxy says 500 in plain text while no replica is up, and a replica that dies hangs up.
-    Moody.answers += [BUSY, (500, {"content-type": "text/plain"}, b""), None, (502, {}, b""), GOOD]
-    assert ask(moody, "model") == {"a": 1}
-    assert len(Moody.asked) == 5
+def test_transient_failures_are_retried(call, scripted_url):
+    # HAProxy answers 500 in plain text while no replica is up, and a replica that dies closes the connection.
+    ScriptedHandler.responses += [BUSY, (500, {"content-type": "text/plain"}, b""), None, (502, {}, b""), OK]
+    assert call(scripted_url, "model") == {"a": 1}
+    assert len(ScriptedHandler.request_times) == 5
 
 
-def test_it_gives_up_in_the_end(ask, moody):
-    Moody.answers += [BUSY] * 20
+def test_retries_end_after_max_attempts(call, scripted_url):
+    ScriptedHandler.responses += [BUSY] * 20
     with pytest.raises(EndpointError, match="answered 503 busy") as caught:
-        ask(moody, "model")
+        call(scripted_url, "model")
     assert caught.value.status == 503
-    assert len(Moody.asked) == client_module.ATTEMPTS
+    assert len(ScriptedHandler.request_times) == client_module.MAX_ATTEMPTS
 
 
-def test_the_endpoints_own_fault_is_not_asked_again(ask, moody):
+def test_an_internal_error_of_the_endpoint_is_not_retried(call, scripted_url):
     body = b'{"status": 500, "title": "Internal Server Error", "detail": "see the log"}'
-    Moody.answers += [(500, {"content-type": "application/problem+json"}, body), GOOD]
+    ScriptedHandler.responses += [(500, {"content-type": "application/problem+json"}, body), OK]
     with pytest.raises(EndpointError, match="see the log"):
-        ask(moody, "model")
-    assert len(Moody.asked) == 1
+        call(scripted_url, "model")
+    assert len(ScriptedHandler.request_times) == 1
 
 
-def test_retry_after_is_kept_in_seconds_and_as_a_date(ask, moody):
+def test_retry_after_is_respected_in_seconds_and_as_a_date(call, scripted_url):
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
-    Moody.answers += [(503, {"retry-after": "1"}, b""), (503, {"retry-after": date}, b""), GOOD]
-    assert ask(moody, "model") == {"a": 1}
-    assert 1.0 <= Moody.asked[1] - Moody.asked[0] < 1.9
-    assert Moody.asked[2] - Moody.asked[0] >= 1.9  # dates have whole seconds
+    ScriptedHandler.responses += [(503, {"retry-after": "1"}, b""), (503, {"retry-after": date}, b""), OK]
+    assert call(scripted_url, "model") == {"a": 1}
+    first, second, third = ScriptedHandler.request_times
+    assert 1.0 <= second - first < 1.9
+    assert third - first >= 1.9  # dates have whole seconds
 
 
-def test_too_long_a_retry_after_is_an_answer(ask, moody):
-    Moody.answers += [(503, {"retry-after": "3600"}, b"come back later"), GOOD]
+def test_a_retry_after_beyond_the_limit_raises_at_once(call, scripted_url):
+    ScriptedHandler.responses += [(503, {"retry-after": "3600"}, b"come back later"), OK]
     with pytest.raises(EndpointError, match="come back later"):
-        ask(moody, "model")
+        call(scripted_url, "model")
 
 
-def test_an_answer_that_takes_too_long(ask):
+def test_a_response_later_than_the_timeout_raises(call):
     with serve_app(SlowSlot()) as url, pytest.raises(EndpointError, match=r"no answer from .* within 0.3 s") as caught:
-        ask(url, "decode", Z, timeout=0.3)
+        call(url, "decode", Z, timeout=0.3)
     assert caught.value.status == 0
 
 
 class SlowSlot:
-    """A slot whose model decodes in no less than a second."""
+    """A slot whose model takes a second to decode."""
 
     def __init__(self) -> None:
         self.current, self.refused = self, None
@@ -232,20 +235,20 @@ class SlowSlot:
         return decoded(z)
 
 
-def test_no_endpoint(ask):
+def test_an_unreachable_endpoint_and_a_bad_url_raise(call):
     with pytest.raises(EndpointError, match="no endpoint answers at"):
-        ask("http://127.0.0.1:9", "model")
+        call("http://127.0.0.1:9", "model")
     for url in ("localhost:8000", "ftp://127.0.0.1", "", "http://[", "http://host:port"):
         with pytest.raises(EndpointError, match=r"."):
-            ask(url, "model")
+            call(url, "model")
 
 
-def test_a_thread_pool_shares_one_client(url):
+def test_threads_share_one_client(url):
     with Client(url, TOKEN) as client, ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda row: client.decode(row[None])[0], np.tile(Z, (8, 1))))
-    assert close(np.stack(answers), np.tile(decoded(Z), (8, 1, 1, 1)))
+        images = list(pool.map(lambda z: client.decode(z[None])[0], np.tile(Z, (8, 1))))
+    assert images_close(np.stack(images), np.tile(decoded(Z), (8, 1, 1, 1)))
 
 
-def test_it_imports_neither_torch_nor_ray():
+def test_the_client_imports_neither_torch_nor_ray():
     code = "import sys, serving.client; assert not {'torch', 'ray', 'fastapi', 'mlflow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
