@@ -1,16 +1,17 @@
-"""`zpoint ingest`: read a source, cut its images square, and write them as shards and a manifest.
+"""`zpoint ingest`: read the images of a source, crop them, and write them as shards and a manifest.
 
-Runs on Ray, one call per shard. Until the manifest is written, last, each finished shard has a record in `.ingest/`,
-from which the same command goes on after a kill. The bytes depend on source and options alone.
+One Ray task writes one shard. A finished shard has a record in `.ingest/`; the same command resumes from the records
+after a kill. The manifest is written last, and the records are then deleted. The bytes of a dataset depend on source
+and options alone.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import pyarrow.fs as pafs
 
 from aecore.data.images import ENCODINGS, JPEG_QUALITY, Crop
@@ -20,16 +21,16 @@ from aecore.data.sources import Source, SourceOptions, open_source
 from aecore.data.splits import RULES
 from cluster.ray_connection import connect
 from cluster.storage import check_uri, describe_s3_error, open_uri
-from jobs.ingest.pool import run_shard_writers
-from jobs.ingest.shard_task import RECORDS, IngestSpec
+from jobs.ingest.pool import write_shards
+from jobs.ingest.shard_task import RECORDS, IngestSpec, Reject, ShardError, ShardRecord, ShardResult, ShardTask
 
 REJECTS = "rejects.jsonl"
 
 
 def ingest(
     dataset: str,
-    source: str | None,
-    to: str,
+    source_uri: str | None,
+    uri: str,
     *,
     size: int | None = None,
     crop: str = "square",
@@ -43,68 +44,74 @@ def ingest(
     download: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Write `dataset`, read from `source`, to the URI `to`, and give its facts.
+    """Write the images of `dataset`, read from `source_uri`, as shards and a manifest to `uri`.
 
-    `crop` is a text that `Crop.parse` takes, `encoding` one of ENCODINGS (by default png up to 32 pixels, jpeg
-    above), `quality` that of jpeg, `split` one of RULES. `progress(done, total)` counts images, from when the first
-    worker is up. The result has uri, digest, counts (per split), bytes, images_per_second, shards, skipped_shards,
-    unchanged (nothing had to be written) and rejects (how many).
-    Raises ValueError for a user's mistake, more than `max_bad` bad images, or storage that fails.
+    Args:
+        size: pixels a side, 8 to 2048; by default the dataset's own.
+        crop: a text that `Crop.parse` reads.
+        encoding: one of ENCODINGS; by default png up to 32 pixels a side, jpeg above.
+        quality: of jpeg, 1 to 100.
+        split: one of RULES; by default official if the source has one, else hash.
+        limit: maximum number of images.
+        shard_rows: images in a shard.
+        max_bad: number of bad images that are skipped and listed in rejects.jsonl; one more is an error.
+        progress: called with the images done and their total, first with 0 when a worker is ready.
+
+    Returns uri, digest, counts (per split), bytes, images_per_second, shards, skipped_shards, rejects (their number)
+    and unchanged (no shard had to be written).
+    Raises ValueError if an option is invalid, the source is unreadable, more than `max_bad` images are bad, or storage
+    fails.
     """
-    _check(size=size, shard_rows=shard_rows, max_bad=max_bad, encoding=encoding, quality=quality, split=split)
-    cut = Crop.parse(crop)
-    check_uri(to)
-    fs, root = open_uri(to)
-    found = _open(dataset, source, limit=limit, seed=seed, size=size, split=split, download=download)
-    total = sum(table.num_rows for table in found.splits.values())
-    encoding, quality = _encoding(encoding, quality, found.size)
+    _check_options(size=size, shard_rows=shard_rows, max_bad=max_bad, encoding=encoding, quality=quality, split=split)
+    crop_rule = Crop.parse(crop)
+    check_uri(uri)
+    fs, root = open_uri(uri)
+    source = _open_source(dataset, source_uri, limit=limit, seed=seed, size=size, split=split, download=download)
+    encoding, quality = _resolve_encoding(encoding, quality, source.size)
     options = {
         "dataset": dataset,
-        "source": found.fingerprint,
-        "size": found.size,
-        "crop": str(cut),
+        "source": source.fingerprint,
+        "size": source.size,
+        "crop": str(crop_rule),
         "encoding": encoding,
         "quality": quality if encoding == "jpeg" else None,
-        "split": found.rule,
+        "split": source.rule,
         "limit": limit,
         "shard_rows": shard_rows,
     }
     plan = sha256(json.dumps(options, sort_keys=True).encode())
-    work = IngestSpec(fs, root, plan, found.size, found.channels, cut, encoding, quality)
+    spec = IngestSpec(fs, root, plan, source.size, source.channels, crop_rule, encoding, quality)
     try:
-        existed = fs.get_file_info(root).type is not pafs.FileType.NotFound
-        known = _known_records(work, find_manifest(fs, root), options, to)
-        _begin(work)
+        root_existed = fs.get_file_info(root).type is not pafs.FileType.NotFound
+        records = _records_of_manifest(spec, find_manifest(fs, root), options, uri)
+        _discard_other_plan(spec)
+        tasks = _make_tasks(source, shard_rows, records)
         connect()
         started = time.perf_counter()
-        results = _run_all(work, list(_chunks(found, shard_rows, known)), total, max_bad, progress)
-        rejects = [reject for result in results for reject in result["rejects"]]
+        results = _run(spec, tasks, max_bad, progress)
+        rejects = [reject for result in results for reject in result.record.rejects]
         if len(rejects) > max_bad:
-            _undo(work, results, existed)
-            raise ValueError(_too_many(rejects, max_bad))
+            _delete_written(spec, results, root_existed)
+            raise ValueError(_describe_rejects(rejects, max_bad))
         seconds = time.perf_counter() - started
-        manifest = _finish(work, found, options, results, rejects)
+        manifest = _finish(spec, source, options, results, rejects)
     except OSError as error:
-        raise ValueError(f"cannot write to {to}: {describe_s3_error(error)}") from error
-    return _facts(to, manifest, results, seconds) | {"unchanged": bool(known) and all(r["skipped"] for r in results)}
-
-
-def _facts(to: str, manifest: Manifest, results: list[dict], seconds: float) -> dict[str, Any]:
-    """What there is to tell of the dataset at `to` and of the tasks that made it in `seconds`."""
-    made = [result for result in results if not result["skipped"]]
+        raise ValueError(f"cannot write to {uri}: {describe_s3_error(error)}") from error
+    written = [result for result in results if not result.skipped]
     return {
-        "uri": to,
+        "uri": uri,
         "digest": manifest.digest,
         "counts": {split: manifest.count(split) for split in manifest.splits},
-        "bytes": sum(shard.bytes for shards in manifest.splits.values() for shard in shards),
-        "images_per_second": round(sum(result["done"] for result in made) / seconds, 1),
+        "bytes": sum(result.record.shard.bytes for result in results),
+        "images_per_second": round(sum(result.n_items for result in written) / seconds, 1),
         "shards": len(results),
-        "skipped_shards": len(results) - len(made),
-        "rejects": sum(len(result["rejects"]) for result in results),
+        "skipped_shards": len(results) - len(written),
+        "rejects": len(rejects),
+        "unchanged": bool(records) and not written,
     }
 
 
-def _check(
+def _check_options(
     *, size: int | None, shard_rows: int, max_bad: int, encoding: str | None, quality: int | None, split: str | None
 ) -> None:
     if size is not None and not 8 <= size <= 2048:
@@ -121,74 +128,76 @@ def _check(
         raise ValueError(f"unknown split {split!r}; it is one of {', '.join(RULES)}")
 
 
-def _encoding(encoding: str | None, quality: int | None, size: int) -> tuple[str, int]:
-    """The encoding of images of `size` pixels a side, and jpeg's quality, where none were asked for."""
+def _open_source(dataset: str, uri: str | None, **options: Any) -> Source:
+    """List the items of a source on a local disk or on S3."""
+    if uri is None or "://" not in uri:
+        return open_source(dataset, SourceOptions(path=uri, **options))
+    check_uri(uri)
+    fs, path = open_uri(uri)
+    try:
+        return open_source(dataset, SourceOptions(path=path, fs=fs, **options))
+    except OSError as error:
+        raise ValueError(f"cannot read {uri}: {describe_s3_error(error)}") from error
+
+
+def _resolve_encoding(encoding: str | None, quality: int | None, size: int) -> tuple[str, int]:
+    """Return encoding and jpeg quality of images of `size` pixels a side, with the defaults filled in."""
     encoding = encoding or ("png" if size <= 32 else "jpeg")
     if encoding != "jpeg" and quality is not None:
-        raise ValueError(f"quality is jpeg's, and these images become {encoding}: leave it out or choose jpeg")
+        raise ValueError(f"quality applies to jpeg, but the images are encoded as {encoding}: omit it or choose jpeg")
     return encoding, quality or JPEG_QUALITY
 
 
-def _open(dataset: str, source: str | None, **request: Any) -> Source:
-    """List what there is to ingest, on a disk or on S3."""
-    if source is None or "://" not in source:
-        return open_source(dataset, SourceOptions(path=source, **request))
-    check_uri(source)
-    fs, path = open_uri(source)
-    try:
-        return open_source(dataset, SourceOptions(path=path, fs=fs, **request))
-    except OSError as error:
-        raise ValueError(f"cannot read {source}: {describe_s3_error(error)}") from error
+def _records_of_manifest(
+    spec: IngestSpec, manifest: Manifest | None, options: dict[str, Any], uri: str
+) -> dict[str, ShardRecord]:
+    """Return the records, by shard path, of a finished ingest with the same options.
 
-
-def _known_records(work: IngestSpec, manifest: Manifest | None, options: dict, to: str) -> dict[str, dict]:
-    """Give what a manifest that is there already says of each shard, in the form of the tasks' records."""
+    Raises ValueError if the manifest is of another dataset.
+    """
     if manifest is None:
         return {}
-    differ = [key for key, value in options.items() if manifest.options.get(key) != value]
-    if differ:
+    differing = [key for key, value in options.items() if manifest.options.get(key) != value]
+    if differing:
         raise ValueError(
-            f"{to} already holds another dataset ({manifest.dataset}, of another {', '.join(differ)}): "
+            f"{uri} already holds a dataset ({manifest.dataset}) with another {', '.join(differing)}: "
             "choose another --to"
         )
-    rejects: list[dict] = []
+    rejects: list[Reject] = []
     if manifest.options.get("rejects"):
         try:
-            lines = read_bytes(work.fs, f"{work.root}/{REJECTS}").decode().splitlines()
-            rejects = [json.loads(line) for line in lines]
+            lines = read_bytes(spec.fs, f"{spec.root}/{REJECTS}").decode().splitlines()
         except FileNotFoundError:
             return {}
-    shards = [shard for split in manifest.splits.values() for shard in split]
+        rejects = [Reject(**json.loads(line)) for line in lines]
     return {
-        shard.path: {
-            "plan": work.plan,
-            "shard": shard.model_dump(),
-            "rejects": [reject for reject in rejects if reject["shard"] == shard.path],
-        }
+        shard.path: ShardRecord(
+            plan=spec.plan, shard=shard, rejects=tuple(reject for reject in rejects if reject.shard == shard.path)
+        )
+        for shards in manifest.splits.values()
         for shard in shards
     }
 
 
-def _begin(work: IngestSpec) -> None:
-    """Take the place: drop what an unfinished ingest with other options left there."""
-    mark = work.path("plan.json")
+def _discard_other_plan(spec: IngestSpec) -> None:
+    """Delete shards and records of an unfinished ingest that had other options, and store this ingest's plan."""
     try:
-        mine = read_json(work.fs, mark) == work.plan
+        stored_plan = read_json(spec.fs, spec.plan_path)
     except (FileNotFoundError, ValueError):
-        mine = False
-    if not mine:
-        for path in _record_paths(work):
-            name = path.rsplit("/", 1)[-1].removesuffix(".json")
-            if name.endswith(".parquet"):
-                _delete(work.fs, f"{work.root}/{name}")
-            _delete(work.fs, path)
-        write_json(work.fs, mark, work.plan)
-    _delete(work.fs, work.path("stop"))
+        stored_plan = None
+    if stored_plan == spec.plan:
+        return
+    for path in _list_records(spec):
+        shard_path = path.rsplit("/", 1)[-1].removesuffix(".json")
+        if shard_path.endswith(".parquet"):
+            _delete(spec.fs, f"{spec.root}/{shard_path}")
+        _delete(spec.fs, path)
+    write_json(spec.fs, spec.plan_path, spec.plan)
 
 
-def _record_paths(work: IngestSpec) -> list[str]:
-    selector = pafs.FileSelector(f"{work.root}/{RECORDS}", allow_not_found=True)
-    return [info.path for info in work.fs.get_file_info(selector) if info.is_file]
+def _list_records(spec: IngestSpec) -> list[str]:
+    selector = pafs.FileSelector(f"{spec.root}/{RECORDS}", allow_not_found=True)
+    return [info.path for info in spec.fs.get_file_info(selector) if info.is_file]
 
 
 def _delete(fs: pafs.FileSystem, path: str) -> None:
@@ -196,85 +205,85 @@ def _delete(fs: pafs.FileSystem, path: str) -> None:
         fs.delete_file(path)
 
 
-def _chunks(source: Source, shard_rows: int, known: dict[str, dict]) -> Iterator[dict[str, Any]]:
-    """Give one chunk per shard: its name, the items that belong in it, their reader, and what is known already."""
+def _make_tasks(source: Source, shard_rows: int, records: dict[str, ShardRecord]) -> list[ShardTask]:
+    tasks = []
     for split, table in source.splits.items():
-        for number, start in enumerate(range(0, table.num_rows, shard_rows)):
-            name = f"{split}-{number:05d}.parquet"
-            items = table.slice(start, shard_rows).combine_chunks()
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, table.schema) as stream:
-                stream.write_table(items)
-            yield {
-                "name": name,
-                "items": sink.getvalue().to_pybytes(),
-                "reader": source.reader.only(items["name"].to_pylist()),
-                "known": json.dumps(known.get(name)),
-            }
+        for index, start in enumerate(range(0, table.num_rows, shard_rows)):
+            # A copy: a pickled slice would carry all rows of the table.
+            items = table.take(np.arange(start, min(start + shard_rows, table.num_rows)))
+            path = f"{split}-{index:05d}.parquet"
+            tasks.append(ShardTask(path, items, source.reader.only(items["name"].to_pylist()), records.get(path)))
+    return tasks
 
 
-def _run_all(
-    work: IngestSpec, chunks: list[dict], total: int, max_bad: int, progress: Callable[[int, int], None]
-) -> list[dict]:
-    """Run a task per chunk; give their results in the chunks' order. On failure the rest is called off."""
-    results: dict[str, dict] = {}
-    done = bad = 0
-    failure = ""
-    for result in run_shard_writers(work, chunks):
-        if result.get("called_off"):
-            continue
-        if not result:
-            progress(done, total)
-            continue
-        failure = failure or result.get("error", "")
-        if not failure:
-            results[result["name"]] = result
-            done, bad = done + result["done"], bad + len(result["rejects"])
-            progress(done, total)
-        if failure or bad > max_bad:
-            with suppress(OSError):  # storage that takes nothing more; the other tasks fail by themselves then
-                write_atomic(work.fs, work.path("stop"), b"")  # running tasks end, waiting ones do nothing
-    if failure:
-        raise ValueError(failure)
-    return [results[chunk["name"]] for chunk in chunks if chunk["name"] in results]
+def _run(
+    spec: IngestSpec, tasks: list[ShardTask], max_bad: int, progress: Callable[[int, int], None]
+) -> list[ShardResult]:
+    """Run the tasks and return their results in the order of `tasks`.
+
+    After more than `max_bad` bad images no further task starts, and the results so far are returned. The first error
+    of a shard stops the ingest in the same way, and is raised as ValueError.
+    """
+    queue = deque(tasks)
+    total = sum(task.items.num_rows for task in tasks)
+    results: dict[str, ShardResult] = {}
+    errors: list[ShardError] = []
+    n_done = n_bad = 0
+    for result in write_shards(spec, queue):
+        if isinstance(result, ShardError):
+            errors.append(result)
+        elif result is not None:
+            results[result.record.shard.path] = result
+            n_done += result.n_items
+            n_bad += len(result.record.rejects)
+        if errors or n_bad > max_bad:
+            queue.clear()
+        if not errors:
+            progress(n_done, total)
+    if errors:
+        raise ValueError(errors[0].message)
+    return [results[task.path] for task in tasks if task.path in results]
 
 
-def _too_many(rejects: list[dict], max_bad: int) -> str:
-    named = "; ".join(f"{reject['name']}: {reject['reason']}" for reject in rejects[:3])
+def _describe_rejects(rejects: list[Reject], max_bad: int) -> str:
+    examples = "; ".join(f"{reject.name}: {reject.reason}" for reject in rejects[:3])
     more = f" (and {len(rejects) - 3} more)" if len(rejects) > 3 else ""
-    return f"{len(rejects)} bad images, {max_bad} allowed (--max-bad): {named}{more}"
+    return f"{len(rejects)} bad images, {max_bad} allowed (--max-bad): {examples}{more}"
 
 
-def _undo(work: IngestSpec, results: list[dict], existed: bool) -> None:
+def _delete_written(spec: IngestSpec, results: list[ShardResult], root_existed: bool) -> None:
+    """Delete the shards and records of this run, and the folders that it made."""
     for result in results:
-        if not result["skipped"]:
-            _delete(work.fs, f"{work.root}/{result['name']}")
-            _delete(work.fs, work.path(f"{result['name']}.json"))
-    if not any(path.endswith(".parquet.json") for path in _record_paths(work)):
-        work.fs.delete_dir(f"{work.root}/{RECORDS}")
-    if not existed and not work.fs.get_file_info(pafs.FileSelector(work.root, allow_not_found=True)):
-        work.fs.delete_dir(work.root)
+        if not result.skipped:
+            _delete(spec.fs, f"{spec.root}/{result.record.shard.path}")
+            _delete(spec.fs, spec.record_path(result.record.shard.path))
+    if not any(path.endswith(".parquet.json") for path in _list_records(spec)):
+        spec.fs.delete_dir(f"{spec.root}/{RECORDS}")
+    if not root_existed and not spec.fs.get_file_info(pafs.FileSelector(spec.root, allow_not_found=True)):
+        spec.fs.delete_dir(spec.root)
 
 
-def _finish(work: IngestSpec, source: Source, options: dict, results: list[dict], rejects: list[dict]) -> Manifest:
-    """Write rejects and manifest, and clear the records away."""
+def _finish(
+    spec: IngestSpec, source: Source, options: dict[str, Any], results: list[ShardResult], rejects: list[Reject]
+) -> Manifest:
+    """Write rejects.jsonl and the manifest, then delete the records and the temporary files of killed tasks."""
     if rejects:
-        lines = [json.dumps(reject, sort_keys=True) + "\n" for reject in rejects]
-        write_atomic(work.fs, f"{work.root}/{REJECTS}", "".join(lines).encode())
-    shards = {split: [] for split in source.splits}
+        lines = [json.dumps(reject.model_dump(), sort_keys=True) + "\n" for reject in rejects]
+        write_atomic(spec.fs, f"{spec.root}/{REJECTS}", "".join(lines).encode())
+    shards: dict[str, list[Shard]] = {split: [] for split in source.splits}
     for result in results:
-        shards[result["name"].rsplit("-", 1)[0]].append(Shard(**result["shard"]))
+        shards[result.record.shard.path.rsplit("-", 1)[0]].append(result.record.shard)
     manifest = Manifest(
         dataset=options["dataset"],
         options=options | {"rejects": len(rejects)},
-        size=work.size,
-        channels=3 if work.channels == 3 else 1,
+        size=spec.size,
+        channels=3 if spec.channels == 3 else 1,
         encoding=options["encoding"],
         splits={split: tuple(entries) for split, entries in shards.items()},
     )
-    save_manifest(work.fs, work.root, manifest)
-    work.fs.delete_dir(f"{work.root}/{RECORDS}")
-    for info in work.fs.get_file_info(pafs.FileSelector(work.root)):
-        if info.base_name.startswith(".") and info.base_name.endswith(".tmp"):  # of a task that was killed
-            _delete(work.fs, info.path)
+    save_manifest(spec.fs, spec.root, manifest)
+    spec.fs.delete_dir(f"{spec.root}/{RECORDS}")
+    for info in spec.fs.get_file_info(pafs.FileSelector(spec.root)):
+        if info.base_name.startswith(".") and info.base_name.endswith(".tmp"):
+            _delete(spec.fs, info.path)
     return manifest

@@ -1,51 +1,56 @@
-"""The workers of `zpoint ingest`: one Ray actor per CPU, one call per shard.
+"""The Ray actors of `zpoint ingest`: one per CPU, which write the queued shards.
 
-Not Ray Data, which leaves a worker idle for 0.1 to 0.3 s after each shard of 0.3 s (tests/benchmarks/RESULTS.md).
+Ray Data is not used: it leaves an actor idle for 0.1 to 0.3 s after each shard of 0.3 s.
 """
 
-import json
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from jobs.ingest.shard_task import IngestSpec, ShardWriter
+from jobs.ingest.shard_task import IngestSpec, ShardError, ShardResult, ShardTask, ShardWriter
 
-CHUNKS_AT_ONCE = 2  # in a worker: one is decoded while the other waits for storage or for Ray
-RESTARTS = 3  # of a worker that died, and for how many times a chunk may go down with it
+TASKS_PER_ACTOR = 2  # one decodes while the other waits for storage or for Ray
+MAX_RESTARTS = 3  # of an actor that died, and retries of a shard whose actor died
 
 
-def run_shard_writers(work: IngestSpec, chunks: list[dict]) -> Iterator[dict]:
-    """Give the result of each chunk as it comes, from one worker per CPU of the cluster; a killed one is replaced.
+def write_shards(spec: IngestSpec, queue: deque[ShardTask]) -> Iterator[ShardResult | ShardError | None]:
+    """Write the shards in `queue` on all CPUs of the cluster and yield each result as it arrives.
 
-    When a worker is ready for work, {} is given.
+    Yields None when an actor is ready. Ray restarts an actor that dies. If the caller clears `queue`, the tasks that
+    run already are awaited and no further one is started. Raises RuntimeError if the actors of one shard keep dying.
     """
     import ray
     from ray.exceptions import RayActorError
 
-    count = min(len(chunks), max(1, int(ray.cluster_resources().get("CPU", 0))))
-    remote: Any = ray.remote(ShardWriter)  # Ray's stubs do not know all that it has
-    worker = remote.options(
+    n_actors = min(len(queue), max(1, int(ray.cluster_resources().get("CPU", 0))))
+    actor_class: Any = ray.remote(ShardWriter)  # Ray's type stubs lack `.options` of an actor class
+    actor_class = actor_class.options(
         num_cpus=1,
-        max_concurrency=CHUNKS_AT_ONCE,
-        max_restarts=RESTARTS,
-        max_task_retries=RESTARTS,
+        max_concurrency=TASKS_PER_ACTOR,
+        max_restarts=MAX_RESTARTS,
+        max_task_retries=MAX_RESTARTS,
         scheduling_strategy="SPREAD",
     )
-    makers = [worker.remote(work) for _ in range(count)]
-    left, done = iter(chunks), 0
-    # One that finds no CPU free is never ready and gets nothing to do.
-    busy = {maker.__ray_ready__.remote(): (maker, "") for maker in makers for _ in range(CHUNKS_AT_ONCE)}
+    actors = [actor_class.remote(spec) for _ in range(n_actors)]
+    # An actor that gets no CPU never becomes ready and gets no task.
+    pending: dict[Any, tuple[Any, ShardTask | None]] = {
+        actor.__ray_ready__.remote(): (actor, None) for actor in actors for _ in range(TASKS_PER_ACTOR)
+    }
     try:
-        while done < len(chunks):
-            [over], _ = ray.wait(list(busy))
-            maker, name = busy.pop(over)
+        while queue or any(task for _, task in pending.values()):
+            [ref], _ = ray.wait(list(pending))
+            actor, task = pending.pop(ref)
             try:
-                result = ray.get(over)
+                result = ray.get(ref)
             except RayActorError as error:
-                raise RuntimeError(f"shard {name} could not be made: its worker died each time ({error})") from error
-            if (chunk := next(left, None)) is not None:
-                busy[maker.make.remote(chunk)] = maker, chunk["name"]
-            done += bool(name)
-            yield json.loads(result) if name else {}
+                shard = task.path if task else ""
+                raise RuntimeError(
+                    f"cannot write shard {shard}: its worker process died each time ({error})"
+                ) from error
+            if queue:
+                next_task = queue.popleft()
+                pending[actor.write.remote(next_task)] = actor, next_task
+            yield result if task else None
     finally:
-        for maker in makers:
-            ray.kill(maker)
+        for actor in actors:
+            ray.kill(actor)

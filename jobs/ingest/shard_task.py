@@ -1,103 +1,146 @@
-"""One task of `zpoint ingest`: read a shard's items, cut and encode them, write the shard and its record."""
+"""Write one shard of an ingest: read its items, crop and encode them, write the Parquet file and its record."""
 
-import json
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
+from pydantic import BaseModel, ConfigDict
 
 from aecore.data.images import Crop, decode_image, encode_image, fit_square
 from aecore.data.io import read_json, write_json
-from aecore.data.readers import Item, read_ahead
+from aecore.data.readers import Item, Reader, read_ahead
 from aecore.data.shards import Shard, read_shard_bytes, shard_table, write_shard
 from cluster.storage import describe_s3_error
 
-RECORDS = ".ingest"
+RECORDS = ".ingest"  # folder of the records, below the dataset's root
 
 
 @dataclass(frozen=True)
 class IngestSpec:
-    """What every task of one ingest must know."""
+    """The settings that all shards of one ingest share."""
 
     fs: pafs.FileSystem
     root: str
-    plan: str  # digest of the options and the source: records of another plan do not count
-    size: int
+    plan: str  # sha256 of the options and the source's fingerprint; a record with another plan is ignored
+    size: int  # pixels a side
     channels: int
     crop: Crop
     encoding: str
-    quality: int
+    quality: int  # of jpeg
 
-    def path(self, name: str) -> str:
-        """Give the path of a record or mark in `.ingest/`."""
-        return f"{self.root}/{RECORDS}/{name}"
+    def record_path(self, shard_path: str) -> str:
+        """Return the path of the record of the shard at `shard_path`, which is relative to `root`."""
+        return f"{self.root}/{RECORDS}/{shard_path}.json"
+
+    @property
+    def plan_path(self) -> str:
+        """Return the path of the file that holds the plan of the unfinished ingest."""
+        return f"{self.root}/{RECORDS}/plan.json"
+
+
+class Reject(BaseModel):
+    """An image that could not be read or cropped; one line of rejects.jsonl."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    shard: str
+    reason: str
+
+
+class ShardRecord(BaseModel):
+    """The record of one finished shard, stored as JSON until the manifest is written."""
+
+    model_config = ConfigDict(frozen=True)
+
+    plan: str
+    shard: Shard
+    rejects: tuple[Reject, ...]
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to write."""
+
+    path: str  # of the shard, relative to the dataset's root
+    items: pa.Table  # column `name`, then the source's columns
+    reader: Reader
+    record: ShardRecord | None  # from the manifest of a finished ingest
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """A shard that is on storage."""
+
+    record: ShardRecord
+    skipped: bool  # an earlier run wrote it
+
+    @property
+    def n_items(self) -> int:
+        """Return the number of the source's items in this shard, good and bad."""
+        return self.record.shard.rows + len(self.record.rejects)
+
+
+@dataclass(frozen=True)
+class ShardError:
+    """A shard that could not be written."""
+
+    message: str
 
 
 class ShardWriter:
-    """Makes shards in a Ray worker."""
+    """Ray actor that writes shards."""
 
-    def __init__(self, work: IngestSpec) -> None:
-        self.work = work
+    def __init__(self, spec: IngestSpec) -> None:
+        self.spec = spec
 
-    def make(self, chunk: dict[str, Any]) -> str:
-        """Make one shard. What a user must know comes back as data, in JSON."""
+    def write(self, task: ShardTask) -> ShardResult | ShardError:
+        """Write one shard, unless it is on storage already. Return an error of storage or of the source as a value."""
         try:
-            result = _make_shard(chunk, self.work)
+            record = task.record or _read_record(self.spec, task.path)
+            if record is not None and record.plan == self.spec.plan and _is_intact(self.spec, record.shard):
+                return ShardResult(record, skipped=True)
+            return ShardResult(_write_shard(self.spec, task), skipped=False)
         except (OSError, ValueError) as error:
-            text = describe_s3_error(error) if isinstance(error, OSError) else str(error)
-            result = {"error": f"shard {chunk['name']} could not be made: {text}"}
-        return json.dumps(result)
+            cause = describe_s3_error(error) if isinstance(error, OSError) else str(error)
+            return ShardError(f"cannot write shard {task.path}: {cause}")
 
 
-def _make_shard(chunk: dict[str, Any], work: IngestSpec) -> dict[str, Any]:
-    name, fs = chunk["name"], work.fs
-    if fs.get_file_info(work.path("stop")).is_file:
-        return {"called_off": True}
-    record = json.loads(chunk["known"]) or _read_record(work, name)
-    if record is not None and record["plan"] == work.plan and _stands(work, record):
-        return _result(name, record, skipped=True)
-    items = pa.ipc.open_stream(chunk["items"]).read_all()
-    names = items["name"].to_pylist()
-    images, good, rejects = [], [], []
-    for item, found in zip(names, read_ahead(chunk["reader"], names), strict=True):
-        try:
-            images.append(_remake(found, work))
-            good.append(True)
-        except ValueError as error:
-            rejects.append({"name": item, "shard": name, "reason": str(error)})
-            good.append(False)
-    table = shard_table(items.filter(np.array(good)), images)
-    shard = write_shard(fs, work.root, name, table)
-    record = {"plan": work.plan, "shard": shard.model_dump(), "rejects": rejects}
-    write_json(fs, work.path(f"{name}.json"), record)
-    return _result(name, record, skipped=False)
-
-
-def _remake(found: Item | ValueError, work: IngestSpec) -> bytes:
-    """Make the image that a shard holds of what a reader gave. Raises ValueError when it is bad."""
-    if isinstance(found, ValueError):
-        raise found
-    pixels = decode_image(found) if isinstance(found, bytes) else found
-    return encode_image(fit_square(pixels, work.size, work.channels, work.crop), work.encoding, work.quality)
-
-
-def _read_record(work: IngestSpec, name: str) -> dict | None:
+def _read_record(spec: IngestSpec, shard_path: str) -> ShardRecord | None:
     try:
-        return read_json(work.fs, work.path(f"{name}.json"))
+        return ShardRecord.model_validate(read_json(spec.fs, spec.record_path(shard_path)))
     except (FileNotFoundError, ValueError):
         return None
 
 
-def _stands(work: IngestSpec, record: dict) -> bool:
+def _is_intact(spec: IngestSpec, shard: Shard) -> bool:
     try:
-        read_shard_bytes(work.fs, work.root, Shard(**record["shard"]))
+        read_shard_bytes(spec.fs, spec.root, shard)
     except ValueError:
         return False
     return True
 
 
-def _result(name: str, record: dict, *, skipped: bool) -> dict[str, Any]:
-    done = record["shard"]["rows"] + len(record["rejects"])
-    return {"name": name, "done": done, "skipped": skipped, **record}
+def _write_shard(spec: IngestSpec, task: ShardTask) -> ShardRecord:
+    names = task.items["name"].to_pylist()
+    images, rejects = [], []
+    decoded = np.zeros(len(names), bool)
+    for i, item in enumerate(read_ahead(task.reader, names)):
+        try:
+            images.append(_encode(spec, item))
+            decoded[i] = True
+        except ValueError as error:
+            rejects.append(Reject(name=names[i], shard=task.path, reason=str(error)))
+    shard = write_shard(spec.fs, spec.root, task.path, shard_table(task.items.filter(decoded), images))
+    record = ShardRecord(plan=spec.plan, shard=shard, rejects=tuple(rejects))
+    write_json(spec.fs, spec.record_path(task.path), record.model_dump(mode="json"))
+    return record
+
+
+def _encode(spec: IngestSpec, item: Item | ValueError) -> bytes:
+    """Return `item` cropped, resized and encoded. Raises ValueError if it is a bad image."""
+    if isinstance(item, ValueError):
+        raise item
+    pixels = decode_image(item) if isinstance(item, bytes) else item
+    return encode_image(fit_square(pixels, spec.size, spec.channels, spec.crop), spec.encoding, spec.quality)

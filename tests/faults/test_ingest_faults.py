@@ -1,6 +1,6 @@
-"""What befalls an ingest: killed drivers and workers, full disks, a byte that flips.
+"""Faults during an ingest: killed drivers, killed workers, full disks, a flipped bit.
 
-Each ends with the very bytes of an ingest that nothing befell, or with an error that names what failed.
+Each test ends with the bytes of an undisturbed ingest, or with an error that names what failed.
 """
 
 import os
@@ -22,94 +22,94 @@ FACES: dict[str, Any] = {"limit": 480, "size": 64, "shard_rows": 24}
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def faces(to: Path, **options: Any) -> dict[str, Any]:
-    return ingest("generated", None, str(to), **(FACES | options))
+def ingest_faces(root: Path, **options: Any) -> dict[str, Any]:
+    return ingest("generated", None, str(root), **(FACES | options))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> dict[str, bytes]:
-    """The files of an ingest that nothing befell."""
-    to = tmp_path_factory.mktemp("undisturbed") / "to"
-    faces(to)
-    return files(to)
+    """Return the files of an ingest without faults."""
+    root = tmp_path_factory.mktemp("undisturbed") / "to"
+    ingest_faces(root)
+    return read_files(root)
 
 
 @pytest.mark.parametrize("cpus", [1, 2])
-def test_a_killed_driver_and_the_same_command_again(cpus: int, tmp_path: Path, undisturbed: dict[str, bytes]):
-    to = tmp_path / "to"
-    command = [sys.executable, "-m", "jobs.cli", "ingest", "generated", "--to", str(to)]
+def test_ingest_resumes_after_its_driver_is_killed(cpus: int, tmp_path: Path, undisturbed: dict[str, bytes]):
+    root = tmp_path / "to"
+    command = [sys.executable, "-m", "jobs.cli", "ingest", "generated", "--to", str(root)]
     command += ["--limit", "480", "--size", "64", "--shard-rows", "24"]
-    surroundings = os.environ | {"ZPOINT_CPUS": str(cpus), "PYTHONPATH": str(REPO), "ZPOINT_HOME": str(tmp_path)}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    driver = subprocess.Popen(command, env=surroundings, **quiet)
-    until = time.monotonic() + 120
-    while len(list(to.glob(".ingest/*.parquet.json"))) < 3:
+    env = os.environ | {"ZPOINT_CPUS": str(cpus), "PYTHONPATH": str(REPO), "ZPOINT_HOME": str(tmp_path)}
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    driver = subprocess.Popen(command, env=env, **output)
+    deadline = time.monotonic() + 120
+    while len(list(root.glob(".ingest/*.parquet.json"))) < 3:
         assert driver.poll() is None, driver.stderr and driver.stderr.read()
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
-    assert not (to / "manifest.json").exists()
-    again = subprocess.run(command, env=surroundings, timeout=180, **quiet)
-    assert again.returncode == 0, again.stderr
-    assert files(to) == undisturbed
+    assert not (root / "manifest.json").exists()
+    resumed = subprocess.run(command, env=env, timeout=180, **output)
+    assert resumed.returncode == 0, resumed.stderr
+    assert read_files(root) == undisturbed
 
 
-def tasks_of_ours() -> list[int]:
-    """The processes, below this one, in which Ray runs a task of ingest."""
-    found, parents = [], {}
-    for place in Path("/proc").glob("[0-9]*"):
+def find_shard_writers() -> list[int]:
+    """Return the PIDs of the processes below this one in which Ray writes a shard."""
+    writers, parents = [], {}
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            line = (place / "cmdline").read_bytes()
-            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            command_line = (folder / "cmdline").read_bytes()
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError):
             continue
-        if line.startswith(b"ray::Maker"):
-            found.append(int(place.name))
-    return [pid for pid in found if os.getpid() in (parents.get(pid), parents.get(parents.get(pid, 0)))]
+        if command_line.startswith(b"ray::ShardWriter"):
+            writers.append(int(folder.name))
+    return [pid for pid in writers if os.getpid() in (parents.get(pid), parents.get(parents.get(pid, 0)))]
 
 
-def test_a_worker_that_is_killed_in_mid_task(tmp_path: Path, undisturbed: dict[str, bytes]):
+def test_ingest_survives_killed_workers(tmp_path: Path, undisturbed: dict[str, bytes]):
     killed = []
 
     def kill(done: int, total: int) -> None:
-        for pid in tasks_of_ours()[: 2 - len(killed)]:
+        for pid in find_shard_writers()[: 2 - len(killed)]:
             os.kill(pid, signal.SIGKILL)
             killed.append(pid)
 
-    result = faces(tmp_path / "to", progress=kill)
+    result = ingest_faces(tmp_path / "to", progress=kill)
     assert killed
     assert sum(result["counts"].values()) == 480
-    assert files(tmp_path / "to") == undisturbed
+    assert read_files(tmp_path / "to") == undisturbed
 
 
-def test_a_full_disk_leaves_whole_shards_and_the_command_goes_on(small_disk, undisturbed: dict[str, bytes]):
-    to = small_disk("600k") / "to"
-    with pytest.raises(ValueError, match=r"shard \w+-\d+.parquet could not be made: .*No space left on device"):
-        faces(to)
-    left = {name: data for name, data in files(to).items() if name.endswith(".parquet")}
-    assert left
-    assert left.items() <= undisturbed.items()
-    assert not [name for name in files(to) if name.endswith(".tmp") or name == "manifest.json"]
+def test_full_disk_leaves_complete_shards_and_ingest_resumes(small_disk, undisturbed: dict[str, bytes]):
+    root = small_disk("600k") / "to"
+    with pytest.raises(ValueError, match=r"cannot write shard \w+-\d+.parquet: .*No space left on device"):
+        ingest_faces(root)
+    shards = {name: data for name, data in read_files(root).items() if name.endswith(".parquet")}
+    assert shards
+    assert shards.items() <= undisturbed.items()
+    assert not [name for name in read_files(root) if name.endswith(".tmp") or name == "manifest.json"]
     small_disk("16m")
-    result = faces(to)
+    result = ingest_faces(root)
     assert result["skipped_shards"] >= 1
-    assert files(to) == undisturbed
+    assert read_files(root) == undisturbed
 
 
-def test_a_flipped_byte_is_found_and_mended(tmp_path: Path, undisturbed: dict[str, bytes]):
-    to = tmp_path / "to"
-    faces(to)
-    shard = to / "train-00003.parquet"
+def test_verify_finds_a_flipped_bit_and_ingest_repairs_it(tmp_path: Path, undisturbed: dict[str, bytes]):
+    root = tmp_path / "to"
+    ingest_faces(root)
+    shard = root / "train-00003.parquet"
     data = bytearray(shard.read_bytes())
     data[len(data) // 3] ^= 0x10
     shard.write_bytes(data)
-    assert [each["shard"] for each in verify(str(to))["bad"]] == ["train-00003.parquet"]
-    mended = faces(to)
-    assert mended["shards"] - mended["skipped_shards"] == 1
-    assert verify(str(to))["bad"] == []
-    assert files(to) == undisturbed
+    assert [entry["shard"] for entry in verify(str(root))["bad"]] == ["train-00003.parquet"]
+    repaired = ingest_faces(root)
+    assert repaired["shards"] - repaired["skipped_shards"] == 1
+    assert verify(str(root))["bad"] == []
+    assert read_files(root) == undisturbed
