@@ -6,6 +6,9 @@ test that fails then, and what would let it go. tests/test_private_names.py allo
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 
 def use_loopback(enabled: bool) -> None:
@@ -21,3 +24,56 @@ def use_loopback(enabled: bool) -> None:
         from ray._private import ray_constants
 
         ray_constants.ENABLE_RAY_CLUSTER = not enabled
+
+
+def own_state_api() -> AbstractContextManager[None]:
+    """Return a context in which Ray Train's processes query the state API of the connected Ray.
+
+    Without it: on a machine with a second Ray, the process that frees a killed training's CPUs asks that one for the
+    training's controller, takes it for dead and ends the workers of a healthy training.
+    Test: tests/jobs/train/test_train.py::test_another_ray_on_the_machine_disturbs_nothing.
+    Goes when: Ray Train's PlacementGroupCleaner passes the address of its own cluster to the state API.
+    """
+    import ray
+    from ray.train.v2._internal import constants
+
+    from cluster.ray_connection import ray_api_address
+
+    constants.ENV_VARS_TO_PROPAGATE.add("RAY_API_SERVER_ADDRESS")
+    return ray_api_address(ray.get_runtime_context().gcs_address)
+
+
+def call_before_worker_shutdown(function: Callable[[], None], timeout_s: float) -> Any:
+    """Return a Ray Train callback that calls `function` in each worker before the worker group ends.
+
+    Without it: Ctrl-C, a change of the number of workers and the loss of a node each cost the steps since the last
+    checkpoint. `ray.train.UserCallback` has no such hook. It runs before TorchTrainer destroys the process group, which
+    the last checkpoint needs. `function` must be importable in the worker.
+    Tests: tests/faults/test_train_faults.py, tests/jobs/train/test_train.py::test_ctrl_c_keeps_finished_epochs.
+    Goes when: Ray Train has a public hook in the worker or the controller before a worker group's shutdown.
+    """
+    import ray
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+    class BeforeWorkerShutdown(WorkerGroupCallback):
+        def __init__(self) -> None:
+            self.worker_group: Any = None
+
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            self.worker_group = worker_group
+
+        @contextmanager
+        def on_worker_group_shutdown(self) -> Iterator[None]:
+            self._call()
+            yield
+
+        def before_worker_group_abort(self, worker_group_context: Any) -> None:
+            self._call()
+
+        def _call(self) -> None:
+            worker_group, self.worker_group = self.worker_group, None
+            if worker_group is not None:  # else its start failed
+                refs = worker_group.execute_async(function)
+                ray.wait(refs, num_returns=len(refs), timeout=timeout_s + 1)  # a dead worker's is done too
+
+    return BeforeWorkerShutdown()

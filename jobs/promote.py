@@ -8,70 +8,72 @@ from aecore.errors import one_line
 from cluster import tracking
 from cluster.settings import settings
 from cluster.storage import check_uri
-from jobs.run_store import find_run
-from jobs.tune.campaign import best_of
+from jobs.run_store import RunStore, find_run
+from jobs.tune.campaign import find_best_run
 
 ALIAS = re.compile(r"(?i)(?!latest$|v\d+$)[a-z0-9_-]{1,255}")
 MODEL_FILES = ("config.json", "latents.safetensors", "metrics.json", "model.safetensors")
 
 
 def promote(name: str, alias: str = "champion") -> dict[str, Any]:
-    """Register the model of the run `name`, or of the best run of the campaign `name`, and point `alias` to it.
+    """Register the model of run `name`, or of the best run of campaign `name`, and point `alias` to it.
 
-    A run that is registered already keeps its version; only the alias moves. Gives model, version, alias and run.
-    Raises ValueError for an unknown name, a run that has not finished or whose model does not load, or an alias that
-    MLflow does not take.
+    A run that is registered already keeps its version; only the alias moves. Returns model, version, alias, run, MLflow
+    run id and metrics. Raises ValueError for an unknown name, a run that has not finished or whose model does not load,
+    or an alias that MLflow does not accept.
     """
     if not ALIAS.fullmatch(alias):
         raise ValueError(f"--alias takes letters, digits, '_' and '-', not 'latest' nor a version, not '{alias}'")
     check_uri(settings().store)
-    run = best_of(name) or name
-    record = find_run(run)
-    if not record.finished():
+    run = find_best_run(name) or name
+    run_store = find_run(run)
+    if not run_store.finished():
         raise ValueError(f"run '{run}' has not finished: start its command again, then promote it")
-    if not record.run_id:
-        raise ValueError(f"run '{run}' is not known to MLflow: start its command again while MLflow answers")
-    _check(record)
-    version = _registered(record.run_id) or _register(record)
+    if not run_store.run_id:
+        raise ValueError(f"run '{run}' is not in MLflow: start its command again while MLflow answers")
+    _check_loads(run_store)
+    version = _find_version(run_store.run_id) or _register(run_store)
     tracking.client().set_registered_model_alias(tracking.MODEL_NAME, alias, version)
-    fs, root = record.place
+    fs, root = run_store.folder
     return {
-        "model": tracking.MODEL_NAME, "version": version, "alias": alias, "run": run, "run_id": record.run_id,
+        "model": tracking.MODEL_NAME, "version": version, "alias": alias, "run": run, "run_id": run_store.run_id,
         "metrics": read_json(fs, f"{root}/model/metrics.json"),
     }  # fmt: skip
 
 
-def _check(record: Any) -> None:
-    """Raise ValueError unless the run's model loads and decodes: what is served now is not given up for less."""
+def _check_loads(run_store: RunStore) -> None:
+    """Raise ValueError unless the run's model loads and decodes: a broken one must not replace the served model."""
     import torch
 
     from aecore.training.checkpoint import load_model
 
-    fs, root = record.place
+    fs, root = run_store.folder
     try:
         saved = load_model(fs, f"{root}/model")
         saved.model.decode(torch.zeros(1, saved.model.z_dim))
-    except Exception as error:  # whatever is wrong with it, it is the run's files
-        raise ValueError(f"run '{record.name}' is not promoted, its model does not load: {one_line(error)}") from error
+    except Exception as error:  # of any kind: the run's files cause it
+        raise ValueError(f"run '{run_store.name}' is not promoted, its model does not load: {one_line(error)}") from error
 
 
-def _registered(run_id: str) -> str | None:
-    found = tracking.client().search_model_versions(f"name = '{tracking.MODEL_NAME}' and run_id = '{run_id}'")
-    return str(found[0].version) if found else None
+def _find_version(run_id: str) -> str | None:
+    query = f"name = '{tracking.MODEL_NAME}' and run_id = '{run_id}'"
+    versions = tracking.client().search_model_versions(query)
+    return str(versions[0].version) if versions else None
 
 
-def _register(record: Any) -> str:
+def _register(run_store: RunStore) -> str:
+    """Register the run's model; return its version."""
     from mlflow.exceptions import MlflowException
 
     client = tracking.client()
-    fs, root = record.place
+    fs, root = run_store.folder
     files = {name: read_bytes(fs, f"{root}/model/{name}") for name in MODEL_FILES}
-    tracking.log_files(record.run_id, files, "model")
+    tracking.log_files(run_store.run_id, files, "model")
     try:
         client.create_registered_model(tracking.MODEL_NAME)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    source = f"{client.get_run(record.run_id).info.artifact_uri}/model"
-    tags = {"zpoint.run": record.name}
-    return str(client.create_model_version(tracking.MODEL_NAME, source, record.run_id, tags=tags).version)
+    source = f"{client.get_run(run_store.run_id).info.artifact_uri}/model"
+    tags = {"zpoint.run": run_store.name}
+    return str(client.create_model_version(tracking.MODEL_NAME, source, run_store.run_id, tags=tags).version)

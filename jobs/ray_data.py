@@ -1,6 +1,6 @@
-"""`data.cache: none` on Ray: shards are read, checked and decoded by Ray Data's tasks while the workers train.
+"""`data.cache: none` on Ray: Ray Data's tasks read, check and decode the shards while the workers train.
 
-Imported only where a training streams or a study encodes a large set: it needs ray.data.
+Imported only by a training that streams or a study that encodes a large set: it needs ray.data.
 """
 
 import re
@@ -20,69 +20,72 @@ from aecore.data.dataset import Dataset
 from aecore.data.shards import Manifest
 from cluster.settings import apply_env, exported_env
 
+PADDING = -1  # the shard index of rows that only make the number of rows divisible by that of workers
 
-def ray_streams(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
-    """What Ray's TorchTrainer takes: lists of the splits' shards, and how they become images."""
+
+def streaming_datasets(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
+    """Return TorchTrainer's `datasets`, which are lists of shards, and its `dataset_config`, which decodes them."""
     DataContext.get_current().enable_progress_bars = False
-    parts = {
-        split: [{"split": split, "number": number, "rows": shard.rows} for number, shard in enumerate(shards)]
+    rows = {
+        split: [{"split": split, "shard": index, "rows": shard.rows} for index, shard in enumerate(shards)]
         for split, shards in manifest.splits.items()
+        if shards
     }
-    datasets = {split: ray.data.from_items(p, override_num_blocks=len(p)) for split, p in parts.items() if p}
-    return {"datasets": datasets, "dataset_config": Shares(recipe, manifest)}
+    datasets = {split: ray.data.from_items(r, override_num_blocks=len(r)) for split, r in rows.items()}
+    return {"datasets": datasets, "dataset_config": DecodingDataConfig(recipe, manifest)}
 
 
-class Shares(DataConfig):
-    """Turns lists of shards into images, in as many equal shares as there are workers."""
+class DecodingDataConfig(DataConfig):
+    """Decodes lists of shards, and splits the images evenly among the workers."""
 
     def __init__(self, recipe: Recipe, manifest: Manifest) -> None:
         super().__init__()
         self.manifest, self.seed = manifest, recipe.optim.seed
-        self.decode = partial(_decode, manifest=manifest, uri=recipe.data.uri, environment=exported_env())
+        self.decode = partial(_decode, manifest=manifest, uri=recipe.data.uri, env=exported_env())
 
     def configure(self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any) -> Any:
-        """Called by Ray Train whenever it starts a group of workers."""
-        images = {split: self._images(split, parts, world_size) for split, parts in datasets.items()}
+        """Replace shard lists by their images; Ray Train calls this whenever it starts a group of workers."""
+        images = {split: self._images(split, shards, world_size) for split, shards in datasets.items()}
         return super().configure(images, world_size, *args, **kwargs)
 
-    def _images(self, split: str, parts: ray.data.Dataset, world_size: int) -> ray.data.Dataset:
-        # Equal shares leave out what is over: rows that do not count make the number of rows come out even.
-        if extra := -self.manifest.count(split) % world_size:
-            parts = parts.union(ray.data.from_items([{"split": split, "number": -1, "rows": extra}]))
-        order = RandomSeedConfig(seed=self.seed, reseed_after_execution=True)  # another one in each epoch
-        return parts.randomize_block_order(seed=order).map_batches(self.decode, batch_size=1)
+    def _images(self, split: str, shards: ray.data.Dataset, world_size: int) -> ray.data.Dataset:
+        # An even split drops the remainder: padding makes the number of rows divisible.
+        if remainder := -self.manifest.count(split) % world_size:
+            shards = shards.union(ray.data.from_items([{"split": split, "shard": PADDING, "rows": remainder}]))
+        order = RandomSeedConfig(seed=self.seed, reseed_after_execution=True)  # another order in each epoch
+        return shards.randomize_block_order(seed=order).map_batches(self.decode, batch_size=1)
 
 
-def pour_shard(shard: Any, epoch: int | None) -> Iterator[np.ndarray]:
-    """This worker's share of a split, from what `ray.train.get_dataset_shard` gives; each call is the next epoch.
+def iter_stream(shard: Any, epoch: int | None) -> Iterator[np.ndarray]:
+    """Yield this worker's images of a split from `shard`, its `ray.train.get_dataset_shard`; a call is an epoch.
 
-    Raises ValueError naming a damaged shard.
+    Yields uint8 arrays (n, size, size, channels). Raises ValueError that names a damaged shard.
     """
-    with plain_errors():
+    with unwrap_value_errors():
         for batch in shard.iter_batches(batch_size=None, batch_format="numpy"):
-            yield batch["image"][batch["real"]]
+            yield batch["image"][~batch["padding"]]
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """A ValueError of a task of Ray Data's stays one, with its own line alone."""
+def unwrap_value_errors() -> Iterator[None]:
+    """Raise a task's ValueError as one, with its own line alone, in place of Ray Data's UserCodeException."""
     try:
         yield
-    except UserCodeException as error:  # on its way from the task it lost its cause, but for the text
-        if found := re.search(r"^ValueError: (.+)$", str(error), re.MULTILINE):
-            raise ValueError(found[1]) from error
+    except UserCodeException as error:  # its cause is lost on the way from the task, except for the text
+        if match := re.search(r"^ValueError: (.+)$", str(error), re.MULTILINE):
+            raise ValueError(match[1]) from error
         raise
 
 
-def _decode(part: Any, manifest: Manifest, uri: str, environment: dict[str, str]) -> dict[str, np.ndarray]:
-    """The images of one shard; of number -1, rows that do not count."""
+def _decode(batch: Any, manifest: Manifest, uri: str, env: dict[str, str]) -> dict[str, np.ndarray]:
+    """Return the images of one shard, or zeros for padding rows, and which of them are padding."""
     from cluster.storage import open_uri
 
-    apply_env(environment)
+    apply_env(env)
+    split, shard, rows = str(batch["split"][0]), int(batch["shard"][0]), int(batch["rows"][0])
     dataset = Dataset(*open_uri(uri), manifest)
-    split, number, rows = str(part["split"][0]), int(part["number"][0]), int(part["rows"][0])
-    if number < 0:
+    if shard == PADDING:
         images = np.zeros((rows, *dataset.image_shape), np.uint8)
     else:
-        images = dataset.decode_shard(dataset.shards(split)[number])
-    return {"image": images, "real": np.full(rows, number >= 0)}
+        images = dataset.decode_shard(dataset.shards(split)[shard])
+    return {"image": images, "padding": np.full(rows, shard == PADDING)}

@@ -23,9 +23,9 @@ from jobs.promote import promote
 from jobs.recipes import RECIPES
 from jobs.run_store import find_run
 from jobs.train.job import train
-from jobs.train.ray_trainer import worker_capacity, worker_resources
+from jobs.train.placement import worker_capacity, worker_resources
 from jobs.tune.job import tune
-from jobs.tune.selection import RULE, Scored, choose_best
+from jobs.tune.selection import RULE, ScoredModel, choose_best
 
 SLACK = 3.0  # dB, see jobs.tune.selection
 SHOWN = 12
@@ -93,8 +93,9 @@ def _ingest(count: int, to: str) -> dict[str, Any]:
 
 
 def _best(runs: dict[str, Any], campaign: dict[str, Any]) -> str:
-    scored = [Scored(r["run"], r["metrics"]["valid_psnr"], r["metrics"]["hog_frechet_normal"]) for r in runs.values()]
-    scored += [Scored(t["run"], t["valid_psnr"], t["hog_frechet_normal"]) for t in campaign["trials"]]
+    metrics = {run["run"]: run["metrics"] for run in runs.values()}
+    scored = [ScoredModel(name, m["valid_psnr"], m["hog_frechet_normal"]) for name, m in metrics.items()]
+    scored += [ScoredModel(t["run"], t["valid_psnr"], t["hog_frechet_normal"]) for t in campaign["trials"]]
     return choose_best(scored, SLACK).name
 
 
@@ -132,7 +133,7 @@ def _shown(name: str, run: str, dataset: str) -> list[tuple[str, list[np.ndarray
     from jobs.dataset import open_dataset
 
     images = open_cache(settings().cache, open_dataset(dataset), "test")[:SHOWN]
-    fs, root = find_run(run).place
+    fs, root = find_run(run).folder
     saved = load_model(fs, f"{root}/model")
     seen = saved.model.decode(saved.model.encode(to_float(torch.from_numpy(np.array(images)))).mean).numpy()
     drawn = saved.model.decode(sample("normal", SHOWN, saved.latents, seed=0)).numpy()

@@ -15,7 +15,7 @@ from aecore.data.shards import Manifest
 from cluster.ray_connection import connect, has_gpu
 from cluster.settings import apply_env, exported_env
 from cluster.storage import open_uri
-from jobs.ray_data import plain_errors
+from jobs.ray_data import unwrap_value_errors
 
 if TYPE_CHECKING:
     from aecore.model.autoencoder import DiagonalGaussian
@@ -40,7 +40,7 @@ def encode_spread(run: str, uri: str, manifest: Manifest, limit: int) -> "Diagon
     encode = partial(_encode, run=run, uri=uri, manifest=manifest, environment=exported_env())
     listed = ray.data.from_items(parts, override_num_blocks=len(parts))
     found = listed.map_batches(encode, batch_size=1, num_cpus=1, num_gpus=1 if has_gpu() else 0)
-    with plain_errors():
+    with unwrap_value_errors():
         pieces = sorted(found.iter_rows(), key=lambda piece: piece["first"])
     mean = torch.from_numpy(np.concatenate([piece["mean"] for piece in pieces]))
     logvar = [piece["logvar"] for piece in pieces]

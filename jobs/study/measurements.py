@@ -14,7 +14,7 @@ from jobs.run_store import RunStore, find_run
 
 if TYPE_CHECKING:
     from aecore.analysis import Part, Subject
-    from aecore.metrics.inception import Scored
+    from aecore.metrics.inception import ScoredModel
     from aecore.model.autoencoder import DiagonalGaussian
     from jobs.study.images import Images
 
@@ -43,7 +43,7 @@ def find_finished(name: str) -> Finished:
     record = find_run(name)
     if not record.finished():
         raise ValueError(f"run '{name}' has not finished: start its command again, then study it")
-    fs, root = record.place
+    fs, root = record.folder
     known = read_json(fs, f"{root}/run.json")
     return Finished(record, check_recipe(known["recipe"]), known["dataset"])
 
@@ -89,7 +89,7 @@ class Measured:
 
         return self._part(name, self.options, lambda subject: PARTS[name](subject))
 
-    def inception(self, weights: str, scored: "Callable[[], Scored]") -> "Part":
+    def inception(self, weights: str, scored: "Callable[[], ScoredModel]") -> "Part":
         """`aecore.analysis.inception` by a network whose weights have this sha256; `scored` gives what it scores."""
         from aecore.analysis import inception
 
@@ -99,7 +99,7 @@ class Measured:
     def _part(self, name: str, options: dict[str, Any], measure: "Callable[[Subject], Part]") -> "Part":
         from jobs.study.part_store import load_part, part_path, save_part
 
-        fs, root = self.run.record.place
+        fs, root = self.run.record.folder
         path = part_path(root, name, options)
         part = None if self.fresh else load_part(fs, path)
         if part is None:
@@ -113,7 +113,7 @@ class Measured:
         from aecore.model.autoencoder import default_device
         from aecore.training.checkpoint import load_model
 
-        fs, root = self.run.record.place
+        fs, root = self.run.record.folder
         known, saved = self.images(), load_model(fs, f"{root}/model", default_device())
         return Subject(saved, known.train, known.test, known.scores, self.options["judged"], self._elsewhere())
 

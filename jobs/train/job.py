@@ -18,45 +18,45 @@ from jobs.train.stopping import StopRequest, interruptible
 
 
 def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
-    """Train `recipe` to its end, going on where an earlier run of the same command stopped.
+    """Train `recipe` to its end, resuming a run that the same command began.
 
-    Gives the run's name, folder, MLflow run id, metrics of the last epoch and seconds taken. A finished run is not
-    run again unless `fresh`. Raises ValueError for a wrong recipe or dataset, RuntimeError when training failed.
+    Returns the run's name, folder, MLflow run id, last epoch's metrics and seconds taken. A finished run is trained
+    again only if `fresh`. Raises ValueError for a wrong recipe or dataset, RuntimeError if the training fails.
     """
     recipe = with_full_uri(recipe)
     dataset = open_dataset(recipe.data.uri)
     check_uri(settings().store)
-    record = open_run(recipe, stem, dataset.manifest, fresh=fresh)
-    again = record.finished()
-    started = time.monotonic()
-    if not again:
+    run_store = open_run(recipe, stem, dataset.manifest, fresh=fresh)
+    already_finished, started = run_store.finished(), time.monotonic()
+    if not already_finished:
         try:
-            with record.background_sync():
-                _run(recipe, dataset, record)
+            with run_store.background_sync():
+                if recipe.scale.workers == 0:
+                    _train_in_process(recipe, dataset, run_store)
+                else:
+                    connect()
+                    with watch(run_store.name, run_store.name, "images"):
+                        run_on_ray(recipe, dataset, run_store)
         except ValueError:
-            record.discard()
+            run_store.discard()
             raise
         except BaseException as error:
-            record.close(status_of(error))
+            run_store.end_mlflow_run(status_of(error))
             raise
-    record.close("FINISHED")
-    metrics = list(record.epochs().values())[-1]
+    run_store.end_mlflow_run("FINISHED")
+    metrics = list(run_store.epochs().values())[-1]
     return {
-        "run": record.name, "uri": record.uri, "run_id": record.run_id, "already_finished": again,
+        "run": run_store.name, "uri": run_store.uri, "run_id": run_store.run_id, "already_finished": already_finished,
         "seconds": round(time.monotonic() - started, 1), "metrics": metrics,
     }  # fmt: skip
 
 
-def _run(recipe: Recipe, dataset: Dataset, record: RunStore) -> None:
-    if recipe.scale.workers == 0:
-        from aecore.model.autoencoder import default_device
-        from jobs.train.worker import Worker, work
+def _train_in_process(recipe: Recipe, dataset: Dataset, run_store: RunStore) -> None:
+    from aecore.model.autoencoder import default_device
+    from jobs.train.worker import Worker, train_loop
 
-        stop = StopRequest()
-        with closing(Bar(record.name, "images")) as bar, interruptible(stop.on_signal):
-            for _ in work(recipe, dataset, record, Worker(device=default_device(), show=bar.update, stop=stop)):
-                pass
-        return
-    connect()
-    with watch(record.name, record.name, "images"):
-        run_on_ray(recipe, dataset.manifest, record)
+    stop = StopRequest()
+    with closing(Bar(run_store.name, "images")) as bar, interruptible(stop.on_signal):
+        worker = Worker(device=default_device(), show_progress=bar.update, stop=stop)
+        for _ in train_loop(recipe, dataset, run_store, worker):
+            pass

@@ -1,8 +1,8 @@
-"""Where a training's images come from: the node cache, the GPU's memory, or a stream (`data.cache` of the recipe)."""
+"""The image loaders of a training worker: node cache, GPU memory or a stream, as `data.cache` of the recipe says."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aecore.config import Recipe
 from aecore.data.dataset import Dataset
@@ -15,18 +15,21 @@ if TYPE_CHECKING:
     from aecore.data.loaders import Loader
     from aecore.data.shuffle import World
 
-ShardOf = Callable[[str], Any]  # ray.train.get_dataset_shard
-ProgressCallback = Callable[[int, int, str], None]  # takes how much is done, of how much, and what else there is to say
+ProgressCallback = Callable[[int, int, str], None]  # called with the amount done, the total and a text
+
+
+def no_progress(done: int, total: int, text: str) -> None:
+    """Show nothing."""
 
 
 def open_loaders(
     recipe: Recipe, dataset: Dataset, world: "World", device: "torch.device",
-    shard_of: ShardOf | None = None, show: ProgressCallback = lambda done, total, text: None,
+    show_progress: ProgressCallback = no_progress, on_ray: bool = False,
 ) -> dict[str, "Loader"]:  # fmt: skip
-    """A feed for each split, empty for one that the dataset lacks.
+    """Return a loader for each split, an empty one for a split that the dataset lacks.
 
-    A stream comes through Ray Data where `shard_of` gives this worker's share of a split; else this process, which
-    must be the only worker, reads the shards itself. Raises ValueError where the images do not fit in.
+    With `data.cache=none` a worker of Ray Train streams its shard of Ray Data; any other process must be the only
+    worker and reads the shards itself. Raises ValueError if the images exceed the cache or the GPU's memory.
     """
     import numpy as np
 
@@ -35,38 +38,44 @@ def open_loaders(
     from aecore.data.shard_stream import iter_shards
     from aecore.data.shuffle import BatchSampler
 
-    order = BatchSampler(recipe.optim.seed, recipe.optim.batch, world)
+    sampler = BatchSampler(recipe.optim.seed, recipe.optim.batch, world)
 
-    def open_feed(split: str) -> "Loader":
+    def open_loader(split: str) -> "Loader":
         if not dataset.manifest.splits.get(split):
-            return NodeLoader(np.empty((0, *dataset.image_shape), np.uint8), order, device)
+            return NodeLoader(np.empty((0, *dataset.image_shape), np.uint8), sampler, device)
         if recipe.data.cache == "none":
-            assert shard_of or world.size == 1
-            if shard_of:
-                from jobs.ray_data import pour_shard
+            if on_ray:
+                import ray.train
 
-                share = partial(pour_shard, shard_of(split))
+                from jobs.ray_data import iter_stream
+
+                stream = partial(iter_stream, ray.train.get_dataset_shard(split))
             else:
-                share = partial(iter_shards, dataset, split, order.seed)
-            few = partial(dataset.images, split)
-            return StreamLoader(share, few, dataset.count(split), order, device)
-        total, text = dataset.count(split), f"filling the node cache: {split}"
-        filled: Callable[[int], None] = lambda done: show(done, total, text)  # noqa: E731
-        images = open_cache(settings().cache, dataset, split, filled, settings().cache_max)
-        feed = DeviceLoader if in_device(recipe.data.cache, images.nbytes, device) else NodeLoader
-        return feed(images, order, device)
+                assert world.size == 1
+                stream = partial(iter_shards, dataset, split, sampler.seed)
+            return StreamLoader(stream, partial(dataset.images, split), dataset.count(split), sampler, device)
 
-    return {split: open_feed(split) for split in SPLITS}
+        def show_filled(rows: int) -> None:
+            show_progress(rows, dataset.count(split), f"filling the node cache: {split}")
+
+        images = open_cache(settings().cache, dataset, split, show_filled, settings().cache_max)
+        on_device = fits_device(recipe.data.cache, images.nbytes, device)
+        return (DeviceLoader if on_device else NodeLoader)(images, sampler, device)
+
+    return {split: open_loader(split) for split in SPLITS}
 
 
-def in_device(cache: str, size: int, device: "torch.device") -> bool:
-    """Whether images of `size` bytes go to the device's memory. Raises ValueError when they should and cannot."""
+def fits_device(cache: str, nbytes: int, device: "torch.device") -> bool:
+    """Return if `nbytes` of images go to the device's memory; "auto" fills at most half of what is free.
+
+    Raises ValueError if `cache` is "device" and they do not fit.
+    """
     import torch
 
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-    if cache == "device" and size > free:
+    if cache == "device" and nbytes > free:
         raise ValueError(
-            f"data.cache=device: a split takes {size / 1e9:.1f} GB and the training's GPU has {free / 1e9:.1f} GB free "
-            "(none, where there is no GPU): take auto or node"
+            f"data.cache=device: a split takes {nbytes / 1e9:.1f} GB and the GPU has {free / 1e9:.1f} GB free "
+            "(0 without a GPU): set data.cache=auto or node"
         )
-    return cache == "device" or (cache == "auto" and size <= free // 2 and free > 0)
+    return cache == "device" or (cache == "auto" and nbytes <= free // 2 and free > 0)

@@ -1,4 +1,4 @@
-"""When a training saves, and how it is stopped: by steps, by the clock, by Ctrl-C, by notice of a node's end."""
+"""When a training saves and stops: by steps, by the clock, at Ctrl-C, before a node is lost."""
 
 import signal
 import sys
@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -16,20 +17,28 @@ if TYPE_CHECKING:
 
     from aecore.data.shuffle import World
 
-NOTHING, SAVE, STOP = 0, 1, 2
-AGREE_SECONDS = 1.0  # between two questions of the workers to each other
+SYNC_SECONDS = 1.0  # between two exchanges of the workers' actions
+SAVE_TIMEOUT_SECONDS = 4.0  # for a worker's last checkpoint: Ray Train kills the worker after 5
+
+
+class Action(IntEnum):
+    """What the workers do after a step; of several, the largest holds."""
+
+    CONTINUE = 0
+    SAVE = 1
+    STOP = 2  # after a checkpoint
 
 
 class StopRequest:
-    """The wish that a training ends: granted after the step in hand, with a checkpoint."""
+    """A request that a training stops after its current step, with a checkpoint."""
 
     def __init__(self) -> None:
-        self._asked, self._idle = threading.Event(), threading.Event()
+        self._requested, self._idle = threading.Event(), threading.Event()
         self._idle.set()
 
     @contextmanager
-    def heeded(self) -> Iterator[None]:
-        """While inside, somebody looks at `asked` and leaves when he has saved."""
+    def active(self) -> Iterator[None]:
+        """Mark that a training runs which polls `requested`, saves and leaves."""
         self._idle.clear()
         try:
             yield
@@ -37,86 +46,91 @@ class StopRequest:
             self._idle.set()
 
     @property
-    def asked(self) -> bool:
-        return self._asked.is_set()
+    def requested(self) -> bool:
+        return self._requested.is_set()
 
-    def ask(self, seconds: float) -> None:
-        """Ask for it, and wait as long as this for its end."""
-        self._asked.set()
-        self._idle.wait(seconds)
+    def request(self, timeout_s: float) -> None:
+        """Request the stop, and wait up to `timeout_s` until the training has left."""
+        self._requested.set()
+        self._idle.wait(timeout_s)
 
     def on_signal(self, signum: int, frame: object) -> None:
-        """Ctrl-C: the first one asks; another one, or one where nobody would look, interrupts at once."""
-        if self.asked or self._idle.is_set():
+        """Handle Ctrl-C: the first one requests the stop; a second one, or one without a training, interrupts."""
+        if self.requested or self._idle.is_set():
             raise KeyboardInterrupt
-        self._asked.set()
+        self._requested.set()
         print("zpoint: stopping with a checkpoint; another Ctrl-C stops without", file=sys.stderr, flush=True)
 
 
-THIS_PROCESS = StopRequest()  # what Ray Train's shutdown of a worker asks
-SAVE_SECONDS = 4.0  # for a worker's last checkpoint: Ray Train kills it after 5
+PROCESS_STOP = StopRequest()  # of this process, if it is a worker of Ray Train
+
+
+def stop_this_process() -> None:
+    """Stop the training in this worker of Ray Train with a checkpoint."""
+    PROCESS_STOP.request(SAVE_TIMEOUT_SECONDS)
 
 
 class StopConsensus:
-    """What all workers do after a step: NOTHING, SAVE or STOP, the same on each though each has its own clock.
+    """Decides the Action after each step, the same on all workers though each has its own clock.
 
-    About once a second they tell each other what they want, and the strongest wish holds: an all-reduce of two
-    numbers. `wish` is called then, equally often on each worker.
+    About once a second the workers exchange their local actions by an all-reduce of two numbers, and the largest holds.
+    `local_action` is called at these exchanges, equally often on each worker.
     """
 
     def __init__(
-        self, plan: Checkpoints, world: "World", device: "torch.device", wish: Callable[[], int], step: int
+        self, plan: Checkpoints, world: "World", device: "torch.device", local_action: Callable[[], Action], step: int
     ) -> None:
-        self.plan, self.world, self.device, self.wish = plan, world, device, wish
-        self._stride, self._next = 1, step + 1
-        self._last = self._saved = time.monotonic()
+        self.plan, self.world, self.device, self.local_action = plan, world, device, local_action
+        self._stride, self._next_sync = 1, step + 1
+        self._last_sync = self._last_save = time.monotonic()
 
-    def after(self, step: int) -> int:
-        """What to do after `step`, counted from the run's beginning; called after each."""
-        verdict = SAVE if self.plan.every and step % self.plan.every == 0 else NOTHING
-        if step >= self._next:
-            verdict = self._ask(step, verdict)
-        if verdict:
-            self._saved = time.monotonic()
-        return verdict
+    def after_step(self, step: int) -> Action:
+        """Return the action after `step`, counted from the run's first step. Call it after each step."""
+        action = Action.SAVE if self.plan.every and step % self.plan.every == 0 else Action.CONTINUE
+        if step >= self._next_sync:
+            action = self._sync(step, action)
+        if action is not Action.CONTINUE:
+            self._last_save = time.monotonic()
+        return action
 
-    def _ask(self, step: int, verdict: int) -> int:
+    def _sync(self, step: int, action: Action) -> Action:
+        """Exchange actions, and plan the next exchange for a second later, at most twice as many steps ahead."""
         now = time.monotonic()
-        if self.plan.minutes and now - self._saved >= 60 * self.plan.minutes:
-            verdict = max(verdict, SAVE)
-        steps = self._stride * AGREE_SECONDS / max(now - self._last, 1e-9)
-        verdict, self._stride = self._strongest(max(verdict, self.wish()), max(1, min(2 * self._stride, int(steps))))
-        self._next, self._last = step + self._stride, now
-        return verdict
+        if self.plan.minutes and now - self._last_save >= 60 * self.plan.minutes:
+            action = max(action, Action.SAVE)
+        steps = self._stride * SYNC_SECONDS / max(now - self._last_sync, 1e-9)
+        stride = max(1, min(2 * self._stride, int(steps)))
+        action, self._stride = self._max_over_workers(max(action, self.local_action()), stride)
+        self._next_sync, self._last_sync = step + self._stride, now
+        return action
 
-    def _strongest(self, verdict: int, stride: int) -> tuple[int, int]:
+    def _max_over_workers(self, action: Action, stride: int) -> tuple[Action, int]:
         if self.world.size == 1:
-            return verdict, stride
+            return action, stride
         import torch
         import torch.distributed as dist
 
-        both = torch.tensor([verdict, stride], device=self.device)
-        dist.all_reduce(both, dist.ReduceOp.MAX)
-        verdict, stride = both.tolist()
-        return verdict, stride
+        values = torch.tensor([action, stride], device=self.device)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return Action(int(values[0])), int(values[1])
 
 
-def _as_interrupt(number: int, frame: FrameType | None) -> None:
-    meant = signal.getsignal(signal.SIGINT)
-    (meant if callable(meant) else signal.default_int_handler)(number, frame)
+def _as_interrupt(signum: int, frame: FrameType | None) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    (handler if callable(handler) else signal.default_int_handler)(signum, frame)
 
 
 @contextmanager
 def interruptible(on_interrupt: Callable[[int, object], None] | None = None) -> Iterator[None]:
-    """Keep what Ctrl-C means, which Ray's libraries change and leave changed; SIGTERM means the same while inside.
+    """Restore the signal handlers that Ray's libraries replace; inside, SIGTERM acts like Ctrl-C.
 
-    `on_interrupt` is its handler inside. Where Ctrl-C is ignored, as of what a script starts in the background, SIGTERM
-    is a KeyboardInterrupt. Where this is not the main thread, nothing changes.
+    `on_interrupt` handles SIGINT inside. If SIGINT is ignored, as in a script's background process, SIGTERM raises
+    KeyboardInterrupt. Outside the main thread nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGTERM, _as_interrupt)
     if on_interrupt:
         signal.signal(signal.SIGINT, on_interrupt)
@@ -125,5 +139,5 @@ def interruptible(on_interrupt: Callable[[int, object], None] | None = None) -> 
     except SystemExit:  # Ray Train's answer to Ctrl-C
         raise KeyboardInterrupt from None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)

@@ -1,4 +1,4 @@
-"""One worker's part of a training: from its last checkpoint, step by step, to the finished model."""
+"""The loop of one training worker: from its last checkpoint, step by step, to the finished model."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -7,126 +7,133 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from aecore.config import Recipe
 from aecore.data.attributes import read_attributes
 from aecore.data.dataset import Dataset
 from aecore.data.loaders import Loader
-from aecore.data.shards import Manifest
 from aecore.data.shuffle import World, evenly_spaced
 from aecore.image_grid import titled_sheet, to_png
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.training import checkpoint, evaluate, loop
 from aecore.training.state import TrainingRun
 from jobs.run_store import RunStore
-from jobs.train.loaders import ProgressCallback, ShardOf, open_loaders
-from jobs.train.stopping import NOTHING, SAVE, STOP, StopConsensus, StopRequest
+from jobs.train.loaders import ProgressCallback, no_progress, open_loaders
+from jobs.train.stopping import Action, StopConsensus, StopRequest
+
+IMAGE_TITLES = {
+    "originals": "validation images",
+    "seen": "what the encoder sees of them",
+    "reconstructions": "their reconstructions",
+    "normal": "decoded z-points from N(0, 1)",
+    "gaussian": "decoded z-points from the fitted Gaussian",
+}
 
 
 @dataclass(frozen=True)
 class Worker:
-    """One of the processes that train a run together, by default the only one.
-
-    `wrap` makes of a model what is called in training; `warned` tells whether this node is said to end soon; `shard_of`
-    gives the worker's share of a split that streams in.
-    """
+    """One process of a training; by default the only one, on the CPU. `on_ray` means that Ray Train started it."""
 
     world: World = field(default_factory=World)
     device: torch.device = field(default_factory=partial(torch.device, "cpu"))
-    show: ProgressCallback = lambda done, total, text: None
-    wrap: Callable[[Any], Any] = lambda model: model
-    shard_of: ShardOf | None = None
+    show_progress: ProgressCallback = no_progress
     stop: StopRequest = field(default_factory=StopRequest)
-    warned: Callable[[], bool] = lambda: False
+    on_ray: bool = False
+
+    def local_action(self) -> Action:
+        """Return STOP if this process is to stop, SAVE if a node of the training will end. A collective on Ray."""
+        preempted = False
+        if self.on_ray:
+            import ray.train
+
+            preempted = ray.train.get_preemption_info() is not None  # a broadcast from rank 0
+        return Action.STOP if self.stop.requested else Action.SAVE if preempted else Action.CONTINUE
 
 
-def work(recipe: Recipe, dataset: Dataset, record: RunStore, me: Worker) -> Iterator[dict[str, float]]:
-    """Train from the last checkpoint to the finished model; yields each epoch's metrics.
+def train_loop(recipe: Recipe, dataset: Dataset, run_store: RunStore, worker: Worker) -> Iterator[dict[str, float]]:
+    """Train from the last checkpoint to the finished model; yield the metrics of each epoch.
 
-    Raises KeyboardInterrupt when it has saved because of `me.stop`. Where it is `me.warned` that a node will end, it
-    goes on while it may and saves again and again, about once a second.
+    Raises KeyboardInterrupt once it has saved because of `worker.stop`. After notice that a node will end, it trains on
+    and saves about once a second.
     """
-    splits = open_loaders(recipe, dataset, me.world, me.device, me.shard_of, me.show)
-    run = _resume(recipe, record, dataset.manifest, me)
-    progress = run.progress
-
-    def wish() -> int:
-        end_is_near = me.warned()  # a question that all workers ask together
-        return STOP if me.stop.asked else SAVE if end_is_near else NOTHING
-
-    fs, place = record.place
-    agreement = StopConsensus(recipe.checkpoint, me.world, me.device, wish, progress.step)
-    with me.stop.heeded(), checkpoint.CheckpointWriter(fs, f"{place}/checkpoints", recipe.checkpoint.keep) as saver:
+    loaders = open_loaders(recipe, dataset, worker.world, worker.device, worker.show_progress, worker.on_ray)
+    run = _resume(recipe, dataset, run_store, worker)
+    state = run.progress
+    fs, root = run_store.folder
+    consensus = StopConsensus(recipe.checkpoint, worker.world, worker.device, worker.local_action, state.step)
+    with worker.stop.active(), checkpoint.CheckpointWriter(fs, f"{root}/checkpoints", recipe.checkpoint.keep) as writer:
 
         def save(valid_loss: float = float("nan"), before: Callable[[], None] | None = None) -> None:
             loop.gather_sums(run)
-            if me.world.rank == 0:
-                saver.save(checkpoint.take_snapshot(run.model, run.optimizer, recipe, progress, valid_loss), before)
+            if worker.world.rank == 0:
+                writer.save(checkpoint.take_snapshot(run.model, run.optimizer, recipe, state, valid_loss), before)
 
-        for event in loop.fit(run, splits["train"], splits["valid"]):
-            if isinstance(event, loop.Step):
-                if event.told:
-                    told = event.told.items()
-                    figures = "  ".join(f"{key} {value:,.{0 if value >= 1000 else 1}f}" for key, value in told)
-                    me.show(event.done, event.total, f"epoch {progress.epochs + 1}/{recipe.optim.epochs}  {figures}")
-                todo = agreement.after(progress.step)
-                if todo:
-                    save()
-                if todo == STOP:
-                    saver.finish()
-                    raise KeyboardInterrupt
+        for event in loop.fit(run, loaders["train"], loaders["valid"]):
+            if isinstance(event, loop.Epoch):
+                valid_loss = event.metrics["valid_loss" if len(loaders["valid"]) else "train_loss"]
+                save(valid_loss, partial(_save_epoch, run_store, event))
+                yield event.metrics
                 continue
-            loss = event.metrics["valid_loss" if len(splits["valid"]) else "train_loss"]
-            save(loss, partial(_write_epoch, record, event))
-            yield event.metrics
-        saver.finish()
-    _finish(run, record, dataset, splits)
+            if event.told:
+                means = "  ".join(f"{key} {mean:,.{0 if mean >= 1000 else 1}f}" for key, mean in event.told.items())
+                text = f"epoch {state.epochs + 1}/{recipe.optim.epochs}  {means}"
+                worker.show_progress(event.done, event.total, text)
+            action = consensus.after_step(state.step)
+            if action is not Action.CONTINUE:
+                save()
+            if action is Action.STOP:
+                writer.finish()
+                raise KeyboardInterrupt
+        writer.finish()
+    _finish(run, dataset, run_store, loaders)
 
 
-def _resume(recipe: Recipe, record: RunStore, manifest: Manifest, me: Worker) -> TrainingRun:
-    """What is trained, as the last checkpoint has it, the same on all workers; new where there is none."""
-    loop.set_up(me.device, recipe)
-    model = build_model(recipe, ImageShape(manifest.size, manifest.channels)).to(me.device)
+def _resume(recipe: Recipe, dataset: Dataset, run_store: RunStore, worker: Worker) -> TrainingRun:
+    """Return the state of the last checkpoint, the same on all workers; a new one if there is no checkpoint."""
+    loop.set_up(worker.device, recipe)
+    model = build_model(recipe, ImageShape(dataset.manifest.size, dataset.manifest.channels)).to(worker.device)
     optimizer = loop.make_optimizer(model, recipe)
-    fs, place = record.place
-    progress = checkpoint.load_checkpoint(fs, f"{place}/checkpoints", model, optimizer)
-    _same_step(progress.step, me)
-    if me.world.rank != 0:
-        progress.sums = {}  # the checkpoint's are those of all workers
-    return TrainingRun(recipe, model, me.wrap(model), optimizer, me.device, me.world, progress)
+    fs, root = run_store.folder
+    state = checkpoint.load_checkpoint(fs, f"{root}/checkpoints", model, optimizer)
+    _check_same_step(state.step, worker)
+    if worker.world.rank != 0:
+        state.sums = {}  # the checkpoint's are those of all workers
+    network = DistributedDataParallel(model) if worker.world.size > 1 else model
+    return TrainingRun(recipe, model, network, optimizer, worker.device, worker.world, state)
 
 
-def _finish(run: TrainingRun, record: RunStore, dataset: Dataset, splits: dict[str, Loader]) -> None:
+def _check_same_step(step: int, worker: Worker) -> None:
+    """Raise RuntimeError unless all workers resume at the same step: storage may differ between their nodes."""
+    if worker.world.size > 1:
+        bounds = torch.tensor([step, -step], device=worker.device)
+        dist.all_reduce(bounds, dist.ReduceOp.MAX)
+        if int(bounds.sum()):
+            raise RuntimeError(
+                f"the workers see different checkpoints, of steps {-bounds[1]} to {bounds[0]}: "
+                "set ZPOINT_STORE to storage that all nodes share"
+            )
+
+
+def _finish(run: TrainingRun, dataset: Dataset, run_store: RunStore, loaders: dict[str, Loader]) -> None:
     """Test the trained model and save it with its latent statistics."""
-    run.model.eval()  # as it will be used: else batch norm would learn from the test images
-    tested = evaluate.evaluate(run, splits["test"], "test")[0] if len(splits["test"]) else {}
-    if run.world.rank == 0:
-        last = list(record.epochs().values())[-1]
-        known = {}
-        if splits["train"].resumable:  # a stream's images come in no order that could be named
-            known = read_attributes(dataset, "train", evenly_spaced(len(run.train), evaluate.LATENT_IMAGES))
-        latents = evaluate.fit_run_latents(run, splits["train"], attributes=known)
-        fs, place = record.place
-        save_model = partial(checkpoint.save_model, fs, f"{place}/model", run.model, run.recipe, latents, last | tested)
-        checkpoint.retry_storage(save_model, "save the model")
+    run.model.eval()  # else batch norm would learn from the test images
+    test_metrics = evaluate.evaluate(run, loaders["test"], "test")[0] if len(loaders["test"]) else {}
+    if run.world.rank != 0:
+        return
+    attributes: dict[str, Any] = {}
+    if loaders["train"].resumable:  # a stream's images have no fixed order that the attributes could follow
+        rows = evenly_spaced(len(loaders["train"]), evaluate.LATENT_IMAGES)
+        attributes = read_attributes(dataset, "train", rows)
+    latents = evaluate.fit_run_latents(run, loaders["train"], attributes=attributes)
+    metrics = list(run_store.epochs().values())[-1] | test_metrics
+    fs, root = run_store.folder
+    save_model = partial(checkpoint.save_model, fs, f"{root}/model", run.model, run.recipe, latents, metrics)
+    checkpoint.retry_storage(save_model, "save the model")
 
 
-def _same_step(step: int, me: Worker) -> None:
-    """Raise RuntimeError unless all workers go on from the same step: their nodes may see a storage differently."""
-    if me.world.size > 1:
-        ends = torch.tensor([step, -step], device=me.device)
-        dist.all_reduce(ends, dist.ReduceOp.MAX)
-        if int(ends.sum()):
-            raise RuntimeError(f"the workers see different checkpoints: up to step {ends[0]}, and {-ends[1]}")
-
-
-def _write_epoch(record: RunStore, event: loop.Epoch) -> None:
-    """Put an epoch's metrics, and its pictures on one sheet, into the run's folder."""
-    titles = {
-        "originals": "validation images", "seen": "what the encoder sees of them",
-        "reconstructions": "their reconstructions",
-        "normal": "decoded z-points from N(0, 1)", "gaussian": "decoded z-points from the fitted Gaussian",
-    }  # fmt: skip
-    parts = [(titles[key], [row]) for key, row in event.pictures.items()]
-    picture = to_png(titled_sheet(parts)) if parts else None  # only some epochs are judged
-    record.save_epoch(event.epoch, event.metrics, event.components.tolist(), picture)
+def _save_epoch(run_store: RunStore, epoch: loop.Epoch) -> None:
+    """Write the metrics of an epoch, and its images on one sheet, to the run's folder."""
+    rows = [(IMAGE_TITLES[key], [images]) for key, images in epoch.pictures.items()]
+    sheet = to_png(titled_sheet(rows)) if rows else None  # only some epochs have images
+    run_store.save_epoch(epoch.epoch, epoch.metrics, epoch.components.tolist(), sheet)

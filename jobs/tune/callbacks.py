@@ -1,77 +1,89 @@
-"""What a campaign's driver does while Ray Tune runs its trials. Imported only there: it needs ray.tune."""
+"""The callback that follows a campaign's trials in its driver. Imported only there: it needs ray.tune."""
 
 import logging
 from typing import Any
 
-from ray.tune import Callback
+from ray.tune import Callback, ResultGrid
 
 from aecore.config import Recipe
 from aecore.data.shards import Manifest
 from cluster.progress import Bar
 from jobs.run_store import RunStore, open_run
 from jobs.train.ray_trainer import training_error
-from jobs.tune.trials import Trial, finished_trial, trial_recipe
+from jobs.tune.trials import TrialResult, trial_recipe, trial_result
 
 log = logging.getLogger(__name__)
 
 
 class CampaignCallback(Callback):
-    """Shows progress, keeps each trial's MLflow run, and collects the finished trials in `trials`.
+    """Shows progress, keeps each trial's MLflow run, and collects the results of finished trials in `finished`.
 
-    `trials` begins with those that need not run again; `parent` is the campaign's MLflow run, '' where there is none.
+    `finished` starts with the trials of an earlier command; `parent` is the campaign's MLflow run, '' if it has none.
     """
 
-    def __init__(self, recipe: Recipe, campaign: str, manifest: Manifest, parent: str, trials: list[Trial]) -> None:
+    def __init__(
+        self, recipe: Recipe, campaign: str, manifest: Manifest, parent: str, finished: list[TrialResult]
+    ) -> None:
         self.recipe, self.campaign, self.manifest = recipe, campaign, manifest
         self.tags = {"zpoint.campaign": campaign} | ({"mlflow.parentRunId": parent} if parent else {})
-        self.trials = list(trials)
-        self.records: dict[str, RunStore] = {}  # of those that run
-        self.failed: list[Any] = []
-        self.done = {trial["run"]: recipe.optim.epochs for trial in trials}
+        self.finished = list(finished)
+        self.running: dict[str, RunStore] = {}  # by trial id
+        self.epochs = {trial["run"]: recipe.optim.epochs for trial in finished}
         self.bar = Bar(campaign, "epochs")
 
-    def show(self, text: str = "") -> None:
-        self.bar.update(sum(self.done.values()), self.recipe.search.trials * self.recipe.optim.epochs, text)
-
-    def close(self) -> list[Exception]:
-        """End what runs no more; gives the errors of the failed trials."""
-        self.bar.close()
-        errors = [training_error(trial.get_pickled_error() or trial.get_error()) for trial in self.failed]
-        for trial, error in zip(self.failed, errors, strict=True):
-            record = self.records.pop(trial.trial_id, None)  # none where its process could not start
-            if record and isinstance(error, ValueError):
-                record.discard()
-                continue
-            log.warning("trial %s failed: %s", record.name if record else trial.config, error)
-            if record:
-                record.close("FAILED")
-        for record in self.records.values():
-            record.close("KILLED")
-        return errors
-
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        tried = self._tried(trial)
-        self.records[trial.trial_id] = record = open_run(tried, tried.name, self.manifest, tags=self.tags)
-        if not record.finished():
-            record.begin()
-        self.show()
+        """Open the trial's run and start its MLflow run."""
+        recipe = self._recipe_at(trial.config)
+        self.running[trial.trial_id] = run_store = open_run(recipe, recipe.name, self.manifest, tags=self.tags)
+        if not run_store.finished():
+            run_store.start_mlflow_run()
+        self._show_progress()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        record = self.records[trial.trial_id]
-        self.done[trial.trial_id] = len(record.epochs())
-        figures = f"z_dim {trial.config['z_dim']} kl_factor {trial.config['kl_factor']:.2g}"
-        self.show(f"{figures} psnr {result['valid_psnr']:.1f}")
-        record.sync_to_mlflow()
+        """Show the trial's progress and log its epochs to MLflow."""
+        run_store = self.running[trial.trial_id]
+        self.epochs[trial.trial_id] = len(run_store.epochs())
+        point = f"z_dim {trial.config['z_dim']} kl_factor {trial.config['kl_factor']:.2g}"
+        self._show_progress(f"{point} psnr {result['valid_psnr']:.1f}")
+        run_store.sync_to_mlflow()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        record = self.records.pop(trial.trial_id)
-        record.close("FINISHED")
-        self.trials.append(finished_trial(self._tried(trial), record))
+        """End the trial's MLflow run and collect its result."""
+        run_store = self.running.pop(trial.trial_id)
+        run_store.end_mlflow_run("FINISHED")
+        self.finished.append(trial_result(self._recipe_at(trial.config), run_store))
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.failed.append(trial)  # its error is written a moment later
+    def end_failed_trials(self, results: ResultGrid) -> list[Exception]:
+        """End the runs of the trials that failed, of Tune's `results`; return their errors."""
+        errors: list[Exception] = []
+        for result in results:
+            if not result.error:
+                continue
+            assert result.config is not None
+            errors.append(error := training_error(result.error))
+            name = self._recipe_at(result.config).name
+            trial_id = next((key for key, run_store in self.running.items() if run_store.name == name), None)
+            if trial_id is None:  # its process could not start
+                log.warning("trial %s failed: %s", name, error)
+                continue
+            run_store = self.running.pop(trial_id)
+            if isinstance(error, ValueError):
+                run_store.discard()
+            else:
+                log.warning("trial %s failed: %s", name, error)
+                run_store.end_mlflow_run("FAILED")
+        return errors
 
-    def _tried(self, trial: Any) -> Recipe:
-        return trial_recipe(self.recipe, self.campaign, trial.config["z_dim"], trial.config["kl_factor"])
+    def close(self) -> None:
+        """End the runs of the trials that were interrupted."""
+        self.bar.close()
+        for run_store in self.running.values():
+            run_store.end_mlflow_run("KILLED")
+
+    def _show_progress(self, text: str = "") -> None:
+        self.bar.update(sum(self.epochs.values()), self.recipe.search.trials * self.recipe.optim.epochs, text)
+
+    def _recipe_at(self, point: dict[str, Any]) -> Recipe:
+        return trial_recipe(self.recipe, self.campaign, point["z_dim"], point["kl_factor"])

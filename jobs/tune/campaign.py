@@ -1,4 +1,4 @@
-"""A campaign's file `<store>/campaigns/<name>.json`: what it is of, its MLflow run and, at the end, its verdict."""
+"""The file of a campaign, `<store>/campaigns/<name>.json`: its recipe's digest, MLflow run and, at the end, result."""
 
 import json
 from typing import Any
@@ -15,34 +15,36 @@ from cluster.storage import open_uri
 Campaign = dict[str, Any]
 
 
-def place_of(name: str) -> tuple[pafs.FileSystem, str]:
+def campaign_file(name: str) -> tuple[pafs.FileSystem, str]:
+    """Return the file system and the path of a campaign's file."""
     return open_uri(f"{settings().store}/campaigns/{name}.json")
 
 
-def find_campaign(recipe: Recipe, stem: str, manifest: Manifest) -> Campaign:
-    """The campaign that `recipe` on `manifest` means, as far as it has come; nothing is written.
+def open_campaign(recipe: Recipe, stem: str, manifest: Manifest) -> Campaign:
+    """Return the campaign of `recipe` on `manifest`, as stored or new; write nothing.
 
-    It has a `run_id` once it has begun and a `best` once it has finished. Raises ValueError when the name is taken
-    by another recipe.
+    It has a `run_id` once it has started and a `best` once it has finished. Raises ValueError if another recipe has the
+    name.
     """
     digest = recipe.digest(manifest.digest, recipe.search.model_dump_json(exclude={"parallel"}))
     name = recipe.name or f"{stem}-search-{digest}"
-    known = read_campaign(name) or {"campaign": name, "digest": digest, "dataset": manifest.digest}
-    if known["digest"] != digest:
+    campaign = read_campaign(name) or {"campaign": name, "digest": digest, "dataset": manifest.digest}
+    if campaign["digest"] != digest:
         raise ValueError(f"campaign '{name}' was made from another recipe or dataset: give another name=...")
-    return known
+    return campaign
 
 
 def read_campaign(name: str) -> Campaign | None:
-    fs, path = place_of(name)
+    """Return the campaign `name`, None if there is none."""
+    fs, path = campaign_file(name)
     try:
         return read_json(fs, path)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-def begin(campaign: Campaign, recipe: Recipe) -> Campaign:
-    """Note that the campaign runs, in its file and in MLflow, where its trials will lie below its run."""
+def start(campaign: Campaign, recipe: Recipe) -> Campaign:
+    """Mark the campaign as running in its file and in MLflow, whose run is the parent of its trials' runs."""
     if campaign.get("run_id"):
         tracking.set_status(campaign["run_id"], "RUNNING")
         return campaign
@@ -50,31 +52,31 @@ def begin(campaign: Campaign, recipe: Recipe) -> Campaign:
     params = dict(tracking.flatten(recipe.model_dump(mode="json")))
     labels = {"zpoint.run": name, "zpoint.dataset": campaign["dataset"]}
     run_id = tracking.best_effort("open the campaign", lambda: tracking.create_run(name, params, labels), "")
-    begun = campaign | {"run_id": run_id}
-    write_json(*place_of(name), begun)
-    return begun
+    started = campaign | {"run_id": run_id}
+    write_json(*campaign_file(name), started)
+    return started
 
 
-def finish(campaign: Campaign, verdict: dict[str, Any]) -> Campaign:
-    """Write the verdict into the campaign's file and MLflow run."""
-    finished, run_id = campaign | verdict, campaign["run_id"]
-    write_json(*place_of(campaign["campaign"]), finished)
+def finish(campaign: Campaign, result: dict[str, Any]) -> Campaign:
+    """Write the result to the campaign's file and MLflow run."""
+    finished, run_id = campaign | result, campaign["run_id"]
+    write_json(*campaign_file(campaign["campaign"]), finished)
     if run_id:
         files = {"campaign.json": json.dumps(finished, indent=1).encode()}
-        tracking.best_effort("take the verdict", lambda: tracking.log_files(run_id, files, ""))
+        tracking.best_effort("take the campaign's result", lambda: tracking.log_files(run_id, files, ""))
     tracking.set_status(run_id, "FINISHED")
     return finished
 
 
-def drop(campaign: Campaign) -> None:
-    """Forget a campaign that a user's mistake kept from starting."""
-    fs, path = place_of(campaign["campaign"])
+def discard(campaign: Campaign) -> None:
+    """Delete a campaign that a user's mistake kept from starting."""
+    fs, path = campaign_file(campaign["campaign"])
     fs.delete_file(path)
     tracking.forget_run(campaign["run_id"])
 
 
-def best_of(name: str) -> str | None:
-    """The best run of the campaign `name`, None where there is none. Raises ValueError for an unfinished one."""
+def find_best_run(name: str) -> str | None:
+    """Return the best run of campaign `name`, None if there is no campaign. Raises ValueError for an unfinished one."""
     campaign = read_campaign(name)
     if campaign is None:
         return None

@@ -1,4 +1,4 @@
-"""Which model of a search is the best decoder: a Pareto front and a stated rule, never the weighted loss alone."""
+"""The choice of a search's best decoder: a Pareto front and a stated rule, never the weighted loss alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ RULE = (
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A model's name with its validation PSNR (dB, more is better) and sample distance (less is better)."""
+class ScoredModel:
+    """A model's name, validation PSNR (dB, higher is better) and Frechet distance of its samples (lower is better)."""
 
     name: str
     psnr: float
     distance: float
 
 
-def pareto_front(models: Sequence[Scored]) -> list[Scored]:
-    """The models that no other one beats in both figures, best PSNR first."""
-    front: list[Scored] = []
+def pareto_front(models: Sequence[ScoredModel]) -> list[ScoredModel]:
+    """Return the models that no other model beats in both metrics, by falling PSNR."""
+    front: list[ScoredModel] = []
     for model in sorted(models, key=lambda m: (-m.psnr, m.distance)):
         if not front or model.distance < front[-1].distance:
             front.append(model)
     return front
 
 
-def choose_best(models: Sequence[Scored], slack: float) -> Scored:
-    """The model that RULE names; always on the Pareto front. Raises ValueError when there is none."""
+def choose_best(models: Sequence[ScoredModel], slack: float) -> ScoredModel:
+    """Return the model that RULE selects, always on the Pareto front. Raises ValueError if there is no model."""
     if not models:
         raise ValueError("no model to choose from: every trial failed")
     front = pareto_front(models)

@@ -1,4 +1,4 @@
-"""The trials of a campaign: what one trains, what is told of it, and those that an earlier command has left."""
+"""The trials of a campaign: their recipes, their results, and those that an earlier command has left."""
 
 import re
 from typing import Any
@@ -11,46 +11,47 @@ from cluster.settings import settings
 from cluster.storage import open_uri
 from jobs.run_store import RunStore, open_run
 
-GOALS = {"valid_psnr": "max", "hog_frechet_normal": "min"}
-Trial = dict[str, Any]
+OBJECTIVES = {"valid_psnr": "max", "hog_frechet_normal": "min"}
+TrialResult = dict[str, Any]
 
 
 def trial_recipe(recipe: Recipe, campaign: str, z_dim: int, kl_factor: float) -> Recipe:
-    """The recipe of one trial, named after what it tries: kl_factor has the three digits that its name shows."""
-    raw = recipe.model_dump(mode="json")
-    tried = f"-z{z_dim}-kl{kl_factor:.2e}".replace("+", "")
-    raw["name"] = campaign[: 63 - len(tried)] + tried
-    raw["model"]["z_dim"], raw["loss"]["kl_factor"] = z_dim, float(f"{kl_factor:.2e}")
-    return check_recipe(raw)
+    """Return the recipe of one trial, named after its point; kl_factor is rounded to the three digits in the name."""
+    fields = recipe.model_dump(mode="json")
+    suffix = f"-z{z_dim}-kl{kl_factor:.2e}".replace("+", "")
+    fields["name"] = campaign[: 63 - len(suffix)] + suffix
+    fields["model"]["z_dim"], fields["loss"]["kl_factor"] = z_dim, float(f"{kl_factor:.2e}")
+    return check_recipe(fields)
 
 
-def finished_trial(tried: Recipe, record: RunStore) -> Trial:
-    """What the verdict says of a finished trial, from the metrics of its last epoch."""
-    last = list(record.epochs().values())[-1]
+def trial_result(recipe: Recipe, run_store: RunStore) -> TrialResult:
+    """Return a finished trial's run, point and metrics of its last epoch."""
+    metrics = list(run_store.epochs().values())[-1]
     return {
-        "run": record.name, "z_dim": tried.model.z_dim, "kl_factor": tried.loss.kl_factor,
-        **{goal: last[goal] for goal in GOALS}, "hog_frechet_gaussian": last["hog_frechet_gaussian"],
+        "run": run_store.name, "z_dim": recipe.model.z_dim, "kl_factor": recipe.loss.kl_factor,
+        **{name: metrics[name] for name in OBJECTIVES}, "hog_frechet_gaussian": metrics["hog_frechet_gaussian"],
     }  # fmt: skip
 
 
-def known_trials(recipe: Recipe, campaign: str, manifest: Manifest) -> tuple[list[Trial], list[Trial]]:
-    """The finished trials of a campaign, and what its unfinished ones try (`z_dim`, `kl_factor`), by their runs' names.
+def find_trials(recipe: Recipe, campaign: str, manifest: Manifest) -> tuple[list[TrialResult], list[dict[str, Any]]]:
+    """Find a campaign's trials by the names of their runs.
 
-    Raises ValueError when a run has such a name and another recipe.
+    Returns the results of the finished ones and the points (`z_dim`, `kl_factor`) of the unfinished ones. Raises
+    ValueError if a run of another recipe has such a name.
     """
     fs, root = open_uri(settings().runs_uri)
     folders = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
-    finished, begun = [], []
+    finished, unfinished = [], []
     for name in sorted(info.base_name for info in folders):
-        if not (found := re.search(r"-z(\d+)-kl([\d.e-]+)$", name)):
+        if not (match := re.search(r"-z(\d+)-kl([\d.e-]+)$", name)):
             continue
-        tried = trial_recipe(recipe, campaign, int(found[1]), float(found[2]))
-        if tried.name != name or tried.model.z_dim not in recipe.search.z_dim:
+        trial = trial_recipe(recipe, campaign, int(match[1]), float(match[2]))
+        if trial.name != name or trial.model.z_dim not in recipe.search.z_dim:
             continue
-        record = open_run(tried, name, manifest)
-        if record.finished():
-            record.close("FINISHED")  # MLflow may lack its last epochs
-            finished.append(finished_trial(tried, record))
+        run_store = open_run(trial, name, manifest)
+        if run_store.finished():
+            run_store.end_mlflow_run("FINISHED")  # MLflow may lack its last epochs
+            finished.append(trial_result(trial, run_store))
         else:
-            begun.append({"z_dim": tried.model.z_dim, "kl_factor": tried.loss.kl_factor})
-    return finished, begun
+            unfinished.append({"z_dim": trial.model.z_dim, "kl_factor": trial.loss.kl_factor})
+    return finished, unfinished

@@ -37,7 +37,7 @@ PARTS = [
     ("workers: Ray Train's settings", "RayTrainWorker.run_train_fn", "begin"),
     ("torch is imported", "init_process_group", "begin"),
     ("process group", "init_process_group", "end"),
-    ("imports, cache is opened", "open_feeds", "end"),
+    ("imports, cache is opened", "open_loaders", "end"),
     ("model", "build_model", "end"),
     ("optimizer, DDP, first batch and step", "Adam.step", "end"),
 ]

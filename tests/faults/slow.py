@@ -21,7 +21,7 @@ def slow_worker(**told: Any) -> None:
     import jobs.train.stopping
 
     aecore.metrics.pixel.MAX_PATCHES = 256
-    after = jobs.train.stopping.StopConsensus.after
+    after = jobs.train.stopping.StopConsensus.after_step
 
     def note(self: jobs.train.stopping.StopConsensus, step: int) -> int:
         with open(os.environ["STEPS"], "a") as notes:
@@ -30,12 +30,12 @@ def slow_worker(**told: Any) -> None:
             time.sleep(0.5)
         return after(self, step)
 
-    jobs.train.stopping.StopConsensus.after = note
-    jobs.train.ray_trainer.train_worker(**told)
+    jobs.train.stopping.StopConsensus.after_step = note
+    jobs.train.ray_trainer.train_loop_per_worker(**told)
 
 
 if __name__ == "__main__":
     from jobs.cli import main
 
-    jobs.train.ray_trainer.train_worker = slow_worker
+    jobs.train.ray_trainer.train_loop_per_worker = slow_worker
     main()

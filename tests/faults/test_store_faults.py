@@ -32,14 +32,14 @@ At = dict[int, Callable[[], Any]]
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch) -> At:
     """Functions, each called after the step of its number; the training looks for wishes after each step."""
-    todo, after = {}, stopping.StopConsensus.after
+    todo, after = {}, stopping.StopConsensus.after_step
 
     def note(self: stopping.StopConsensus, step: int) -> int:
         todo.pop(step, lambda: None)()
         return after(self, step)
 
-    monkeypatch.setattr(stopping.StopConsensus, "after", note)
-    monkeypatch.setattr(stopping, "AGREE_SECONDS", 0.0)
+    monkeypatch.setattr(stopping.StopConsensus, "after_step", note)
+    monkeypatch.setattr(stopping, "SYNC_SECONDS", 0.0)
     monkeypatch.setattr("aecore.metrics.pixel.MAX_PATCHES", 256)
     return todo
 
@@ -66,14 +66,14 @@ def whole(recipe: Callable[[str], Recipe], tracking: None) -> bytes:
 
 
 def weights(run: str) -> bytes:
-    fs, root = find_run(run).place
+    fs, root = find_run(run).folder
     with fs.open_input_file(f"{root}/model/model.safetensors") as file:
         return file.read()
 
 
 def steps_of(run: str) -> list[int]:
     """The steps of its checkpoints, the newest first."""
-    fs, root = find_run(run).place
+    fs, root = find_run(run).folder
     return [int(path[-8:]) for path in list_checkpoints(fs, f"{root}/checkpoints")]
 
 
@@ -170,8 +170,8 @@ def test_a_disk_that_stays_full_fails_after_a_while_and_the_command_goes_on(
 
 
 def test_mlflow_is_back_while_it_trains(at: At, recipe, mlflow_template: Path, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(run_store, "HAND_IN_SECONDS", 0.05)
-    monkeypatch.setattr(run_store, "HAND_IN_SLOWEST", 0.1)
+    monkeypatch.setattr(run_store, "SYNC_SECONDS", 0.05)
+    monkeypatch.setattr(run_store, "MAX_SYNC_SECONDS", 0.1)
     gone = tmp_path / "server"
     gone.write_text("no folder, and so no database below it")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{gone}/mlflow.db")

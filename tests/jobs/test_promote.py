@@ -8,7 +8,7 @@ import pytest
 from aecore.data.io import write_json
 from cluster import tracking
 from jobs.run_store import find_run
-from jobs.tune.campaign import place_of
+from jobs.tune.campaign import campaign_file
 from serving.runtime.registry import find_model_version, read_model
 
 pytestmark = pytest.mark.usefixtures("tracking")
@@ -71,7 +71,7 @@ def test_a_run_unknown_to_mlflow_is_refused(refused, zpoint, tiny: str, faces: P
 
 def test_a_campaigns_name_means_its_best_run(refused, zpoint, two_runs: list[str]):
     campaign = {"campaign": "c", "digest": "", "run_id": ""}
-    fs, path = place_of("c")
+    fs, path = campaign_file("c")
     write_json(fs, path, campaign)
     assert "campaign 'c' has not finished" in refused("promote", "c")
     write_json(fs, path, campaign | {"best": "b"})

@@ -37,10 +37,10 @@ def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path):
     """Such a worker would train on, and leave the model where nobody finds it."""
     record = RunStore("mine", str(tmp_path / "elsewhere"), "")
     with pytest.raises(ValueError, match=r"elsewhere: set ZPOINT_STORE"):
-        record.check_seen()
+        record.check_visible()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/run.json").write_text("{}")
-    record.check_seen()
+    record.check_visible()
 
 
 def test_an_epoch_trained_again_stays_as_it_was_written(tmp_path: Path):

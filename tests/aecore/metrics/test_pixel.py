@@ -5,7 +5,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from aecore.metrics.pixel import chroma, psnr, sliced_wasserstein, ssim
-from jobs.tune.selection import Scored, choose_best, pareto_front
+from jobs.tune.selection import ScoredModel, choose_best, pareto_front
 
 
 def blobs(n, seed):
@@ -86,10 +86,10 @@ def test_ssim_orders_as_an_eye_does():
 
 def test_the_rule_takes_the_front_within_the_slack():
     models = [
-        Scored("sharp", 25, 90),
-        Scored("both", 23, 40),
-        Scored("worse", 22, 60),
-        Scored("blurred", 18, 10),
+        ScoredModel("sharp", 25, 90),
+        ScoredModel("both", 23, 40),
+        ScoredModel("worse", 22, 60),
+        ScoredModel("blurred", 18, 10),
     ]
     assert [m.name for m in pareto_front(models)] == ["sharp", "both", "blurred"]
     assert choose_best(models, 3).name == "both"

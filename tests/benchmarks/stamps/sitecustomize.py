@@ -13,7 +13,7 @@ from importlib.machinery import PathFinder
 
 POINTS = {
     "jobs.train.job": ["train", "connect"],
-    "jobs.train.worker": ["open_feeds"],
+    "jobs.train.worker": ["open_loaders"],
     "aecore.model.autoencoder": ["build_model"],
     "ray.train.v2.api.data_parallel_trainer": ["DataParallelTrainer.fit"],
     "ray.train.v2._internal.execution.controller.controller": ["TrainController.__init__"],

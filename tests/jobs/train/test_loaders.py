@@ -1,29 +1,24 @@
-"""Where a training's images come from, and what shows of it."""
+"""The loaders of a training worker, and the progress that they show."""
 
 from pathlib import Path
 
-import pyarrow.fs as pafs
 import torch
 
 from aecore.config import Recipe
-from aecore.data.dataset import Dataset
 from aecore.data.shuffle import World
+from jobs.dataset import open_dataset
 from jobs.train.loaders import open_loaders
 
-FS = pafs.LocalFileSystem()
 
+def test_progress_shows_only_the_first_filling_of_the_node_cache(faces: Path):
+    calls: list[tuple[str, int, int]] = []
 
-def test_the_filling_of_the_node_cache_shows_once(faces: Path):
-    dataset, seen = Dataset.open(FS, str(faces)), []
-    for expected in ([(done, 48) for done in (16, 32, 48)] + [(16, 16)] * 2, []):
-        seen.clear()
-        feeds = open_loaders(
-            Recipe(),
-            dataset,
-            World(),
-            torch.device("cpu"),
-            show=lambda done, total, text: seen.append((text, done, total)),
-        )
-        assert [len(feed) for feed in feeds.values()] == [48, 16, 16]
-        assert [each[1:] for each in seen] == expected
-        assert {each[0] for each in seen} == {f"filling the node cache: {split}" for split in feeds if expected}
+    def record(done: int, total: int, text: str) -> None:
+        calls.append((text, done, total))
+
+    filling = [("train", done, 48) for done in (16, 32, 48)] + [("valid", 16, 16), ("test", 16, 16)]
+    for expected in (filling, []):
+        calls.clear()
+        loaders = open_loaders(Recipe(), open_dataset(str(faces)), World(), torch.device("cpu"), record)
+        assert [len(loader) for loader in loaders.values()] == [48, 16, 16]
+        assert calls == [(f"filling the node cache: {split}", done, total) for split, done, total in expected]

@@ -8,7 +8,7 @@ import torch
 from aecore.config import Checkpoints
 from aecore.data.shuffle import World
 from jobs.train import stopping
-from jobs.train.stopping import NOTHING, SAVE, STOP, StopConsensus, StopRequest, interruptible
+from jobs.train.stopping import Action, StopConsensus, StopRequest, interruptible
 
 BY_STEPS = Checkpoints(every=3, minutes=0)
 NEVER = Checkpoints(every=0, minutes=0)
@@ -25,19 +25,19 @@ class Clock:
         return self.now
 
 
-def alone(plan: Checkpoints, wish=lambda: NOTHING, step: int = 0) -> StopConsensus:
+def alone(plan: Checkpoints, wish=lambda: Action.CONTINUE, step: int = 0) -> StopConsensus:
     return StopConsensus(plan, World(), torch.device("cpu"), wish, step)
 
 
 def test_every_so_many_steps_counted_from_the_runs_beginning():
     agreement = alone(BY_STEPS, step=4)
-    assert [step for step in range(5, 13) if agreement.after(step) == SAVE] == [6, 9, 12]
+    assert [step for step in range(5, 13) if agreement.after_step(step) == Action.SAVE] == [6, 9, 12]
 
 
 def test_a_checkpoint_for_its_age(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stopping, "time", Clock(10))  # so long a step takes
     agreement = alone(Checkpoints(every=0, minutes=1))
-    due = [step for step in range(1, 40) if agreement.after(step) == SAVE]
+    due = [step for step in range(1, 40) if agreement.after_step(step) == Action.SAVE]
     assert len(due) in range(4, 8)
 
 
@@ -46,16 +46,16 @@ def test_questions_are_asked_about_once_a_second_however_long_a_step_takes(monke
         asked = []
         clock = Clock(0)
         monkeypatch.setattr(stopping, "time", clock)
-        agreement = alone(NEVER, lambda asked=asked: asked.append(1) or NOTHING)
+        agreement = alone(NEVER, lambda asked=asked: asked.append(1) or Action.CONTINUE)
         for step in range(1, 2001):
             clock.now += tick
-            agreement.after(step)
+            agreement.after_step(step)
         assert least <= len(asked) <= most
 
 
-def test_the_strongest_wish_of_all_workers_holds_at_the_same_step(monkeypatch: pytest.MonkeyPatch):
+def test_the_max_over_workers_wish_of_all_workers_holds_at_the_same_step(monkeypatch: pytest.MonkeyPatch):
     """Three workers in threads, with an all-reduce of their own; one of them is asked to stop at some time."""
-    barrier, said, wishes = threading.Barrier(3, timeout=30), {}, [NOTHING, NOTHING, NOTHING]
+    barrier, said, wishes = threading.Barrier(3, timeout=30), {}, [Action.CONTINUE, Action.CONTINUE, Action.CONTINUE]
 
     def strongest(self: StopConsensus, verdict: int, stride: int) -> tuple[int, int]:
         said[self.world.rank] = (verdict, stride)
@@ -64,8 +64,8 @@ def test_the_strongest_wish_of_all_workers_holds_at_the_same_step(monkeypatch: p
         barrier.wait()
         return both
 
-    monkeypatch.setattr(StopConsensus, "_strongest", strongest)
-    monkeypatch.setattr(stopping, "AGREE_SECONDS", 0.01)
+    monkeypatch.setattr(StopConsensus, "_max_over_workers", strongest)
+    monkeypatch.setattr(stopping, "SYNC_SECONDS", 0.01)
     ended: dict[int, list[int]] = {}
 
     def work(rank: int) -> None:
@@ -73,12 +73,12 @@ def test_the_strongest_wish_of_all_workers_holds_at_the_same_step(monkeypatch: p
         saved = []
         for step in range(1, 10_000):
             time.sleep(0.0005 * rank)
-            verdict = agreement.after(step)
+            verdict = agreement.after_step(step)
             saved += [step] if verdict else []
-            if verdict == STOP:
+            if verdict == Action.STOP:
                 break
             if rank == 1 and step == 50:
-                wishes[1] = STOP
+                wishes[1] = Action.STOP
         ended[rank] = saved
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
@@ -95,9 +95,9 @@ def test_who_asks_waits_until_the_training_has_saved():
     stop, order = StopRequest(), []
 
     def training() -> None:
-        with stop.heeded():
+        with stop.active():
             started.set()
-            while not stop.asked:
+            while not stop.requested:
                 time.sleep(0.001)
             order.append("saved")
 
@@ -105,19 +105,19 @@ def test_who_asks_waits_until_the_training_has_saved():
     thread = threading.Thread(target=training)
     thread.start()
     assert started.wait(10)
-    stop.ask(10)
+    stop.request(10)
     order.append("ended")
     thread.join()
     assert order == ["saved", "ended"]
-    stop.ask(10)  # nobody trains any more: no waiting
+    stop.request(10)  # nobody trains any more: no waiting
 
 
 def test_signals_mean_what_they_meant_before():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     stop = StopRequest()
-    with interruptible(stop.on_signal), stop.heeded():
+    with interruptible(stop.on_signal), stop.active():
         signal.raise_signal(signal.SIGTERM)
-        assert stop.asked
+        assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

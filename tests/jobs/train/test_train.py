@@ -18,6 +18,7 @@ import pyarrow.fs as pafs
 import pytest
 import torch
 
+import jobs.train.placement
 import jobs.train.ray_trainer
 from aecore.config import load_recipe
 from aecore.data.node_cache import open_cache
@@ -44,7 +45,7 @@ def curve(run_id: str, metric: str = "valid_psnr") -> list[int]:
 
 
 def model_bytes(run: str) -> bytes:
-    fs, root = find_run(run).place
+    fs, root = find_run(run).folder
     with fs.open_input_file(f"{root}/model/model.safetensors") as file:
         return file.read()
 
@@ -80,7 +81,7 @@ def test_a_run_is_trained_once_and_all_of_it_is_in_mlflow(zpoint, tiny: str, fac
 def test_with_batch_norm_the_model_is_the_trained_one_and_tested_as_it_is_used(zpoint, tiny: str, faces: Path):
     """Testing it, and fitting its latent statistics, once taught its norms the test images."""
     run = zpoint("train", tiny, f"data.uri={faces}", "model.norm=sync_batch")["run"]
-    fs, root = find_run(run).place
+    fs, root = find_run(run).folder
     saved = load_model(fs, f"{root}/model")
     trained = build_model(saved.recipe, saved.model.image)
     load_checkpoint(fs, f"{root}/checkpoints", trained, make_optimizer(trained, saved.recipe))
@@ -223,35 +224,35 @@ def test_a_damaged_shard_is_told_once_and_not_tried_again(refused, tiny: str, fa
 @pytest.mark.usefixtures("ray_cluster", "tracking")
 def test_more_workers_than_ever_fit_are_refused_at_once(refused, tiny: str, faces: Path):
     said = refused("train", tiny, f"data.uri={faces}", "scale.workers=99", "name=wide")
-    assert "99 workers with 1 CPU each: there is room for" in said
+    assert "99 workers with 1 CPU each: this machine has resources for" in said
 
 
 def test_there_is_room_for_one_worker_on_each_gpu(monkeypatch):
     node = {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 1.0}}
     monkeypatch.setattr("ray.nodes", lambda: [node, node | {"Alive": False}, {"Alive": True, "Resources": {"CPU": 4}}])
     each = {"GPU": 1.0, "CPU": 1.0}
-    assert (jobs.train.ray_trainer.worker_capacity(each), jobs.train.ray_trainer.worker_capacity({"CPU": 0.5})) == (
+    assert (jobs.train.placement.worker_capacity(each), jobs.train.placement.worker_capacity({"CPU": 0.5})) == (
         1,
         40,
     )
     with pytest.raises(ValueError, match=r"2 workers with 1 GPU and 1 CPU each: .* set scale.workers=1"):
-        jobs.train.ray_trainer.wait_for_room(2, each)
+        jobs.train.placement.wait_for_resources(2, each)
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_wait_for_room_is_said_and_ends_with_room_or_ctrl_c(monkeypatch, caplog):
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    monkeypatch.setattr(jobs.train.ray_trainer, "WORD_SECONDS", 0.2)
+    monkeypatch.setattr(jobs.train.placement, "WARN_AFTER_SECONDS", 0.2)
     each = {"CPU": 1.0}
-    taken = placement_group([each] * jobs.train.ray_trainer.worker_capacity(each))
+    taken = placement_group([each] * jobs.train.placement.worker_capacity(each))
     assert taken.wait(60)
     threading.Timer(1, signal.raise_signal, [signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt), interruptible(signal.default_int_handler):  # it may be ignored here
-        jobs.train.ray_trainer.wait_for_room(1, each)
-    assert "waiting for room for 1 worker with 1 CPU each; with nothing else running there is room for" in caplog.text
+        jobs.train.placement.wait_for_resources(1, each)
+    assert "waiting for resources for 1 worker with 1 CPU each; the idle cluster has resources for" in caplog.text
     threading.Timer(1, remove_placement_group, [taken]).start()
-    jobs.train.ray_trainer.wait_for_room(1, each)
+    jobs.train.placement.wait_for_resources(1, each)
 
 
 @pytest.mark.usefixtures("ray_cluster", "tracking")
@@ -272,9 +273,9 @@ def test_a_worker_that_dies_as_its_work_is_handed_to_it_is_replaced(zpoint, tiny
         def __call__(self, **told: Any) -> None:
             import jobs.train.ray_trainer
 
-            jobs.train.ray_trainer.train_worker(**told)  # the worker's own, not this
+            jobs.train.ray_trainer.train_loop_per_worker(**told)  # the worker's own, not this
 
-    monkeypatch.setattr(jobs.train.ray_trainer, "train_worker", DeadlyOnce())
+    monkeypatch.setattr(jobs.train.ray_trainer, "train_loop_per_worker", DeadlyOnce())
     result = zpoint("train", tiny, "scale.workers=1", f"data.uri={faces}")
     assert died.exists()
     assert curve(result["run_id"]) == [1, 2]
@@ -312,6 +313,7 @@ def test_ctrl_c_keeps_what_was_done(interrupted, tiny: str, faces: Path):
 def test_keys_are_in_nothing_that_rays_dashboard_tells(tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-all")
     recipe = load_recipe(Path(tiny), [f"data.uri={faces}", "scale.workers=2"])
-    told = jobs.train.ray_trainer._trainer(recipe, RunStore("some-run", str(faces), ""), []).train_run_context
-    assert "some-run" in repr(told)
-    assert "not-for-all" not in repr(told)
+    dataset, run_store = open_dataset(str(faces)), RunStore("some-run", str(faces), "")
+    context = jobs.train.ray_trainer.make_trainer(recipe, dataset, run_store, []).train_run_context
+    assert "some-run" in repr(context)
+    assert "not-for-all" not in repr(context)

@@ -13,8 +13,8 @@ from cluster import tracking
 from jobs.dataset import open_dataset
 from jobs.run_store import find_run
 from jobs.tune.job import optuna_search
-from jobs.tune.selection import Scored, choose_best
-from jobs.tune.trials import known_trials, trial_recipe
+from jobs.tune.selection import ScoredModel, choose_best
+from jobs.tune.trials import find_trials, trial_recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster", "tracking")]
 
@@ -42,7 +42,7 @@ def test_a_campaign_of_three_trials_two_at_a_time(zpoint, tiny: str, faces: Path
         assert 0.01 <= trial["kl_factor"] <= 1
         assert trial["valid_psnr"] == find_run(trial["run"]).epochs()[2]["valid_psnr"]
         assert tracking.client().get_run(find_run(trial["run"]).run_id).info.status == "FINISHED"
-    scored = [Scored(t["run"], t["valid_psnr"], t["hog_frechet_normal"]) for t in campaign["trials"]]
+    scored = [ScoredModel(t["run"], t["valid_psnr"], t["hog_frechet_normal"]) for t in campaign["trials"]]
     assert campaign["best"] == choose_best(scored, 3.0).name
     assert campaign["best"] in campaign["pareto_front"]
     assert "within 3 dB" in campaign["rule"]
@@ -74,7 +74,7 @@ def test_ctrl_c_keeps_what_was_done_and_a_changed_recipe_is_refused(
     before = {path: time for path, time in epoch_files().items() if "stopped" in str(path) and "001" in path.name}
     assert before
     recipe = load_recipe(Path(tiny), argv[2:])
-    finished, begun = known_trials(recipe, "stopped", open_dataset(str(faces)).manifest)
+    finished, begun = find_trials(recipe, "stopped", open_dataset(str(faces)).manifest)
     assert len(finished + begun) == 1
     campaign = zpoint(*argv)
     tried = {(trial["z_dim"], trial["kl_factor"]) for trial in campaign["trials"]}
