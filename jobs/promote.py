@@ -52,7 +52,9 @@ def _check_loads(run_store: RunStore) -> None:
         saved = load_model(fs, f"{root}/model")
         saved.model.decode(torch.zeros(1, saved.model.z_dim))
     except Exception as error:  # of any kind: the run's files cause it
-        raise ValueError(f"run '{run_store.name}' is not promoted, its model does not load: {one_line(error)}") from error
+        raise ValueError(
+            f"run '{run_store.name}' is not promoted, its model does not load: {one_line(error)}"
+        ) from error
 
 
 def _find_version(run_id: str) -> str | None:
