@@ -31,7 +31,7 @@ def own_state_api() -> AbstractContextManager[None]:
 
     Without it: on a machine with a second Ray, the process that frees a killed training's CPUs asks that one for the
     training's controller, takes it for dead and ends the workers of a healthy training.
-    Test: tests/jobs/train/test_train.py::test_another_ray_on_the_machine_disturbs_nothing.
+    Test: tests/jobs/train/test_train_on_ray.py::test_another_ray_on_the_machine_disturbs_nothing.
     Goes when: Ray Train's PlacementGroupCleaner passes the address of its own cluster to the state API.
     """
     import ray
@@ -49,7 +49,7 @@ def call_before_worker_shutdown(function: Callable[[], None], timeout_s: float) 
     Without it: Ctrl-C, a change of the number of workers and the loss of a node each cost the steps since the last
     checkpoint. `ray.train.UserCallback` has no such hook. It runs before TorchTrainer destroys the process group, which
     the last checkpoint needs. `function` must be importable in the worker.
-    Tests: tests/faults/test_train_faults.py, tests/jobs/train/test_train.py::test_ctrl_c_keeps_finished_epochs.
+    Tests: tests/faults/test_train_faults.py, tests/jobs/train/test_train_on_ray.py::test_ctrl_c_keeps_finished_epochs.
     Goes when: Ray Train has a public hook in the worker or the controller before a worker group's shutdown.
     """
     import ray

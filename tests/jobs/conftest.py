@@ -1,13 +1,15 @@
-"""What the tests of the jobs share: a tiny dataset, a tiny recipe, and the command called as a user calls it."""
+"""Fixtures of the tests of jobs: tiny datasets, a tiny recipe, finished runs, and the `zpoint` command in process."""
 
 import json
 import os
 import re
 import shutil
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
+from aecore.config import load_recipe
 from aecore.data.images import encode_image
 from aecore.data.shards import Manifest, save_manifest, shard_table, write_shard
 from aecore.data.synthetic_faces import draw_face
 from jobs.cli import main
+from jobs.train.job import train
 
 FS = pafs.LocalFileSystem()
 SIZE = 16
@@ -33,25 +37,28 @@ search: {trials: 3, parallel: 2, z_dim: [2, 3], kl_factor: [0.01, 1.0]}
 
 @pytest.fixture(scope="session")
 def written_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 faces of 16x16 to train on, 16 to validate, 16 to test, in shards of 16."""
+    """Write 48 training, 16 validation and 16 test faces of 16x16 pixels, in shards of 16."""
     return _write_faces(tmp_path_factory.mktemp("faces"), {"train": 3, "valid": 1, "test": 1}, rows=16)
 
 
 @pytest.fixture(scope="session")
 def many_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """128 faces of 16x16 to train on, 64 to validate, 64 to test: enough for a study."""
+    """Write 128 training, 64 validation and 64 test faces of 16x16 pixels, enough for a study."""
     return _write_faces(tmp_path_factory.mktemp("many"), {"train": 2, "valid": 1, "test": 1}, rows=64)
 
 
-def _write_faces(root: Path, counts: dict[str, int], rows: int) -> Path:
-    first, splits = 0, {}
-    for split, count in counts.items():
+def _write_faces(root: Path, num_shards: dict[str, int], rows: int) -> Path:
+    first_face, splits = 0, {}
+    for split, count in num_shards.items():
         shards = []
-        for number in range(count):
-            images = [encode_image(draw_face(0, first + row, SIZE)[0], "png") for row in range(rows)]
-            table = shard_table(pa.table({"name": [str(first + row) for row in range(rows)]}), images)
-            shards.append(write_shard(FS, str(root), f"{split}-{number:05d}.parquet", table))
-            first += rows
+        for index in range(count):
+            faces = range(first_face, first_face + rows)
+            table = shard_table(
+                pa.table({"name": [str(face) for face in faces]}),
+                [encode_image(draw_face(0, face, SIZE)[0], "png") for face in faces],
+            )
+            shards.append(write_shard(FS, str(root), f"{split}-{index:05d}.parquet", table))
+            first_face += rows
         splits[split] = tuple(shards)
     save_manifest(FS, str(root), Manifest(dataset="x", options={}, size=16, channels=3, encoding="png", splits=splits))
     return root
@@ -59,29 +66,73 @@ def _write_faces(root: Path, counts: dict[str, int], rows: int) -> Path:
 
 @pytest.fixture
 def faces(written_faces: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny dataset that the test may damage."""
+    """Copy the tiny dataset, so that the test may damage it."""
     return Path(shutil.copytree(written_faces, tmp_path / "faces"))
 
 
-@pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The path of a recipe that trains in a second, in this process."""
+@contextmanager
+def small_trainings() -> Iterator[pytest.MonkeyPatch]:
+    """Train with one thread, since two would mostly wait for each other, and with few patches in the HOG metrics."""
     import torch
 
-    # Two threads on so little work wait for each other, on a busy machine most of the time.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("aecore.metrics.pixel.MAX_PATCHES", 256)
-    path = tmp_path / "tiny.yaml"
-    path.write_text(RECIPE)
-    yield str(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr("aecore.metrics.pixel.MAX_PATCHES", 256)
+        yield patch
     torch.set_num_threads(threads)
 
 
 @pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[str]:
+    """Write a recipe that trains in a second in this process; gives its path."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE)
+    with small_trainings():
+        yield str(path)
+
+
+@pytest.fixture(scope="session")
+def trained_home(written_faces: Path, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train the tiny recipe in this process as runs `a`, of 2 epochs, and `b`, of 1; gives their ZPOINT_HOME."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(RECIPE)
+    home = folder / "home"
+    home.mkdir()
+    shutil.copy(mlflow_template, home / "mlflow.db")
+    with small_trainings() as patch:
+        patch.setenv("ZPOINT_HOME", str(home))
+        patch.setenv("ZPOINT_CACHE", str(folder / "cache"))
+        for name, epochs in {"a": 2, "b": 1}.items():
+            overrides = [f"data.uri={written_faces}", f"name={name}", f"optim.epochs={epochs}"]
+            train(load_recipe(folder / "tiny.yaml", overrides), "tiny")
+    return home
+
+
+@pytest.fixture(scope="session")
+def session_tracking(mlflow_template: Path) -> None:
+    """Create an empty MLflow database in the session's ZPOINT_HOME, for fixtures that train on Ray for many tests."""
+    database = Path(os.environ["ZPOINT_HOME"], "mlflow.db")
+    if not database.exists():
+        shutil.copy(mlflow_template, database)
+
+
+@pytest.fixture
+def trained_runs(trained_home: Path, own_folders: None) -> list[str]:
+    """Copy the finished runs `a` and `b`, with their MLflow database, to the test's ZPOINT_HOME; gives their names."""
+    home = Path(os.environ["ZPOINT_HOME"])
+    shutil.copytree(trained_home, home)
+    with closing(sqlite3.connect(home / "mlflow.db")) as database, database:
+        for table, column in {"experiments": "artifact_location", "runs": "artifact_uri"}.items():
+            update = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
+            database.execute(update, (str(trained_home), str(home)))
+    return ["a", "b"]
+
+
+@pytest.fixture
 def zpoint(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
-    """Runs a command that must succeed; gives its --json result, which must be all that stdout holds."""
+    """Run a command that must succeed; gives its --json result, which must be all of stdout."""
 
     def run(*argv: object) -> dict[str, Any]:
         capsys.readouterr()
@@ -97,10 +148,10 @@ def zpoint(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must be refused in one line, with status 2 and nothing written; gives the line."""
+    """Run a command that must be refused in one line, with status 2 and nothing written; gives the line."""
 
     def run(*argv: object) -> str:
-        before = tree()
+        files = home_files()
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
             main([str(word) for word in argv])
@@ -109,27 +160,26 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         lines = [line for line in err.splitlines() if not PROGRESS.match(line)]
         assert len(lines) == 1, err
         assert lines[0].startswith("zpoint: error: ")
-        assert tree() == before
+        assert home_files() == files
         return lines[0]
 
     return run
 
 
-def tree() -> dict[str, bytes]:
-    """The files of the test's own folder, but for the node cache, which only remembers, MLflow's database and locks."""
-    every = (p for p in sorted(Path.cwd().rglob("*")) if p.is_file() and "cache" not in p.parts)
-    files = (p for p in every if p.suffix != ".lock")
-    return {str(p): b"" if p.name == "mlflow.db" else p.read_bytes() for p in files}
+def home_files() -> dict[str, bytes]:
+    """Return the files of the test's own folder, without node caches and locks; of MLflow's database only the name."""
+    paths = (p for p in sorted(Path.cwd().rglob("*")) if p.is_file() and "cache" not in p.parts and p.suffix != ".lock")
+    return {str(path): b"" if path.name == "mlflow.db" else path.read_bytes() for path in paths}
 
 
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[..., None]:
-    """Waits until a function gives something true."""
+    """Wait until a condition holds."""
 
-    def wait(true: Callable[[], Any], seconds: float = 120) -> None:
-        until = time.monotonic() + seconds
-        while not true():
-            assert time.monotonic() < until, "it did not come to pass"
+    def wait(condition: Callable[[], Any], timeout_s: float = 120) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f"not true within {timeout_s} s"
             time.sleep(0.002)
 
     return wait
@@ -137,7 +187,7 @@ def wait_until() -> Callable[..., None]:
 
 @pytest.fixture
 def interrupted(capsys: pytest.CaptureFixture[str], wait_until: Callable[..., None]) -> Callable[..., None]:
-    """Runs a command that gets a Ctrl-C once one of `runs` has an epoch, and must end as one that can go on."""
+    """Run a command, press Ctrl-C once one of `runs` has an epoch, and check that it ends as resumable."""
 
     def run(runs: str, *argv: object) -> None:
         folder, handler = Path(os.environ["ZPOINT_HOME"], "runs"), signal.getsignal(signal.SIGINT)

@@ -1,3 +1,5 @@
+"""The folder of a run and its MLflow run."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -14,61 +16,61 @@ RECIPE = check_recipe({"name": "mine"})
 
 
 @pytest.mark.usefixtures("tracking")
-def test_a_run_that_mlflow_opened_but_nobody_noted_is_found_again(monkeypatch: pytest.MonkeyPatch):
-    create = tracking.create_run
+def test_mlflow_run_created_just_before_a_kill_is_found_again(monkeypatch: pytest.MonkeyPatch):
+    create_run = tracking.create_run
 
-    def killed(*args):
-        create(*args)
+    def create_and_die(*args):
+        create_run(*args)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "create_run", killed)
+        patch.setattr(tracking, "create_run", create_and_die)
         with pytest.raises(KeyboardInterrupt):
             open_run(RECIPE, "t", MANIFEST).ensure_mlflow_run()
-    record = open_run(RECIPE, "t", MANIFEST)
-    record.ensure_mlflow_run()
-    assert [run.info.run_id for run in tracking.find_runs()] == [record.run_id]
-    again = open_run(RECIPE, "t", MANIFEST, fresh=True)
-    again.ensure_mlflow_run()
-    assert {run.info.run_id for run in tracking.find_runs()} == {record.run_id, again.run_id}
+    run_store = open_run(RECIPE, "t", MANIFEST)
+    run_store.ensure_mlflow_run()
+    assert [run.info.run_id for run in tracking.find_runs()] == [run_store.run_id]
+    fresh = open_run(RECIPE, "t", MANIFEST, fresh=True)
+    fresh.ensure_mlflow_run()
+    assert {run.info.run_id for run in tracking.find_runs()} == {run_store.run_id, fresh.run_id}
 
 
-def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path):
-    """Such a worker would train on, and leave the model where nobody finds it."""
-    record = RunStore("mine", str(tmp_path / "elsewhere"), "")
+def test_worker_that_cannot_see_the_run_is_refused(tmp_path: Path):
+    """It would train, and write the model where no other node finds it."""
+    run_store = RunStore("mine", str(tmp_path / "elsewhere"), run_id="")
     with pytest.raises(ValueError, match=r"elsewhere: set ZPOINT_STORE"):
-        record.check_visible()
+        run_store.check_visible()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/run.json").write_text("{}")
-    record.check_visible()
+    run_store.check_visible()
 
 
-def test_an_epoch_trained_again_stays_as_it_was_written(tmp_path: Path):
-    record = RunStore("mine", str(tmp_path), "")
-    record.save_epoch(1, {"loss": 1.0}, [0.5], b"png")
-    record.save_epoch(1, {"loss": 2.0}, [0.5], b"other")
-    record.save_epoch(2, {"loss": 3.0}, [0.5], None)
-    record.save_epoch(1000, {"loss": 4.0}, [0.5], None)
-    assert record.epochs() == {1: {"loss": 1.0}, 2: {"loss": 3.0}, 1000: {"loss": 4.0}}
-    assert record.epochs(after=1) == {2: {"loss": 3.0}, 1000: {"loss": 4.0}}
+def test_epoch_trained_again_keeps_its_first_files(tmp_path: Path):
+    run_store = RunStore("mine", str(tmp_path), run_id="")
+    run_store.save_epoch(1, {"loss": 1.0}, [0.5], b"png")
+    run_store.save_epoch(1, {"loss": 2.0}, [0.5], b"other")
+    run_store.save_epoch(2, {"loss": 3.0}, [0.5], None)
+    run_store.save_epoch(1000, {"loss": 4.0}, [0.5], None)
+    assert run_store.epochs() == {1: {"loss": 1.0}, 2: {"loss": 3.0}, 1000: {"loss": 4.0}}
+    assert run_store.epochs(after=1) == {2: {"loss": 3.0}, 1000: {"loss": 4.0}}
     assert (tmp_path / "epochs" / "epoch-001.png").read_bytes() == b"png"
 
 
 @pytest.mark.usefixtures("tracking")
-def test_another_training_may_make_the_experiment_first(monkeypatch: pytest.MonkeyPatch):
-    made, client = tracking.experiment_id(), tracking.client()
-    answers = [None, client.get_experiment_by_name("zpoint")]
-    monkeypatch.setattr(client, "get_experiment_by_name", lambda name: answers.pop(0))
-    assert tracking.experiment_id() == made
+def test_experiment_created_by_another_training_meanwhile_is_used(monkeypatch: pytest.MonkeyPatch):
+    experiment_id, client = tracking.experiment_id(), tracking.client()
+    results = [None, client.get_experiment_by_name("zpoint")]
+    monkeypatch.setattr(client, "get_experiment_by_name", lambda name: results.pop(0))
+    assert tracking.experiment_id() == experiment_id
 
 
-def test_several_trainings_may_make_the_embedded_database_at_once():
+def test_two_trainings_may_create_the_embedded_database_at_once():
     code = "from cluster.tracking import create_run; input(); print(create_run('x', {}, {}))"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(2)]
     for process in processes:
         assert process.stdin
         print(file=process.stdin, flush=True)
-    ends = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], ends
-    assert len({out for out, _ in ends}) == 2
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert len({stdout for stdout, _ in outputs}) == 2

@@ -1,3 +1,5 @@
+"""When a training saves and stops, and what signals do."""
+
 import signal
 import threading
 import time
@@ -10,12 +12,12 @@ from aecore.data.shuffle import World
 from jobs.train import stopping
 from jobs.train.stopping import Action, StopConsensus, StopRequest, interruptible
 
-BY_STEPS = Checkpoints(every=3, minutes=0)
+EVERY_3_STEPS = Checkpoints(every=3, minutes=0)
 NEVER = Checkpoints(every=0, minutes=0)
 
 
 class Clock:
-    """Instead of time: each look at it is `tick` seconds later."""
+    """Replaces the module `time`: each call of `monotonic` is `tick` seconds after the last."""
 
     def __init__(self, tick: float) -> None:
         self.now, self.tick = 0.0, tick
@@ -25,113 +27,114 @@ class Clock:
         return self.now
 
 
-def alone(plan: Checkpoints, wish=lambda: Action.CONTINUE, step: int = 0) -> StopConsensus:
-    return StopConsensus(plan, World(), torch.device("cpu"), wish, step)
+def one_worker(plan: Checkpoints, local_action=lambda: Action.CONTINUE, step: int = 0) -> StopConsensus:
+    return StopConsensus(plan, World(), torch.device("cpu"), local_action, step)
 
 
-def test_every_so_many_steps_counted_from_the_runs_beginning():
-    agreement = alone(BY_STEPS, step=4)
-    assert [step for step in range(5, 13) if agreement.after_step(step) == Action.SAVE] == [6, 9, 12]
+def test_checkpoints_by_steps_count_from_the_first_step_of_the_run():
+    consensus = one_worker(EVERY_3_STEPS, step=4)
+    assert [step for step in range(5, 13) if consensus.after_step(step) is Action.SAVE] == [6, 9, 12]
 
 
-def test_a_checkpoint_for_its_age(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(stopping, "time", Clock(10))  # so long a step takes
-    agreement = alone(Checkpoints(every=0, minutes=1))
-    due = [step for step in range(1, 40) if agreement.after_step(step) == Action.SAVE]
-    assert len(due) in range(4, 8)
+def test_checkpoint_is_saved_after_the_minutes_of_the_recipe(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stopping, "time", Clock(tick=10))
+    consensus = one_worker(Checkpoints(every=0, minutes=1))
+    saved_steps = [step for step in range(1, 40) if consensus.after_step(step) is Action.SAVE]
+    assert len(saved_steps) in range(4, 8)
 
 
-def test_questions_are_asked_about_once_a_second_however_long_a_step_takes(monkeypatch: pytest.MonkeyPatch):
-    for tick, least, most in ((0.01, 15, 30), (3.0, 2000, 2000)):
-        asked = []
-        clock = Clock(0)
-        monkeypatch.setattr(stopping, "time", clock)
-        agreement = alone(NEVER, lambda asked=asked: asked.append(1) or Action.CONTINUE)
-        for step in range(1, 2001):
-            clock.now += tick
-            agreement.after_step(step)
-        assert least <= len(asked) <= most
+@pytest.mark.parametrize(("step_seconds", "min_calls", "max_calls"), [(0.01, 15, 30), (3.0, 2000, 2000)])
+def test_workers_sync_about_once_a_second(step_seconds: float, min_calls: int, max_calls: int, monkeypatch):
+    clock, calls = Clock(tick=0), []
+    monkeypatch.setattr(stopping, "time", clock)
+    consensus = one_worker(NEVER, lambda: calls.append(1) or Action.CONTINUE)
+    for step in range(1, 2001):
+        clock.now += step_seconds
+        consensus.after_step(step)
+    assert min_calls <= len(calls) <= max_calls
 
 
-def test_the_max_over_workers_wish_of_all_workers_holds_at_the_same_step(monkeypatch: pytest.MonkeyPatch):
-    """Three workers in threads, with an all-reduce of their own; one of them is asked to stop at some time."""
-    barrier, said, wishes = threading.Barrier(3, timeout=30), {}, [Action.CONTINUE, Action.CONTINUE, Action.CONTINUE]
+def test_all_workers_take_the_same_action_at_the_same_step(monkeypatch: pytest.MonkeyPatch):
+    """Run three workers in threads, with an all-reduce of their own; one of them is stopped after step 50."""
+    barrier, values = threading.Barrier(3, timeout=30), {}
+    local_actions = [Action.CONTINUE] * 3
 
-    def strongest(self: StopConsensus, verdict: int, stride: int) -> tuple[int, int]:
-        said[self.world.rank] = (verdict, stride)
+    def max_over_workers(self: StopConsensus, action: Action, stride: int) -> tuple[Action, int]:
+        values[self.world.rank] = (action, stride)
         barrier.wait()
-        both = max(v for v, _ in said.values()), max(s for _, s in said.values())
+        result = max(action for action, _ in values.values()), max(stride for _, stride in values.values())
         barrier.wait()
-        return both
+        return result
 
-    monkeypatch.setattr(StopConsensus, "_max_over_workers", strongest)
+    monkeypatch.setattr(StopConsensus, "_max_over_workers", max_over_workers)
     monkeypatch.setattr(stopping, "SYNC_SECONDS", 0.01)
-    ended: dict[int, list[int]] = {}
+    steps_of_rank: dict[int, list[int]] = {}
 
-    def work(rank: int) -> None:
-        agreement = StopConsensus(BY_STEPS, World(rank, 3), torch.device("cpu"), lambda: wishes[rank], 0)
-        saved = []
+    def train(rank: int) -> None:
+        world = World(rank, 3)
+        consensus = StopConsensus(EVERY_3_STEPS, world, torch.device("cpu"), lambda: local_actions[rank], 0)
+        saved_steps = []
         for step in range(1, 10_000):
             time.sleep(0.0005 * rank)
-            verdict = agreement.after_step(step)
-            saved += [step] if verdict else []
-            if verdict == Action.STOP:
+            action = consensus.after_step(step)
+            saved_steps += [step] if action is not Action.CONTINUE else []
+            if action is Action.STOP:
                 break
             if rank == 1 and step == 50:
-                wishes[1] = Action.STOP
-        ended[rank] = saved
+                local_actions[1] = Action.STOP
+        steps_of_rank[rank] = saved_steps
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    threads = [threading.Thread(target=train, args=(rank,)) for rank in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert ended[0] == ended[1] == ended[2]
-    assert 50 < ended[0][-1] < 5_000
-    assert ended[0][:16] == list(range(3, 50, 3))
+    assert steps_of_rank[0] == steps_of_rank[1] == steps_of_rank[2]
+    assert 50 < steps_of_rank[0][-1] < 5_000
+    assert steps_of_rank[0][:16] == list(range(3, 50, 3))
 
 
-def test_who_asks_waits_until_the_training_has_saved():
-    stop, order = StopRequest(), []
+def test_stop_request_waits_until_the_training_has_saved():
+    stop, events = StopRequest(), []
 
-    def training() -> None:
+    def train() -> None:
         with stop.active():
             started.set()
             while not stop.requested:
                 time.sleep(0.001)
-            order.append("saved")
+            events.append("saved")
 
     started = threading.Event()
-    thread = threading.Thread(target=training)
+    thread = threading.Thread(target=train)
     thread.start()
     assert started.wait(10)
-    stop.request(10)
-    order.append("ended")
+    stop.request(timeout_s=10)
+    events.append("stopped")
     thread.join()
-    assert order == ["saved", "ended"]
-    stop.request(10)  # nobody trains any more: no waiting
+    assert events == ["saved", "stopped"]
+    stop.request(timeout_s=10)  # without a training it returns at once
 
 
-def test_signals_mean_what_they_meant_before():
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+def test_signal_handlers_are_restored():
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     stop = StopRequest()
     with interruptible(stop.on_signal), stop.active():
         signal.raise_signal(signal.SIGTERM)
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-    with (
-        pytest.raises(KeyboardInterrupt),
-        interruptible(StopRequest().on_signal),
-    ):  # where nothing could be saved, at once
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+def test_signal_without_an_active_training_interrupts_at_once():
+    with pytest.raises(KeyboardInterrupt), interruptible(StopRequest().on_signal):
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_sigterm_interrupts_where_ctrl_c_is_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def test_sigterm_interrupts_if_sigint_is_ignored():
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with pytest.raises(KeyboardInterrupt), interruptible():
             signal.raise_signal(signal.SIGTERM)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, handler)
