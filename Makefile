@@ -1,13 +1,14 @@
 # `make demo` and `make test`: from an empty machine to a decoded face, and to passed tests.
-# VENV=... chooses another environment's folder, PYTHON=... the Python it is made with.
+# VENV=... chooses another folder for the environment, PYTHON=... the Python that creates it.
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
-SOURCES = aecore cluster jobs serving tests
+PYTEST = $(VENV)/bin/pytest -n 2 --dist loadgroup --durations 20
+SOURCES = aecore cluster jobs serving tests docs
 
-.PHONY: demo test install install-dev clean
+.PHONY: demo test test-faults docs install install-dev clean
 
 demo: install
 	$(VENV)/bin/zpoint demo $(ARGS)
@@ -16,12 +17,19 @@ test: install-dev
 	$(VENV)/bin/ruff check $(SOURCES)
 	$(VENV)/bin/ruff format --check $(SOURCES)
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
-	$(VENV)/bin/pytest -n 2 --dist loadgroup $(ARGS)
+	$(PYTEST) --ignore=tests/faults $(ARGS)
+
+# Killed processes, failing stores, damaged caches: slow, and heavy on processes.
+test-faults: install-dev
+	$(PYTEST) tests/faults $(ARGS)
+
+docs: install
+	$(VENV)/bin/python docs/generate.py
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
-# The stamps are made last: an installation that was killed is begun again.
+# The stamps are written last: an interrupted installation starts again.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "zpoint: error: no Python 3.11 or 3.12 found: install one, or name it with PYTHON=..." >&2; exit 2; }
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } || \

@@ -1,0 +1,90 @@
+"""The documents match the code: commands parse, Python blocks run, generated tables are current, links resolve."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aecore.config import load_recipe
+from jobs.cli import make_parser
+from jobs.recipes import RECIPES
+from tests.made import make_dataset
+from tests.serving.live import made_slot, running
+
+REPO = Path(__file__).parents[1]
+PAGES = {path.relative_to(REPO).as_posix(): path.read_text() for path in [*REPO.glob("*.md"), *REPO.glob("docs/*.md")]}
+FENCED = re.compile(r"(?s)```.*?```")
+SHELL = [
+    (page, line) for page, text in PAGES.items() for line in re.findall(r"(?m)^    ((?:\S*/)?[a-z]+(?: .*)?)$", FENCED.sub("", text))
+    if page != "docs/cli.md" and not page.startswith("CHANGELOG")
+]  # fmt: skip
+ZPOINT = [(page, line.split("#")[0]) for page, line in SHELL if line.startswith("zpoint ")]
+PYTHON = [(page, block) for page, text in PAGES.items() for block in re.findall(r"(?s)```python\n(.*?)```", text)]
+
+
+@pytest.mark.parametrize(("page", "line"), ZPOINT)
+def test_every_zpoint_command_parses(page: str, line: str):
+    args, rest = make_parser().parse_known_args(shlex.split(line)[1:])
+    assert not [word for word in rest if word.startswith("-") or "=" not in word]
+    if line.split()[1] in ("train", "tune"):
+        load_recipe(RECIPES / f"{args.recipe}.yaml", args.overrides + rest)
+
+
+@pytest.mark.parametrize("page", [page for page, _ in dict.fromkeys((page, None) for page, _ in SHELL)])
+def test_shell_lines_are_valid_bash(page: str):
+    script = "\n".join(line for name, line in SHELL if name == page)
+    checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.fixture(scope="module")
+def endpoint_url() -> Iterator[str]:
+    with running(made_slot()) as url:
+        yield url
+
+
+@pytest.mark.parametrize(("page", "block"), PYTHON)
+def test_every_python_block_runs(page: str, block: str, endpoint_url: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_dataset(tmp_path / "data" / "faces", {"train": [4]})
+    exec(compile(block.replace("http://127.0.0.1:8000", endpoint_url), page, "exec"), {})
+
+
+@pytest.mark.parametrize("name", ["configuration.md", "cli.md"])
+def test_generated_tables_are_current(name: str):
+    spec = importlib.util.spec_from_file_location("generate", REPO / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert generate.render(name) == PAGES[f"docs/{name}"], "run `make docs`"
+
+
+def test_configuration_lists_every_environment_variable():
+    code = (REPO / "cluster" / "settings.py").read_text()
+    variables = set(re.findall(r'"((?:ZPOINT|MLFLOW_TRACKING|RAY_ADDRESS|AWS)\w*)"', code))
+    assert "ZPOINT_HOME" in variables
+    assert not {name for name in variables if f"`{name}`" not in PAGES["docs/configuration.md"]}
+
+
+def test_every_recipe_is_listed():
+    assert not {path.stem for path in RECIPES.glob("*.yaml") if f"`{path.stem}`" not in PAGES["docs/training.md"]}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_paths_resolve(page: str):
+    text = FENCED.sub("", PAGES[page])
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    files = re.findall(r"`((?:aecore|cluster|jobs|serving|tests|docs)/[\w/]+\.\w+)`", text)
+    missing = [link for link in links if link and not ((REPO / page).parent / link).exists()]
+    assert not missing + [file for file in files if not (REPO / file).exists()]
+
+
+def test_the_readme_fits_on_a_page():
+    lines = PAGES["README.md"].splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 100
