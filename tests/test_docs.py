@@ -1,6 +1,7 @@
 """The documents match the code: commands parse, Python blocks run, generated tables are current, links resolve."""
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -12,15 +13,17 @@ import pytest
 from aecore.config import load_recipe
 from jobs.cli import make_parser
 from jobs.recipes import RECIPES
-from tests.made import make_dataset
-from tests.serving.live import made_slot, running
+from jobs.train.job import train
+from tests.serving.app_server import make_slot, serve_app
+from tests.synthetic_dataset import make_dataset
 
 REPO = Path(__file__).parents[1]
 PAGES = {path.relative_to(REPO).as_posix(): path.read_text() for path in [*REPO.glob("*.md"), *REPO.glob("docs/*.md")]}
 FENCED = re.compile(r"(?s)```.*?```")
+COMMAND = re.compile(r"(?m)^    ((?:\S*/)?[a-z]+(?: .*)?)$")
 SHELL = [
-    (page, line) for page, text in PAGES.items() for line in re.findall(r"(?m)^    ((?:\S*/)?[a-z]+(?: .*)?)$", FENCED.sub("", text))
-    if page != "docs/cli.md" and not page.startswith("CHANGELOG")
+    (page, line) for page, text in PAGES.items() for line in COMMAND.findall(FENCED.sub("", text))
+    if page not in ("docs/cli.md", "CHANGELOG.md")
 ]  # fmt: skip
 ZPOINT = [(page, line.split("#")[0]) for page, line in SHELL if line.startswith("zpoint ")]
 PYTHON = [(page, block) for page, text in PAGES.items() for block in re.findall(r"(?s)```python\n(.*?)```", text)]
@@ -34,7 +37,7 @@ def test_every_zpoint_command_parses(page: str, line: str):
         load_recipe(RECIPES / f"{args.recipe}.yaml", args.overrides + rest)
 
 
-@pytest.mark.parametrize("page", [page for page, _ in dict.fromkeys((page, None) for page, _ in SHELL)])
+@pytest.mark.parametrize("page", sorted({page for page, _ in SHELL}))
 def test_shell_lines_are_valid_bash(page: str):
     script = "\n".join(line for name, line in SHELL if name == page)
     checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
@@ -43,7 +46,7 @@ def test_shell_lines_are_valid_bash(page: str):
 
 @pytest.fixture(scope="module")
 def endpoint_url() -> Iterator[str]:
-    with running(made_slot()) as url:
+    with serve_app(make_slot()) as url:
         yield url
 
 
@@ -52,6 +55,18 @@ def test_every_python_block_runs(page: str, block: str, endpoint_url: str, tmp_p
     monkeypatch.chdir(tmp_path)
     make_dataset(tmp_path / "data" / "faces", {"train": [4]})
     exec(compile(block.replace("http://127.0.0.1:8000", endpoint_url), page, "exec"), {})
+
+
+@pytest.mark.usefixtures("tracking")
+def test_the_notebook_runs_on_a_finished_run(tmp_path: Path, monkeypatch):
+    make_dataset(tmp_path / "data", {"train": [32], "valid": [8], "test": [16]}, size=16)
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text("{model: {z_dim: 2, channels: [4, 4, 4, 4]}, optim: {epochs: 1, batch: 8}, scale: {workers: 0}}")
+    train(load_recipe(recipe, [f"data.uri={tmp_path / 'data'}"]), "tiny")
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    cells = json.loads((REPO / "docs" / "latent_space.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    exec(compile(code, "latent_space.ipynb", "exec"), {})
 
 
 @pytest.mark.parametrize("name", ["configuration.md", "cli.md"])
