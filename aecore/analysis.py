@@ -1,7 +1,7 @@
-"""What a study measures of one finished model: parts, each a function that gives figures and pictures.
+"""Measure one finished model for a study: each measurement is a function that returns metrics and arrays.
 
-Points of a sweep come from one seed: the same directions at every boundary, radius or temperature. Add a part by
-writing a function and naming it in PARTS.
+Add a measurement: write a function and list it in MEASUREMENTS. All z-points come from one seed, so that every value of
+a sweep decodes the same directions.
 """
 
 from collections.abc import Callable
@@ -24,22 +24,22 @@ from aecore.model.autoencoder import DiagonalGaussian, to_float, to_uint8
 from aecore.model.corruptions import BatchNoise, corrupt
 from aecore.training.checkpoint import SavedModel
 
-BATCH = 64  # images or z-points that go through the model at once
-CHUNK = 512  # images that are floats at once
-SHOWN = 10  # pictures of each kind
 SEED = 0
-PAIRS = 64  # of images joined by a way
-STEPS = 11  # points on a way
-PAIRS_SHOWN = 3
-CROWD = 2_000  # z-points that a way may go through
-AXES = 5  # principal axes shown
-REACH = 3.0  # sds to either side on one
-ALONG = 9  # pictures along one
-MAPPED = 1_000  # z-points on a map
-CORRELATED = 64  # components whose correlations are shown
-RADII = np.geomspace(0.125, 32, 65)  # bins of a radius in units of sqrt(z_dim)
+MODEL_BATCH_SIZE = 64  # images or z-points in one forward pass
+ENCODE_CHUNK_SIZE = 512  # images that are converted to float together
+IMAGES_STORED = 10  # of each sampler, sweep value and task
+N_PAIRS = 64  # pairs of held-out images to interpolate between
+INTERPOLATION_STEPS = 11
+PAIRS_STORED = 3
+N_PATH_POINTS = 2_000  # training z-points that an interpolation may pass through
+N_AXES = 5  # principal axes that are decoded
+DIRECTION_LIMIT = 3.0  # sds to either side of the mean z-point
+DIRECTION_STEPS = 9
+N_MAP_POINTS = 1_000  # z-points on a two-dimensional map
+N_CORRELATED_DIMS = 64  # latent dimensions whose correlations are stored
+RADIUS_BIN_EDGES = np.geomspace(0.125, 32, 65)  # in units of sqrt(z_dim)
 TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-# the parameter of a sampler, and its values
+# sampler: its parameter and the values of the sweep
 SWEEPS: dict[str, tuple[str, tuple[float, ...]]] = {
     "cube": ("boundary", (0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0)),
     "sphere": ("radius", (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 40.0)),
@@ -50,173 +50,191 @@ SWEEPS: dict[str, tuple[str, tuple[float, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Part:
-    """Figures, as JSON takes them, and arrays: pictures uint8 (..., size, size, channels) or points on a map."""
+class Measurement:
+    """Metrics as JSON values; arrays of images uint8 (..., size, size, channels), map points or correlations."""
 
-    figures: Any
+    metrics: Any
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
-class Subject:
-    """A finished model, images of its dataset uint8 (n, size, size, channels), and the metrics of that dataset.
+class StudiedModel:
+    """A finished model, real images of its dataset, and the metric suite that compares with them.
 
-    `judged` pictures are decoded and judged at each point. `encoded` gives what the encoder answers to more training
-    images than `train` holds.
+    `train_images` and `held_out_images` are uint8 (n, size, size, channels). `num_samples` images are decoded and
+    scored for each sampler and sweep value. `encode_train_images` returns q(z|x) of the training images; by default
+    `train_images` are encoded in this process.
     """
 
     saved: SavedModel
-    train: np.ndarray
-    test: np.ndarray
-    scores: MetricSuite
-    judged: int
-    encoded: Callable[[], DiagonalGaussian] | None = None
+    train_images: np.ndarray
+    held_out_images: np.ndarray
+    metric_suite: MetricSuite
+    num_samples: int
+    encode_train_images: Callable[[], DiagonalGaussian] | None = None
 
     @cached_property
-    def latent(self) -> DiagonalGaussian:
-        """What the encoder answers to the training images, as its task shows them."""
-        return self.encoded() if self.encoded else encode_images(self.saved, self.train)
+    def posterior(self) -> DiagonalGaussian:
+        """Return q(z|x) of the corrupted training images."""
+        return self.encode_train_images() if self.encode_train_images else encode_images(self.saved, self.train_images)
 
     @cached_property
-    def z(self) -> Tensor:
-        """The training images' z-points (n, z_dim), drawn from q(z|x) as the decoder saw them in training."""
-        return self.latent.sample(torch.randn(self.latent.mean.shape, generator=torch.Generator().manual_seed(SEED)))
+    def train_z(self) -> Tensor:
+        """Return z-points (n, z_dim) of the training images, drawn from q(z|x) as in training."""
+        noise = torch.randn(self.posterior.mean.shape, generator=torch.Generator().manual_seed(SEED))
+        return self.posterior.sample(noise)
 
     @cached_property
-    def latents(self) -> LatentStats:
-        """What the samplers need: where the model was stored without a mixture, one fitted here."""
-        return self.saved.latents if self.mixture_stored else fit_latent_stats(self.z) | self.saved.latents
+    def latent_stats(self) -> LatentStats:
+        """Return the statistics for the samplers. If the model was stored without a mixture, fit one."""
+        return self.saved.latents if self.has_stored_mixture else fit_latent_stats(self.train_z) | self.saved.latents
 
     @property
-    def mixture_stored(self) -> bool:
+    def has_stored_mixture(self) -> bool:
         return "gmm_weights" in self.saved.latents
 
     @cached_property
-    def unseen(self) -> np.ndarray:
-        """Test images, at most `judged`, evenly spread: a split may be stored class by class."""
-        return self.test[evenly_spaced(len(self.test), self.judged)]
+    def scored_images(self) -> np.ndarray:
+        """Return at most `num_samples` held-out images, evenly spaced: a split may be stored class by class."""
+        return self.held_out_images[evenly_spaced(len(self.held_out_images), self.num_samples)]
 
     @cached_property
-    def tested(self) -> Tensor:
-        """The `unseen` images' z-points, means of q(z|x)."""
-        return self.encode(self.seen(self.unseen)).mean
+    def held_out_z(self) -> Tensor:
+        """Return the z-points of `scored_images`: means of q(z|x)."""
+        return self.encode(self.corrupt(self.scored_images)).mean
 
-    def seen(self, images: np.ndarray, task: Any = None) -> Tensor:
-        """`images` as `task`, by default the model's own, shows them: float (n, channels, size, size) in [0, 1]."""
-        return _seen(task or self.saved.recipe.task, images)
+    def corrupt(self, images: np.ndarray, task: Any = None) -> Tensor:
+        """Return the encoder's input for `task`, by default the model's: float (n, channels, size, size) in [0, 1]."""
+        return _corrupt(task or self.saved.recipe.task, images)
 
     def encode(self, images: Tensor) -> DiagonalGaussian:
-        """The encoder's answer to float images, on the CPU."""
+        """Return q(z|x) of float images, on the CPU."""
         return _encode(self.saved, images)
 
     def decode(self, z: Tensor) -> np.ndarray:
-        """Images uint8 (n, size, size, channels)."""
+        """Return the decoded images, uint8 (n, size, size, channels)."""
         model = self.saved.model
-        return torch.cat([model.decode(part.to(model.device)).cpu() for part in z.split(BATCH)]).numpy()
+        batches = z.split(MODEL_BATCH_SIZE)
+        return torch.cat([model.decode(batch.to(model.device)).cpu() for batch in batches]).numpy()
 
-    def look(self, z: Tensor) -> tuple[dict[str, float], np.ndarray]:
-        """What the decoded z-points score, and the first of the pictures."""
+    def decode_and_score(self, z: Tensor) -> tuple[dict[str, float], np.ndarray]:
+        """Return the metrics of the decoded z-points, and the first images."""
         images = self.decode(z)
-        return self.scores(images), images[:SHOWN]
+        return self.metric_suite(images), images[:IMAGES_STORED]
 
-    def drawn(self, sampler: str, **parameters: float) -> Tensor:
-        """`judged` z-points of a sampler."""
-        return sample(sampler, self.judged, self.latents, SEED, **parameters)
+    def sample(self, sampler: str, **parameters: float) -> Tensor:
+        """Return `num_samples` z-points of a sampler."""
+        return sample(sampler, self.num_samples, self.latent_stats, SEED, **parameters)
 
     @cached_property
-    def everywhere(self) -> dict[str, Tensor]:
-        """Z-points of test images, of each sampler as it stands, and of the sphere at the z-points' own radius."""
-        drawn = {name: self.drawn(name) for name in SAMPLERS if name != "cube"}  # which has no natural boundary
-        own = self.drawn("sphere", radius=float(self.z.norm(dim=1).mean()))
-        return {"reconstructions": self.tested, **drawn, "sphere, own radius": own}
+    def z_by_sampler(self) -> dict[str, Tensor]:
+        """Return z-points of held-out images, of each sampler, and of the sphere at the z-points' mean radius."""
+        samples = {name: self.sample(name) for name in SAMPLERS if name != "cube"}  # a cube has no natural boundary
+        on_mean_radius = self.sample("sphere", radius=float(self.train_z.norm(dim=1).mean()))
+        return {"reconstructions": self.held_out_z, **samples, "sphere, own radius": on_mean_radius}
 
 
-def encode_images(saved: SavedModel, images: np.ndarray, first: int = 0) -> DiagonalGaussian:
-    """What the encoder answers to images uint8 (n, size, size, channels), as its task shows them; on the CPU.
+def encode_images(saved: SavedModel, images: np.ndarray, first_index: int = 0) -> DiagonalGaussian:
+    """Return q(z|x) of images uint8 (n, size, size, channels), corrupted by the model's task; on the CPU.
 
-    `first` numbers the first of them: what draws the task's noise.
+    `first_index` is the index of the first image in the split. It seeds the corruption.
     """
-    starts = range(0, len(images), CHUNK)  # as floats, all images together would take four times the memory
+    starts = range(0, len(images), ENCODE_CHUNK_SIZE)  # all images at once as float would take four times the memory
     task = saved.recipe.task
-    return _joined([_encode(saved, _seen(task, images[i : i + CHUNK], first + i)) for i in starts])
+    return _concatenate(
+        [_encode(saved, _corrupt(task, images[i : i + ENCODE_CHUNK_SIZE], first_index + i)) for i in starts]
+    )
 
 
-def _seen(task: Any, images: np.ndarray, first: int = 0) -> Tensor:
+def _corrupt(task: Any, images: np.ndarray, first_index: int = 0) -> Tensor:
     clean = to_float(torch.from_numpy(np.array(images)))
-    draws = BatchNoise(torch.Generator().manual_seed(derive_seed(SEED, first)), torch.arange(len(clean)), len(clean))
-    return corrupt(task, clean, draws)
+    generator = torch.Generator().manual_seed(derive_seed(SEED, first_index))
+    return corrupt(task, clean, BatchNoise(generator, torch.arange(len(clean)), len(clean)))
 
 
 @torch.inference_mode()
 def _encode(saved: SavedModel, images: Tensor) -> DiagonalGaussian:
-    return _joined([saved.model.encode(part.to(saved.model.device)) for part in images.split(BATCH)])
+    batches = images.split(MODEL_BATCH_SIZE)
+    return _concatenate([saved.model.encode(batch.to(saved.model.device)) for batch in batches])
 
 
-def _joined(parts: list[DiagonalGaussian]) -> DiagonalGaussian:
-    logvars = [part.logvar.cpu() for part in parts if part.logvar is not None]
-    return DiagonalGaussian(torch.cat([part.mean.cpu() for part in parts]), torch.cat(logvars) if logvars else None)
+def _concatenate(posteriors: list[DiagonalGaussian]) -> DiagonalGaussian:
+    means = torch.cat([posterior.mean.cpu() for posterior in posteriors])
+    logvars = [posterior.logvar.cpu() for posterior in posteriors if posterior.logvar is not None]
+    return DiagonalGaussian(means, torch.cat(logvars) if logvars else None)
 
 
-def real(subject: Subject) -> Part:
-    """What real test images score."""
-    images = subject.unseen
-    return Part(subject.scores(images), {"pictures": images[:SHOWN]})
+def measure_real_images(model: StudiedModel) -> Measurement:
+    """Score real held-out images: the best that a sampler can reach."""
+    images = model.scored_images
+    return Measurement(model.metric_suite(images), {"pictures": images[:IMAGES_STORED]})
 
 
-def samplers(subject: Subject) -> Part:
-    """Reconstructions of test images, then each sampler: see `Subject.everywhere`."""
-    looks = {name: subject.look(z) for name, z in subject.everywhere.items()}
-    return Part({name: look[0] for name, look in looks.items()}, {name: look[1] for name, look in looks.items()})
+def measure_samplers(model: StudiedModel) -> Measurement:
+    """Score reconstructions of held-out images, then each sampler of `StudiedModel.z_by_sampler`."""
+    metrics, images = {}, {}
+    for name, z in model.z_by_sampler.items():
+        metrics[name], images[name] = model.decode_and_score(z)
+    return Measurement(metrics, images)
 
 
-def inception(subject: Subject, scored: Callable[[np.ndarray], dict[str, float]]) -> Part:
-    """What `scored`, of `aecore.metrics.inception`, tells of real test images and of each sampler's pictures."""
-    found = {name: scored(subject.decode(z)) for name, z in subject.everywhere.items()}
-    return Part({"real": scored(subject.unseen), "samplers": found})
+def measure_inception(model: StudiedModel, score_images: Callable[[np.ndarray], dict[str, float]]) -> Measurement:
+    """Score real held-out images and each sampler's images by `score_images` of `aecore.metrics.inception`."""
+    samplers = {name: score_images(model.decode(z)) for name, z in model.z_by_sampler.items()}
+    return Measurement({"real": score_images(model.scored_images), "samplers": samplers})
 
 
-def sweep(subject: Subject, sampler: str) -> Part:
-    """One of SWEEPS: scores and pictures for each value of the sampler's parameter."""
+def measure_sweep(model: StudiedModel, sampler: str) -> Measurement:
+    """Score the images for each value of the sampler's parameter in SWEEPS."""
     parameter, values = SWEEPS[sampler]
-    looks = [subject.look(subject.drawn(sampler, **{parameter: value})) for value in values]
-    rows = [{parameter: value, **look[0]} for value, look in zip(values, looks, strict=True)]
-    return Part(rows, {"pictures": np.stack([look[1] for look in looks])})
+    metrics, images = [], []
+    for value in values:
+        scores, first_images = model.decode_and_score(model.sample(sampler, **{parameter: value}))
+        metrics.append({parameter: value, **scores})
+        images.append(first_images)
+    return Measurement(metrics, {"pictures": np.stack(images)})
 
 
-def tasks(subject: Subject) -> Part:
-    """Each task on test images: how near input and output are to the clean image; the run's own as it was trained.
+def measure_tasks(model: StudiedModel) -> Measurement:
+    """Compare input and output of each task with the clean held-out images; the model's own task as it was trained.
 
-    Of colour images also how near their colours are, and those of the training images' mean (`mean_chroma_psnr`), which
-    whoever knows the set but not the image can give. Pictures are (3, n, size, size, channels): clean, input, output.
+    Colour images also get the PSNR of their chroma, and as a baseline `mean_chroma_psnr`: the chroma of the mean
+    training image, which needs no input image. Arrays are (3, n, size, size, channels): clean, input, output.
     """
-    own, figures, pictures = subject.saved.recipe.task, {}, {}
-    images = subject.unseen
+    trained_task, metrics, arrays = model.saved.recipe.task, {}, {}
+    images = model.scored_images
     clean = to_float(torch.from_numpy(images))
-    known = {}
-    if clean.shape[1] == 3:
-        mean = torch.from_numpy(subject.train.mean(0, dtype=np.float64) / 255.0).float().permute(2, 0, 1)
-        known["mean_chroma_psnr"] = _chroma_psnr(mean[None], clean)
+    has_colour = clean.shape[1] == 3
+    baseline = {}
+    if has_colour:
+        mean_image = torch.from_numpy(model.train_images.mean(0, dtype=np.float64) / 255.0).float().permute(2, 0, 1)
+        baseline["mean_chroma_psnr"] = _chroma_psnr(mean_image[None], clean)
     for kind, settings in TASKS.items():
-        if kind == "recolor" and clean.shape[1] != 3:
+        if kind == "recolor" and not has_colour:
             continue
-        task = own if own.kind == kind else settings.model_validate({"kind": kind})
-        seen = subject.seen(images, task)
-        made = subject.decode(subject.encode(seen).mean)
-        scores = _closeness(seen, clean, "input_") | _closeness(to_float(torch.from_numpy(made)), clean, "")
-        figures[kind] = {"settings": task.model_dump(exclude={"kind"}), "trained": own.kind == kind, **scores, **known}
-        pictures[kind] = np.stack([images[:SHOWN], to_uint8(seen[:SHOWN].clone()).numpy(), made[:SHOWN]])
-    return Part(figures, pictures)
+        is_trained = trained_task.kind == kind
+        task = trained_task if is_trained else settings.model_validate({"kind": kind})
+        corrupted = model.corrupt(images, task)
+        output = model.decode(model.encode(corrupted).mean)
+        metrics[kind] = {
+            "settings": task.model_dump(exclude={"kind"}), "trained": is_trained,
+            **_similarity(corrupted, clean, "input_"), **_similarity(to_float(torch.from_numpy(output)), clean),
+            **baseline,
+        }  # fmt: skip
+        shown = slice(IMAGES_STORED)
+        arrays[kind] = np.stack([images[shown], to_uint8(corrupted[shown].clone()).numpy(), output[shown]])
+    return Measurement(metrics, arrays)
 
 
-def _closeness(images: Tensor, clean: Tensor, prefix: str) -> dict[str, float]:
-    figures = {"psnr": _psnr(images, clean), "ssim": float(ssim(images, clean).mean())}
+def _similarity(images: Tensor, clean: Tensor, prefix: str = "") -> dict[str, float]:
+    metrics = {"psnr": _psnr(images, clean), "ssim": float(ssim(images, clean).mean())}
     if clean.shape[1] == 3:
-        figures["chroma_psnr"] = _chroma_psnr(images, clean)
-    return {prefix + name: figure for name, figure in figures.items()}
+        metrics["chroma_psnr"] = _chroma_psnr(images, clean)
+    return {prefix + name: value for name, value in metrics.items()}
 
 
 def _psnr(images: Tensor, clean: Tensor) -> float:
-    # Of the mean squared error of each image, then the mean: as training reports it.
+    # The mean of each image's PSNR, as training reports it.
     return float(psnr((images - clean).square().flatten(1).mean(1)).mean())
 
 
@@ -224,57 +242,67 @@ def _chroma_psnr(images: Tensor, clean: Tensor) -> float:
     return _psnr(chroma(images), chroma(clean))
 
 
-def ways(subject: Subject) -> Part:
-    """From one test image's z-point to another's, on each of PATHS: what share of the pictures shows something."""
-    z, crowd = subject.tested, subject.z[evenly_spaced(len(subject.z), CROWD)]
-    pairs = min(PAIRS, len(z) // 2)
-    figures, pictures = {}, {}
-    for name, path in PATHS.items():
-        along = torch.stack([path(z[i], z[pairs + i], STEPS, crowd) for i in range(pairs)], 1)  # (steps, pairs, z_dim)
-        images = [subject.decode(step) for step in along]
-        scores = [METRICS["recognised"](subject.scores, step) for step in images]
-        figures[name] = [{"t": i / (STEPS - 1), **score} for i, score in enumerate(scores)]
-        pictures[name] = np.stack(images)[:, :PAIRS_SHOWN].swapaxes(0, 1)
-    return Part({"pairs": pairs, "ways": figures}, pictures)
+def measure_interpolations(model: StudiedModel) -> Measurement:
+    """Rate the images between the z-points of two held-out images, on each of PATHS.
 
-
-def directions(subject: Subject) -> Part:
-    """Pictures along the first principal axes and the set's attributes: the mean z-point, 3 sds to either side."""
-    mean, covariance = subject.saved.latents["mean"], subject.saved.latents["covariance"]
-    axes = principal_axes(covariance)[1][:AXES]
-    chosen = {f"axis {number}": axis for number, axis in enumerate(axes, 1)}
-    known = attribute_directions(subject.saved.latents)
-    chosen |= {name: direction / direction.norm() for name, direction in known.items()}
-    pictures = {}
-    for name, unit in chosen.items():
-        sd = (unit @ covariance @ unit).sqrt()
-        pictures[name] = subject.decode(mean + torch.linspace(-REACH, REACH, ALONG)[:, None] * sd * unit)
-    return Part({"sds": REACH}, pictures)
-
-
-def points(subject: Subject) -> Part:
-    """Statistics of the training images' z-points, their correlations, and two maps of them.
-
-    `correlation` (n, n) float32 is of the 64 components that vary most, the first most.
+    Arrays are (pairs, steps, size, size, channels).
     """
-    stats, shape = describe(subject.latent, subject.z), structure(subject.z)
-    z = subject.z[evenly_spaced(len(subject.z), MAPPED)]
-    plane = (z - z.mean(0)) @ principal_axes(torch.cov(subject.z.T))[1][:2].T
-    histogram = np.histogram(stats.radii / len(stats.mean) ** 0.5, RADII)[0] / len(stats.radii)
-    numbers, varied = stats.numbers(), np.argsort(-stats.sd)[:CORRELATED]
-    figures = numbers | {
-        "kl_sum": numbers["kl"],
+    z = model.held_out_z
+    path_points = model.train_z[evenly_spaced(len(model.train_z), N_PATH_POINTS)]
+    n_pairs = min(N_PAIRS, len(z) // 2)
+    metrics, arrays = {}, {}
+    for name, interpolate in PATHS.items():
+        paths = [interpolate(z[i], z[n_pairs + i], INTERPOLATION_STEPS, path_points) for i in range(n_pairs)]
+        images_by_step = [model.decode(z_of_step) for z_of_step in torch.stack(paths, 1)]
+        rates = [METRICS["recognised"](model.metric_suite, images) for images in images_by_step]
+        metrics[name] = [{"t": i / (INTERPOLATION_STEPS - 1), **rate} for i, rate in enumerate(rates)]
+        arrays[name] = np.stack(images_by_step)[:, :PAIRS_STORED].swapaxes(0, 1)
+    return Measurement({"pairs": n_pairs, "ways": metrics}, arrays)
+
+
+def measure_directions(model: StudiedModel) -> Measurement:
+    """Decode the mean z-point moved along the first principal axes and along the dataset's attributes."""
+    latent_stats = model.saved.latents
+    mean, covariance = latent_stats["mean"], latent_stats["covariance"]
+    axes = principal_axes(covariance)[1][:N_AXES]
+    directions = {f"axis {i}": axis for i, axis in enumerate(axes, 1)}
+    attributes = attribute_directions(latent_stats)
+    directions |= {name: direction / direction.norm() for name, direction in attributes.items()}
+    offsets = torch.linspace(-DIRECTION_LIMIT, DIRECTION_LIMIT, DIRECTION_STEPS)[:, None]
+    images = {}
+    for name, unit in directions.items():
+        sd = (unit @ covariance @ unit).sqrt()
+        images[name] = model.decode(mean + offsets * sd * unit)
+    return Measurement({"sds": DIRECTION_LIMIT}, images)
+
+
+def measure_z_points(model: StudiedModel) -> Measurement:
+    """Describe the training images' z-points: statistics, correlations, and two maps.
+
+    The array `correlation` (n, n) float32 has the 64 latent dimensions with the greatest sd, in descending order.
+    """
+    stats, shape = describe(model.posterior, model.train_z), structure(model.train_z)
+    mapped = model.train_z[evenly_spaced(len(model.train_z), N_MAP_POINTS)]
+    plane = (mapped - mapped.mean(0)) @ principal_axes(torch.cov(model.train_z.T))[1][:2].T
+    radius_counts = np.histogram(stats.radii / len(stats.mean) ** 0.5, RADIUS_BIN_EDGES)[0]
+    scalars = stats.numbers()
+    metrics = scalars | {
+        "kl_sum": scalars["kl"],
         "fragments": shape.fragments, "largest_fragment": shape.largest, "silhouette": shape.silhouette,
-        "gaussian_silhouette": shape.gaussian_silhouette, "coherent": shape.coherent, "encoded": len(subject.z),
-        "mixture_stored": subject.mixture_stored,
-        "radius_bins": RADII.tolist(), "radius_shares": histogram.tolist(),
+        "gaussian_silhouette": shape.gaussian_silhouette, "coherent": shape.coherent, "encoded": len(model.train_z),
+        "mixture_stored": model.has_stored_mixture,
+        "radius_bins": RADIUS_BIN_EDGES.tolist(), "radius_shares": (radius_counts / len(stats.radii)).tolist(),
         **{name: getattr(stats, name).tolist() for name in ("mean", "sd", "skew", "kurtosis", "kl", "variances")},
     }  # fmt: skip
-    correlation = stats.correlation[np.ix_(varied, varied)].astype(np.float32)
-    return Part(figures, {"plane": plane.numpy(), "tsne": tsne(z), "correlation": correlation})
+    dims = np.argsort(-stats.sd)[:N_CORRELATED_DIMS]
+    correlation = stats.correlation[np.ix_(dims, dims)].astype(np.float32)
+    return Measurement(metrics, {"plane": plane.numpy(), "tsne": tsne(mapped), "correlation": correlation})
 
 
-PARTS: dict[str, Callable[[Subject], Part]] = {
-    "real": real, "samplers": samplers, **{name: partial(sweep, sampler=name) for name in SWEEPS},
-    "tasks": tasks, "ways": ways, "directions": directions, "points": points,
+# The keys are those of metrics.json and of stored measurement files.
+MEASUREMENTS: dict[str, Callable[[StudiedModel], Measurement]] = {
+    "real": measure_real_images, "samplers": measure_samplers,
+    **{name: partial(measure_sweep, sampler=name) for name in SWEEPS},
+    "tasks": measure_tasks, "ways": measure_interpolations, "directions": measure_directions,
+    "points": measure_z_points,
 }  # fmt: skip

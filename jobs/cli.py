@@ -109,7 +109,7 @@ def _add_training(command: Callable[..., Any]) -> None:
     study.add_argument("runs", nargs="+", metavar="RUN")
     study.add_argument("--out", help="the report's folder (one in ZPOINT_HOME/studies)")
     study.add_argument("--limit", type=_count, default=6_000, help="training images encoded at most (6000)")
-    study.add_argument("--judged", type=_count, default=256, help="pictures judged at each point (256)")
+    _add_num_samples(study)
     study.add_argument("--inception", metavar="FILE", help="weights for FID, KID, precision and recall (none)")
     study.add_argument("--fresh", action="store_true", help="measure again what an earlier study measured")
 
@@ -117,13 +117,28 @@ def _add_training(command: Callable[..., Any]) -> None:
     claims.add_argument("overrides", nargs="*", metavar="SET=URI|section.key=value", help="none: drawn faces")
     claims.add_argument("--only", action="append", metavar="CLAIM", help="this claim alone; may be given again")
     claims.add_argument("--out", help="the report's folder (ZPOINT_HOME/claims, or claims-CLAIM of --only)")
-    claims.add_argument("--judged", type=_count, default=256, help="pictures judged at each point (256)")
+    _add_num_samples(claims)
 
     promote = command("promote", _promote, "register a run's model and point an alias to it")
     promote.add_argument("name", metavar="RUN|CAMPAIGN")
     promote.add_argument("--alias", default="champion")
 
     command("runs", _runs, "the runs in MLflow, newest first", printing.runs)
+
+
+def _add_num_samples(command: Any) -> None:
+    command.add_argument(
+        "--num-samples", type=_count, default=256, metavar="N",
+        help="images decoded and scored for each sampler and sweep value (256)",
+    )  # fmt: skip
+    command.add_argument("--judged", action=_RenamedOption, const="--num-samples", help=argparse.SUPPRESS)
+
+
+class _RenamedOption(argparse.Action):
+    """Refuse the old name of an option with an error that names the new one."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        parser.error(f"{option} has been renamed: use {self.const}")
 
 
 def _add_serving(command: Callable[..., Any]) -> None:
@@ -225,8 +240,8 @@ def _study(args: Any) -> Result:
 
     with closing(Bar("study", "parts")) as bar:
         return study(
-            args.runs, args.out, limit=args.limit, judged=args.judged, inception=args.inception, fresh=args.fresh,
-            progress=bar.update,
+            args.runs, args.out, limit=args.limit, num_samples=args.num_samples, inception=args.inception,
+            fresh=args.fresh, progress=bar.update,
         )  # fmt: skip
 
 
@@ -235,7 +250,7 @@ def _claims(args: Any) -> Result:
     from jobs.claims.job import claims
 
     with closing(Bar("claims", "claims")) as bar:
-        return claims(args.overrides, args.out, only=args.only, judged=args.judged, progress=bar.update)
+        return claims(args.overrides, args.out, only=args.only, num_samples=args.num_samples, progress=bar.update)
 
 
 def _promote(args: Any) -> Result:

@@ -1,4 +1,4 @@
-"""The claims job: train what the claims on AE and VAE latent spaces need, and say which the figures bear out."""
+"""Run the claims job: train the runs that the claims about AE and VAE latent spaces need, and check each claim."""
 
 import shlex
 import sys
@@ -19,21 +19,28 @@ from cluster.settings import settings
 from jobs.dataset import open_dataset
 from jobs.ingest.job import ingest
 from jobs.recipes import RECIPES
-from jobs.study.measurements import JUDGED, LIMIT, Measured, common_dataset, find_finished, options_for
+from jobs.study.measurements import (
+    DEFAULT_LIMIT,
+    DEFAULT_NUM_SAMPLES,
+    MeasuredRun,
+    find_finished_run,
+    make_options,
+    open_common_dataset,
+)
 from jobs.train.job import train
 
 if TYPE_CHECKING:
     from jobs.claims.catalog import Claim
     from jobs.claims.verdicts import Verdict
 
-DRAWN, DRAWN_OVERRIDES = 4_000, ["optim.batch=16"]  # faces, where no images are given; few images want small batches
-FIXED = ("model.z_dim", "loss.kl_factor", "task.kind")  # the claims' own
-Progress = Callable[[int, int, str], None]
+GENERATED_FACES, GENERATED_OVERRIDES = 4_000, ["optim.batch=16"]  # a small dataset needs small batches
+CLAIM_KEYS = ("model.z_dim", "loss.kl_factor", "task.kind")  # recipe keys that the claims themselves set
+ProgressCallback = Callable[[int, int, str], None]  # claims done, total claims, name of the current claim
 
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """A claim, what became of it and the command that puts it to the test again."""
+    """A claim, its verdict, and the command that checks it again."""
 
     claim: "Claim"
     verdict: "Verdict"
@@ -41,131 +48,141 @@ class ClaimResult:
 
 
 def claims(
-    given: list[str], out: str | None = None, *, only: list[str] | None = None, judged: int = JUDGED,
-    progress: Progress = lambda done, total, text: None,
+    arguments: list[str], out: str | None = None, *, only: list[str] | None = None,
+    num_samples: int = DEFAULT_NUM_SAMPLES, progress: ProgressCallback = lambda done, total, text: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Put the claims to the test on the sets that are `given`, or on drawn faces where there are none.
+    """Check the claims on the given datasets, by default on generated faces. Return the verdicts and the report's path.
 
-    `given` holds datasets, as in `faces=data/celeba` (the sets are those of `jobs.claims.catalog.SETS`), and overrides
-    for all recipes, as in `optim.epochs=20`. `only` names claims; `judged` pictures are judged at each point. Runs that
-    have finished are not trained again, and what was measured of them is not measured again. The folder `out`, by
-    default ZPOINT_HOME/claims or, with `only`, one beside it of that name, gets claims.html, claims.json and PNGs for
-    each claim. Raises ValueError for an unknown set or claim, and for what a recipe, a dataset or a study is refused
-    for.
+    `arguments` holds datasets such as `faces=data/celeba` (see `jobs.claims.catalog.DATASETS`), and overrides for all
+    recipes such as `optim.epochs=20`. `only` names claims. `num_samples` images are scored for each sampler and sweep
+    value. Finished runs and stored measurements are reused. claims.html, claims.json and PNGs for each claim are
+    written to the folder `out`, by default ZPOINT_HOME/claims, or claims-NAME beside it if `only` is given.
+
+    Raises ValueError for an unknown dataset or claim, and for a recipe, a dataset or a study that is refused.
     """
-    started = time.monotonic()
-    sets, overrides = _parse(given)
-    chosen = _choose(only, sets)
+    start = time.monotonic()
+    datasets, overrides = _parse(arguments)
+    selected = _select(only, datasets)
     folder = Path(out).absolute() if out else settings().home / "-".join(["claims", *(only or ())])
     folder.mkdir(parents=True, exist_ok=True)
-    if not sets:
-        sets, overrides = {"faces": _draw()}, [*DRAWN_OVERRIDES, *overrides]
-    names = _train(chosen, sets, overrides)
-    runs = _open(names, judged)
+    if not datasets:
+        datasets, overrides = {"faces": _generate_faces()}, [*GENERATED_OVERRIDES, *overrides]
+    run_names = _train(selected, datasets, overrides)
+    runs = _open_runs(run_names, num_samples)
     results = []
-    for number, claim in enumerate(chosen):
-        progress(number, len(chosen), claim.name)
-        again = shlex.join(["zpoint", "claims", *given, "--only", claim.name, "--judged", str(judged)])
-        results.append(ClaimResult(claim, claim.judge({name: runs[name] for name in claim.runs}), again))
-    progress(len(chosen), len(chosen), "")
-    return _write(folder, results, runs, sets, judged) | {"seconds": round(time.monotonic() - started, 1)}
+    for index, claim in enumerate(selected):
+        progress(index, len(selected), claim.name)
+        command = ["zpoint", "claims", *arguments, "--only", claim.name, "--num-samples", str(num_samples)]
+        verdict = claim.check({name: runs[name] for name in claim.run_names})
+        results.append(ClaimResult(claim, verdict, shlex.join(command)))
+    progress(len(selected), len(selected), "")
+    report = _write_report(folder, results, runs, datasets, num_samples)
+    return report | {"seconds": round(time.monotonic() - start, 1)}
 
 
-def _parse(given: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The datasets by set, and the overrides."""
-    from jobs.claims.catalog import SETS
+def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the URIs by dataset, and the overrides."""
+    from jobs.claims.catalog import DATASETS
 
-    sets, overrides = {}, []
-    for word in given:
-        key, _, value = word.partition("=")
-        if key in SETS:
-            sets[key] = value
-        elif key in FIXED:
-            raise ValueError(f"{key} is what the claims vary: leave it out")
+    datasets, overrides = {}, []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in DATASETS:
+            datasets[key] = value
+        elif key in CLAIM_KEYS:
+            raise ValueError(f"{key} is set by the claims themselves: leave it out")
         elif "." in key:
-            overrides.append(word)
+            overrides.append(argument)
         else:
-            named = ", ".join(f"{name}=URI" for name in SETS)
-            raise ValueError(f"'{word}' is neither a dataset ({named}) nor section.key=value")
-    return sets, overrides
+            expected = ", ".join(f"{name}=URI" for name in DATASETS)
+            raise ValueError(f"'{argument}' is neither a dataset ({expected}) nor section.key=value")
+    return datasets, overrides
 
 
-def _choose(only: list[str] | None, sets: Mapping[str, str]) -> list["Claim"]:
+def _select(only: list[str] | None, datasets: Mapping[str, str]) -> list["Claim"]:
+    """Return the claims named by `only`, by default all, on the given datasets."""
     from jobs.claims.catalog import CLAIMS
 
-    here = [claim for claim in CLAIMS if claim.on in (sets or ("faces",))]
-    known = {claim.name for claim in here}
+    available = [claim for claim in CLAIMS if claim.dataset in (datasets or ("faces",))]
+    names = {claim.name for claim in available}
     for name in only or ():
-        if name not in known:
-            raise ValueError(f"--only {name}: on these sets there are the claims {', '.join(sorted(known))}")
-    return [claim for claim in here if not only or claim.name in only]
+        if name not in names:
+            raise ValueError(f"--only {name}: no such claim on these datasets; they have {', '.join(sorted(names))}")
+    return [claim for claim in available if not only or claim.name in only]
 
 
-def _draw() -> str:
-    to = str(settings().home / "claims" / "faces")
+def _generate_faces() -> str:
+    """Ingest generated faces and return the URI of the dataset."""
+    uri = str(settings().home / "claims" / "faces")
     with closing(Bar("ingest", "images")) as bar:
-        ingest("generated", None, to, limit=DRAWN, progress=bar.update)
-    return to
+        ingest("generated", None, uri, limit=GENERATED_FACES, progress=bar.update)
+    return uri
 
 
-def _train(chosen: list["Claim"], sets: Mapping[str, str], overrides: list[str]) -> dict[str, str]:
-    """Train what the claims need, each run once; gives the runs' full names by those in `jobs.claims.catalog.RUNS`."""
+def _train(selected: list["Claim"], datasets: Mapping[str, str], overrides: list[str]) -> dict[str, str]:
+    """Train each run that the claims need, and return the runs' names by their keys in `jobs.claims.catalog.RUNS`."""
     from jobs.claims.catalog import RUNS
 
     recipes = {}
-    for claim in chosen:
-        for name in claim.runs:
-            stem, changes = RUNS[name]
-            ours = [f"data.uri={sets[claim.on]}", *overrides, *changes]
-            recipes[name] = (stem, load_recipe(RECIPES / f"{stem}.yaml", ours))
-    for uri in sets.values():
-        open_dataset(uri)  # a wrong one is refused before the first training
-    names = {}
+    for claim in selected:
+        for name in claim.run_names:
+            stem, run_overrides = RUNS[name]
+            all_overrides = [f"data.uri={datasets[claim.dataset]}", *overrides, *run_overrides]
+            recipes[name] = (stem, load_recipe(RECIPES / f"{stem}.yaml", all_overrides))
+    for uri in datasets.values():
+        open_dataset(uri)  # a dataset that cannot be opened fails before the first training
+    run_names = {}
     for number, (name, (stem, recipe)) in enumerate(recipes.items(), 1):
         print(f"zpoint claims: run {number}/{len(recipes)}, {name}", file=sys.stderr, flush=True)
-        names[name] = train(recipe, stem)["run"]
-    return names
+        run_names[name] = train(recipe, stem)["run"]
+    return run_names
 
 
-def _open(names: Mapping[str, str], judged: int) -> dict[str, Measured]:
-    """The runs to be measured; those on one dataset share its images."""
+def _open_runs(run_names: Mapping[str, str], num_samples: int) -> dict[str, MeasuredRun]:
+    """Open the runs for measurement. Runs on one dataset share its images."""
     from jobs.study.images import read_images
 
-    finished = {name: find_finished(run) for name, run in names.items()}
-    images, options = {}, {}
-    for dataset in {run.dataset for run in finished.values()}:
-        data = common_dataset([run for run in finished.values() if run.dataset == dataset], LIMIT)
-        images[dataset] = cache(partial(read_images, data, LIMIT))
-        options[dataset] = options_for(data.manifest, LIMIT, judged)
-    return {name: Measured(run, images[run.dataset], options[run.dataset]) for name, run in finished.items()}
+    runs = {name: find_finished_run(run_name) for name, run_name in run_names.items()}
+    load_images, options = {}, {}
+    for digest in {run.dataset_digest for run in runs.values()}:
+        dataset = open_common_dataset([run for run in runs.values() if run.dataset_digest == digest], DEFAULT_LIMIT)
+        load_images[digest] = cache(partial(read_images, dataset, DEFAULT_LIMIT))
+        options[digest] = make_options(dataset.manifest, DEFAULT_LIMIT, num_samples)
+    return {
+        name: MeasuredRun(run, load_images[run.dataset_digest], options[run.dataset_digest])
+        for name, run in runs.items()
+    }
 
 
-def _write(
-    folder: Path, results: list[ClaimResult], runs: Mapping[str, Measured], sets: Mapping[str, str], judged: int
-) -> dict[str, Any]:
-    from aecore.image_grid import titled_sheet, to_png
-    from jobs.claims.verdicts import HEADS
-    from jobs.study.report import fill
+def _write_report(
+    folder: Path, results: list[ClaimResult], runs: Mapping[str, MeasuredRun], datasets: Mapping[str, str],
+    num_samples: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Write claims.html, claims.json and the PNGs. Return the content of claims.json with the report's path."""
+    from jobs.claims.verdicts import IMAGE_HEADERS
+    from jobs.study.report import image_rows_png, render_page
 
-    local = pafs.LocalFileSystem()
-    for one in results:
-        sheet = [("  ".join([row.label, *row.cells]), [row.pictures]) for row in one.verdict.rows]
-        files = {f"{one.claim.name}.png": to_png(titled_sheet(sheet))} if sheet else {}
-        files |= {f"{one.claim.name}-{chart.name}.png": chart.png for chart in one.verdict.charts}
-        for name, content in files.items():
-            write_atomic(local, str(folder / name), content)
-    verdicts = [
-        {"claim": one.claim.name, "text": one.claim.text, "holds": one.verdict.holds, "figures": one.verdict.figures,
-         "command": one.command}
-        for one in results
-    ]  # fmt: skip
-    result = {"claims": verdicts, "runs": {name: run.run.record.name for name, run in runs.items()}, "sets": dict(sets)}
-    write_json(local, str(folder / "claims.json"), result)
-    about = "; ".join(f"{name}: {uri}" for name, uri in sets.items())
-    method = f"{judged:,} pictures were judged at each point, or as many as there are unseen images."
-    page = fill(
-        "claims.html.j2", about=about, judged=results, heads=HEADS, method=method,
-        runs={name: run.run.about for name, run in runs.items()},
+    local_fs = pafs.LocalFileSystem()
+    for result in results:
+        name, verdict = result.claim.name, result.verdict
+        files = {f"{name}.png": image_rows_png(verdict.image_rows)} if verdict.image_rows else {}
+        files |= {f"{name}-{chart.name}.png": chart.png for chart in verdict.charts}
+        for file_name, content in files.items():
+            write_atomic(local_fs, str(folder / file_name), content)
+    claims_json = {
+        "claims": [
+            {"claim": result.claim.name, "text": result.claim.text, "holds": result.verdict.holds,
+             "figures": result.verdict.evidence, "command": result.command}
+            for result in results
+        ],
+        "runs": {name: run.run.store.name for name, run in runs.items()},
+        "sets": dict(datasets),
+    }  # fmt: skip
+    write_json(local_fs, str(folder / "claims.json"), claims_json)
+    page = render_page(
+        "claims.html.j2", datasets="; ".join(f"{name}: {uri}" for name, uri in datasets.items()), results=results,
+        image_headers=IMAGE_HEADERS, num_samples=f"{num_samples:,}",
+        runs={name: run.run.summary for name, run in runs.items()},
     )  # fmt: skip
-    write_atomic(local, str(folder / "claims.html"), page.encode())
-    return {"report": str(folder / "claims.html"), **result}
+    write_atomic(local_fs, str(folder / "claims.html"), page.encode())
+    return {"report": str(folder / "claims.html"), **claims_json}

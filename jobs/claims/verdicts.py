@@ -1,242 +1,281 @@
-"""How the claims on AE and VAE latent spaces are judged: functions of the measured runs that a claim needs."""
+"""Check the claims about AE and VAE latent spaces: each function applies one rule to measured runs."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from jobs.study.charts import Chart
-from jobs.study.findings import RATES, differ, percent
-from jobs.study.measurements import Measured
-from jobs.study.plots import point_charts
-from jobs.study.sections import Row, short
+import numpy as np
 
-Runs = Mapping[str, Measured]
-FEW, MOST = 0.1, 0.9  # rates, the second as a share of that of real images
-VISIBLE = 0.5  # dB of PSNR that a person sees
-NEAR_NORMAL = 0.03  # the core's distance: see aecore.latent.stats.core_distance
-HEADS = ("shown", "HOG-Frechet")  # of the cells beside pictures
+from jobs.study.charts import Chart
+from jobs.study.findings import HALF, RADIUS_TOLERANCE
+from jobs.study.measurements import MeasuredRun
+from jobs.study.metrics import (
+    RATE_TARGETS,
+    RunArrays,
+    RunMetrics,
+    format_rate,
+    format_rate_short,
+    rate_key,
+    rates_differ,
+)
+from jobs.study.sections import ImageRow
+from jobs.study.study_charts import correlation_chart, map_charts, radius_chart
+
+Runs = Mapping[str, MeasuredRun]
+
+VISIBLE_PSNR = 0.5  # dB: the smallest gain that a person sees
+NEAR_REAL = 0.9  # of the rate of real images: images of a good decoder show as much, up to blur
+ALMOST_NONE = 0.1  # a rate: the face detector also hits a few images that show no face
+OFF_CENTRE = 0.1  # of the mean radius: less is no offset of the whole region
+CORRELATED = 2.0  # times the mean |correlation| of independent dimensions, which comes from the finite sample
+NEAR_NORMAL_CORE = 0.03  # normal values have 0, uniform ones 0.05: see aecore.latent.stats.core_distance
+CUBES_SHOWN = (1.0, 5.0, 20.0)  # boundaries
+IMAGE_HEADERS = ("shown", "HOG-Frechet")  # of the cells of `_cells`
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`holds`: whether the claim's rule is met; `figures` in words; `rows` of pictures, and charts."""
+    """The result of a rule, the metrics behind it in words, and rows of images and charts to see it by."""
 
     holds: bool
-    figures: str
-    rows: tuple[Row, ...]
+    evidence: str
+    image_rows: tuple[ImageRow, ...]
     charts: tuple[Chart, ...] = ()
 
 
-def reconstructs(runs: Runs) -> Verdict:
-    run = runs["ae"]
-    task = _figures(run, "tasks")["reconstruct"]
-    enough, rates = _as_often_as_real(run)
-    clean, _, output = run.part("tasks").arrays["reconstruct"]
-    text = f"PSNR {task['psnr']:.1f} dB, SSIM {task['ssim']:.2f}; {rates}"
-    return Verdict(enough, text, (Row("unseen images", clean), Row("reconstructions", output)))
+def check_reconstruction(runs: Runs) -> Verdict:
+    [run] = runs.values()
+    task = _metrics(run, "tasks")["reconstruct"]
+    clean, _, output = _arrays(run, "tasks")["reconstruct"]
+    evidence = f"PSNR {task['psnr']:.1f} dB, SSIM {task['ssim']:.2f}; {_rates_beside_real(run)}"
+    rows = (ImageRow("held-out images", clean), ImageRow("reconstructions", output))
+    return Verdict(_is_near_real(run, "reconstructions"), evidence, rows)
 
 
-def does_its_task(name: str) -> Callable[[Runs], Verdict]:
-    """The verdict on the run `name`: are its outputs nearer to clean images than its inputs, and do they show any?"""
-
-    def judge(runs: Runs) -> Verdict:
-        run = runs[name]
-        task = _figures(run, "tasks")[run.run.recipe.task.kind]
-        enough, rates = _as_often_as_real(run)
-        text = f"PSNR {task['input_psnr']:.1f} dB of the inputs, {task['psnr']:.1f} dB of the outputs, "
-        text += f"SSIM {task['input_ssim']:.2f} and {task['ssim']:.2f}; {rates}"
-        return Verdict(enough and task["psnr"] >= task["input_psnr"] + VISIBLE, text, _pairs(run))
-
-    return judge
+def check_task(runs: Runs) -> Verdict:
+    """Check that outputs are nearer to the clean images than inputs are, and show something as real images do."""
+    [run] = runs.values()
+    task = _metrics(run, "tasks")[run.run.recipe.task.kind]
+    holds = _is_near_real(run, "reconstructions") and task["psnr"] >= task["input_psnr"] + VISIBLE_PSNR
+    evidence = (
+        f"PSNR {task['input_psnr']:.1f} dB of the inputs, {task['psnr']:.1f} dB of the outputs, "
+        f"SSIM {task['input_ssim']:.2f} and {task['ssim']:.2f}; {_rates_beside_real(run)}"
+    )
+    return Verdict(holds, evidence, _task_rows(run))
 
 
-def colours(name: str) -> Callable[[Runs], Verdict]:
-    """The verdict on the run `name`: are its outputs' colours nearer to the real ones than gray and the mean's are?"""
-
-    def judge(runs: Runs) -> Verdict:
-        run = runs[name]
-        task = _figures(run, "tasks")["recolor"]
-        enough, rates = _as_often_as_real(run)
-        text = f"PSNR of the colours {task['input_chroma_psnr']:.1f} dB of gray, {task['mean_chroma_psnr']:.1f} dB of "
-        text += f"the training images' mean, {task['chroma_psnr']:.1f} dB of the outputs; {rates}"
-        known = max(task["input_chroma_psnr"], task["mean_chroma_psnr"])
-        return Verdict(enough and task["chroma_psnr"] >= known + VISIBLE, text, _pairs(run))
-
-    return judge
+def check_recolor(runs: Runs) -> Verdict:
+    """Check that the outputs' colours are nearer to the real ones than gray and the mean image's colours are."""
+    [run] = runs.values()
+    task = _metrics(run, "tasks")["recolor"]
+    baseline = max(task["input_chroma_psnr"], task["mean_chroma_psnr"])
+    holds = _is_near_real(run, "reconstructions") and task["chroma_psnr"] >= baseline + VISIBLE_PSNR
+    evidence = (
+        f"PSNR of the colours {task['input_chroma_psnr']:.1f} dB of gray, {task['mean_chroma_psnr']:.1f} dB of the "
+        f"mean training image, {task['chroma_psnr']:.1f} dB of the outputs; {_rates_beside_real(run)}"
+    )
+    return Verdict(holds, evidence, _task_rows(run))
 
 
-def ae_random_points(runs: Runs) -> Verdict:
-    run = runs["near-ae"]
-    points = [("N(0, 1)", _samplers(run)["normal"], run.part("samplers").arrays["normal"])]
-    for figures, pictures in zip(_figures(run, "cube"), run.part("cube").arrays["pictures"], strict=True):
-        if figures["boundary"] in (1, 5, 20):
-            points.append((f"cube, boundary {figures['boundary']:g}", figures, pictures))
-    normal, cubes = _rate(points[0][1]), max(_rate(figures) for figures in _figures(run, "cube"))
-    text = f"N(0, 1): {_show(run, normal)}; cubes of boundary 0.5 to 20: {percent(cubes)} at most"
-    rows = tuple(Row(name, pictures, _cells(figures)) for name, figures, pictures in points)
-    return Verdict(max(normal, cubes) <= FEW, text, rows)
+def check_ae_random_points(runs: Runs) -> Verdict:
+    [run] = runs.values()
+    normal, cubes = _metrics(run, "samplers")["normal"], _metrics(run, "cube")
+    max_cube_rate = max(_rate(cube) for cube in cubes)
+    holds = max(_rate(normal), max_cube_rate) <= ALMOST_NONE
+    evidence = (
+        f"N(0, 1): {_rate_in_words(run, _rate(normal))}; cubes of boundary 0.5 to 20: at most "
+        f"{format_rate(max_cube_rate)}"
+    )
+    rows = [ImageRow("N(0, 1)", _arrays(run, "samplers")["normal"], _cells(normal))]
+    for cube, images in zip(cubes, _arrays(run, "cube")["pictures"], strict=True):
+        if cube["boundary"] in CUBES_SHOWN:
+            rows.append(ImageRow(f"cube, boundary {cube['boundary']:g}", images, _cells(cube)))
+    return Verdict(holds, evidence, tuple(rows))
 
 
-def vae_near_the_origin(runs: Runs) -> Verdict:
-    run, rows = runs["vae"], []
-    for figures, pictures in zip(_figures(run, "cube"), run.part("cube").arrays["pictures"], strict=True):
-        rows.append(Row(f"cube, boundary {figures['boundary']:g}", pictures, _cells(figures)))
-    rates = {figures["boundary"]: _rate(figures) for figures in _figures(run, "cube")}
-    text = ", ".join(f"boundary {boundary:g}: {percent(rate)}" for boundary, rate in rates.items())
-    text = f"{text}; N(0, 1): {percent(_rate(_samplers(run)['normal']))} of the pictures"
-    return Verdict(rates[1.0] > 0.5 and rates[20.0] < rates[1.0], text, tuple(rows))
-
-
-def vae_on_the_sphere(runs: Runs) -> Verdict:
-    run = runs["vae"]
-    own, root = _samplers(run)["sphere"], run.run.recipe.model.z_dim**0.5
-    rows = [Row(f"radius {root:.1f}", run.part("samplers").arrays["sphere"], _cells(own))]
-    for figures, pictures in zip(_figures(run, "sphere"), run.part("sphere").arrays["pictures"], strict=True):
-        rows.append(Row(f"radius {figures['radius']:g}", pictures, _cells(figures)))
-    tried = {root: own} | {figures["radius"]: figures for figures in _figures(run, "sphere")}
-    nearest = min(tried, key=lambda radius: tried[radius]["hog_frechet"])
-    text = f"radius {root:.1f}: {_show(run, _rate(own))}, HOG-Frechet {own['hog_frechet']:.2f}; of the radii tried, "
-    text += f"{nearest:.3g} comes nearest to real images ({tried[nearest]['hog_frechet']:.2f})"
-    return Verdict(_rate(own) > 0.5, text, tuple(rows))
-
-
-def vae_radius(runs: Runs) -> Verdict:
-    told, rows = [], []
-    for name in ("vae", "near-ae"):
-        points = _figures(runs[name], "points")
-        told.append(f"{name}: {points['mean_radius']:.1f}")
-        rows.append(Row(f"{name}, sphere of that radius", runs[name].part("samplers").arrays["sphere, own radius"]))
-    mean, root = (_figures(runs["vae"], "points")[key] for key in ("mean_radius", "sqrt_z_dim"))
-    text = f"mean radius {', '.join(told)}; sqrt(z_dim) = {root:.1f}"
-    return Verdict(abs(mean / root - 1) <= 0.1, text, tuple(rows), _charts(runs, "radius"))
-
-
-def one_region(runs: Runs) -> Verdict:
-    run = runs["near-ae"]
-    points = _figures(run, "points")
-    chance = (2 / (math.pi * points["encoded"])) ** 0.5  # mean |correlation| of independent components
-    told = [
-        f"{percent(points['largest_fragment'])} of the z-points hang together",
-        f"the silhouette of their best clusters is {points['silhouette']:.2f} (of one Gaussian "
-        f"{points['gaussian_silhouette']:.2f})",
-        f"the centre lies {points['centre_radius']:.1f} from the origin, z-points {points['mean_radius']:.1f}",
-        f"the mean |correlation| is {points['mean_abs_correlation']:.2f} (of independent components {chance:.2f})",
-        f"the core's distance from normal is {points['core_distance']:.3f} (of uniform values 0.05)",
+def check_vae_near_origin(runs: Runs) -> Verdict:
+    [run] = runs.values()
+    cubes = _metrics(run, "cube")
+    rates = {cube["boundary"]: _rate(cube) for cube in cubes}
+    holds = rates[1.0] > HALF and rates[20.0] < rates[1.0]
+    rates_in_words = ", ".join(f"boundary {boundary:g}: {format_rate(rate)}" for boundary, rate in rates.items())
+    normal_rate = format_rate(_rate(_metrics(run, "samplers")["normal"]))
+    rows = [
+        ImageRow(f"cube, boundary {cube['boundary']:g}", images, _cells(cube))
+        for cube, images in zip(cubes, _arrays(run, "cube")["pictures"], strict=True)
     ]
+    return Verdict(holds, f"{rates_in_words}; N(0, 1): {normal_rate} of the images", tuple(rows))
+
+
+def check_vae_sphere(runs: Runs) -> Verdict:
+    [run] = runs.values()
+    sqrt_z_dim = run.run.recipe.model.z_dim**0.5
+    at_sqrt_z_dim, sweep = _metrics(run, "samplers")["sphere"], _metrics(run, "sphere")
+    distances = {sqrt_z_dim: at_sqrt_z_dim["hog_frechet"]}
+    distances |= {sphere["radius"]: sphere["hog_frechet"] for sphere in sweep}
+    nearest = min(distances, key=lambda radius: distances[radius])
+    evidence = (
+        f"radius {sqrt_z_dim:.1f}: {_rate_in_words(run, _rate(at_sqrt_z_dim))}, HOG-Frechet "
+        f"{at_sqrt_z_dim['hog_frechet']:.2f}; of all measured radii, {nearest:.3g} is nearest to real images "
+        f"({distances[nearest]:.2f})"
+    )
+    rows = [ImageRow(f"radius {sqrt_z_dim:.1f}", _arrays(run, "samplers")["sphere"], _cells(at_sqrt_z_dim))]
+    for sphere, images in zip(sweep, _arrays(run, "sphere")["pictures"], strict=True):
+        rows.append(ImageRow(f"radius {sphere['radius']:g}", images, _cells(sphere)))
+    return Verdict(_rate(at_sqrt_z_dim) > HALF, evidence, tuple(rows))
+
+
+def check_vae_radius(runs: Runs) -> Verdict:
+    mean_radii = {name: _metrics(runs[name], "points")["mean_radius"] for name in ("vae", "near-ae")}
+    sqrt_z_dim = _metrics(runs["vae"], "points")["sqrt_z_dim"]
+    holds = abs(mean_radii["vae"] / sqrt_z_dim - 1) <= RADIUS_TOLERANCE
+    radii_in_words = ", ".join(f"{name}: {radius:.1f}" for name, radius in mean_radii.items())
+    rows = [
+        ImageRow(f"{name}, sphere of that radius", _arrays(runs[name], "samplers")["sphere, own radius"])
+        for name in mean_radii
+    ]
+    charts = (radius_chart(_chart_metrics(runs)),)
+    return Verdict(holds, f"mean radius {radii_in_words}; sqrt(z_dim) = {sqrt_z_dim:.1f}", tuple(rows), charts)
+
+
+def check_one_region(runs: Runs) -> Verdict:
+    [run] = runs.values()
+    points = _metrics(run, "points")
+    independent = (2 / (math.pi * points["encoded"])) ** 0.5  # mean |correlation| of independent dimensions
     holds = (
-        points["coherent"] and points["centre_radius"] > FEW * points["mean_radius"]
-        and points["mean_abs_correlation"] > 2 * chance and points["core_distance"] < NEAR_NORMAL
-    )  # fmt: skip
-    return Verdict(holds, "; ".join(told), (), _charts(runs, "plane", "tsne", "correlation"))
+        points["coherent"]
+        and points["centre_radius"] > OFF_CENTRE * points["mean_radius"]
+        and points["mean_abs_correlation"] > CORRELATED * independent
+        and points["core_distance"] < NEAR_NORMAL_CORE
+    )
+    evidence = (
+        f"the largest connected part holds {format_rate(points['largest_fragment'])} of the z-points; "
+        f"the silhouette of their best clustering is {points['silhouette']:.2f} (of one Gaussian "
+        f"{points['gaussian_silhouette']:.2f}); "
+        f"their mean is {points['centre_radius']:.1f} from the origin, their mean radius {points['mean_radius']:.1f}; "
+        f"the mean |correlation| is {points['mean_abs_correlation']:.2f} (of independent dimensions "
+        f"{independent:.2f}); "
+        f"the core's distance from normal is {points['core_distance']:.3f} (of uniform values 0.05)"
+    )
+    run_metrics, run_arrays = _chart_metrics(runs), _chart_arrays(runs)
+    charts = (*map_charts(run_metrics, run_arrays), correlation_chart(run_metrics, run_arrays))
+    return Verdict(holds, evidence, (), charts)
 
 
-def fit_rescues_the_ae(runs: Runs) -> Verdict:
-    run = runs["near-ae"]
-    names = {"normal": "N(0, 1)", "diagonal": "fitted Gaussian without correlations", "gaussian": "with them",
-             "gmm": "fitted mixture"}  # fmt: skip
-    shown = {text: (_samplers(run)[name], run.part("samplers").arrays[name]) for name, text in names.items()}
-    told = (f"{text} {percent(_rate(f))} (HOG-Frechet {f['hog_frechet']:.2f})" for text, (f, _) in shown.items())
-    rows = tuple(Row(text, pictures, _cells(figures)) for text, (figures, pictures) in shown.items())
-    holds = _rate(_samplers(run)["gaussian"]) >= MOST * _rate(_real(run))
-    return Verdict(holds, f"pictures that show {_thing(run)}: {', '.join(told)}", rows)
+def check_fitted_gaussian(runs: Runs) -> Verdict:
+    [run] = runs.values()
+    labels = {
+        "normal": "N(0, 1)", "diagonal": "fitted Gaussian without correlations",
+        "gaussian": "fitted Gaussian with correlations", "gmm": "fitted mixture",
+    }  # fmt: skip
+    scores = {sampler: _metrics(run, "samplers")[sampler] for sampler in labels}
+    rates_in_words = ", ".join(
+        f"{label} {format_rate(_rate(scores[sampler]))} (HOG-Frechet {scores[sampler]['hog_frechet']:.2f})"
+        for sampler, label in labels.items()
+    )
+    images = _arrays(run, "samplers")
+    rows = tuple(ImageRow(label, images[sampler], _cells(scores[sampler])) for sampler, label in labels.items())
+    evidence = f"images that show {_rate_target(run)}: {rates_in_words}"
+    return Verdict(_is_near_real(run, "gaussian"), evidence, rows)
 
 
-def kl_factor_trades(runs: Runs) -> Verdict:
-    ordered = sorted(runs.values(), key=lambda run: run.run.recipe.loss.kl_factor)
-    told, rows = [], []
-    for run in ordered:
-        kl, normal = f"{run.run.recipe.loss.kl_factor:g}".replace("e-0", "e-"), _samplers(run)["normal"]
-        told.append(f"{kl}: {_psnr(run):.1f} dB, {percent(_rate(normal))}, HOG-Frechet {normal['hog_frechet']:.2f}")
-        rows.append(Row(f"kl_factor {kl}: reconstructions", run.part("samplers").arrays["reconstructions"]))
-        rows.append(Row(f"kl_factor {kl}: N(0, 1)", run.part("samplers").arrays["normal"], _cells(normal)))
-    rates = [_rate(_samplers(run)["normal"]) for run in ordered]
-    falls = all(_psnr(a) > _psnr(b) for a, b in pairwise(ordered))
-    rises = rates[-1] > rates[0] and differ(rates[-1], rates[0], ordered[0].options["judged"])
-    text = f"PSNR of reconstructions, and pictures from N(0, 1) that show {_thing(ordered[0])}, by kl_factor: "
-    return Verdict(falls and rises, text + "; ".join(told), tuple(rows))
-
-
-def z_dim(enough: int, *, no_more: bool) -> Callable[[Runs], Verdict]:
-    """The verdict on runs of several z_dim: is more than the least worth it up to `enough`, and no more than that?"""
-
-    def judge(runs: Runs) -> Verdict:
-        ordered = sorted(runs.values(), key=_z_dim)
-        psnr, told = {_z_dim(run): _psnr(run) for run in ordered}, []
-        rows = [Row("unseen images", ordered[0].part("tasks").arrays["reconstruct"][0])]
-        for run in ordered:
-            made, drawn = _samplers(run)["reconstructions"], _samplers(run)["normal"]["hog_frechet"]
-            told.append(f"{_z_dim(run)}: {_psnr(run):.1f} dB, {percent(_rate(made))}, {drawn:.2f}")
-            rows.append(Row(f"z_dim {_z_dim(run)}", run.part("tasks").arrays["reconstruct"][2], _cells(made)))
-        smallest, greatest = min(psnr), max(psnr)
-        holds = psnr[enough] - psnr[smallest] >= VISIBLE
-        if no_more:
-            holds = holds and psnr[greatest] - psnr[enough] < VISIBLE
-        text = (
-            f"PSNR, reconstructions that show {_thing(ordered[0])}, and HOG-Frechet of N(0, 1), by z_dim: "
-            f"{'; '.join(told)}; the greatest uses "
+def check_kl_factor(runs: Runs) -> Verdict:
+    by_kl_factor = sorted(runs.values(), key=lambda run: run.run.recipe.loss.kl_factor)
+    first, last = by_kl_factor[0], by_kl_factor[-1]
+    psnr_falls = all(_psnr(smaller) > _psnr(larger) for smaller, larger in pairwise(by_kl_factor))
+    first_rate, last_rate = (_rate(_metrics(run, "samplers")["normal"]) for run in (first, last))
+    rate_rises = last_rate > first_rate and rates_differ(last_rate, first_rate, first.options["judged"])
+    values, rows = [], []
+    for run in by_kl_factor:
+        kl_factor = f"{run.run.recipe.loss.kl_factor:g}".replace("e-0", "e-")
+        normal, images = _metrics(run, "samplers")["normal"], _arrays(run, "samplers")
+        values.append(
+            f"{kl_factor}: {_psnr(run):.1f} dB, {format_rate(_rate(normal))}, HOG-Frechet {normal['hog_frechet']:.2f}"
         )
-        return Verdict(holds, f"{text}{_figures(ordered[-1], 'points')['active_units']} components", tuple(rows))
-
-    return judge
-
-
-def _as_often_as_real(run: Measured) -> tuple[bool, str]:
-    """Whether the reconstructions show something nearly as often as real images do, and both rates in words."""
-    made, real = _rate(_samplers(run)["reconstructions"]), _rate(_real(run))
-    return made >= MOST * real, f"{_show(run, made)}, {percent(real)} of the real images"
+        rows.append(ImageRow(f"kl_factor {kl_factor}: reconstructions", images["reconstructions"]))
+        rows.append(ImageRow(f"kl_factor {kl_factor}: N(0, 1)", images["normal"], _cells(normal)))
+    evidence = (
+        f"PSNR of reconstructions, and images from N(0, 1) that show {_rate_target(first)}, by kl_factor: "
+        f"{'; '.join(values)}"
+    )
+    return Verdict(psnr_falls and rate_rises, evidence, tuple(rows))
 
 
-def _pairs(run: Measured) -> tuple[Row, ...]:
-    """Test images, what its own task leaves of them, and what the run makes of that."""
-    titles = ("unseen images", "what the encoder sees", "what the decoder gives")
-    return tuple(map(Row, titles, run.part("tasks").arrays[run.run.recipe.task.kind]))
+def check_z_dim(runs: Runs, z_dim: int, *, is_sufficient: bool) -> Verdict:
+    """Check that the PSNR gains visibly up to `z_dim`, and if `is_sufficient` that it gains nothing visible beyond."""
+    by_z_dim = sorted(runs.values(), key=_z_dim)
+    first, last = by_z_dim[0], by_z_dim[-1]
+    psnr = {_z_dim(run): _psnr(run) for run in by_z_dim}
+    gain_below, gain_above = psnr[z_dim] - _psnr(first), _psnr(last) - psnr[z_dim]
+    holds = gain_below >= VISIBLE_PSNR and (not is_sufficient or gain_above < VISIBLE_PSNR)
+    values, rows = [], [ImageRow("held-out images", _arrays(first, "tasks")["reconstruct"][0])]
+    for run in by_z_dim:
+        samplers = _metrics(run, "samplers")
+        rate, distance = _rate(samplers["reconstructions"]), samplers["normal"]["hog_frechet"]
+        values.append(f"{_z_dim(run)}: {_psnr(run):.1f} dB, {format_rate(rate)}, {distance:.2f}")
+        output = _arrays(run, "tasks")["reconstruct"][2]
+        rows.append(ImageRow(f"z_dim {_z_dim(run)}", output, _cells(samplers["reconstructions"])))
+    evidence = (
+        f"PSNR, reconstructions that show {_rate_target(first)}, and HOG-Frechet of N(0, 1), by z_dim: "
+        f"{'; '.join(values)}; the largest has {_metrics(last, 'points')['active_units']} active units"
+    )
+    return Verdict(holds, evidence, tuple(rows))
 
 
-def _figures(run: Measured, part: str) -> Any:
-    return run.part(part).figures
+def _metrics(run: MeasuredRun, measurement: str) -> Any:
+    return run.measure(measurement).metrics
 
 
-def _samplers(run: Measured) -> dict[str, dict[str, float]]:
-    return _figures(run, "samplers")
+def _arrays(run: MeasuredRun, measurement: str) -> Mapping[str, np.ndarray]:
+    return run.measure(measurement).arrays
 
 
-def _real(run: Measured) -> dict[str, float]:
-    return _figures(run, "real")
+def _psnr(run: MeasuredRun) -> float:
+    return _metrics(run, "tasks")["reconstruct"]["psnr"]
 
 
-def _psnr(run: Measured) -> float:
-    return _figures(run, "tasks")["reconstruct"]["psnr"]
-
-
-def _z_dim(run: Measured) -> int:
+def _z_dim(run: MeasuredRun) -> int:
     return run.run.recipe.model.z_dim
 
 
-def _key(figures: Mapping[str, float]) -> str:
-    return next(key for key in RATES if key in figures)
+def _rate(scores: Mapping[str, float]) -> float:
+    """Return the rate of images that show something: a face, or one of the dataset's classes."""
+    return scores[rate_key(scores)]
 
 
-def _rate(figures: Mapping[str, float]) -> float:
-    """The share of pictures that show something: a face, or one of the set's classes."""
-    return figures[_key(figures)]
+def _rate_target(run: MeasuredRun) -> str:
+    return RATE_TARGETS[rate_key(_metrics(run, "real"))]
 
 
-def _thing(run: Measured) -> str:
-    return RATES[_key(_real(run))]
+def _is_near_real(run: MeasuredRun, sampler: str) -> bool:
+    """Return True if a sampler's images show something nearly as often as real images do."""
+    return _rate(_metrics(run, "samplers")[sampler]) >= NEAR_REAL * _rate(_metrics(run, "real"))
 
 
-def _show(run: Measured, rate: float) -> str:
-    return f"{percent(rate)} of the pictures show {_thing(run)}"
+def _rates_beside_real(run: MeasuredRun) -> str:
+    rate, real_rate = _rate(_metrics(run, "samplers")["reconstructions"]), _rate(_metrics(run, "real"))
+    return f"{_rate_in_words(run, rate)}, {format_rate(real_rate)} of the real images"
 
 
-def _cells(figures: Mapping[str, float]) -> tuple[str, str]:
-    """What HEADS are over."""
-    return short(_rate(figures)), f"{figures['hog_frechet']:.2f}"
+def _rate_in_words(run: MeasuredRun, rate: float) -> str:
+    return f"{format_rate(rate)} of the images show {_rate_target(run)}"
 
 
-def _charts(runs: Runs, *names: str) -> tuple[Chart, ...]:
-    figures = {"runs": [run.run.about | {"points": _figures(run, "points")} for run in runs.values()]}
-    charts = point_charts(figures, [{"points": run.part("points").arrays} for run in runs.values()])
-    return tuple(chart for chart in charts if chart.name in names)
+def _task_rows(run: MeasuredRun) -> tuple[ImageRow, ...]:
+    labels = ("held-out images", "input of the encoder", "output of the decoder")
+    return tuple(map(ImageRow, labels, _arrays(run, "tasks")[run.run.recipe.task.kind]))
+
+
+def _cells(scores: Mapping[str, float]) -> tuple[str, str]:
+    """Return the cells below IMAGE_HEADERS."""
+    return format_rate_short(_rate(scores)), f"{scores['hog_frechet']:.2f}"
+
+
+def _chart_metrics(runs: Runs) -> list[RunMetrics]:
+    return [run.run.summary | {"points": _metrics(run, "points")} for run in runs.values()]
+
+
+def _chart_arrays(runs: Runs) -> list[RunArrays]:
+    return [{"points": _arrays(run, "points")} for run in runs.values()]

@@ -1,7 +1,7 @@
-"""The charts of a study, drawn with matplotlib: PNG for a folder, and SVG that takes a page's light or dark colours.
+"""Draw charts with matplotlib: a PNG for a folder, and an SVG with the light or dark colours of a page.
 
-A series is told apart by its colour (Okabe and Ito 2008, seen alike with any colour vision) and by its marker. Data
-keep their colours in a PNG; in the SVG each becomes a CSS variable, since ink on white cannot be read on black.
+Each series has a colour (Okabe and Ito 2008, distinct with any colour vision) and a marker. A PNG has fixed colours. In
+the SVG each colour is a CSS variable, since dark ink is unreadable on a dark page.
 """
 
 import io
@@ -21,8 +21,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, GRID = "#2b2b2b", "#dddddd"
-DIVERGING = "RdBu_r"  # ColorBrewer's: blue to red, told apart with any colour vision
-FAINT = 0.25  # a correlation that is not to look strong for want of stronger ones
+DIVERGING_COLORMAP = "RdBu_r"  # ColorBrewer's: blue to red, distinct with any colour vision
+MIN_COLOUR_LIMIT = 0.25  # of a matrix: without it the strongest of weak correlations would look strong
+DPI = 150
 STYLE: dict[Any, Any] = {
     "font.size": 9.5, "font.family": "sans-serif", "axes.titlesize": 10.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
@@ -30,12 +31,11 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.8, "legend.frameon": False,
     "lines.linewidth": 2, "lines.markersize": 5.5, "svg.fonttype": "none", "svg.hashsalt": "zpoint",
 }  # fmt: skip
-DPI = 150
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: `y` at `x`, both of one length; `band` holds the bounds below and above `y`, where there are some."""
+    """The values `y` at `x`, of one length; `band` holds lower and upper bounds of `y`."""
 
     name: str
     x: Sequence[float]
@@ -45,7 +45,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis says: its label with the unit, its scale and where it has ticks; `percent` shows 1 as 100%."""
+    """An axis: label with unit, scale and ticks. `percent` writes 1 as 100%."""
 
     label: str
     log: bool = False
@@ -55,17 +55,17 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A dashed line across the chart: at `y` (say, what real images get) or at `x`."""
+class Reference:
+    """A labelled reference value: a dashed line at `x` or at `y`, or in a scatter chart a cross at both."""
 
     label: str
-    y: float | None = None
     x: float | None = None
+    y: float | None = None
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn chart: its PNG, and SVG text that takes its ink and colours from the page."""
+    """A rendered chart. The SVG takes its colours from the CSS variables of `css_variables`."""
 
     name: str
     title: str
@@ -73,113 +73,127 @@ class Chart:
     svg: str = field(repr=False)
 
 
-def lines(name: str, title: str, x: Axis, y: Axis, series: Sequence[Series], marks: Sequence[Mark] = ()) -> Chart:
-    """Lines with markers over `x`, with a band where a series has one."""
-    with rc_context(STYLE):
-        figure, axes = _figure()
-        for number, one in enumerate(series):
-            marker = MARKERS[number % len(MARKERS)] if len(one.x) <= 20 else None
-            axes.plot(one.x, one.y, color=colour(number), marker=marker, label=one.name, clip_on=False, zorder=3)
-            if one.band:
-                axes.fill_between(one.x, *one.band, color=colour(number), alpha=0.15, linewidth=0)
-        _finish(axes, x, y, marks)
-        return _drawn(figure, axes, name, title)
-
-
-def dots(name: str, title: str, rows: Sequence[str], x: Axis, series: Sequence[Series], mark: Mark | None) -> Chart:
-    """A row for each of `rows`, in it a dot for each series' value; a series' `y` is the row's number."""
-    with rc_context(STYLE):
-        figure, axes = _figure(height=1.1 + 0.32 * len(rows))
-        for number, one in enumerate(series):
-            shift = (number - (len(series) - 1) / 2) * 0.22  # so that equal values do not hide one another
-            places = [row + shift for row in one.y]
-            marker = MARKERS[number % len(MARKERS)]
-            axes.plot(one.x, places, marker, color=colour(number), label=one.name, clip_on=False, zorder=3, ms=7)
-            if one.band:
-                axes.hlines(places, *one.band, color=colour(number), alpha=0.5, linewidth=2)
-        _finish(axes, x, Axis(""), [mark] if mark else [])
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        return _drawn(figure, axes, name, title)
-
-
-def histogram(name: str, title: str, x: Axis, series: Sequence[Series], marks: Sequence[Mark] = ()) -> Chart:
-    """Filled outlines of densities: a series' `y` over `x`, the middles of its bins."""
-    with rc_context(STYLE):
-        figure, axes = _figure()
-        for number, one in enumerate(series):
-            axes.fill_between(one.x, one.y, step="mid", color=colour(number), alpha=0.25, linewidth=0)
-            axes.step(one.x, one.y, where="mid", color=colour(number), label=one.name)
-        _finish(axes, x, Axis("share of the z-points in a bin", percent=True), marks)
-        return _drawn(figure, axes, name, title)
-
-
-def scatter(
-    name: str, title: str, panels: Sequence[tuple[str, np.ndarray]], x: Axis, y: Axis, cross: Mark | None = None
+def line_chart(
+    name: str, title: str, x: Axis, y: Axis, series: Sequence[Series], references: Sequence[Reference] = ()
 ) -> Chart:
-    """A cloud of points `(n, 2)` for each panel, side by side, each on axes of its own; `cross` marks one place."""
+    """Draw lines, with markers if they have few points, and the bands of those series that have one."""
     with rc_context(STYLE):
-        figure, every = _figure(len(panels), width=max(5.4, 2.9 * len(panels)), height=3.1)
-        for number, (axes, (label, points)) in enumerate(zip(np.atleast_1d(every), panels, strict=True)):
-            axes.scatter(*points.T, s=7, alpha=0.45, linewidths=0, color=colour(number))
-            if cross:
-                axes.plot(cross.x, cross.y, "+", color=INK, ms=11, mew=2, label=cross.label)
+        figure, axes = _new_figure()
+        for index, line in enumerate(series):
+            marker = MARKERS[index % len(MARKERS)] if len(line.x) <= 20 else None
+            axes.plot(line.x, line.y, color=_colour(index), marker=marker, label=line.name, clip_on=False, zorder=3)
+            if line.band:
+                axes.fill_between(line.x, *line.band, color=_colour(index), alpha=0.15, linewidth=0)
+        _format_axes(axes, x, y, references)
+        _add_legend(figure, axes)
+        return _render(figure, name, title)
+
+
+def dot_chart(
+    name: str, title: str, row_labels: Sequence[str], x: Axis, series: Sequence[Series], reference: Reference
+) -> Chart:
+    """Draw labelled rows with a dot for each series. In a series `x` is the value and `y` the index of the row."""
+    with rc_context(STYLE):
+        figure, axes = _new_figure(height=1.1 + 0.32 * len(row_labels))
+        for index, dots in enumerate(series):
+            shift = (index - (len(series) - 1) / 2) * 0.22  # keeps equal values of two series visible
+            heights = [row + shift for row in dots.y]
+            marker = MARKERS[index % len(MARKERS)]
+            axes.plot(dots.x, heights, marker, color=_colour(index), label=dots.name, clip_on=False, zorder=3, ms=7)
+            if dots.band:
+                axes.hlines(heights, *dots.band, color=_colour(index), alpha=0.5, linewidth=2)
+        _format_axes(axes, x, Axis(""), [reference])
+        axes.set_yticks(range(len(row_labels)), row_labels)
+        axes.set_ylim(len(row_labels) - 0.5, -0.5)
+        _add_legend(figure, axes)
+        return _render(figure, name, title)
+
+
+def histogram_chart(
+    name: str, title: str, x: Axis, y: Axis, series: Sequence[Series], references: Sequence[Reference] = ()
+) -> Chart:
+    """Draw filled step outlines. In a series `x` holds the bins' centres."""
+    with rc_context(STYLE):
+        figure, axes = _new_figure()
+        for index, bins in enumerate(series):
+            axes.fill_between(bins.x, bins.y, step="mid", color=_colour(index), alpha=0.25, linewidth=0)
+            axes.step(bins.x, bins.y, where="mid", color=_colour(index), label=bins.name)
+        _format_axes(axes, x, y, references)
+        _add_legend(figure, axes)
+        return _render(figure, name, title)
+
+
+def scatter_chart(
+    name: str, title: str, panels: Sequence[tuple[str, np.ndarray]], x: Axis, y: Axis,
+    reference: Reference | None = None,
+) -> Chart:  # fmt: skip
+    """Draw labelled panels of points `(n, 2)` side by side, each with axes of its own."""
+    with rc_context(STYLE):
+        figure, all_axes = _new_figure(len(panels), width=max(5.4, 2.9 * len(panels)), height=3.1)
+        for index, (axes, (label, points)) in enumerate(zip(all_axes, panels, strict=True)):
+            axes.scatter(*points.T, s=7, alpha=0.45, linewidths=0, color=_colour(index))
+            if reference:
+                axes.plot(reference.x, reference.y, "+", color=INK, ms=11, mew=2, label=reference.label)
             axes.set_title(label, fontweight="normal")
-            _finish(axes, x, y if number == 0 else Axis(""), [])
+            _format_axes(axes, x, y if index == 0 else Axis(""))
             if not x.label:  # a map without coordinates
                 axes.set(xticks=[], yticks=[])
-        return _drawn(figure, None, name, title)
+        return _render(figure, name, title)
 
 
-def matrices(name: str, title: str, panels: Sequence[tuple[str, np.ndarray]], axis: Axis, values: str) -> Chart:
-    """A matrix `(n, n)` of values from -1 to 1 for each panel, side by side, both its sides labelled by `axis`.
+def matrix_chart(
+    name: str, title: str, panels: Sequence[tuple[str, np.ndarray]], axis: Axis, value_label: str
+) -> Chart:
+    """Draw labelled panels of matrices `(n, n)` side by side, values from -1 to 1, rows and columns on `axis`.
 
-    One colour scale for all, whose label is `values`: as far as the greatest off a diagonal, which is left out.
+    The panels share one colour scale, labelled `value_label`, up to the greatest absolute value off the diagonals. The
+    diagonals are blank.
     """
-    inner = [np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix) for _, matrix in panels]
-    limit = max([FAINT, *(float(np.nanmax(np.abs(matrix))) for matrix in inner if len(matrix) > 1)])
-    colours = ScalarMappable(Normalize(-limit, limit), DIVERGING)
+    matrices = [np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix) for _, matrix in panels]
+    limit = max([MIN_COLOUR_LIMIT, *(float(np.nanmax(np.abs(matrix))) for matrix in matrices if len(matrix) > 1)])
+    colours = ScalarMappable(Normalize(-limit, limit), DIVERGING_COLORMAP)
     with rc_context(STYLE):
-        figure, every = _figure(len(panels), width=max(5.4, 2.9 * len(panels) + 0.9), height=3.3)
-        for number, (axes, (label, _), matrix) in enumerate(zip(np.atleast_1d(every), panels, inner, strict=True)):
-            side = (0.5, len(matrix) + 0.5)  # the first is 1
+        figure, all_axes = _new_figure(len(panels), width=max(5.4, 2.9 * len(panels) + 0.9), height=3.3)
+        for index, (axes, (label, _), matrix) in enumerate(zip(all_axes, panels, matrices, strict=True)):
+            side = (0.5, len(matrix) + 0.5)  # the first row is number 1
             axes.imshow(matrix, colours.cmap, colours.norm, extent=(*side, *side[::-1]))
             axes.set_title(label, fontweight="normal")
             axes.grid(visible=False)
-            _finish(axes, axis, axis if number == 0 else Axis(""), [])
-            for place in (axes.xaxis, axes.yaxis):
-                place.set_major_locator(MaxNLocator(5, integer=True))
-        bar: Any = figure.colorbar(colours, ax=every, label=values, shrink=0.8)
-        bar.solids.set_rasterized(True)  # else a page's SVG would hold a shape for each of its colours
-        return _drawn(figure, None, name, title)
-
-
-def colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
+            _format_axes(axes, axis, axis if index == 0 else Axis(""))
+            for mpl_axis in (axes.xaxis, axes.yaxis):
+                mpl_axis.set_major_locator(MaxNLocator(5, integer=True))
+        colour_bar: Any = figure.colorbar(colours, ax=all_axes, label=value_label, shrink=0.8)
+        colour_bar.solids.set_rasterized(True)  # otherwise the SVG has one shape for each of its colours
+        return _render(figure, name, title)
 
 
 def css_variables() -> dict[str, str]:
-    """Name and light value of each CSS variable that the SVGs use."""
-    return {"ink": INK, "grid": GRID, **{f"series{n}": value for n, value in enumerate(COLOURS)}}
+    """Return the name and the light value of each CSS variable in the SVGs."""
+    return {"ink": INK, "grid": GRID, **{f"series{index}": value for index, value in enumerate(COLOURS)}}
 
 
-def _figure(columns: int = 1, width: float = 5.4, height: float = 3.3) -> tuple[Figure, Any]:
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
+
+
+def _new_figure(columns: int | None = None, width: float = 5.4, height: float = 3.3) -> tuple[Figure, Any]:
+    """Return a figure with its axes: an array of them if `columns` is given."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots() if columns is None else np.atleast_1d(figure.subplots(1, columns))
 
 
-def _finish(axes: Any, x: Axis, y: Axis, marks: Sequence[Mark]) -> None:
-    for place, axis, set_scale in ((axes.xaxis, x, axes.set_xscale), (axes.yaxis, y, axes.set_yscale)):
-        place.set_label_text(axis.label)
+def _format_axes(axes: Any, x: Axis, y: Axis, references: Sequence[Reference] = ()) -> None:
+    for mpl_axis, axis, set_scale in ((axes.xaxis, x, axes.set_xscale), (axes.yaxis, y, axes.set_yscale)):
+        mpl_axis.set_label_text(axis.label)
         if axis.log:
             set_scale("log")
         if axis.ticks:
-            place.set_major_locator(FixedLocator(axis.ticks))
-            place.set_minor_locator(NullLocator())
-            place.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            mpl_axis.set_major_locator(FixedLocator(axis.ticks))
+            mpl_axis.set_minor_locator(NullLocator())
+            mpl_axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         if axis.percent:
-            place.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+            mpl_axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     if y.percent and y.ticks:
         axes.set_ylim(0, 1)
     if x.percent and x.ticks:
@@ -188,33 +202,31 @@ def _finish(axes: Any, x: Axis, y: Axis, marks: Sequence[Mark]) -> None:
         axes.set_xlim(left=0)
     if y.from_zero:
         axes.set_ylim(bottom=0)
-    for mark in marks:
-        draw, where = (axes.axhline, mark.y) if mark.y is not None else (axes.axvline, mark.x)
-        draw(where, color=INK, linestyle=(0, (4, 3)), linewidth=1.2, label=mark.label, zorder=2)
+    for reference in references:
+        draw_line, value = (axes.axhline, reference.y) if reference.y is not None else (axes.axvline, reference.x)
+        draw_line(value, color=INK, linestyle=(0, (4, 3)), linewidth=1.2, label=reference.label, zorder=2)
     axes.tick_params(length=0)
 
 
-def _drawn(figure: Figure, legend: Any, name: str, title: str) -> Chart:
+def _add_legend(figure: Figure, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if len(handles) > 1:
+        columns = 1 if max(map(len, labels)) > 32 else 2
+        figure.legend(
+            handles, labels, loc="outside lower left", ncols=columns, handlelength=2.2, columnspacing=1.2
+        )  # fmt: skip
+
+
+def _render(figure: Figure, name: str, title: str) -> Chart:
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10.5)
-    if legend is not None:
-        handles, labels = legend.get_legend_handles_labels()
-        if len(handles) > 1:
-            figure.legend(
-                handles,
-                labels,
-                loc="outside lower left",
-                ncols=1 if max(map(len, labels)) > 32 else 2,
-                handlelength=2.2,
-                columnspacing=1.2,
-            )
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=DPI, facecolor="white")
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return Chart(name, title, png.getvalue(), _themed(svg.getvalue()))
+    return Chart(name, title, png.getvalue(), _make_embeddable(svg.getvalue()))
 
 
-def _themed(svg: str) -> str:
-    """`svg` as part of a page: without its prologue and fixed size, colours as the page's variables."""
+def _make_embeddable(svg: str) -> str:
+    """Return the SVG without prologue, metadata and fixed size, with CSS variables as colours."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(<svg [^>]*?) height="[^"]+"([^>]*?) width="[^"]+"', r"\1\2", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?) width="[^"]+"([^>]*?) height="[^"]+"', r"\1\2", svg, count=1)

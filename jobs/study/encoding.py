@@ -1,6 +1,6 @@
-"""The z-points of a set that is too large for one process: Ray Data reads, decodes and encodes it on all nodes.
+"""Encode a training split that is too large for one process: Ray Data reads, decodes and encodes it on all nodes.
 
-Imported only where a study encodes so much: it needs ray.data.
+It imports ray.data, so import it only when it is needed.
 """
 
 from functools import partial
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from aecore.model.autoencoder import DiagonalGaussian
 
 
-def encode_spread(run: str, uri: str, manifest: Manifest, limit: int) -> "DiagonalGaussian":
-    """What the encoder of the run at the URI `run` answers to at most `limit` training images of the dataset at `uri`.
+def encode_on_cluster(run_uri: str, dataset_uri: str, manifest: Manifest, limit: int) -> "DiagonalGaussian":
+    """Return q(z|x) of at most `limit` corrupted training images, in their order, on the CPU.
 
-    In the order of the images, on the CPU, and the same as in one process, but for the noise of a task that has some:
-    each shard draws its own. Raises ValueError naming a damaged shard.
+    The result equals that of one process, except for a task with random noise: each shard has a seed of its own.
+    Raises ValueError naming a damaged shard.
     """
     import torch
 
@@ -33,32 +33,37 @@ def encode_spread(run: str, uri: str, manifest: Manifest, limit: int) -> "Diagon
 
     connect()
     DataContext.get_current().enable_progress_bars = False
-    parts, first = [], 0
-    for shard, rows in Dataset(*open_uri(uri), manifest).spaced_rows("train", limit):
-        parts.append({"shard": manifest.shards("train").index(shard), "rows": rows, "first": first})
-        first += len(rows)
-    encode = partial(_encode, run=run, uri=uri, manifest=manifest, environment=exported_env())
-    listed = ray.data.from_items(parts, override_num_blocks=len(parts))
-    found = listed.map_batches(encode, batch_size=1, num_cpus=1, num_gpus=1 if has_gpu() else 0)
+    shard_tasks, first_index = [], 0
+    for shard, rows in Dataset(*open_uri(dataset_uri), manifest).spaced_rows("train", limit):
+        shard_index = manifest.shards("train").index(shard)
+        shard_tasks.append({"shard_index": shard_index, "rows": rows, "first_index": first_index})
+        first_index += len(rows)
+    encode = partial(
+        _encode_shard, run_uri=run_uri, dataset_uri=dataset_uri, manifest=manifest, environment=exported_env()
+    )
+    tasks = ray.data.from_items(shard_tasks, override_num_blocks=len(shard_tasks))
+    encoded = tasks.map_batches(encode, batch_size=1, num_cpus=1, num_gpus=1 if has_gpu() else 0)
     with unwrap_value_errors():
-        pieces = sorted(found.iter_rows(), key=lambda piece: piece["first"])
-    mean = torch.from_numpy(np.concatenate([piece["mean"] for piece in pieces]))
-    logvar = [piece["logvar"] for piece in pieces]
-    return DiagonalGaussian(mean, torch.from_numpy(np.concatenate(logvar)) if len(logvar[0]) else None)
+        shards = sorted(encoded.iter_rows(), key=lambda row: row["first_index"])
+    mean = torch.from_numpy(np.concatenate([shard["mean"] for shard in shards]))
+    logvars = [shard["logvar"] for shard in shards]
+    return DiagonalGaussian(mean, torch.from_numpy(np.concatenate(logvars)) if len(logvars[0]) else None)
 
 
-def _encode(part: Any, run: str, uri: str, manifest: Manifest, environment: dict[str, str]) -> dict[str, Any]:
-    """What the encoder answers to some rows of a shard."""
+def _encode_shard(
+    batch: Any, run_uri: str, dataset_uri: str, manifest: Manifest, environment: dict[str, str]
+) -> dict[str, Any]:
+    """Return mean and logvar of q(z|x) of some rows of one shard. An AE has an empty logvar."""
     from aecore.analysis import encode_images
     from aecore.model.autoencoder import default_device
     from aecore.training.checkpoint import load_model
 
     apply_env(environment)
-    fs, root = open_uri(run)
-    # Each time: it is little beside a shard, and never an older one.
+    fs, root = open_uri(run_uri)
+    # Loaded for each shard: that costs little beside decoding it, and a reused worker never has an outdated model.
     saved = load_model(fs, f"{root}/model", default_device())
-    shard, first = manifest.shards("train")[int(part["shard"][0])], int(part["first"][0])
-    images = Dataset(*open_uri(uri), manifest).decode_shard(shard, part["rows"][0])
-    latent = encode_images(saved, images, first)
-    logvar = np.empty((0,), np.float32) if latent.logvar is None else latent.logvar.numpy()
-    return {"first": [first], "mean": [latent.mean.numpy()], "logvar": [logvar]}
+    shard, first_index = manifest.shards("train")[int(batch["shard_index"][0])], int(batch["first_index"][0])
+    images = Dataset(*open_uri(dataset_uri), manifest).decode_shard(shard, batch["rows"][0])
+    posterior = encode_images(saved, images, first_index)
+    logvar = np.empty((0,), np.float32) if posterior.logvar is None else posterior.logvar.numpy()
+    return {"first_index": [first_index], "mean": [posterior.mean.numpy()], "logvar": [logvar]}

@@ -1,189 +1,196 @@
-"""What the numbers of a study say, in plain sentences: each is said only where its numbers bear it out.
+"""Write the findings of a study as plain sentences. A sentence appears only if the metrics support it."""
 
-A sentence is a function of a run's figures, or of those of all runs, that gives a line or nothing. Two rates differ
-where they lie more than two standard errors of their difference apart.
-"""
+from jobs.study.metrics import RATE_TARGETS, RunMetrics, StudyMetrics, format_rate, rate_key, rates_differ
 
-from collections.abc import Callable
-from typing import Any
-
-Metrics = dict[str, Any]
-HIDDEN = 10.0  # dB: an input with a lower PSNR shows next to nothing
-# by whom a picture is found to show something: the figure's key, and what it shows
-RATES = {"faces": "a face", "recognised": "one of the set's classes"}
-FITTED = {
+FITTED_SAMPLERS = {
     "diagonal": "a Gaussian without correlations", "gaussian": "a full Gaussian", "gmm": "a mixture of Gaussians",
 }  # fmt: skip
-VERBS = {
+TASK_VERBS = {
     "denoise": "remove noise", "drop": "fill in dropped pixels", "recolor": "colour gray images",
     "inpaint": "fill in hidden blocks",
 }  # fmt: skip
+UNRECOGNISABLE_PSNR = 10.0  # dB: below it hardly anything can be recognised in an image
+EQUAL_PSNR = 0.1  # dB: the precision at which a PSNR is written
+HALF = 0.5  # the rate from which a sampler is said to show something: most of its images do
+RADIUS_TOLERANCE = 0.1  # a relative difference that a histogram of radii hardly shows
 
 
-def findings(figures: Metrics) -> dict[str, list[str]]:
-    """The sentences that the figures of a study bear out, by what they are on: all runs together, then each run."""
-    runs = figures["runs"]
-    groups = {"The models side by side": [say(figures) for say in BETWEEN] if len(runs) > 1 else []}
-    groups |= {run["run"]: [say(run, figures) for say in OF_RUN] for run in runs}
-    said = {on: [text for text in texts if text] for on, texts in groups.items()}
-    return {on: texts for on, texts in said.items() if texts}
+def make_findings(study: StudyMetrics) -> dict[str, list[str]]:
+    """Return the sentences by heading: first the comparison of the runs, then each run. No heading is empty."""
+    runs = study["runs"]
+    sections = {"The models side by side": compare_runs(study) if len(runs) > 1 else []}
+    sections |= {run["run"]: describe_run(run, study["judged"]) for run in runs}
+    return {heading: sentences for heading, sentences in sections.items() if sentences}
 
 
-def rate_of(figures: Metrics) -> str:
-    """The key of the rate of pictures that show something."""
-    return next(key for key in RATES if key in figures["runs"][0]["real"])
+def describe_run(run: RunMetrics, num_samples: int) -> list[str]:
+    sentences = [
+        describe_reconstructions(run), describe_task(run), describe_cube(run), describe_sphere(run),
+        describe_fits(run, num_samples), describe_correlations(run, num_samples), describe_radius(run),
+        describe_region(run), describe_interpolation(run), describe_copies(run, num_samples),
+    ]  # fmt: skip
+    return [sentence for sentence in sentences if sentence]
 
 
-def differ(a: float, b: float, n: int) -> bool:
-    """Whether two rates, each of `n` pictures, differ by more than two standard errors (Agresti and Caffo 2000)."""
-    a, b = ((rate * n + 1) / (n + 2) for rate in (a, b))
-    return abs(a - b) > 2 * ((a * (1 - a) + b * (1 - b)) / (n + 2)) ** 0.5
+def compare_runs(study: StudyMetrics) -> list[str]:
+    return [compare_normal_samples(study), compare_samplers(study)]
 
 
-def percent(rate: float) -> str:
-    """A rate as whole percent; what is not quite 0 or 100 is not called so."""
-    if 0 < rate < 0.005:
-        return "under 1 %"
-    return "over 99 %" if 0.995 <= rate < 1 else f"{100 * rate:.0f} %"
-
-
-def reconstructions(run: Metrics, figures: Metrics) -> str:
-    key, task = rate_of(figures), run["tasks"][run["task"]]
-    made, real = run["samplers"]["reconstructions"][key], run["real"][key]
+def describe_reconstructions(run: RunMetrics) -> str:
+    key, psnr = rate_key(run["real"]), run["tasks"][run["task"]]["psnr"]
+    rate, real_rate = run["samplers"]["reconstructions"][key], run["real"][key]
     return (
-        f"{run['run']} reconstructs unseen images with a PSNR of {task['psnr']:.1f} dB; {percent(made)} of the "
-        f"reconstructions show {RATES[key]}, and {percent(real)} of the real images do."
+        f"{run['run']} reconstructs held-out images with a PSNR of {psnr:.1f} dB; {format_rate(rate)} of the "
+        f"reconstructions show {RATE_TARGETS[key]}, and {format_rate(real_rate)} of the real images do."
     )
 
 
-def own_task(run: Metrics, figures: Metrics) -> str | None:
-    if run["task"] == "reconstruct":
+def describe_task(run: RunMetrics) -> str | None:
+    task = run["task"]
+    if task == "reconstruct":
         return None
-    # Of gray images the whole PSNR is high already: it would tell of the output's blur alone.
-    measure, key = ("PSNR of the colours", "chroma_psnr") if run["task"] == "recolor" else ("PSNR", "psnr")
-    before, after = (run["tasks"][run["task"]][prefix + key] for prefix in ("input_", ""))
-    text = f"{run['run']} was trained to {VERBS.get(run['task'], run['task'])}: the {measure} "
-    if abs(after - before) < 0.1:
-        return f"{text}stays at {after:.1f} dB."
-    text += f"{'rises' if after > before else 'falls'} from {before:.1f} dB of its inputs to {after:.1f} dB"
-    return f"{text}, though next to nothing can be seen in them." if before < HIDDEN and after > before else f"{text}."
+    # The PSNR of gray images is already high: it would measure only the blur of the output.
+    metric, key = ("PSNR of the colours", "chroma_psnr") if task == "recolor" else ("PSNR", "psnr")
+    input_psnr, output_psnr = (run["tasks"][task][prefix + key] for prefix in ("input_", ""))
+    text = f"{run['run']} was trained to {TASK_VERBS.get(task, task)}: the {metric} "
+    if abs(output_psnr - input_psnr) < EQUAL_PSNR:
+        return f"{text}stays at {output_psnr:.1f} dB."
+    rises = output_psnr > input_psnr
+    text += f"{'rises' if rises else 'falls'} from {input_psnr:.1f} dB (input) to {output_psnr:.1f} dB (output)"
+    if rises and input_psnr < UNRECOGNISABLE_PSNR:
+        return f"{text}, although the inputs are hardly recognisable."
+    return f"{text}."
 
 
-def in_the_cube(run: Metrics, figures: Metrics) -> str:
-    key = rate_of(figures)
-    points = [(point["boundary"], point[key]) for point in run["cube"]]
-    boundary, best = max(points, key=lambda point: point[1])
-    if best < 0.5:
+def describe_cube(run: RunMetrics) -> str:
+    key = rate_key(run["real"])
+    rates = {point["boundary"]: point[key] for point in run["cube"]}
+    best = max(rates, key=lambda boundary: rates[boundary])
+    if rates[best] < HALF:
         return (
-            f"In no cube from boundary {points[0][0]:g} to {points[-1][0]:g} does {run['run']} show {RATES[key]} in "
-            f"more than {percent(best)} of the pictures."
+            f"In cubes of boundary {min(rates):g} to {max(rates):g}, at most {format_rate(rates[best])} of the images "
+            f"of {run['run']} show {RATE_TARGETS[key]}."
         )
-    text = f"In the cube of boundary {boundary:g}, {run['run']} shows {RATES[key]} in {percent(best)} of the pictures"
-    lost = next((b for b, rate in points if b > boundary and rate < 0.5), None)
-    return f"{text}; at boundary {lost:g} in fewer than half of them." if lost else f"{text}."
+    text = (
+        f"In the cube of boundary {best:g}, {format_rate(rates[best])} of the images of {run['run']} show "
+        f"{RATE_TARGETS[key]}"
+    )
+    below_half = next((boundary for boundary, rate in rates.items() if boundary > best and rate < HALF), None)
+    return f"{text}; at boundary {below_half:g} fewer than half do." if below_half else f"{text}."
 
 
-def on_the_sphere(run: Metrics, figures: Metrics) -> str:
-    key, root = rate_of(figures), run["points"]["sqrt_z_dim"]
+def describe_sphere(run: RunMetrics) -> str:
+    key = rate_key(run["real"])
     nearest = min(run["sphere"], key=lambda point: point["hog_frechet"])
     return (
-        f"On the sphere, {run['run']} comes nearest to real images at radius {nearest['radius']:g} (HOG-Frechet "
-        f"distance {nearest['hog_frechet']:.2f}; {percent(nearest[key])} show {RATES[key]}); sqrt(z_dim) is {root:.1f}."
+        f"On the sphere, {run['run']} is nearest to real images at radius {nearest['radius']:g} (HOG-Frechet distance "
+        f"{nearest['hog_frechet']:.2f}; {format_rate(nearest[key])} show {RATE_TARGETS[key]}); sqrt(z_dim) is "
+        f"{run['points']['sqrt_z_dim']:.1f}."
     )
 
 
-def fitted(run: Metrics, figures: Metrics) -> str:
-    key = rate_of(figures)
-    rates = {name: run["samplers"][name][key] for name in ("normal", *FITTED)}
-    best = max(FITTED, key=lambda name: rates[name])
-    text = f"{run['run']} shows {RATES[key]} in {percent(rates['normal'])} of the pictures from N(0, 1) and in "
-    text += f"{percent(rates[best])} of those from {FITTED[best]} fitted to its z-points"
-    if not differ(rates[best], rates["normal"], figures["judged"]):
-        return f"{text}: no difference beyond chance."
-    return f"{text}." if rates[best] > rates["normal"] else f"{text}: no fit is as good as N(0, 1)."
+def describe_fits(run: RunMetrics, num_samples: int) -> str:
+    key = rate_key(run["real"])
+    normal_rate = run["samplers"]["normal"][key]
+    rates = {sampler: run["samplers"][sampler][key] for sampler in FITTED_SAMPLERS}
+    best = max(rates, key=lambda sampler: rates[sampler])
+    text = (
+        f"{format_rate(normal_rate)} of the images of {run['run']} from N(0, 1) show {RATE_TARGETS[key]}, and "
+        f"{format_rate(rates[best])} of those from {FITTED_SAMPLERS[best]} fitted to its z-points"
+    )
+    if not rates_differ(rates[best], normal_rate, num_samples):
+        return f"{text}: no significant difference."
+    return f"{text}." if rates[best] > normal_rate else f"{text}: no fit is as good as N(0, 1)."
 
 
-def correlated(run: Metrics, figures: Metrics) -> str | None:
-    key = rate_of(figures)
-    alone, together = (run["samplers"][name][key] for name in ("diagonal", "gaussian"))
-    if together < alone or not differ(alone, together, figures["judged"]):
+def describe_correlations(run: RunMetrics, num_samples: int) -> str | None:
+    key = rate_key(run["real"])
+    diagonal, full = (run["samplers"][sampler][key] for sampler in ("diagonal", "gaussian"))
+    if full < diagonal or not rates_differ(diagonal, full, num_samples):
         return None
     return (
-        f"The correlations of {run['run']}'s components matter: with them the fitted Gaussian shows {RATES[key]} in "
-        f"{percent(together)} of the pictures, without them in {percent(alone)}."
+        f"The correlations of {run['run']}'s latent dimensions matter: {format_rate(full)} of the images from the "
+        f"fitted Gaussian show {RATE_TARGETS[key]} with them, {format_rate(diagonal)} without."
     )
 
 
-def radius(run: Metrics, figures: Metrics) -> str:
-    mean, root = run["points"]["mean_radius"], run["points"]["sqrt_z_dim"]
-    text = f"The z-points of {run['run']} lie {mean:.1f} from the origin on average"
-    n01 = f"N(0, 1) has its points: sqrt({run['z_dim']}) = {root:.1f}"
-    if abs(mean / root - 1) <= 0.1:
-        return f"{text}, near to where {n01}."
-    return f"{text}, {mean / root:.1f} times as far as where {n01}."
+def describe_radius(run: RunMetrics) -> str:
+    mean, expected = run["points"]["mean_radius"], run["points"]["sqrt_z_dim"]
+    text = f"The z-points of {run['run']} have a mean distance of {mean:.1f} from the origin"
+    normal = f"that of N(0, 1), sqrt({run['z_dim']}) = {expected:.1f}"
+    if abs(mean / expected - 1) <= RADIUS_TOLERANCE:
+        return f"{text}, close to {normal}."
+    return f"{text}, {mean / expected:.1f} times {normal}."
 
 
-def region(run: Metrics, figures: Metrics) -> str:
+def describe_region(run: RunMetrics) -> str:
     points = run["points"]
     text = f"They are {'one region' if points['coherent'] else 'not one region'}"
     if points["fragments"] != 1:
-        text += f": {percent(points['largest_fragment'])} of them hang together"
+        text += f": the largest connected part holds {format_rate(points['largest_fragment'])} of them"
     elif not points["coherent"]:
-        text += ": they fall into clusters more than a Gaussian does"
+        text += ": they form clusters more clearly than a Gaussian does"
     return (
-        f"{text}; the centre is {points['centre_radius']:.1f} from the origin, and {points['axes_90']} of "
-        f"{run['z_dim']} principal axes hold 90 % of the variance."
+        f"{text}; their mean is {points['centre_radius']:.1f} from the origin, and {points['axes_90']} of "
+        f"{run['z_dim']} principal axes explain 90 % of the variance."
     )
 
 
-def between_images(run: Metrics, figures: Metrics) -> str:
-    key, pairs = rate_of(figures), run["ways"]["pairs"]
-    way = run["ways"]["ways"]["straight"]
-    half, ends = way[len(way) // 2][key], (way[0][key] + way[-1][key]) / 2
-    text = f"Halfway on the straight line between two test images, {run['run']} shows {RATES[key]} in {percent(half)} "
-    text += f"of the pictures, at the ends in {percent(ends)}"
-    return f"{text}." if differ(half, ends, pairs) else f"{text}: no difference beyond chance."
+def describe_interpolation(run: RunMetrics) -> str:
+    key, pairs = rate_key(run["real"]), run["ways"]["pairs"]
+    rates = [step[key] for step in run["ways"]["ways"]["straight"]]
+    middle, ends = rates[len(rates) // 2], (rates[0] + rates[-1]) / 2
+    text = (
+        f"Halfway on the straight line between two test images, {format_rate(middle)} of the images of {run['run']} "
+        f"show {RATE_TARGETS[key]}, at the ends {format_rate(ends)}"
+    )
+    return f"{text}." if rates_differ(middle, ends, pairs) else f"{text}: no significant difference."
 
 
-def copied(run: Metrics, figures: Metrics) -> str | None:
-    rates = {name: scores["copied"] for name, scores in run["samplers"].items() if name != "reconstructions"}
-    worst = max(rates, key=lambda name: rates[name])
-    if not differ(rates[worst], run["real"]["copied"], figures["judged"]) or rates[worst] < run["real"]["copied"]:
+def describe_copies(run: RunMetrics, num_samples: int) -> str | None:
+    real_rate = run["real"]["copied"]
+    rates = {sampler: scores["copied"] for sampler, scores in run["samplers"].items() if sampler != "reconstructions"}
+    worst = max(rates, key=lambda sampler: rates[sampler])
+    if rates[worst] < real_rate or not rates_differ(rates[worst], real_rate, num_samples):
         return None
-    return f"{percent(rates[worst])} of {run['run']}'s pictures from {worst} are close copies of a training image."
+    return f"{format_rate(rates[worst])} of {run['run']}'s images from {worst} are close copies of a training image."
 
 
-def of_normal(figures: Metrics) -> str:
-    key = rate_of(figures)
-    rates = {run["run"]: run["samplers"]["normal"][key] for run in figures["runs"]}
+def compare_normal_samples(study: StudyMetrics) -> str:
+    runs = study["runs"]
+    key = rate_key(runs[0]["real"])
+    rates = {run["run"]: run["samplers"]["normal"][key] for run in runs}
     best, *others = sorted(rates, key=lambda name: -rates[name])
-    if not differ(rates[best], rates[others[-1]], figures["judged"]):
+    worst = others[-1]
+    if not rates_differ(rates[best], rates[worst], study["judged"]):
         return (
-            f"From N(0, 1) no model shows {RATES[key]} more often than another beyond chance: from "
-            f"{percent(rates[others[-1]])} to {percent(rates[best])} of the pictures."
+            f"From N(0, 1), the models show {RATE_TARGETS[key]} in {format_rate(rates[worst])} to "
+            f"{format_rate(rates[best])} of the images: no significant difference."
         )
-    rest = ", ".join(f"{name} in {percent(rates[name])}" for name in others)
-    return f"From N(0, 1), {best} shows {RATES[key]} in {percent(rates[best])} of the pictures, {rest}."
+    rest = ", ".join(f"{name} in {format_rate(rates[name])}" for name in others)
+    return f"From N(0, 1), {best} shows {RATE_TARGETS[key]} in {format_rate(rates[best])} of the images, {rest}."
 
 
-def best_pair(figures: Metrics) -> str:
-    """The best of all models and samplers, by the rate and by the Frechet distance."""
-    key = rate_of(figures)
-    every = [
-        (run["run"], name, scores[key], scores["hog_frechet"])
-        for run in figures["runs"]
-        for name, scores in run["samplers"].items()
-        if name != "reconstructions"
-    ]
-    shows, near = max(every, key=lambda one: one[2]), min(every, key=lambda one: one[3])
-    text = f"Of all samplers, {near[1]} of {near[0]} has the lowest HOG-Frechet distance ({near[3]:.2f}; "
-    text += f"{percent(near[2])} show {RATES[key]})"
-    if not differ(shows[2], near[2], figures["judged"]):
-        return f"{text}; none shows {RATES[key]} more often beyond chance."
-    return f"{text}, {shows[1]} of {shows[0]} shows {RATES[key]} most often ({percent(shows[2])}; {shows[3]:.2f})."
-
-
-OF_RUN: tuple[Callable[[Metrics, Metrics], str | None], ...] = (
-    reconstructions, own_task, in_the_cube, on_the_sphere, fitted, correlated, radius, region, between_images, copied,
-)  # fmt: skip
-BETWEEN: tuple[Callable[[Metrics], str], ...] = (of_normal, best_pair)
+def compare_samplers(study: StudyMetrics) -> str:
+    """Name the best pair of model and sampler by HOG-Frechet distance, and by rate if another pair has a better one."""
+    runs = study["runs"]
+    key = rate_key(runs[0]["real"])
+    scores_by_pair = {
+        (run["run"], sampler): scores
+        for run in runs
+        for sampler, scores in run["samplers"].items()
+        if sampler != "reconstructions"
+    }
+    nearest = min(scores_by_pair, key=lambda pair: scores_by_pair[pair]["hog_frechet"])
+    best = max(scores_by_pair, key=lambda pair: scores_by_pair[pair][key])
+    nearest_scores, best_scores = scores_by_pair[nearest], scores_by_pair[best]
+    text = (
+        f"Of all samplers, {nearest[1]} of {nearest[0]} has the lowest HOG-Frechet distance "
+        f"({nearest_scores['hog_frechet']:.2f}; {format_rate(nearest_scores[key])} show {RATE_TARGETS[key]})"
+    )
+    if not rates_differ(best_scores[key], nearest_scores[key], study["judged"]):
+        return f"{text}; none shows {RATE_TARGETS[key]} significantly more often."
+    return (
+        f"{text}, {best[1]} of {best[0]} shows {RATE_TARGETS[key]} most often ({format_rate(best_scores[key])}; "
+        f"{best_scores['hog_frechet']:.2f})."
+    )

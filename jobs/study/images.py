@@ -1,4 +1,4 @@
-"""The real images of a study: some of a dataset's, spread evenly over it, and the metrics that compare with them."""
+"""Read the real images of a study, evenly spaced over a dataset, and build the metric suite that compares with them."""
 
 from dataclasses import dataclass
 
@@ -9,53 +9,54 @@ from aecore.data.dataset import Dataset
 from aecore.data.shards import Manifest
 from aecore.metrics.suite import MetricSuite
 
-FEWEST = 64  # images of a split that the metrics need
-LARGE = 20_000  # images that one process holds and encodes; more are encoded through Ray Data
+MIN_PER_SPLIT = 64  # images that the metrics need
+MAX_IN_PROCESS = 20_000  # images that one process holds and encodes; Ray Data encodes larger sets
 
 
 @dataclass(frozen=True)
-class Images:
-    """uint8 (n, size, size, channels)."""
+class StudyImages:
+    """Images uint8 (n, size, size, channels) and the metrics of their dataset."""
 
     train: np.ndarray
-    test: np.ndarray
-    scores: MetricSuite
+    held_out: np.ndarray
+    metric_suite: MetricSuite
 
 
-def check_enough(manifest: Manifest, limit: int) -> None:
-    """Raises ValueError where a dataset, or what is used of it, is too small to be compared with."""
-    held_out = held_out_split(manifest)
-    counts = {split: manifest.count(split) if split in manifest.splits else 0 for split in ("train", held_out)}
-    if min(limit, *counts.values()) < FEWEST:
-        has = " and ".join(f"{count} in {split}" for split, count in counts.items())
+def held_out_split(manifest: Manifest) -> str:
+    """Return the name of the held-out split: test, or valid if the dataset has no test images."""
+    return "test" if manifest.splits.get("test") else "valid"
+
+
+def check_image_count(manifest: Manifest, limit: int) -> None:
+    """Raise ValueError if a split or the limit has fewer images than the metrics need."""
+    splits = ("train", held_out_split(manifest))
+    counts = {split: manifest.count(split) if split in manifest.splits else 0 for split in splits}
+    if min(limit, *counts.values()) < MIN_PER_SPLIT:
+        text = " and ".join(f"{count} in {split}" for split, count in counts.items())
         raise ValueError(
-            f"a study compares with at least {FEWEST} images of each split: here are {has}, --limit {limit}"
+            f"a study needs at least {MIN_PER_SPLIT} images in each split, found {text}, with --limit {limit}: ingest "
+            "more images or raise --limit"
         )
 
 
-def read_images(dataset: Dataset, limit: int) -> Images:
-    """At most `limit` images, and LARGE, of the training split and of the unseen ones.
+def read_images(dataset: Dataset, limit: int) -> StudyImages:
+    """Read at most `limit` and MAX_IN_PROCESS images of the training and of the held-out split.
 
-    Raises ValueError for a damaged shard.
+    Raises ValueError naming a damaged shard.
     """
-    limit = min(limit, LARGE)
+    limit = min(limit, MAX_IN_PROCESS)
     train = dataset.images("train", limit)
-    test = dataset.images(held_out_split(dataset.manifest), limit)
-    return Images(train, test, MetricSuite(train, test, read_labels(dataset, limit)))
+    held_out = dataset.images(held_out_split(dataset.manifest), limit)
+    return StudyImages(train, held_out, MetricSuite(train, held_out, read_labels(dataset, limit)))
 
 
 def read_labels(dataset: Dataset, limit: int) -> np.ndarray | None:
-    """The labels int64 (n,) of the training images that `read_images` gives; None where the set has fewer than two."""
-    fs, labels = dataset.fs, []
+    """Return the labels int64 (n,) of the training images that `read_images` reads; None if there are under two."""
+    fs, labels_by_shard = dataset.fs, []
     for shard, rows in dataset.spaced_rows("train", limit):
         path = f"{dataset.root}/{shard.path}"
         if "label" not in pq.read_schema(path, filesystem=fs).names:
             return None
-        labels.append(pq.read_table(path, columns=["label"], filesystem=fs)["label"].to_numpy()[rows])
-    found = np.concatenate(labels)
-    return found if len(np.unique(found)) > 1 else None
-
-
-def held_out_split(manifest: Manifest) -> str:
-    """The split of unseen images: test, or else valid."""
-    return "test" if manifest.splits.get("test") else "valid"
+        labels_by_shard.append(pq.read_table(path, columns=["label"], filesystem=fs)["label"].to_numpy()[rows])
+    labels = np.concatenate(labels_by_shard)
+    return labels if len(np.unique(labels)) > 1 else None

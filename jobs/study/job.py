@@ -1,4 +1,4 @@
-"""The study job: which z-points of finished runs decode to meaningful images, as one HTML page with PNGs and JSON."""
+"""Run the study job: which z-points of finished runs decode to meaningful images, as an HTML page, PNGs and JSON."""
 
 import hashlib
 import time
@@ -14,56 +14,70 @@ from aecore.data.io import write_atomic
 from cluster import tracking
 from cluster.settings import settings
 from cluster.storage import check_uri
-from jobs.study.measurements import JUDGED, LIMIT, Finished, Measured, common_dataset, find_finished, options_for
+from jobs.study.measurements import (
+    DEFAULT_LIMIT,
+    DEFAULT_NUM_SAMPLES,
+    FinishedRun,
+    MeasuredRun,
+    find_finished_run,
+    make_options,
+    open_common_dataset,
+)
 
 if TYPE_CHECKING:
     from aecore.metrics.inception import Inception
 
-Progress = Callable[[int, int, str], None]
+ProgressCallback = Callable[[int, int, str], None]  # steps done, total steps, description of the current step
 
 
 def study(
-    names: list[str], out: str | None = None, *, limit: int = LIMIT, judged: int = JUDGED,
-    inception: str | None = None, fresh: bool = False, progress: Progress = lambda done, total, text: None,
+    run_names: list[str], out: str | None = None, *, limit: int = DEFAULT_LIMIT,
+    num_samples: int = DEFAULT_NUM_SAMPLES, inception: str | None = None, fresh: bool = False,
+    progress: ProgressCallback = lambda done, total, text: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Study the finished runs `names`, all trained on one dataset; gives the report's path, findings and seconds.
+    """Study finished runs that were trained on one dataset. Return the report's path, the findings and the seconds.
 
-    What was measured is kept with each run and not measured again unless `fresh`. `limit` training images are encoded
-    at most, `judged` pictures are judged at each point, or as many as there are unseen images, those of samplers also
-    by the Inception network whose weights the file `inception` holds. The report goes to the folder `out`, by default
-    one in ZPOINT_HOME/studies, and to the runs in MLflow. Raises ValueError for an unknown or unfinished run, for runs
-    on different datasets, for an `out` that is no folder, and for an `inception` that is another file.
+    At most `limit` training images are encoded. `num_samples` images, or as many as there are held-out images, are
+    scored for each sampler and sweep value; with `inception`, a file of weights, the samplers' images also by that
+    network. Measurements are stored with each run and reused unless `fresh`. The report is written to the folder `out`,
+    by default one in ZPOINT_HOME/studies, and logged to the runs in MLflow.
+
+    Raises ValueError for an unknown or unfinished run, for runs on different datasets, and if `out` is a file or
+    `inception` is not the expected file of weights.
     """
-    started, names = time.monotonic(), list(dict.fromkeys(names))
-    folder = Path(out).absolute() if out else settings().home / "studies" / _title(names)
+    start = time.monotonic()
+    run_names = list(dict.fromkeys(run_names))
+    folder = Path(out).absolute() if out else settings().home / "studies" / _folder_name(run_names)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out {out} is a file: it takes a folder")
+        raise ValueError(f"--out {out} is a file: name a folder")
     check_uri(settings().store)
-    runs = [find_finished(name) for name in names]
-    data, network = common_dataset(runs, limit), _network(inception)
-    folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is known before the work
-    figures, arrays = _measure(runs, data, options_for(data.manifest, limit, judged), network, fresh, progress)
+    runs = [find_finished_run(name) for name in run_names]
+    dataset = open_common_dataset(runs, limit)
+    network = _load_inception(inception)
+    folder.mkdir(parents=True, exist_ok=True)  # fails before the measurements, not after them
+    options = make_options(dataset.manifest, limit, num_samples)
+    metrics, arrays = _measure(runs, dataset, options, network, fresh, progress)
 
-    from jobs.study.report import PAGE, make_report
+    from jobs.study.report import PAGE_FILE, make_report
 
-    files, findings = make_report(figures, arrays)
-    for name, content in files.items():  # the page comes last: what belongs to it is there by then
+    files, findings = make_report(metrics, arrays)
+    for name, content in files.items():  # the page is the last: a page without its files is never seen
         write_atomic(pafs.LocalFileSystem(), str(folder / name), content)
     for run in runs:
-        if run.record.run_id:
-            tracking.best_effort("take the study", partial(tracking.log_files, run.record.run_id, files, "study"))
+        if run.store.run_id:
+            tracking.best_effort("log the study", partial(tracking.log_files, run.store.run_id, files, "study"))
     return {
-        "report": str(folder / PAGE), "runs": [run.record.name for run in runs], "findings": findings,
-        "seconds": round(time.monotonic() - started, 1),
+        "report": str(folder / PAGE_FILE), "runs": [run.store.name for run in runs], "findings": findings,
+        "seconds": round(time.monotonic() - start, 1),
     }  # fmt: skip
 
 
-def _title(names: list[str]) -> str:
-    title = "+".join(names)
-    return title if len(title) <= 100 else hashlib.sha256(title.encode()).hexdigest()[:16]
+def _folder_name(run_names: list[str]) -> str:
+    name = "+".join(run_names)
+    return name if len(name) <= 100 else hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-def _network(weights: str | None) -> "Inception | None":
+def _load_inception(weights: str | None) -> "Inception | None":
     if weights is None:
         return None
     from aecore.metrics.inception import Inception
@@ -72,41 +86,42 @@ def _network(weights: str | None) -> "Inception | None":
 
 
 def _measure(
-    runs: list[Finished], data: Dataset, options: dict[str, int],
-    network: "Inception | None", fresh: bool, progress: Progress,
+    runs: list[FinishedRun], dataset: Dataset, options: dict[str, int],
+    network: "Inception | None", fresh: bool, progress: ProgressCallback,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
-    """The figures of all runs, and each one's arrays by part and name."""
-    from aecore.analysis import PARTS
+    """Return the metrics of the study, and the arrays of each run by measurement and name."""
+    from aecore.analysis import MEASUREMENTS
     from jobs.study.images import held_out_split, read_images
 
-    images = cache(partial(read_images, data, options["limit"]))
-    scored = cache(lambda: network.against(images().scores.train)) if network else None
-    steps = len(PARTS) + bool(network)
-    figures, arrays, total = [], [], len(runs) * steps
+    load_images = cache(partial(read_images, dataset, options["limit"]))
+    make_scorer = cache(lambda: network.against(load_images().metric_suite.train)) if network else None
+    metrics_by_run, arrays_by_run = [], []
+    done, total = 0, len(runs) * (len(MEASUREMENTS) + bool(network))
     for run in runs:
-        measured, numbers, kept = Measured(run, images, options, fresh=fresh), run.about, {}
-        for name in PARTS:
-            progress(len(figures) * steps + len(kept), total, f"{run.record.name}: {name}")
-            part = measured.part(name)
-            numbers[name], kept[name] = part.figures, part.arrays
-        if network and scored:
-            progress(len(figures) * steps + len(kept), total, f"{run.record.name}: inception")
-            _add(measured.inception(network.digest, scored).figures, numbers)
-        figures.append(numbers)
-        arrays.append(kept)
+        measured_run = MeasuredRun(run, load_images, options, fresh=fresh)
+        run_metrics, run_arrays = run.summary, {}
+        for name in MEASUREMENTS:
+            progress(done, total, f"{run.store.name}: {name}")
+            measurement = measured_run.measure(name)
+            run_metrics[name], run_arrays[name] = measurement.metrics, measurement.arrays
+            done += 1
+        if network and make_scorer:
+            progress(done, total, f"{run.store.name}: inception")
+            _merge_inception_scores(measured_run.measure_inception(network.digest, make_scorer).metrics, run_metrics)
+            done += 1
+        metrics_by_run.append(run_metrics)
+        arrays_by_run.append(run_arrays)
     progress(total, total, "")
-    manifest = data.manifest
-    about = {"name": manifest.dataset, "uri": runs[0].recipe.data.uri, "size": manifest.size, "digest": manifest.digest}
-    counts = {split: manifest.count(split) for split in manifest.splits}
-    return {
-        **options,
-        "dataset": about | {"images": counts, "held_out": held_out_split(manifest)},
-        "runs": figures,
-    }, arrays
+    manifest = dataset.manifest
+    dataset_summary = {
+        "name": manifest.dataset, "uri": runs[0].recipe.data.uri, "size": manifest.size, "digest": manifest.digest,
+        "images": {split: manifest.count(split) for split in manifest.splits}, "held_out": held_out_split(manifest),
+    }  # fmt: skip
+    return {**options, "dataset": dataset_summary, "runs": metrics_by_run}, arrays_by_run
 
 
-def _add(scores: dict[str, Any], numbers: dict[str, Any]) -> None:
-    """Put the Inception network's scores beside the others of real images and samplers."""
-    numbers["real"] |= scores["real"]
-    for name, one in scores["samplers"].items():
-        numbers["samplers"][name] |= one
+def _merge_inception_scores(scores: dict[str, Any], run_metrics: dict[str, Any]) -> None:
+    """Add the Inception network's scores to those of the real images and of the samplers."""
+    run_metrics["real"] |= scores["real"]
+    for sampler, sampler_scores in scores["samplers"].items():
+        run_metrics["samplers"][sampler] |= sampler_scores

@@ -1,4 +1,4 @@
-"""What a study measures of finished runs: a part at a time, kept with its run, measured when first asked for."""
+"""Measure finished runs for a study. Each measurement is stored with its run and reused by later studies."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,117 +13,136 @@ from jobs.dataset import open_dataset
 from jobs.run_store import RunStore, find_run
 
 if TYPE_CHECKING:
-    from aecore.analysis import Part, Subject
+    from aecore.analysis import Measurement, StudiedModel
     from aecore.metrics.inception import ScoredModel
     from aecore.model.autoencoder import DiagonalGaussian
-    from jobs.study.images import Images
+    from jobs.study.images import StudyImages
 
-LIMIT, JUDGED = 6_000, 256  # training images encoded at most; pictures judged at each point
+DEFAULT_LIMIT = 6_000  # training images that are encoded
+DEFAULT_NUM_SAMPLES = 256  # images that are decoded and scored for each sampler and sweep value
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A finished run: where it lies, its recipe and the digest of the dataset that it was trained on."""
+class FinishedRun:
+    """A finished run: its folder, its recipe and the digest of the dataset it was trained on."""
 
-    record: RunStore
+    store: RunStore
     recipe: Recipe
-    dataset: str
+    dataset_digest: str
 
     @property
-    def about(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
+        """Return the run's name and settings, with the keys of metrics.json."""
         recipe = self.recipe
         return {
-            "run": self.record.name, "z_dim": recipe.model.z_dim, "kl_factor": recipe.loss.kl_factor,
+            "run": self.store.name, "z_dim": recipe.model.z_dim, "kl_factor": recipe.loss.kl_factor,
             "task": recipe.task.kind, "epochs": recipe.optim.epochs,
         }  # fmt: skip
 
 
-def find_finished(name: str) -> Finished:
-    """The run `name`. Raises ValueError where there is none or it has not finished."""
-    record = find_run(name)
-    if not record.finished():
-        raise ValueError(f"run '{name}' has not finished: start its command again, then study it")
-    fs, root = record.folder
-    known = read_json(fs, f"{root}/run.json")
-    return Finished(record, check_recipe(known["recipe"]), known["dataset"])
+def find_finished_run(name: str) -> FinishedRun:
+    """Return the run `name`. Raises ValueError if it does not exist or has not finished."""
+    store = find_run(name)
+    if not store.finished():
+        raise ValueError(f"run '{name}' has not finished: repeat its train command to resume it, then study it")
+    fs, root = store.folder
+    run_json = read_json(fs, f"{root}/run.json")
+    return FinishedRun(store, check_recipe(run_json["recipe"]), run_json["dataset"])
 
 
-def options_for(manifest: Manifest, limit: int, judged: int) -> dict[str, int]:
-    """What the figures depend on: of `judged` pictures as many as there are unseen images, so that like is compared."""
+def make_options(manifest: Manifest, limit: int, num_samples: int) -> dict[str, int]:
+    """Return the options that metrics depend on. `num_samples` is reduced to the count of held-out images.
+
+    Distances of few real images to many others do not compare with those of as many decoded ones. The keys are part of
+    the digest of stored measurements: they must not change.
+    """
     from jobs.study.images import held_out_split
 
-    return {"limit": limit, "judged": min(judged, manifest.count(held_out_split(manifest)))}
+    return {"limit": limit, "judged": min(num_samples, manifest.count(held_out_split(manifest)))}
 
 
-def common_dataset(runs: list[Finished], limit: int) -> Dataset:
-    """The dataset that `runs` were trained on. Raises ValueError for several, a changed or a small one."""
-    from jobs.study.images import check_enough
+def open_common_dataset(runs: list[FinishedRun], limit: int) -> Dataset:
+    """Open the dataset that all runs were trained on. Raises ValueError if there are several, or it changed, or is
+    too small.
+    """
+    from jobs.study.images import check_image_count
 
     first = runs[0]
     for run in runs:
-        if run.dataset != first.dataset:
+        if run.dataset_digest != first.dataset_digest:
             raise ValueError(
-                f"a study compares runs on one dataset: '{first.record.name}' was trained on {first.recipe.data.uri}, "
-                f"'{run.record.name}' on {run.recipe.data.uri}"
+                f"a study compares runs on one dataset: '{first.store.name}' was trained on {first.recipe.data.uri}, "
+                f"'{run.store.name}' on {run.recipe.data.uri}; study them apart"
             )
     dataset = open_dataset(first.recipe.data.uri)
-    if dataset.manifest.digest != first.dataset:
-        raise ValueError(f"{first.recipe.data.uri} no longer holds what '{first.record.name}' was trained on")
-    check_enough(dataset.manifest, limit)
+    if dataset.manifest.digest != first.dataset_digest:
+        raise ValueError(
+            f"the dataset at {first.recipe.data.uri} has changed since '{first.store.name}' was trained: restore it, "
+            "or train again"
+        )
+    check_image_count(dataset.manifest, limit)
     return dataset
 
 
-class Measured:
-    """The parts of a finished run (`aecore.analysis.PARTS`), as an earlier study kept them or measured anew.
+class MeasuredRun:
+    """A finished run and its measurements, loaded from the store or computed.
 
-    `images` gives those of its dataset, `options` are what the figures depend on; `fresh` measures anew in any case.
+    `load_images` returns the images of its dataset. `options` are those of `make_options`. With `fresh`, measurements
+    are always computed.
     """
 
     def __init__(
-        self, run: Finished, images: Callable[[], "Images"], options: dict[str, int], *, fresh: bool = False
-    ) -> None:
-        self.run, self.images, self.options, self.fresh = run, images, options, fresh
+        self, run: FinishedRun, load_images: "Callable[[], StudyImages]", options: dict[str, int], *,
+        fresh: bool = False,
+    ) -> None:  # fmt: skip
+        self.run, self.load_images, self.options, self.fresh = run, load_images, options, fresh
 
-    def part(self, name: str) -> "Part":
-        from aecore.analysis import PARTS
+    def measure(self, name: str) -> "Measurement":
+        """Return a measurement of `aecore.analysis.MEASUREMENTS`."""
+        from aecore.analysis import MEASUREMENTS
 
-        return self._part(name, self.options, lambda subject: PARTS[name](subject))
+        return self._load_or_compute(name, self.options, lambda model: MEASUREMENTS[name](model))
 
-    def inception(self, weights: str, scored: "Callable[[], ScoredModel]") -> "Part":
-        """`aecore.analysis.inception` by a network whose weights have this sha256; `scored` gives what it scores."""
-        from aecore.analysis import inception
+    def measure_inception(self, weights_sha256: str, make_scorer: "Callable[[], ScoredModel]") -> "Measurement":
+        """Return the scores by the Inception network with these weights. `make_scorer` is called if none are stored."""
+        from aecore.analysis import measure_inception
 
-        options = self.options | {"weights": weights}
-        return self._part("inception", options, lambda subject: inception(subject, scored()))
+        options = self.options | {"weights": weights_sha256}
+        return self._load_or_compute("inception", options, lambda model: measure_inception(model, make_scorer()))
 
-    def _part(self, name: str, options: dict[str, Any], measure: "Callable[[Subject], Part]") -> "Part":
-        from jobs.study.part_store import load_part, part_path, save_part
+    def _load_or_compute(
+        self, name: str, options: dict[str, Any], compute: "Callable[[StudiedModel], Measurement]"
+    ) -> "Measurement":
+        from jobs.study.measurement_store import load_measurement, measurement_path, save_measurement
 
-        fs, root = self.run.record.folder
-        path = part_path(root, name, options)
-        part = None if self.fresh else load_part(fs, path)
-        if part is None:
-            part = measure(self._subject)
-            save_part(fs, path, part)
-        return part
+        fs, root = self.run.store.folder
+        path = measurement_path(root, name, options)
+        measurement = None if self.fresh else load_measurement(fs, path)
+        if measurement is None:
+            measurement = compute(self._model)
+            save_measurement(fs, path, measurement)
+        return measurement
 
     @cached_property
-    def _subject(self) -> "Subject":
-        from aecore.analysis import Subject
+    def _model(self) -> "StudiedModel":
+        from aecore.analysis import StudiedModel
         from aecore.model.autoencoder import default_device
         from aecore.training.checkpoint import load_model
 
-        fs, root = self.run.record.folder
-        known, saved = self.images(), load_model(fs, f"{root}/model", default_device())
-        return Subject(saved, known.train, known.test, known.scores, self.options["judged"], self._elsewhere())
+        fs, root = self.run.store.folder
+        images, saved = self.load_images(), load_model(fs, f"{root}/model", default_device())
+        return StudiedModel(
+            saved, images.train, images.held_out, images.metric_suite, self.options["judged"],
+            self._make_cluster_encoder(),
+        )  # fmt: skip
 
-    def _elsewhere(self) -> "Callable[[], DiagonalGaussian] | None":
-        """What has a large set encoded on the cluster; None where this process does it."""
-        from jobs.study.images import LARGE
+    def _make_cluster_encoder(self) -> "Callable[[], DiagonalGaussian] | None":
+        """Return a function that encodes the training images on the cluster; None if one process can do it."""
+        from jobs.study.images import MAX_IN_PROCESS
 
         uri, limit = self.run.recipe.data.uri, self.options["limit"]
-        if limit <= LARGE or (dataset := open_dataset(uri)).count("train") <= LARGE:
+        if limit <= MAX_IN_PROCESS or (dataset := open_dataset(uri)).count("train") <= MAX_IN_PROCESS:
             return None
-        from jobs.study.encoding import encode_spread
+        from jobs.study.encoding import encode_on_cluster
 
-        return partial(encode_spread, self.run.record.uri, uri, dataset.manifest, limit)
+        return partial(encode_on_cluster, self.run.store.uri, uri, dataset.manifest, limit)

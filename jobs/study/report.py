@@ -1,8 +1,9 @@
-"""The report of a study: figures and pictures become charts, sheets of pictures, one HTML page and metrics.json."""
+"""Make the report of a study: an HTML page, charts and tables of images as PNG, and metrics.json."""
 
 import base64
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,47 +13,55 @@ from PIL import Image
 
 from aecore.image_grid import grid, titled_sheet, to_png
 from jobs.study.charts import css_variables
-from jobs.study.findings import Metrics, findings
-from jobs.study.sections import Arrays, Section, about, make_sections, method, models
+from jobs.study.findings import make_findings
+from jobs.study.metrics import RunArrays, StudyMetrics
+from jobs.study.sections import ImageRow, describe_dataset, describe_method, make_model_table, make_sections
 
-PAGE, METRICS = "study.html", "metrics.json"
-WEBP_QUALITY = 88  # of the pictures in the page; the PNGs beside it are exact
-TEMPLATES = [Path(__file__).parent, Path(__file__).parents[1] / "claims"]
+PAGE_FILE, METRICS_FILE = "study.html", "metrics.json"
+WEBP_QUALITY = 88  # of the images in the page; the PNGs are lossless
+TEMPLATE_FOLDERS = [Path(__file__).parent, Path(__file__).parents[1] / "claims"]
 
 
-def make_report(figures: Metrics, arrays: Arrays) -> tuple[dict[str, bytes], dict[str, list[str]]]:
-    """The report's files by name, the page last, and its sentences by what they are on; `arrays` are each run's."""
-    sections, said = make_sections(figures, arrays), findings(figures)
-    files = {METRICS: (json.dumps(figures, indent=1, sort_keys=True) + "\n").encode()}
+def make_report(study: StudyMetrics, arrays: Sequence[RunArrays]) -> tuple[dict[str, bytes], dict[str, list[str]]]:
+    """Return the report's files by name, the page last, and its findings by heading. `arrays` has those of each run."""
+    sections, findings = make_sections(study, arrays), make_findings(study)
+    files = {METRICS_FILE: (json.dumps(study, indent=1, sort_keys=True) + "\n").encode()}
     for section in sections:
         files |= {f"chart-{chart.name}.png": chart.png for chart in section.charts}
-        for number, card in enumerate((card for row in section.cards for card in row), 1):
-            sheet = [("  ".join([row.label, *row.cells]), [row.pictures]) for row in card.rows]
-            files[f"pictures-{section.id}-{number}.png"] = to_png(titled_sheet(sheet))
-    files[PAGE] = render(figures, sections, said).encode()
-    return files, said
-
-
-def render(figures: Metrics, sections: list[Section], said: dict[str, list[str]]) -> str:
-    """The page: one HTML file that loads nothing from anywhere."""
-    return fill(
-        "page.html.j2", names=", ".join(run["run"] for run in figures["runs"]), about=about(figures),
-        models=models(figures), findings=said, sections=sections, method=method(figures),
+        tables = [table for group in section.image_tables for table in group]
+        for number, table in enumerate(tables, 1):
+            files[f"pictures-{section.id}-{number}.png"] = image_rows_png(table.rows)
+    page = render_page(
+        "study.html.j2", run_names=", ".join(run["run"] for run in study["runs"]), dataset=describe_dataset(study),
+        model_table=make_model_table(study), findings=findings, sections=sections, method=describe_method(study),
     )  # fmt: skip
+    files[PAGE_FILE] = page.encode()
+    return files, findings
 
 
-def fill(template: str, **values: Any) -> str:
-    """A page of this folder's templates, with the look that they share."""
+def image_rows_png(rows: Sequence[ImageRow]) -> bytes:
+    """Return a PNG with the rows of images below one another, each under its label and cells."""
+    return to_png(titled_sheet([("  ".join([row.label, *row.cells]), [row.images]) for row in rows]))
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Render a template to one HTML page that loads nothing from the network."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(TEMPLATE_FOLDERS), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=StrictUndefined,
     )  # fmt: skip
-    environment.filters |= {"data_uri": data_uri, "unbroken": lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")}
-    return environment.get_template(template).render(variables=css_variables(), **values)
+    environment.filters |= {"data_uri": _data_uri, "nonbreaking": _use_nonbreaking_spaces}
+    environment.globals["css_variables"] = css_variables()
+    return environment.get_template(template).render(**values)
 
 
-def data_uri(pictures: np.ndarray) -> str:
-    """Pictures uint8 (n, size, size, channels) in a row, as a WebP that a page holds within itself."""
-    out = io.BytesIO()
-    Image.fromarray(grid([pictures])).save(out, "WEBP", quality=WEBP_QUALITY)
-    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
+def _data_uri(images: np.ndarray) -> str:
+    """Return images uint8 (n, size, size, channels), side by side, as the data URI of a WebP."""
+    buffer = io.BytesIO()
+    Image.fromarray(grid([images])).save(buffer, "WEBP", quality=WEBP_QUALITY)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _use_nonbreaking_spaces(text: str) -> str:
+    """Keep numbers and their percent signs on one line."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")

@@ -64,7 +64,7 @@ def test_help_of_ingest_names_all_that_it_takes(capsys: pytest.CaptureFixture[st
         (["promote", "nonesuch"], "no run or campaign 'nonesuch'"),
         (["study"], "required: RUN"),
         (["study", "nonesuch"], "no run or campaign 'nonesuch'"),
-        (["study", "nonesuch", "--judged", "0"], "must be at least 1"),
+        (["study", "nonesuch", "--num-samples", "0"], "must be at least 1"),
         (["promote", "nonesuch", "--alias", "v1"], "--alias"),
         (["serve", "--port", "0"], "must be at least 1"),
         (["decode", "missing.npy"], "missing.npy: No such file"),

@@ -1,22 +1,25 @@
-"""The sentences of a study are chosen by its numbers."""
+"""The findings of a study: each sentence follows from the metrics."""
 
 from typing import Any
 
 import pytest
 
-from jobs.study.findings import differ, findings, percent
+from jobs.study.findings import make_findings
+from jobs.study.metrics import format_rate, rates_differ
+
+BOUNDARIES = (0.5, 1, 5, 20)
 
 
 def scores(rate: float, distance: float = 2.0, copied: float = 0.0) -> dict[str, float]:
     return {"faces": rate, "hog_frechet": distance, "copied": copied}
 
 
-def a_run(name: str = "a", *, cube: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5), **samplers: dict) -> dict[str, Any]:
-    known = {key: scores(0.5) for key in ("normal", "sphere", "diagonal", "gaussian", "gmm")}
+def make_run(name: str = "a", *, cube: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5), **samplers: dict) -> dict[str, Any]:
+    default_samplers = {key: scores(0.5) for key in ("normal", "sphere", "diagonal", "gaussian", "gmm")}
     return {
         "run": name, "z_dim": 100, "kl_factor": 1.0, "task": "reconstruct",
-        "real": scores(0.95, 0.5), "samplers": {"reconstructions": scores(0.9)} | known | samplers,
-        "cube": [{"boundary": b, **scores(rate)} for b, rate in zip((0.5, 1, 5, 20), cube, strict=True)],
+        "real": scores(0.95, 0.5), "samplers": {"reconstructions": scores(0.9)} | default_samplers | samplers,
+        "cube": [{"boundary": b, **scores(rate)} for b, rate in zip(BOUNDARIES, cube, strict=True)],
         "sphere": [{"radius": r, **scores(0.5, d)} for r, d in ((1, 5.0), (8, 2.5), (40, 4.0))],
         "tasks": {"reconstruct": {"input_psnr": 100.0, "psnr": 20.0}},
         "ways": {"pairs": 64, "ways": {"straight": [{"t": t, "faces": 0.9} for t in (0, 0.25, 0.5, 0.75, 1)]}},
@@ -27,103 +30,118 @@ def a_run(name: str = "a", *, cube: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5), **
     }  # fmt: skip
 
 
-def said(*runs: dict[str, Any]) -> str:
-    groups = findings({"judged": 256, "runs": list(runs)})
-    return " ".join(sentence for sentences in groups.values() for sentence in sentences)
+def findings_text(*runs: dict[str, Any]) -> str:
+    findings = make_findings({"judged": 256, "runs": list(runs)})
+    return " ".join(sentence for sentences in findings.values() for sentence in sentences)
 
 
-def test_a_fit_rescues_only_where_it_does():
-    rescued = a_run(normal=scores(0.0), gaussian=scores(0.96), diagonal=scores(0.75))
-    assert "a face in 0 % of the pictures from N(0, 1) and in 96 % of those from a full Gaussian" in said(rescued)
-    assert "no difference beyond chance" in said(a_run(gmm=scores(0.52)))
-    assert "no fit is as good as N(0, 1)" in said(a_run(normal=scores(0.9)))
-
-
-def test_correlations_are_named_only_where_they_matter():
-    assert "correlations" in said(a_run(diagonal=scores(0.75), gaussian=scores(0.96)))
-    for diagonal, gaussian in ((0.95, 0.96), (0.96, 0.75)):
-        assert "The correlations" not in said(a_run(diagonal=scores(diagonal), gaussian=scores(gaussian)))
+def test_fitted_gaussian_is_better_only_if_its_rate_differs():
+    better = findings_text(make_run(normal=scores(0.0), gaussian=scores(0.96), diagonal=scores(0.75)))
+    assert "0 % of the images of a from N(0, 1) show a face, and 96 % of those from a full Gaussian" in better
+    assert "no significant difference" in findings_text(make_run(gmm=scores(0.52)))
+    assert "no fit is as good as N(0, 1)" in findings_text(make_run(normal=scores(0.9)))
 
 
 @pytest.mark.parametrize(
-    ("mean", "says"), [(10.4, "near to where"), (88.0, "8.8 times as far"), (2.0, "0.2 times as far")]
+    ("diagonal", "full", "appears"), [(0.75, 0.96, True), (0.95, 0.96, False), (0.96, 0.75, False)]
 )
-def test_the_radius_beside_that_of_n01(mean: float, says: str):
-    run = a_run()
-    run["points"]["mean_radius"] = mean
-    assert f"lie {mean:.1f} from the origin on average, {says}" in said(run)
-
-
-def test_the_cube():
-    falls = said(a_run(cube=(0.8, 1.0, 0.3, 0.0)))
-    assert "boundary 1, a shows a face in 100 % of the pictures; at boundary 5 in fewer than half" in falls
-    never = said(a_run(cube=(0.0, 0.02, 0.06, 0.05)))
-    assert "In no cube from boundary 0.5 to 20 does a show a face in more than 6 %" in never
-    assert "fewer than half" not in said(a_run(cube=(0.9, 0.9, 0.9, 0.9)))
-
-
-def test_the_sphere():
-    assert "nearest to real images at radius 8 (HOG-Frechet distance 2.50; 50 % show a face)" in said(a_run())
+def test_correlations_are_mentioned_only_if_they_raise_the_rate(diagonal: float, full: float, appears: bool):
+    text = findings_text(make_run(diagonal=scores(diagonal), gaussian=scores(full)))
+    assert ("The correlations" in text) == appears
 
 
 @pytest.mark.parametrize(
-    ("shape", "says"),
+    ("mean", "comparison"),
+    [(10.4, "close to that of N(0, 1)"), (88.0, "8.8 times that of N(0, 1)"), (2.0, "0.2 times that of N(0, 1)")],
+)
+def test_mean_radius_is_compared_with_n01(mean: float, comparison: str):
+    run = make_run()
+    run["points"]["mean_radius"] = mean
+    assert f"have a mean distance of {mean:.1f} from the origin, {comparison}" in findings_text(run)
+
+
+def test_cube_finding_names_the_best_boundary_and_the_loss_beyond():
+    falling = findings_text(make_run(cube=(0.8, 1.0, 0.3, 0.0)))
+    assert "boundary 1, 100 % of the images of a show a face; at boundary 5 fewer than half do" in falling
+    low = findings_text(make_run(cube=(0.0, 0.02, 0.06, 0.05)))
+    assert "In cubes of boundary 0.5 to 20, at most 6 % of the images of a show a face." in low
+    assert "fewer than half" not in findings_text(make_run(cube=(0.9, 0.9, 0.9, 0.9)))
+
+
+def test_sphere_finding_names_the_nearest_radius():
+    text = findings_text(make_run())
+    assert "nearest to real images at radius 8 (HOG-Frechet distance 2.50; 50 % show a face)" in text
+
+
+@pytest.mark.parametrize(
+    ("points", "sentence"),
     [
-        ({}, "They are one region"),
-        ({"coherent": False, "fragments": 2, "largest_fragment": 0.7}, "not one region: 70 % of them hang together"),
-        ({"coherent": False}, "not one region: they fall into clusters"),
+        ({}, "They are one region;"),
+        (
+            {"coherent": False, "fragments": 2, "largest_fragment": 0.7},
+            "They are not one region: the largest connected part holds 70 % of them;",
+        ),
+        ({"coherent": False}, "They are not one region: they form clusters"),
     ],
 )
-def test_the_region(shape: dict[str, Any], says: str):
-    run = a_run()
-    run["points"] |= shape
-    assert says in said(run)
+def test_region_finding_follows_fragments_and_clusters(points: dict[str, Any], sentence: str):
+    run = make_run()
+    run["points"] |= points
+    assert sentence in findings_text(run)
 
 
-def test_a_task_is_told_as_it_went():
-    run = a_run() | {"task": "denoise", "tasks": {"denoise": {"input_psnr": 9.0, "psnr": 18.0}}}
-    assert "rises from 9.0 dB of its inputs to 18.0 dB, though next to nothing can be seen" in said(run)
+def test_task_finding_compares_input_and_output():
+    run = make_run() | {"task": "denoise", "tasks": {"denoise": {"input_psnr": 9.0, "psnr": 18.0}}}
+    rises = "rises from 9.0 dB (input) to 18.0 dB (output), although the inputs are hardly recognisable."
+    assert rises in findings_text(run)
     run["tasks"]["denoise"] = {"input_psnr": 20.0, "psnr": 18.0}
-    assert "falls from 20.0 dB of its inputs to 18.0 dB." in said(run)
-    assert "trained to" not in said(a_run())
+    assert "falls from 20.0 dB (input) to 18.0 dB (output)." in findings_text(run)
+    assert "trained to" not in findings_text(make_run())
 
 
-def test_copies_are_told_only_where_there_are_some():
-    assert "30 % of a's pictures from gmm are close copies" in said(a_run(gmm=scores(0.9, copied=0.3)))
-    assert "copies" not in said(a_run(gmm=scores(0.9, copied=0.001)))
+def test_copies_are_mentioned_only_if_there_are_more_than_among_real_images():
+    text = findings_text(make_run(gmm=scores(0.9, copied=0.3)))
+    assert "30 % of a's images from gmm are close copies" in text
+    assert "copies" not in findings_text(make_run(gmm=scores(0.9, copied=0.001)))
 
 
-def test_runs_side_by_side():
-    a, b = a_run("a", normal=scores(0.0), gaussian=scores(0.96, 1.4)), a_run("b", normal=scores(0.92, 1.9))
-    assert "From N(0, 1), b shows a face in 92 % of the pictures, a in 0 %." in said(a, b)
-    assert "gaussian of a has the lowest HOG-Frechet distance (1.40; 96 % show a face)" in said(a, b)
-    alike = said(a_run("a"), a_run("b", normal=scores(0.52)))
-    assert "no model shows a face more often than another beyond chance: from 50 % to 52 %" in alike
-    assert list(findings({"judged": 256, "runs": [a]})) == ["a"]
+def test_several_runs_are_compared():
+    a, b = make_run("a", normal=scores(0.0), gaussian=scores(0.96, 1.4)), make_run("b", normal=scores(0.92, 1.9))
+    assert "From N(0, 1), b shows a face in 92 % of the images, a in 0 %." in findings_text(a, b)
+    assert "gaussian of a has the lowest HOG-Frechet distance (1.40; 96 % show a face)" in findings_text(a, b)
+    similar = findings_text(make_run("a"), make_run("b", normal=scores(0.52)))
+    assert "the models show a face in 50 % to 52 % of the images: no significant difference." in similar
+    assert list(make_findings({"judged": 256, "runs": [a]})) == ["a"]
 
 
-def test_the_two_measures_may_disagree():
-    sharp = a_run("a", gaussian=scores(0.6, 1.4))
-    assert "normal of b shows a face most often (99 %; 1.90)" in said(sharp, a_run("b", normal=scores(0.99, 1.9)))
-    assert "none shows a face more often beyond chance" in said(a_run("a", gaussian=scores(0.99, 1.4)), a_run("b"))
+def test_best_sampler_by_rate_is_named_if_it_is_not_the_nearest():
+    high_rate = make_run("b", normal=scores(0.99, 1.9))
+    different = findings_text(make_run("a", gaussian=scores(0.6, 1.4)), high_rate)
+    assert "normal of b shows a face most often (99 %; 1.90)" in different
+    same = findings_text(make_run("a", gaussian=scores(0.99, 1.4)), make_run("b"))
+    assert "none shows a face significantly more often" in same
 
 
-def renamed(value: Any) -> Any:
-    """`value` as of a set without faces."""
+def with_classes(value: Any) -> Any:
+    """Return the metrics with the rate of recognised classes in place of faces."""
     if isinstance(value, dict):
-        return {"recognised" if key == "faces" else key: renamed(one) for key, one in value.items()}
-    return [renamed(one) for one in value] if isinstance(value, list) else value
+        return {"recognised" if key == "faces" else key: with_classes(nested) for key, nested in value.items()}
+    return [with_classes(nested) for nested in value] if isinstance(value, list) else value
 
 
-def test_a_set_without_faces_is_told_its_classes():
-    run = renamed(a_run())
-    both = said(run, run | {"run": "b"})
-    assert "face" not in both
-    assert "one of the set's classes" in both
+def test_labelled_dataset_has_classes_in_place_of_faces():
+    run = with_classes(make_run())
+    text = findings_text(run, run | {"run": "b"})
+    assert "face" not in text
+    assert "one of the set's classes" in text
 
 
-def test_rates_and_their_differences():
-    assert [percent(rate) for rate in (0, 0.001, 0.06, 0.999, 1)] == ["0 %", "under 1 %", "6 %", "over 99 %", "100 %"]
-    assert differ(0.0, 0.06, 256)
-    assert not differ(0.50, 0.55, 256)
-    assert not differ(0.0, 0.0, 256)
+def test_rates_are_rounded_but_never_to_0_or_100_percent():
+    rates = (0, 0.001, 0.06, 0.999, 1)
+    assert [format_rate(rate) for rate in rates] == ["0 %", "under 1 %", "6 %", "over 99 %", "100 %"]
+
+
+def test_rates_differ_beyond_two_standard_errors():
+    assert rates_differ(0.0, 0.06, 256)
+    assert not rates_differ(0.50, 0.55, 256)
+    assert not rates_differ(0.0, 0.0, 256)
