@@ -1,11 +1,10 @@
-"""Showing the progress of work, here or in another process of the cluster.
+"""Show the progress of a job on stderr, in this process or from another process of the cluster.
 
-A worker calls `publish`, which leaves a few bytes in Ray's key-value store; the driver shows them inside
-`with watch(key, label, unit):`. Work in the driver's own process feeds a `Bar` itself. Nothing here raises
-into the work: progress that cannot be shown is not shown.
+A worker calls `publish`; the driver shows what it publishes inside `with watch(key, label, unit):`. Between them stands
+a named actor of the driver's Ray job. A job in the driver's own process updates a `Bar` itself. No failure here reaches
+the job: progress that cannot be shown is dropped.
 """
 
-import json
 import sys
 import threading
 import time
@@ -13,102 +12,126 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-NAMESPACE = b"zpoint-progress"
-PUBLISH_SECONDS = 0.5
-POLL_SECONDS = 0.5
-LINE_SECONDS = 10.0  # between two lines where there is no terminal
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:,}/{total:,}  {rate_noinv_fmt}  {remaining} left{postfix}"
-KV_SECONDS = 2.0  # the longest that the store may keep the work waiting
+BOARD_NAME = "zpoint-progress"
+PUBLISH_INTERVAL_S = 0.5
+POLL_INTERVAL_S = 0.5
+LINE_INTERVAL_S = 10.0  # between two lines if stderr is no terminal
+CALL_TIMEOUT_S = 2.0
+BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n:,}/{total:,}  {rate_noinv_fmt}  {remaining} left{postfix}"
 
-_published: dict[str, float] = {}
+_last_published: dict[str, float] = {}
+_boards: dict[tuple[str, str], Any] = {}  # actors by the Ray job (GCS address, job id) that this process belongs to
+
+
+class Board:
+    """Hold the last state of each key. Runs as an actor."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, tuple[int, int, str]] = {}
+
+    def put(self, key: str, state: tuple[int, int, str]) -> None:
+        self._states[key] = state
+
+    def get(self, key: str) -> tuple[int, int, str] | None:
+        return self._states.get(key)
+
+    def discard(self, key: str) -> None:
+        self._states.pop(key, None)
 
 
 def publish(key: str, done: int, total: int, text: str = "") -> None:
-    """Say from any process of the cluster how far the work `key` is; cheap enough to call at every step."""
+    """Publish the state of the job `key` from any process of the driver's Ray job; cheap enough for every step.
+
+    At most one state in `PUBLISH_INTERVAL_S` is sent, without a wait. The last one (`done` >= `total`) is always sent,
+    and its delivery awaited, since the process may exit next.
+    """
     now = time.monotonic()
-    if done < total and now - _published.get(key, -PUBLISH_SECONDS) < PUBLISH_SECONDS:
+    if done < total and now - _last_published.get(key, -PUBLISH_INTERVAL_S) < PUBLISH_INTERVAL_S:
         return
-    _published[key] = now
+    _last_published[key] = now
     with suppress(Exception):
-        value = json.dumps([done, total, text]).encode()
-        _store().internal_kv_put(key.encode(), value, True, NAMESPACE, timeout=KV_SECONDS)
+        delivery = _board().put.remote(key, (done, total, text))
+        if done >= total:
+            import ray
+
+            ray.wait([delivery], timeout=CALL_TIMEOUT_S)
 
 
 @contextmanager
 def watch(key: str, label: str, unit: str) -> Iterator[None]:
-    """While inside, show on stderr what other processes publish under `key`."""
-    over = threading.Event()
+    """Show on stderr, inside the block, the states that other processes publish under `key`."""
     bar = Bar(label, unit)
+    finished = threading.Event()
 
-    def show() -> None:
-        while not over.wait(POLL_SECONDS):
-            _show_once(key, bar)
+    def poll() -> None:
+        while not finished.wait(POLL_INTERVAL_S):
+            _show_state(key, bar)
 
-    _forget(key)  # what an earlier work of that name left
-    thread = threading.Thread(target=show, name=f"watch-{key}", daemon=True)
+    _discard(key, create=True)  # the state of an earlier job of this name
+    thread = threading.Thread(target=poll, name=f"watch-{key}", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
-        thread.join(2 * KV_SECONDS)
-        _show_once(key, bar)
+        finished.set()
+        thread.join(2 * CALL_TIMEOUT_S)
+        _show_state(key, bar)
         bar.close()
-        _forget(key)
+        _discard(key)
 
 
 class Bar:
-    """A tqdm bar on a terminal, else a line on stderr now and then. Rates count from the first update on."""
+    """A tqdm bar if stderr is a terminal, else a line every few seconds. Rates count from the first update."""
 
     def __init__(self, label: str, unit: str) -> None:
         self.label, self.unit = label, unit
         self.done, self.total, self.text = 0, 0, ""
-        self._first: tuple[float, int] | None = None  # when, and how much was done already
-        self._printed = 0.0
-        self._said = (0, 0)
+        self._start: tuple[float, int] | None = None  # time and `done` of the first update
+        self._line_time = 0.0
+        self._printed_state = (0, 0)
         self._tqdm: Any = None
 
     def update(self, done: int, total: int, text: str = "") -> None:
-        """Show `done` of `total`; 0 stands for an unknown total. `text` follows the figures."""
+        """Show `done` of `total`; a `total` of 0 is unknown. `text` follows the counts."""
         now = time.monotonic()
-        if self._first is None or done < self._first[1]:  # begun, or begun again from further back
-            self._first = (now, done)
-            self._printed = self._printed or now
+        if self._start is None or done < self._start[1]:  # begun, or resumed from an earlier checkpoint
+            self._start = (now, done)
+            self._line_time = self._line_time or now
         self.done, self.total, self.text = done, total, text
         with suppress(Exception):
             if sys.stderr.isatty():
                 self._draw()
-            elif now - self._printed >= LINE_SECONDS:
-                self._printed = now
-                self._say()
+            elif now - self._line_time >= LINE_INTERVAL_S:
+                self._line_time = now
+                self._print_line()
 
     def close(self) -> None:
-        """Leave the last state on stderr. Nothing is printed for work that never began."""
+        """Leave the last state on stderr; print nothing if there was no update."""
         with suppress(Exception):
             if self._tqdm is not None:
                 self._tqdm.close()
-            elif self._first is not None and self._said != (self.done, self.total):
-                self._say()
-        self._tqdm, self._first = None, None
+            elif self._start is not None and self._printed_state != (self.done, self.total):
+                self._print_line()
+        self._tqdm, self._start = None, None
 
     def line(self) -> str:
-        """The state in words, as in `train: 1,250/4,000 images  31 %  412/s  0:07 left  loss 1234.5`."""
-        began, before = self._first or (time.monotonic(), self.done)
-        seconds = time.monotonic() - began
-        rate = (self.done - before) / seconds if seconds > 0 else 0.0
-        parts = [f"{self.label}: {self.done:,}{f'/{self.total:,}' if self.total else ''} {self.unit}"]
+        """Return the state as in `train: 1,250/4,000 images  31 %  412/s  0:07 left  loss 1234.5`."""
+        start_time, start_done = self._start or (time.monotonic(), self.done)
+        elapsed_s = time.monotonic() - start_time
+        rate = (self.done - start_done) / elapsed_s if elapsed_s > 0 else 0.0
+        fields = [f"{self.label}: {self.done:,}{f'/{self.total:,}' if self.total else ''} {self.unit}"]
         if self.total:
-            parts.append(f"{100 * self.done // self.total} %")
+            fields.append(f"{100 * self.done // self.total} %")
         if rate > 0:
-            parts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
+            fields.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
         if self.total and self.done >= self.total:
-            parts.append(f"in {_clock(seconds)}")
+            fields.append(f"in {_format_duration(elapsed_s)}")
         elif self.total and rate > 0:
-            parts.append(f"{_clock((self.total - self.done) / rate)} left")
-        return "  ".join([*parts, self.text] if self.text else parts)
+            fields.append(f"{_format_duration((self.total - self.done) / rate)} left")
+        return "  ".join([*fields, self.text] if self.text else fields)
 
-    def _say(self) -> None:
-        self._said = (self.done, self.total)
+    def _print_line(self) -> None:
+        self._printed_state = (self.done, self.total)
         print(self.line(), file=sys.stderr, flush=True)
 
     def _draw(self) -> None:
@@ -120,7 +143,7 @@ class Bar:
                 initial=self.done,
                 desc=self.label,
                 unit="" if self.total else f" {self.unit}",
-                bar_format=BAR if self.total else None,
+                bar_format=BAR_FORMAT if self.total else None,
                 file=sys.stderr,
                 dynamic_ncols=True,
             )
@@ -130,26 +153,47 @@ class Bar:
         self._tqdm.refresh()
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+def _format_duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def _show_once(key: str, bar: Bar) -> None:
+def _show_state(key: str, bar: Bar) -> None:
     with suppress(Exception):
-        value = _store().internal_kv_get(key.encode(), NAMESPACE, timeout=KV_SECONDS)
-        if value is not None:
-            bar.update(*json.loads(value))
+        import ray
+
+        state = ray.get(_board().get.remote(key), timeout=CALL_TIMEOUT_S)
+        if state is not None:
+            bar.update(*state)
 
 
-def _forget(key: str) -> None:
+def _discard(key: str, create: bool = False) -> None:
     with suppress(Exception):
-        _store().internal_kv_del(key.encode(), False, NAMESPACE, timeout=KV_SECONDS)
+        _board(create).discard.remote(key)
 
 
-def _store() -> Any:
-    """The client of Ray's key-value store; None, and so an error in the caller, where there is no Ray."""
-    from ray.experimental.internal_kv import internal_kv_get_gcs_client
+def _board(create: bool = False) -> Any:
+    """Return the board's actor of this process's Ray job. Raises an exception if there is no Ray or no actor."""
+    import ray
 
-    return internal_kv_get_gcs_client()
+    if not ray.is_initialized():  # `get_actor` would start a Ray
+        raise RuntimeError("this process is connected to no Ray")
+    context = ray.get_runtime_context()
+    job = (context.gcs_address, context.get_job_id())
+    if job not in _boards and create:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        _boards[job] = (
+            ray.remote(Board)
+            .options(
+                name=BOARD_NAME,
+                num_cpus=0,
+                max_restarts=-1,  # the next `publish` fills it
+                scheduling_strategy=NodeAffinitySchedulingStrategy(context.get_node_id(), soft=True),
+            )
+            .remote()
+        )
+    elif job not in _boards:
+        _boards[job] = ray.get_actor(BOARD_NAME)
+    return _boards[job]

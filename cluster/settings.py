@@ -81,9 +81,9 @@ def quiet_environment() -> None:
 
 
 # What a cluster job needs to see of the submitting shell's environment.
-KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-FORWARDED = (
-    *KEYS, "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
+S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+EXPORTED_VARIABLES = (
+    *S3_KEYS, "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
     "MLFLOW_TRACKING_URI", "ZPOINT_HOME", "ZPOINT_STORE", "ZPOINT_CACHE", "ZPOINT_CACHE_MAX",
 )  # fmt: skip
 
@@ -91,7 +91,7 @@ FORWARDED = (
 def exported_env() -> dict[str, str]:
     """What another process needs to be set as it is here, for `apply_env` there; paths in full."""
     now = settings()
-    named = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    named = {name: os.environ[name] for name in EXPORTED_VARIABLES if name in os.environ}
     paths = {"ZPOINT_HOME": str(now.home), "ZPOINT_CACHE": str(now.cache), "ZPOINT_STORE": now.store}
     return named | {name: path for name, path in paths.items() if name in named or name == "ZPOINT_HOME"}
 

@@ -1,4 +1,5 @@
 import io
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -11,13 +12,13 @@ from cluster.progress import Bar, publish, watch
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A clock that stands still until it is moved."""
+    """Replace the module's clock by one that advances only when a test says so."""
     now = SimpleNamespace(seconds=100.0)
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now.seconds))
     return now
 
 
-def test_a_line_says_all(clock):
+def test_a_line_shows_count_rate_and_time_left(clock):
     bar = Bar("train", "images")
     bar.update(1000, 4000)
     clock.seconds += 10
@@ -29,7 +30,7 @@ def test_a_line_says_all(clock):
 
 def test_rates_count_from_the_first_update_and_from_a_restart(clock):
     bar = Bar("train", "images")
-    clock.seconds += 60  # a slow start
+    clock.seconds += 60  # before the first update
     bar.update(0, 100)
     clock.seconds += 1
     bar.update(50, 100)
@@ -52,7 +53,7 @@ def test_rates_count_from_the_first_update_and_from_a_restart(clock):
         (1, 3, 100, "x: 1/3 trials  33 %  0.01/s  3:20 left"),
     ],
 )
-def test_edges_of_a_line(clock, done: int, total: int, seconds: float, line: str):
+def test_lines_without_rate_or_total_and_after_an_hour(clock, done: int, total: int, seconds: float, line: str):
     bar = Bar("x", "trials")
     bar.update(0, total)
     clock.seconds += seconds
@@ -60,7 +61,9 @@ def test_edges_of_a_line(clock, done: int, total: int, seconds: float, line: str
     assert bar.line() == line
 
 
-def test_without_a_terminal_lines_are_rare_and_the_last_is_sure(clock, capsys: pytest.CaptureFixture[str]):
+def test_without_a_terminal_a_line_is_printed_every_ten_seconds_and_at_the_end(
+    clock, capsys: pytest.CaptureFixture[str]
+):
     bar = Bar("train", "images")
     for done in range(0, 36):
         bar.update(done, 35)
@@ -72,7 +75,7 @@ def test_without_a_terminal_lines_are_rare_and_the_last_is_sure(clock, capsys: p
     assert [line.split()[1] for line in err.splitlines()] == ["10/35", "20/35", "30/35", "35/35"]
 
 
-def test_nothing_is_printed_for_work_that_never_began(capsys: pytest.CaptureFixture[str]):
+def test_nothing_is_printed_without_an_update(capsys: pytest.CaptureFixture[str]):
     Bar("train", "images").close()
     assert capsys.readouterr() == ("", "")
 
@@ -90,7 +93,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch):
     assert "loss 8.5" in screen.getvalue()
 
 
-def test_a_closed_stderr_does_not_stop_the_work(monkeypatch: pytest.MonkeyPatch):
+def test_a_closed_stderr_raises_nothing(monkeypatch: pytest.MonkeyPatch):
     screen = io.StringIO()
     screen.close()
     monkeypatch.setattr(sys, "stderr", screen)
@@ -99,29 +102,29 @@ def test_a_closed_stderr_does_not_stop_the_work(monkeypatch: pytest.MonkeyPatch)
     bar.close()
 
 
-def test_the_driver_sees_what_a_worker_publishes(ray_cluster, monkeypatch, capsys: pytest.CaptureFixture[str]):
+def test_the_driver_shows_what_a_worker_publishes(ray_cluster, monkeypatch, capsys: pytest.CaptureFixture[str]):
     import ray
 
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.4)
+    monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.4)
 
     @ray.remote(num_cpus=1)
-    def work() -> float:
-        began = time.monotonic()
+    def train() -> float:
+        started = time.monotonic()
         for done in range(151):
             publish("a-run", done, 150, f"loss {done}")
             time.sleep(0.01)
-        return time.monotonic() - began
+        return time.monotonic() - started
 
     with watch("a-run", "train", "images"):
-        assert ray.get(work.remote()) < 10
+        assert ray.get(train.remote()) < 10
     lines = capsys.readouterr().err.splitlines()
     assert 2 <= len(lines) <= 12
     assert lines[0].startswith("train: ")
     assert lines[-1].endswith("loss 150")
-    assert progress._store().internal_kv_keys(b"", progress.NAMESPACE) == []
+    assert published_state("a-run") is None
 
 
-def test_an_error_of_the_work_comes_through_and_the_key_is_gone(ray_cluster):
+def test_an_error_inside_watch_passes_through_and_the_state_is_discarded(ray_cluster):
     def fail() -> None:
         with watch("bad-run", "train", "images"):
             publish("bad-run", 1, 2)
@@ -129,12 +132,23 @@ def test_an_error_of_the_work_comes_through_and_the_key_is_gone(ray_cluster):
 
     with pytest.raises(KeyboardInterrupt):
         fail()
-    assert progress._store().internal_kv_keys(b"", progress.NAMESPACE) == []
+    assert published_state("bad-run") is None
 
 
-def test_without_ray_nothing_happens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(progress, "_store", lambda: None)
-    publish("k", 1, 2)
-    with watch("k", "train", "images"):
-        publish("k", 2, 2)
-    assert capsys.readouterr() == ("", "")
+def test_without_ray_nothing_is_shown_and_no_ray_is_started():
+    code = """
+import ray
+from cluster.progress import publish, watch
+publish("k", 1, 2)
+with watch("k", "train", "images"):
+    publish("k", 2, 2)
+assert not ray.is_initialized()
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+
+
+def published_state(key: str):
+    import ray
+
+    return ray.get(progress._board().get.remote(key))

@@ -1,38 +1,42 @@
+import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from cluster import ray_connection
 from cluster.settings import exported_env
+from tests.sockets import descendants, listening_addresses
 
 
 @pytest.fixture
-def port():
-    """A port that takes connections and says nothing."""
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        yield silent.getsockname()[1]
+def silent_port():
+    """A port that accepts connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
 
 
-def test_an_address_where_no_ray_answers_is_said_soon(port: int, start_moto: Callable[..., str], monkeypatch):
-    monkeypatch.setattr(ray_connection, "ANSWER_SECONDS", 2)
-    closed = "127.0.0.1:1"
-    for address in (
-        closed,
-        f"127.0.0.1:{port}",
-        start_moto().removeprefix("http://"),
-        "no.such.host.invalid:6379",
-    ):
-        began = time.monotonic()
+def test_an_address_without_a_ray_fails_within_seconds(silent_port: int, start_moto: Callable[..., str], monkeypatch):
+    monkeypatch.setattr(ray_connection, "CONNECT_TIMEOUT_S", 2)
+    http_server = start_moto().removeprefix("http://")
+    for address in ("127.0.0.1:1", f"127.0.0.1:{silent_port}", http_server, "no.such.host.invalid:6379"):
+        started = time.monotonic()
         with pytest.raises(ValueError, match=f"no Ray answers at RAY_ADDRESS={address}"):
             ray_connection._join(address)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - started < 15
+
+
+def test_with_tls_a_closed_port_fails_within_seconds(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    with pytest.raises(ValueError, match="no Ray answers at"):
+        ray_connection.check_reachable("127.0.0.1:1")
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001", "somewhere", "host:"])
@@ -41,43 +45,74 @@ def test_an_address_of_another_kind_is_refused(address: str):
         ray_connection._join(address)
 
 
-def test_what_travels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("ZPOINT_HOME", "rel")
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("localhost", True), ("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("[::1]", True),
+     ("10.0.0.1", False), ("head", False), ("", False)],
+)  # fmt: skip
+def test_which_hosts_are_loopback(host: str, loopback: bool):
+    assert ray_connection.is_loopback(host) is loopback
+
+
+def test_the_runtime_env_exports_code_and_settings_but_no_token(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ZPOINT_HOME", "relative")
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
     monkeypatch.setenv("ZPOINT_TOKEN", "secret")
-    values = ray_connection.runtime_env()["env_vars"]
-    assert values == exported_env()
-    assert values["ZPOINT_HOME"] == str(Path("rel").absolute())
-    assert values["AWS_REGION"] == "eu-west-1"
-    assert "ZPOINT_TOKEN" not in values
-    assert all((Path(folder) / "__init__.py").is_file() for folder in ray_connection.runtime_env()["py_modules"])
+    runtime_env = ray_connection.runtime_env()
+    env_vars = runtime_env["env_vars"]
+    assert env_vars == exported_env()
+    assert env_vars["ZPOINT_HOME"] == str(Path("relative").absolute())
+    assert env_vars["AWS_REGION"] == "eu-west-1"
+    assert "ZPOINT_TOKEN" not in env_vars
+    assert all((Path(folder) / "__init__.py").is_file() for folder in runtime_env["py_modules"])
 
 
-def test_the_local_ray_has_our_cpus_and_listens_on_loopback_only(ray_cluster):
+@pytest.mark.parametrize(("host", "mode"), [("127.0.0.1", "token"), ("head", None)])
+def test_only_a_ray_on_this_machine_gets_the_token(host: str, mode: str | None, monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # restored after the test
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    ray_connection.use_token(host)
+    assert "RAY_AUTH_MODE" not in os.environ  # there is no token yet
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("secret")
+    ray_connection.use_token(host)
+    assert os.environ.get("RAY_AUTH_MODE") == mode
+
+
+def test_the_local_ray_has_the_cpus_of_the_settings(ray_cluster):
     import ray
 
-    ray_connection.connect()  # does nothing: there is one
+    ray_connection.connect()  # a second call changes nothing
     assert ray.cluster_resources()["CPU"] == 2
-    assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
     assert ray_connection.has_gpu() == bool(ray.cluster_resources().get("GPU"))
 
 
-def test_the_local_ray_seldom_measures_itself(ray_cluster):
-    """By names of Ray's, which its next release may change unsaid: then the endpoint would answer late each 5 s."""
+def test_a_local_ray_listens_on_loopback_only(ray_cluster):
+    import ray
+
+    assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
+    ray.get(ray.remote(num_cpus=1)(lambda: os.getpid()).remote())  # at least one worker process
+    addresses = listening_addresses(descendants(os.getpid()))
+    assert len(addresses) >= 6  # GCS, raylet, object manager, dashboard, its agent, a worker
+    assert [address for address in addresses if not ip_address(address).is_loopback] == []
+
+
+def test_the_local_ray_rarely_measures_itself(ray_cluster):
     code = """
 from ray.dashboard import consts
 from ray.dashboard.modules.reporter import reporter_consts
 print(consts.METRICS_RECORD_INTERVAL_S, reporter_consts.REPORTER_UPDATE_INTERVAL_MS)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["86400", "60000"]
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == ["86400", "60000"]
 
 
 @pytest.mark.ray
-def test_a_short_life_of_ray_prints_nothing_and_its_workers_are_as_nice_as_asked():
+def test_a_local_ray_prints_nothing_and_its_workers_have_the_given_niceness():
     code = (
         "from cluster.ray_connection import connect, disconnect; connect(niceness=3); import os, ray;"
         "assert ray.get(ray.remote(num_cpus=1)(lambda: os.nice(0)).remote()) == os.nice(0) + 3; disconnect()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")

@@ -1,4 +1,4 @@
-"""Ray Jobs against a head node of our own, started and ended here."""
+"""Ray Jobs on a head node that this module starts and stops."""
 
 import os
 import shutil
@@ -16,23 +16,24 @@ from urllib.request import urlopen
 import pytest
 
 from cluster.ray_connection import ray_api_address, runtime_env
-from jobs.commands.submit import _client, job_logs, list_jobs, stop_job, submit
+from jobs.commands import submit as submit_module
+from jobs.commands.submit import _connect, job_logs, list_jobs, stop_job, submit
 
 
 @pytest.fixture(scope="module")
 def ports() -> list[int]:
-    """Free ones for the head node: its own, its dashboard's, and three that it wants too."""
+    """Free ports for the head node: GCS, dashboard, client server, agent HTTP, agent gRPC."""
     probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(5)]
-    found = [probe.getsockname()[1] for probe in probes]
+    free = [probe.getsockname()[1] for probe in probes]
     for probe in probes:
         probe.close()
-    return found
+    return free
 
 
 @pytest.fixture(scope="module")
 def head(session_environment: None, ports: list[int]) -> Iterator[str]:
-    """The dashboard's URL of a `ray start --head` with its own ports and folder."""
-    folder = tempfile.mkdtemp(prefix="zray", dir="/tmp")  # short: the paths of sockets have a limit
+    """Start `ray start --head` with ports and a folder of its own; yield the URL of its dashboard."""
+    folder = tempfile.mkdtemp(prefix="zray", dir="/tmp")  # short: the length of a socket's path is limited
     options = {
         "port": ports[0], "dashboard-port": ports[1], "ray-client-server-port": ports[2],
         "dashboard-agent-listen-port": ports[3], "dashboard-agent-grpc-port": ports[4],
@@ -57,14 +58,14 @@ def head(session_environment: None, ports: list[int]) -> Iterator[str]:
         process.terminate()
         try:
             process.wait(5)
-        except subprocess.TimeoutExpired:  # `ray start` now and then waits 30 s for a process that has ended
+        except subprocess.TimeoutExpired:  # `ray start` sometimes waits 30 s for a process that has exited
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.parametrize("argv", [[], ["serve"], ["doctor"], ["rm", "-rf"]])
-def test_what_is_no_job_is_refused(argv: list[str]):
+def test_an_unknown_job_kind_is_refused(argv: list[str]):
     with pytest.raises(ValueError, match="submit takes ingest, train, tune, study, claims, promote, not"):
         submit(argv)
 
@@ -74,22 +75,22 @@ def test_a_missing_recipe_file_is_refused():
         submit(["train", "mine.yaml"])
 
 
-def test_an_address_where_nothing_answers_is_said_soon(start_moto, monkeypatch: pytest.MonkeyPatch):
+def test_an_address_without_a_dashboard_fails_within_seconds(start_moto, monkeypatch: pytest.MonkeyPatch):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        quiet = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        for address in ("http://127.0.0.1:1", "127.0.0.1:1", quiet, "ray://127.0.0.1:1", start_moto()):
+        silent_url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        for address in ("http://127.0.0.1:1", "127.0.0.1:1", silent_url, "ray://127.0.0.1:1", start_moto()):
             monkeypatch.setenv("RAY_ADDRESS", address)
-            began = time.monotonic()
-            with pytest.raises(ValueError, match=r"no Ray|takes http://host:8265") as caught:
+            started = time.monotonic()
+            with pytest.raises(ValueError, match=r"no Ray|take http://host:8265") as caught:
                 list_jobs()
             assert address in str(caught.value)
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - started < 10
 
 
 @pytest.mark.ray
-def test_a_job_runs_where_it_was_submitted_and_brings_its_data(head: str, capfd: pytest.CaptureFixture[str]):
+def test_a_job_runs_in_the_submitters_folder(head: str, capfd: pytest.CaptureFixture[str]):
     argv = ["ingest", "generated", "--to", "faces here", "--limit", "32", "--size", "32"]
     result = submit(argv, head, wait=True)
     assert (result["status"], result["exit_status"]) == ("SUCCEEDED", 0), capfd.readouterr().err
@@ -101,7 +102,7 @@ def test_a_job_runs_where_it_was_submitted_and_brings_its_data(head: str, capfd:
 
 
 @pytest.mark.ray
-def test_a_recipe_file_travels_and_a_users_mistake_keeps_its_status(head: str):
+def test_a_recipe_file_is_uploaded_and_a_wrong_one_ends_in_status_2(head: str):
     Path("my recipe.yaml").write_text("nonsense: 1\n")
     result = submit(["train", "my recipe.yaml"], head, wait=True)
     assert (result["status"], result["exit_status"]) == ("FAILED", 2)
@@ -109,65 +110,71 @@ def test_a_recipe_file_travels_and_a_users_mistake_keeps_its_status(head: str):
 
 
 @pytest.mark.ray
-def test_our_code_travels_to_the_entry_point_and_to_the_workers(head: str, tmp_path: Path):
+def test_the_entrypoint_and_the_workers_run_the_submitters_code(head: str, tmp_path: Path):
     code = (
         "from cluster.ray_connection import connect; import aecore, ray; connect(); print('driver', aecore.__file__);"
-        "where = ray.remote(lambda: __import__('aecore').__file__); print('worker', ray.get(where.remote()))"
+        "task = ray.remote(lambda: __import__('aecore').__file__); print('worker', ray.get(task.remote()))"
     )
-    client, _ = _client(head)
-    job = client.submit_job(
+    client, _ = _connect(head)
+    job_id = client.submit_job(
         entrypoint=f'{sys.executable} -P -c "{code}"', runtime_env={**runtime_env(), "working_dir": str(tmp_path)}
     )
-    log = job_logs(job, head, follow=True)
-    for who in ("driver", "worker"):
-        line = next(line for line in log.splitlines() if line.startswith(who))
+    log = job_logs(job_id, head, follow=True)
+    for process in ("driver", "worker"):
+        line = next(line for line in log.splitlines() if line.startswith(process))
         assert "_ray_pkg_" in line
 
 
 @pytest.mark.ray
-def test_a_process_joins_by_the_heads_own_address(head: str, ports: list[int], tmp_path: Path):
+def test_a_process_joins_the_head_and_its_workers_get_settings_but_show_no_keys(
+    head: str, ports: list[int], tmp_path: Path
+):
     address = f"127.0.0.1:{ports[0]}"
-    assert list_jobs(address) == list_jobs(head)
     code = (
         "from cluster.ray_connection import connect; connect(); import ray, os;"
-        "told = ('ZPOINT_HOME', 'AWS_REGION', 'AWS_SECRET_ACCESS_KEY');"
-        "task = ray.remote(lambda: (__import__('aecore').__file__, *map(os.environ.get, told)));"
+        "names = ('ZPOINT_HOME', 'AWS_REGION', 'AWS_SECRET_ACCESS_KEY');"
+        "task = ray.remote(lambda: (__import__('aecore').__file__, *map(os.environ.get, names)));"
         "print(ray.get_runtime_context().gcs_address, *ray.get(task.remote()))"
     )
     secret = {"AWS_SECRET_ACCESS_KEY": "not-for-all", "AWS_REGION": "eu-far-9"}
     environment = {**os.environ, **secret, "RAY_ADDRESS": address, "ZPOINT_HOME": "here"}
     command = [sys.executable, "-P", "-c", code]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    where, code_file, home, region, key = done.stdout.split()
-    assert where == address
+    process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    joined_address, code_file, home, region, key = process.stdout.split()
+    assert joined_address == address
     assert "_ray_pkg_" in code_file
     assert home == str(tmp_path / "here")
-    assert done.stderr == ""
+    assert process.stderr == ""
     assert (region, key) == ("eu-far-9", "not-for-all")
-    shown = [
-        urlopen(f"{head}/api/{what}").read() for what in ("v0/runtime_envs?detail=1", "v0/tasks?detail=1", "jobs/")
-    ]
-    assert b"eu-far-9" in b"".join(shown)  # it is where the rest of the environment is told
-    assert b"not-for-all" not in b"".join(shown)
+    routes = ("v0/runtime_envs?detail=1", "v0/tasks?detail=1", "jobs/")
+    dashboard = b"".join(urlopen(f"{head}/api/{route}").read() for route in routes)
+    assert b"eu-far-9" in dashboard  # these routes do show environment variables
+    assert b"not-for-all" not in dashboard
+
+
+@pytest.mark.ray
+def test_the_address_of_the_head_leads_to_its_dashboard(head: str, ports: list[int], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(submit_module, "DASHBOARD_PORT", ports[1])
+    assert list_jobs(f"127.0.0.1:{ports[0]}") == list_jobs(head)
 
 
 @pytest.mark.ray
 def test_a_job_can_be_stopped(head: str):
-    client, _ = _client(head)
-    job = client.submit_job(entrypoint="echo begun; sleep 100")
-    while "begun" not in job_logs(job, head):
+    client, _ = _connect(head)
+    job_id = client.submit_job(entrypoint="echo begun; sleep 100")
+    while "begun" not in job_logs(job_id, head):
         time.sleep(0.2)
-    follower = threading.Thread(target=job_logs, args=(job, head, True))
+    follower = threading.Thread(target=job_logs, args=(job_id, head, True))
     follower.start()
-    assert stop_job(job, head) == {"id": job, "status": "STOPPED"}
+    assert stop_job(job_id, head) == {"id": job_id, "status": "STOPPED"}
     follower.join(20)
     assert not follower.is_alive()
-    assert stop_job(job, head)["status"] == "STOPPED"  # again: nothing happens
+    assert stop_job(job_id, head)["status"] == "STOPPED"  # a second time it changes nothing
 
 
 @pytest.mark.ray
 def test_an_unknown_job_is_named(head: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # --address goes before it
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # --address takes precedence
     for call in (job_logs, stop_job):
         with pytest.raises(ValueError, match="no job 'nosuch' at"):
             call("nosuch", head)
@@ -175,15 +182,15 @@ def test_an_unknown_job_is_named(head: str, monkeypatch: pytest.MonkeyPatch):
         job_logs("nosuch", head, follow=True)
 
 
-def test_two_threads_that_ask_leave_no_address_behind():
+def test_two_threads_leave_no_api_address_behind():
     entered = threading.Event()
 
-    def ask() -> None:
+    def enter() -> None:
         with ray_api_address("http://second"):
             entered.set()
             first_left.wait(10)
 
-    first_left, second = threading.Event(), threading.Thread(target=ask)
+    first_left, second = threading.Event(), threading.Thread(target=enter)
     with ray_api_address("http://first"):
         second.start()
         entered.wait(0.3)
