@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import ray_compat
-from cluster.settings import S3_KEYS, exported_env, quiet_environment, settings
+from cluster.settings import S3_KEYS, disable_telemetry, exported_env, settings
 
 CONNECT_TIMEOUT_S = 8
 PACKAGES = ("aecore", "cluster", "jobs", "serving")
@@ -29,7 +29,7 @@ def connect(*, niceness: int = 15) -> None:
     Workers of a local Ray run at `niceness`, 0 to 19; the default leaves the CPUs to the machine's other processes
     first. Raises ValueError if the address does not answer or is not one that `ray.init` takes.
     """
-    quiet_environment()
+    disable_telemetry()
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return
     if uses_local_ray():

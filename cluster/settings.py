@@ -1,4 +1,4 @@
-"""Every environment variable that zpoint reads, in one place."""
+"""The environment variables that zpoint reads."""
 
 import os
 import re
@@ -8,14 +8,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Settings:
-    """Read afresh by `settings()`, so tests and jobs may change the environment."""
+    """The values of the environment when `settings()` was called; it may change later."""
 
-    home: Path  # ZPOINT_HOME: everything embedded lies here
+    home: Path  # ZPOINT_HOME: MLflow's embedded store, and the defaults of the next two
     store: str  # ZPOINT_STORE: URI under which runs and MLflow's artifacts are kept
-    cache: Path  # ZPOINT_CACHE: node caches
-    cache_max: int | None  # ZPOINT_CACHE_MAX: bytes that the node caches of a node may take together
-    cpus: int | None  # ZPOINT_CPUS: what a local Ray is started with
-    debug: bool  # ZPOINT_DEBUG: a failed command shows where
+    cache: Path  # ZPOINT_CACHE: folder of the node caches
+    cache_max: int | None  # ZPOINT_CACHE_MAX: limit in bytes of all node caches of a node
+    cpus: int | None  # ZPOINT_CPUS: CPUs of a local Ray
+    debug: bool  # ZPOINT_DEBUG: a failed command prints its traceback
     token: str  # ZPOINT_TOKEN: bearer token of the endpoint
     tracking_uri: str  # MLFLOW_TRACKING_URI
     ray_address: str  # RAY_ADDRESS
@@ -32,7 +32,7 @@ class Settings:
 
 
 def settings() -> Settings:
-    """The settings now. Raises ValueError for a value that is none: of ZPOINT_CPUS, ZPOINT_CACHE_MAX, ZPOINT_TOKEN."""
+    """Read the settings. Raises ValueError for an invalid ZPOINT_CPUS, ZPOINT_CACHE_MAX or ZPOINT_TOKEN."""
     env = os.environ
     home = Path(env.get("ZPOINT_HOME", ".zpoint")).absolute()
     cpus = env.get("ZPOINT_CPUS", "")
@@ -40,12 +40,12 @@ def settings() -> Settings:
         raise ValueError(f"ZPOINT_CPUS takes a positive whole number, not '{cpus}'")
     return Settings(
         home=home,
-        store=_full(env.get("ZPOINT_STORE", str(home))),
+        store=_absolute_uri(env.get("ZPOINT_STORE", str(home))),
         cache=Path(env.get("ZPOINT_CACHE", home / "cache")).absolute(),
-        cache_max=_bytes("ZPOINT_CACHE_MAX", env.get("ZPOINT_CACHE_MAX", "")),
+        cache_max=_parse_size("ZPOINT_CACHE_MAX", env.get("ZPOINT_CACHE_MAX", "")),
         cpus=int(cpus) if cpus else None,
         debug=bool(env.get("ZPOINT_DEBUG")),
-        token=_token(env.get("ZPOINT_TOKEN", "")),
+        token=_parse_token(env.get("ZPOINT_TOKEN", "")),
         tracking_uri=env.get("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}"),
         ray_address=env.get("RAY_ADDRESS", ""),
         s3_endpoint=env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL", ""),
@@ -53,49 +53,48 @@ def settings() -> Settings:
     )
 
 
-def _full(uri: str) -> str:
+def _absolute_uri(uri: str) -> str:
     return uri.rstrip("/") if "://" in uri else str(Path(uri).absolute())
 
 
-def _token(text: str) -> str:
-    token = text.strip()  # a secret that comes out of a file ends in a new line
+def _parse_token(text: str) -> str:
+    token = text.strip()  # a secret read from a file often ends in a newline
     if not (token.isascii() and token.isprintable()):
-        raise ValueError("ZPOINT_TOKEN takes letters, digits and signs of ASCII")
+        raise ValueError("ZPOINT_TOKEN takes printable ASCII characters, as an HTTP header does")
     return token
 
 
-def _bytes(name: str, text: str) -> int | None:
+def _parse_size(name: str, text: str) -> int | None:
     if not text:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)B?", text, re.IGNORECASE)
-    if not found or not float(found[1]):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)B?", text, re.IGNORECASE)
+    if not match or not float(match[1]):
         raise ValueError(f"{name} takes a size as in 500MB or 20GB, not '{text}'")
-    return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
+    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
 
 
-def quiet_environment() -> None:
-    """Switch off what phones home; must run before ray or mlflow is imported."""
+def disable_telemetry() -> None:
+    """Disable the telemetry of Ray and MLflow; call it before either is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
 
 
-# What a cluster job needs to see of the submitting shell's environment.
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-EXPORTED_VARIABLES = (
+EXPORTED_VARIABLES = (  # what a job on the cluster needs of the submitter's environment
     *S3_KEYS, "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
     "MLFLOW_TRACKING_URI", "ZPOINT_HOME", "ZPOINT_STORE", "ZPOINT_CACHE", "ZPOINT_CACHE_MAX",
 )  # fmt: skip
 
 
 def exported_env() -> dict[str, str]:
-    """What another process needs to be set as it is here, for `apply_env` there; paths in full."""
-    now = settings()
-    named = {name: os.environ[name] for name in EXPORTED_VARIABLES if name in os.environ}
-    paths = {"ZPOINT_HOME": str(now.home), "ZPOINT_CACHE": str(now.cache), "ZPOINT_STORE": now.store}
-    return named | {name: path for name, path in paths.items() if name in named or name == "ZPOINT_HOME"}
+    """Return the variables, with absolute paths, that `apply_env` sets in another process."""
+    current = settings()
+    exported = {name: os.environ[name] for name in EXPORTED_VARIABLES if name in os.environ}
+    paths = {"ZPOINT_HOME": str(current.home), "ZPOINT_CACHE": str(current.cache), "ZPOINT_STORE": current.store}
+    return exported | {name: path for name, path in paths.items() if name in exported or name == "ZPOINT_HOME"}
 
 
 def apply_env(environment: dict[str, str]) -> None:
-    """Take over what `exported_env` gave in another process: a worker runs in a folder of its own."""
+    """Set the variables that `exported_env` returned in another process, whose working directory differs."""
     os.environ.update(environment)

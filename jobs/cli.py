@@ -14,7 +14,7 @@ from contextlib import closing, redirect_stdout
 from typing import Any, NoReturn
 
 from aecore.errors import one_line
-from cluster.settings import quiet_environment, settings
+from cluster.settings import disable_telemetry, settings
 from jobs.commands import printing
 
 Result = dict[str, Any]
@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> None:
-    quiet_environment()
+    disable_telemetry()
     parser = make_parser()
     args, rest = parser.parse_known_args(argv)
     # argparse stops collecting overrides at the first option; what follows it is still one when it has a `=`.

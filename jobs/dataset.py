@@ -2,7 +2,7 @@
 
 from aecore.config import Recipe
 from aecore.data.dataset import Dataset
-from cluster.storage import check_uri, full_uri, open_uri
+from cluster.storage import absolute_uri, check_uri, open_uri
 
 
 def open_dataset(uri: str) -> Dataset:
@@ -18,4 +18,4 @@ def open_dataset(uri: str) -> Dataset:
 
 def with_full_uri(recipe: Recipe) -> Recipe:
     """Return `recipe` with a dataset URI that is valid in any working directory."""
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"uri": full_uri(recipe.data.uri)})})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"uri": absolute_uri(recipe.data.uri)})})

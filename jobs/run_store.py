@@ -79,7 +79,7 @@ class RunStore:
     def ensure_mlflow_run(self, *, warn: bool = True) -> None:
         """Create the MLflow run that run.json describes, unless there is one."""
         if not self.run_id:
-            self.run_id = tracking.best_effort("open the run", self._create_mlflow_run, "", tell=warn)
+            self.run_id = tracking.best_effort("open the run", self._create_mlflow_run, "", warn=warn)
 
     def _create_mlflow_run(self) -> str:
         fs, root = self.folder
@@ -96,7 +96,7 @@ class RunStore:
         """
         self.ensure_mlflow_run(warn=warn)
         task = "take the epochs' metrics; they are logged when it answers, or by the same command again"
-        return bool(self.run_id) and tracking.best_effort(task, self._log_epochs, False, tell=warn)
+        return bool(self.run_id) and tracking.best_effort(task, self._log_epochs, False, warn=warn)
 
     def _log_epochs(self) -> bool:
         fs, root = self.folder
@@ -147,7 +147,7 @@ class RunStore:
         if fs.get_file_info(f"{root}/checkpoints").type is not pafs.FileType.NotFound:
             return self.end_mlflow_run("FAILED")
         delete_folder(fs, root)
-        tracking.forget_run(self.run_id)
+        tracking.delete_run(self.run_id)
 
 
 def open_run(
@@ -171,7 +171,7 @@ def open_run(
         labels = {"zpoint.run": name, "zpoint.uri": uri, "zpoint.dataset": manifest.digest, **(tags or {})}
         run = {
             "name": name, "digest": digest, "dataset": manifest.digest, "run_id": "",
-            "tags": labels | {tracking.KEY: secrets.token_hex(8)}, "recipe": recipe.model_dump(mode="json"),
+            "tags": labels | {tracking.KEY_TAG: secrets.token_hex(8)}, "recipe": recipe.model_dump(mode="json"),
         }  # fmt: skip
         write_json(fs, f"{root}/run.json", run)
     if run["digest"] != digest:

@@ -54,9 +54,9 @@ def session_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        from cluster.settings import quiet_environment
+        from cluster.settings import disable_telemetry
 
-        quiet_environment()
+        disable_telemetry()
         yield
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from cluster.settings import quiet_environment, settings
+from cluster.settings import disable_telemetry, settings
 
 LITTLE_DISK = 10e9  # bytes; an installation takes 6e9, CelebA in 96x96 1e9
 
@@ -29,7 +29,7 @@ class Check:
 
 def doctor() -> list[Check]:
     """Look at everything that the jobs need. Never raises, takes some 10 seconds, needs no internet."""
-    quiet_environment()
+    disable_telemetry()
     looks: dict[str, tuple[Callable[[], Check], str]] = {
         "settings": (_settings, "correct the variable"),
         "python": (_python, "make a new environment with Python 3.11 or 3.12"),

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from cluster.ray_connection import check_reachable, is_loopback, ray_api_address, runtime_env, use_token
-from cluster.settings import quiet_environment, settings
+from cluster.settings import disable_telemetry, settings
 
 JOBS = ("ingest", "train", "tune", "study", "claims", "promote")
 DASHBOARD_PORT = 8265
@@ -89,7 +89,7 @@ def stop_job(job_id: str, address: str | None = None) -> dict[str, Any]:
 
 def _connect(address: str | None) -> tuple[Any, str]:
     """Return a Ray Jobs client and the URL of its dashboard, which has answered."""
-    quiet_environment()
+    disable_telemetry()
     address = address or settings().ray_address
     url = _dashboard_url(address)
     use_token(urlsplit(url).hostname or "")

@@ -10,7 +10,7 @@ from cluster.progress import Bar, watch
 from cluster.ray_connection import connect
 from cluster.settings import settings
 from cluster.storage import check_uri
-from cluster.tracking import status_of
+from cluster.tracking import failure_status
 from jobs.dataset import open_dataset, with_full_uri
 from jobs.run_store import RunStore, open_run
 from jobs.train.ray_trainer import run_on_ray
@@ -41,7 +41,7 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
             run_store.discard()
             raise
         except BaseException as error:
-            run_store.end_mlflow_run(status_of(error))
+            run_store.end_mlflow_run(failure_status(error))
             raise
     run_store.end_mlflow_run("FINISHED")
     metrics = list(run_store.epochs().values())[-1]

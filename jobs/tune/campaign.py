@@ -72,7 +72,7 @@ def discard(campaign: Campaign) -> None:
     """Delete a campaign that a user's mistake kept from starting."""
     fs, path = campaign_file(campaign["campaign"])
     fs.delete_file(path)
-    tracking.forget_run(campaign["run_id"])
+    tracking.delete_run(campaign["run_id"])
 
 
 def find_best_run(name: str) -> str | None:

@@ -47,7 +47,7 @@ def tune(recipe: Recipe, stem: str) -> dict[str, Any]:
         if isinstance(error, ValueError) and "run_id" not in stored:
             campaigns.discard(campaign)
         else:
-            tracking.set_status(campaign["run_id"], tracking.status_of(error))
+            tracking.set_status(campaign["run_id"], tracking.failure_status(error))
         raise
     return campaigns.finish(campaign, _rank(trials, recipe.search.psnr_slack)) | {"already_finished": False}
 
