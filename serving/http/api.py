@@ -1,27 +1,27 @@
-"""The endpoint as a plain FastAPI app around a model: testable without Ray, mounted by serving.runtime.deployment.
+"""The endpoint as a plain FastAPI app around a model: testable without Ray, served by serving.runtime.replica.
 
-| route | takes | gives |
+| route | request | response |
 |---|---|---|
 | POST /v1/decode | z | images |
 | POST /v1/sample | {"sampler": "normal", "n": 1, "seed": null, "parameters": {}} | images; JSON also z, seed |
-| POST /v1/encode | pictures | z |
-| POST /v1/reconstruct | pictures; task, seed, parameters | images; JSON also seen, z, seed |
-| POST /v1/interpolate | two z or two pictures; steps, path | images; JSON also z |
-| GET /v1/model | | JSON: facts, samplers, tasks, the latent space, limits |
+| POST /v1/encode | images | z |
+| POST /v1/reconstruct | images; task, seed, parameters | images; JSON also seen, z, seed |
+| POST /v1/interpolate | two z or two images; steps, path | images; JSON also z |
+| GET /v1/model | | JSON: version, recipe, metrics, samplers, tasks, paths, latent space, limits |
 | GET /metrics | | Prometheus |
-| GET /healthz, /readyz | | {"status": "ok"}; readyz decodes a z-point first. These and all below want no token |
-| GET /docs, /openapi.json | | these routes with a line of curl each, as HTML; JSON |
-| GET /, /static/NAME | | the page for people |
+| GET /healthz, /readyz | | {"status": "ok"}; readyz decodes a z-point first. No token needed, from here on |
+| GET /docs, /openapi.json | | Swagger UI; OpenAPI |
+| GET /, /static/NAME | | the web page |
 
-z: JSON {"z": [[...], ...]} or .npy float (n, z_dim). Pictures: an image file (PNG, JPEG, WebP), .npy uint8
-(n, H, W, 1 or 3) or JSON {"images": ["base64 of an image file", ...]}; they are cut square and scaled. Options stand
-in the JSON beside z or images; with another body in the URL's query, where what is no option is a parameter:
-`?task=denoise&sigma=0.4&seed=1`. Images, by Accept: image/png (default), image/jpeg, image/webp (a grid for many),
-application/zip (a PNG each), application/x-npy (uint8 (n, size, size, channels)) or application/json
+z: JSON {"z": [[...], ...]} or .npy float (n, z_dim). Images in requests: an image file (PNG, JPEG, WebP), .npy uint8
+(n, H, W, 1 or 3) or JSON {"images": ["base64 of an image file", ...]}; they are cropped to squares and resized. Options
+stand in the JSON beside z or images, and for other bodies in the URL's query, whose other keys are parameters of the
+task: `?task=denoise&sigma=0.4&seed=1`. Images in responses, by Accept: image/png (default), image/jpeg, image/webp (a
+grid of several), application/zip (PNGs), application/x-npy (uint8 (n, size, size, channels)) or application/json
 {"model": "name/version", "images": ["base64 PNG", ...], ...}. z, by Accept: application/json {"model", "z"} or .npy.
 
-Errors are RFC 9457 problems (application/problem+json: status, title, detail); every answer names the model
-that gave it in the header X-Zpoint-Model, as `name/version`, and what was drawn with in X-Zpoint-Seed.
+Errors are RFC 9457 problems (application/problem+json: status, title, detail). Every response has the header
+X-Zpoint-Model, `name/version`; where random numbers were used also X-Zpoint-Seed.
 """
 
 import asyncio
@@ -29,234 +29,279 @@ import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi import APIRouter, FastAPI, Query, Request, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse, Response
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from aecore.config import TASKS
-from serving.http import docs, page, schemas
-from serving.http.decoding import JSON, NPY, PICTURES, Limits, TooLarge, load_json, parse_body
-from serving.http.encoding import ARRAY_KINDS, IMAGE_KINDS, encode_images, encode_json, encode_npy, negotiate_media_type
-from serving.http.middleware import GatewayMiddleware, problem
+from serving.http import operations, schemas
+from serving.http.decoding import IMAGE_FILES, JSON, NPY, Limits, TooLarge, load_json, parse_body
+from serving.http.encoding import (
+    ARRAY_RESPONSES,
+    IMAGE_RESPONSES,
+    encode_images,
+    encode_json,
+    encode_npy,
+    negotiate_media_type,
+)
+from serving.http.middleware import GatewayMiddleware, problem_response
+from serving.http.page import add_page
 from serving.runtime.batching import Overloaded
 from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_slot import ModelSlot, ServedModel
 
 T = TypeVar("T")
 O = TypeVar("O", bound=schemas.Options)  # noqa: E741
-SMALL = 1 << 16  # bytes that are parsed or encoded on the event loop; more goes to a thread
+MAX_INLINE_BYTES = 1 << 16  # bodies up to this size are parsed and encoded on the event loop, larger ones in a thread
+POST_ERRORS = (401, 406, 408, 413, 415, 422, 503)
+BINARY_IMAGES = tuple(media_type for media_type in IMAGE_RESPONSES if media_type != JSON)
+IMAGES = "images: one file (a grid of several images), a zip of PNGs, uint8 .npy (n, size, size, channels) or JSON"
+
+v1, health = APIRouter(tags=["HTTP API"]), APIRouter(tags=["Health"])
 
 
 def create_app(
     slot: ModelSlot, *, token: str = "", limits: Limits | None = None, metrics: EndpointMetrics | None = None
 ) -> FastAPI:
-    """The app around what stands in `slot`. With a `token` all but /healthz, /readyz, the page and the docs want
-    `Authorization: Bearer TOKEN`; without one it answers at a loopback address alone."""
-    limits, metrics = limits or Limits(), metrics or EndpointMetrics()
-    api = FastAPI(title="zpoint", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
-    api.add_middleware(GatewayMiddleware, slot=slot, token=token, limits=limits, metrics=metrics)
-    api.add_exception_handler(HTTPException, _http_problem)
-    api.add_exception_handler(Overloaded, _overloaded)
-    _add_points(api, limits)  # first: a request is compared with one route after the other
-    _add_pictures(api, limits)
-    _add_facts(api, slot, limits, metrics)
-    page.add_page(api)
-    return api
+    """Return the app that serves the model in `slot`.
 
-
-def _add_points(api: FastAPI, limits: Limits) -> None:
-    """The routes that z-points alone suffice for."""
-
-    @api.post("/v1/decode", response_class=Response, **docs.DECODE)
-    async def decode(request: Request) -> Response:
-        """Decode z-points to images."""
-        model: ServedModel = request.state.model
-        kind = _answer_kind(request, IMAGE_KINDS)
-        z, _ = await _take(request, limits, ("z",), schemas.Decode)
-        return await _images(await model.decode(z), kind, model)
-
-    @api.post("/v1/sample", response_class=Response, **docs.SAMPLE)
-    async def sample(request: Request) -> Response:
-        """Draw z-points with a sampler and decode them."""
-        model: ServedModel = request.state.model
-        kind = _answer_kind(request, IMAGE_KINDS)
-        _content_type(request, JSON)
-        body = await _read(request, limits, SMALL, "a sampler, n, seed and parameters")
-        with _refusals():
-            wanted = schemas.check(schemas.Sample, load_json(body))
-            limits.check_points("n", wanted.n, model.info.image)
-            seed = _seed(wanted.seed)
-            z = await asyncio.to_thread(schemas.draw, wanted, model.info.latents, seed)
-        return await _images(await model.decode(z), kind, model, {"z": z, "seed": seed})
-
-
-def _add_pictures(api: FastAPI, limits: Limits) -> None:
-    """The routes that take pictures."""
-
-    @api.post("/v1/encode", response_class=Response, **docs.ENCODE)
-    async def encode(request: Request) -> Response:
-        """Encode pictures to z-points: the means of the encoder."""
-        model: ServedModel = request.state.model
-        kind = _answer_kind(request, ARRAY_KINDS)
-        pictures, _ = await _take(request, limits, ("images",), schemas.Encode)
-        z = await model.encode(pictures)
-        body = encode_npy(z) if kind == NPY else encode_json({"model": model.info.label, "z": z})
-        return Response(body, media_type=kind)
-
-    @api.post("/v1/reconstruct", response_class=Response, **docs.RECONSTRUCT)
-    async def reconstruct(request: Request) -> Response:
-        """Do a task to pictures, as in training, and give what the model makes of them."""
-        model: ServedModel = request.state.model
-        kind = _answer_kind(request, IMAGE_KINDS)
-        pictures, wanted = await _take(request, limits, ("images",), schemas.Reconstruct)
-        seed = _seed(wanted.seed)
-        with _refusals():
-            task = schemas.check_task(wanted)
-            seen = await asyncio.to_thread(schemas.do_task, task, pictures, seed)
-        z = await model.encode(seen)
-        return await _images(await model.decode(z), kind, model, {"seen": seen, "z": z, "seed": seed})
-
-    @api.post("/v1/interpolate", response_class=Response, **docs.INTERPOLATE)
-    async def interpolate(request: Request) -> Response:
-        """Go from one z-point, or picture, to another in equal steps, and decode each."""
-        model: ServedModel = request.state.model
-        kind = _answer_kind(request, IMAGE_KINDS)
-        ends, wanted = await _take(request, limits, ("z", "images"), schemas.Interpolate)
-        with _refusals():
-            if len(ends) != 2:
-                raise ValueError(f"{len(ends)} ends: interpolation goes between two")
-            limits.check_points("steps", wanted.steps, model.info.image)
-        if ends.dtype == np.uint8:
-            ends = await model.encode(ends)
-        with _refusals():
-            z = await asyncio.to_thread(schemas.interpolate, ends, wanted, model.info.latents)
-        return await _images(await model.decode(z), kind, model, {"z": z})
-
-
-def _add_facts(api: FastAPI, slot: ModelSlot, limits: Limits, metrics: EndpointMetrics) -> None:
-    @api.get("/v1/model", **docs.MODEL)
-    async def about(request: Request) -> Response:
-        """The served model: version, run, recipe, image, metrics, samplers, tasks, paths, latents, limits."""
-        body = await asyncio.to_thread(lambda: encode_json(describe(request.state.model, slot, limits)))
-        return Response(body, media_type=JSON)
-
-    @api.get("/healthz", **docs.HEALTH)
-    async def healthz() -> dict[str, str]:
-        """Whether the endpoint answers; wants no token."""
-        return {"status": "ok"}
-
-    @api.get("/readyz", **docs.READY)
-    async def readyz(request: Request) -> dict[str, str]:
-        """Whether the model decodes a z-point now; wants no token."""
-        model: ServedModel = request.state.model
-        await model.decode(np.zeros((1, model.info.z_dim), np.float32))
-        return {"status": "ok"}
-
-    @api.get("/metrics", response_class=Response, **docs.METRICS)
-    async def get_metrics() -> Response:
-        """Counters of the replica that answers, for Prometheus."""
-        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
-
-    @api.get("/docs", include_in_schema=False)
-    async def routes(request: Request) -> HTMLResponse:
-        model: ServedModel = request.state.model
-        text = docs.docs_page(api.openapi(), str(request.base_url).rstrip("/"), model.info.z_dim)
-        return HTMLResponse(text, headers=page.HEADERS)
-
-
-def describe(model: ServedModel, slot: ModelSlot, limits: Limits) -> dict[str, Any]:
-    """What /v1/model tells, ready for JSON.
-
-    `samplers` and `tasks`: name to parameters with their defaults. `paths`: names. `latents`: mean and sd by component,
-    `axes` (sd and unit direction of each, largest first) and `attributes` (name to how z moves as the attribute grows
-    by 1). `refused`: null, or the version that the alias names, which did not load, and the reason.
+    With a `token` every path except /healthz, /readyz, the page and the docs needs `Authorization: Bearer TOKEN`;
+    without one the app responds only to requests for a loopback host.
     """
-    facts = model.info
-    told = {key: getattr(facts, key) for key in ("name", "version", "alias", "run_id", "recipe", "z_dim")}
-    return told | {
-        "image": asdict(facts.image),
-        "metrics": {name: value for name, value in facts.metrics.items() if math.isfinite(value)},
-        "samplers": {name: schemas.sampler_parameters(name) for name in facts.samplers},
-        "tasks": {name: schemas.task_parameters(name) for name in TASKS},
-        "paths": facts.paths,
-        "latents": facts.latent_space,
-        "limits": {"points": limits.points_of(facts.image), "body": limits.body, "pixels": limits.upload_pixels},
-        "refused": slot.refused,
-    }
+    app = FastAPI(title="zpoint", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.slot, app.state.limits, app.state.metrics = slot, limits or Limits(), metrics or EndpointMetrics()
+    app.add_middleware(GatewayMiddleware, slot=slot, token=token, limits=app.state.limits, metrics=app.state.metrics)
+    app.add_exception_handler(HTTPException, _http_problem)
+    app.add_exception_handler(RequestValidationError, _query_problem)
+    app.add_exception_handler(Overloaded, _overloaded_problem)
+    # The middleware checks the token; this only tells Swagger UI to ask for one.
+    app.include_router(v1, dependencies=[Security(HTTPBearer(auto_error=False))] if token else [])
+    app.include_router(health)
+    add_page(app)
+    return app
 
 
-async def _take(request: Request, limits: Limits, wants: tuple[str, ...], kind: type[O]) -> tuple[np.ndarray, O]:
-    """What the request brings of `wants` ("z", "images"), and its options."""
-    facts = request.state.model.info
-    content_type = _content_type(request, *(PICTURES if "images" in wants else ()), JSON, NPY)
-    takes = f"{limits.points_of(facts.image)} {'z-points' if 'z' in wants else 'pictures'}"
-    body = await _read(request, limits, limits.body, takes)
+@v1.post(
+    "/v1/decode",
+    response_class=Response,
+    responses=schemas.responses(IMAGES, *POST_ERRORS, model=schemas.ImagesResponse, media_types=BINARY_IMAGES),
+    openapi_extra=schemas.request_body(schemas.DecodeRequest, NPY),
+)
+async def decode(request: Request) -> Response:
+    """Decode z-points to images."""
+    model: ServedModel = request.state.model
+    media_type = _accepted_media_type(request, IMAGE_RESPONSES)
+    z, _ = await _read_input(request, ("z",), schemas.Options)
+    return await _images_response(model, await model.decode(z), media_type)
+
+
+@v1.post(
+    "/v1/sample",
+    response_class=Response,
+    responses=schemas.responses(IMAGES, *POST_ERRORS, model=schemas.SampleResponse, media_types=BINARY_IMAGES),
+    openapi_extra=schemas.request_body(schemas.SampleRequest),
+)
+async def sample(request: Request) -> Response:
+    """Draw z-points with a sampler and decode them."""
+    model: ServedModel = request.state.model
+    media_type = _accepted_media_type(request, IMAGE_RESPONSES)
+    _check_content_type(request, JSON)
+    body = await _read_body(request, MAX_INLINE_BYTES, "a sampler, n, seed and parameters")
+    with _client_errors():
+        options = schemas.validate(schemas.SampleRequest, load_json(body))
+        request.app.state.limits.check_option("n", options.n, model.info.image)
+        seed = _choose_seed(options.seed)
+        z = await asyncio.to_thread(operations.sample_z, options, model.info.latents, seed)
+    return await _images_response(model, await model.decode(z), media_type, {"z": z, "seed": seed})
+
+
+@v1.post(
+    "/v1/encode",
+    response_class=Response,
+    responses=schemas.responses(
+        "z-points: JSON or float32 .npy (n, z_dim)", *POST_ERRORS, model=schemas.EncodeResponse, media_types=(NPY,)
+    ),
+    openapi_extra=schemas.request_body(schemas.EncodeRequest, NPY, *IMAGE_FILES),
+)
+async def encode(request: Request) -> Response:
+    """Encode images to z-points: the means of q(z|x)."""
+    model: ServedModel = request.state.model
+    media_type = _accepted_media_type(request, ARRAY_RESPONSES)
+    images, _ = await _read_input(request, ("images",), schemas.Options)
+    z = await model.encode(images)
+    body = encode_npy(z) if media_type == NPY else encode_json({"model": model.info.label, "z": z})
+    return Response(body, media_type=media_type)
+
+
+@v1.post(
+    "/v1/reconstruct",
+    response_class=Response,
+    responses=schemas.responses(IMAGES, *POST_ERRORS, model=schemas.ReconstructResponse, media_types=BINARY_IMAGES),
+    openapi_extra=schemas.request_body(schemas.ReconstructRequest, NPY, *IMAGE_FILES),
+)
+async def reconstruct(request: Request, query: Annotated[schemas.ReconstructQuery, Query()]) -> Response:
+    """Corrupt images as a task does in training, encode and decode them. The query is for bodies other than JSON."""
+    model: ServedModel = request.state.model
+    media_type = _accepted_media_type(request, IMAGE_RESPONSES)
+    query_options = {"task": query.task, "seed": query.seed, "parameters": query.model_extra}
+    images, options = await _read_input(request, ("images",), schemas.ReconstructOptions, query_options)
+    seed = _choose_seed(options.seed)
+    with _client_errors():
+        task = operations.resolve_task(options)
+        corrupted = await asyncio.to_thread(operations.corrupt_images, task, images, seed)
+    z = await model.encode(corrupted)
+    fields = {"seen": corrupted, "z": z, "seed": seed}
+    return await _images_response(model, await model.decode(z), media_type, fields)
+
+
+@v1.post(
+    "/v1/interpolate",
+    response_class=Response,
+    responses=schemas.responses(IMAGES, *POST_ERRORS, model=schemas.InterpolateResponse, media_types=BINARY_IMAGES),
+    openapi_extra=schemas.request_body(schemas.InterpolateZRequest | schemas.InterpolateImagesRequest, NPY),
+)
+async def interpolate(request: Request, query: Annotated[schemas.InterpolateOptions, Query()]) -> Response:
+    """Decode evenly spaced z-points from one z-point or image to another. The query is for bodies other than JSON."""
+    model: ServedModel = request.state.model
+    media_type = _accepted_media_type(request, IMAGE_RESPONSES)
+    ends, options = await _read_input(
+        request, ("z", "images"), schemas.InterpolateOptions, query.model_dump(exclude_unset=True)
+    )
+    with _client_errors():
+        if len(ends) != 2:
+            raise ValueError(f"{len(ends)} z-points or images: interpolation needs two")
+        request.app.state.limits.check_option("steps", options.steps, model.info.image)
+    if ends.dtype == np.uint8:
+        ends = await model.encode(ends)
+    with _client_errors():
+        z = await asyncio.to_thread(operations.interpolate_z, ends, options, model.info.latents)
+    return await _images_response(model, await model.decode(z), media_type, {"z": z})
+
+
+@v1.get("/v1/model", responses=schemas.responses("the served model", 401))
+def get_model(request: Request) -> schemas.ModelResponse:  # not async: FastAPI runs it in a thread
+    """Return the served model: version, run, recipe, image, metrics, samplers, tasks, paths, latents, limits."""
+    info, limits = request.state.model.info, request.app.state.limits
+    fields = {key: getattr(info, key) for key in ("name", "version", "alias", "run_id", "recipe", "z_dim", "image")}
+    return schemas.ModelResponse(
+        **fields,
+        metrics={name: value for name, value in info.metrics.items() if math.isfinite(value)},
+        samplers={name: operations.sampler_parameters(name) for name in info.samplers},
+        tasks={name: operations.task_parameters(name) for name in TASKS},
+        paths=info.paths,
+        latents=info.latent_space,
+        limits=schemas.RequestLimits(
+            points=limits.max_points_of(info.image), body=limits.max_body_bytes, pixels=limits.max_upload_pixels
+        ),
+        refused=request.app.state.slot.refused,
+    )
+
+
+@health.get("/healthz", responses=schemas.responses("the endpoint responds", 401))
+async def healthz() -> schemas.StatusResponse:
+    """Return ok if the endpoint responds. Needs no token."""
+    return schemas.StatusResponse(status="ok")
+
+
+@health.get("/readyz", responses=schemas.responses("the model decodes", 401, 503))
+async def readyz(request: Request) -> schemas.StatusResponse:
+    """Return ok if the model decodes a z-point. Needs no token."""
+    model: ServedModel = request.state.model
+    await model.decode(np.zeros((1, model.info.z_dim), np.float32))
+    return schemas.StatusResponse(status="ok")
+
+
+@v1.get("/metrics", response_class=PlainTextResponse, responses=schemas.responses("metrics", 401))
+async def get_metrics(request: Request) -> Response:
+    """Return the metrics of the replica that responds, for Prometheus."""
+    return Response(request.app.state.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _read_input(
+    request: Request, keys: tuple[str, ...], options_model: type[O], query_options: Mapping[str, Any] | None = None
+) -> tuple[np.ndarray, O]:
+    """Return the body's z-points or images (`keys`) and its options.
+
+    The options stand in a JSON body; for another one they are `query_options`, by default the URL's query.
+    """
+    limits: Limits = request.app.state.limits
+    info = request.state.model.info
+    content_type = _check_content_type(request, *(IMAGE_FILES if "images" in keys else ()), JSON, NPY)
+    allowed = f"{limits.max_points_of(info.image)} {'z-points' if 'z' in keys else 'images'}"
+    body = await _read_body(request, limits.max_body_bytes, allowed)
 
     def parse() -> tuple[np.ndarray, O]:
-        found, beside = parse_body(body, content_type, wants, facts.image, facts.z_dim, limits)
+        array, options = parse_body(body, content_type, keys, info.image, info.z_dim, limits)
         if content_type != JSON:
-            return found, schemas.from_query(kind, dict(request.query_params))
-        return found, schemas.check(kind, beside)
+            options = request.query_params if query_options is None else query_options
+        return array, schemas.validate(options_model, dict(options))
 
-    with _refusals():
-        # Even a short file may hold many pixels.
-        return await (_where(len(body), parse) if wants == ("z",) else asyncio.to_thread(parse))
-
-
-async def _images(images: np.ndarray, kind: str, model: ServedModel, told: Mapping[str, Any] | None = None) -> Response:
-    told = {"model": model.info.label, **(told or {})}
-    with _refusals():
-        body = await _where(images.nbytes, encode_images, images, kind, told)
-    headers = {"X-Zpoint-Seed": str(told["seed"])} if "seed" in told else None
-    return Response(body, media_type=kind, headers=headers)
+    with _client_errors():
+        # Image files go to a thread whatever their size: a few bytes may decode to many pixels.
+        return await (_run(len(body), parse) if keys == ("z",) else asyncio.to_thread(parse))
 
 
-def _seed(wanted: int | None) -> int:
-    return secrets.randbelow(1 << 32) if wanted is None else wanted
+def _check_content_type(request: Request, *allowed: str) -> str:
+    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if content_type not in allowed:
+        types = f"{', '.join(allowed[:-1])} or {allowed[-1]}" if len(allowed) > 1 else allowed[0]
+        raise HTTPException(415, f"unsupported content-type '{content_type[:100]}': send {types}")
+    return content_type
 
 
-async def _where(size: int, work: Callable[..., T], *args: Any) -> T:
-    return work(*args) if size <= SMALL else await asyncio.to_thread(work, *args)
-
-
-def _answer_kind(request: Request, kinds: tuple[str, ...]) -> str:
+async def _read_body(request: Request, max_bytes: int, allowed: str) -> bytes:
+    too_large = HTTPException(413, f"the body is larger than {max_bytes} bytes: one request takes {allowed}")
+    content_length = request.headers.get("content-length", "")
+    if content_length.isascii() and content_length.isdigit() and int(content_length) > max_bytes:
+        raise too_large
+    timeout_s = request.app.state.limits.body_timeout_s
+    body = bytearray()
     try:
-        return negotiate_media_type(request.headers.get("accept", ""), kinds)
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > max_bytes:
+                    raise too_large
+                body += chunk
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not arrive within {timeout_s:g} s: send it again") from None
+    return bytes(body)
+
+
+def _accepted_media_type(request: Request, media_types: tuple[str, ...]) -> str:
+    try:
+        return negotiate_media_type(request.headers.get("accept", ""), media_types)
     except ValueError as error:
         raise HTTPException(406, str(error)) from None
 
 
-def _content_type(request: Request, *known: str) -> str:
-    given = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if given not in known:
-        raise HTTPException(415, f"content-type is '{given[:100]}': it takes {', '.join(known[:-1])} or {known[-1]}")
-    return given
+async def _images_response(
+    model: ServedModel, images: np.ndarray, media_type: str, fields: Mapping[str, Any] | None = None
+) -> Response:
+    fields = {"model": model.info.label, **(fields or {})}
+    with _client_errors():
+        body = await _run(images.nbytes, encode_images, images, media_type, fields)
+    headers = {"X-Zpoint-Seed": str(fields["seed"])} if "seed" in fields else None
+    return Response(body, media_type=media_type, headers=headers)
 
 
-async def _read(request: Request, limits: Limits, most: int, takes: str) -> bytes:
-    refusal = HTTPException(413, f"the body is larger than {most} bytes: one request takes {takes}")
-    length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and int(length) > most:
-        raise refusal
-    body = bytearray()
-    try:
-        async with asyncio.timeout(limits.read_seconds):
-            async for chunk in request.stream():
-                if len(body) + len(chunk) > most:
-                    raise refusal
-                body += chunk
-    except TimeoutError:
-        raise HTTPException(408, f"the body took longer than {limits.read_seconds:g} s to arrive") from None
-    return bytes(body)
+def _choose_seed(seed: int | None) -> int:
+    return secrets.randbelow(1 << 32) if seed is None else seed
+
+
+async def _run(n_bytes: int, function: Callable[..., T], *args: Any) -> T:
+    """Call `function` here if it processes few bytes, else in a thread."""
+    return function(*args) if n_bytes <= MAX_INLINE_BYTES else await asyncio.to_thread(function, *args)
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def _client_errors() -> Iterator[None]:
+    """Turn TooLarge into status 413 and ValueError into 422."""
     try:
         yield
     except TooLarge as error:
@@ -267,9 +312,14 @@ def _refusals() -> Iterator[None]:
 
 async def _http_problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return problem(error.status_code, error.detail, error.headers)
+    return problem_response(error.status_code, error.detail, error.headers)
 
 
-async def _overloaded(_: Request, error: Exception) -> Response:
+async def _query_problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return problem_response(422, schemas.summarize([{**e, "loc": e["loc"][1:]} for e in error.errors()]))
+
+
+async def _overloaded_problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, Overloaded)
-    return problem(503, str(error), {"Retry-After": str(math.ceil(error.retry_after_s))})
+    return problem_response(503, str(error), {"Retry-After": str(math.ceil(error.retry_after_s))})

@@ -1,7 +1,8 @@
-"""What comes in over the wire: z-points and pictures, out of JSON, .npy and image files. Nothing here knows HTTP.
+"""Decode request bodies: z-points and images from JSON, .npy and image files. Independent of HTTP.
 
-Every refusal is a ValueError with a one-line message; TooLarge when it is the amount that is refused. A body
-is measured before anything is made of it, so no request costs more memory than one that is allowed.
+Invalid input raises ValueError with a one-line message, and TooLarge, a subclass, if it exceeds a limit. The size of
+a body's content is checked before anything is allocated for it, so a refused request costs no more memory than an
+allowed one.
 """
 
 import base64
@@ -12,7 +13,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -22,80 +23,82 @@ from aecore.model.autoencoder import ImageShape
 
 PNG, JPEG, WEBP = "image/png", "image/jpeg", "image/webp"
 NPY, JSON, ZIP = "application/x-npy", "application/json", "application/zip"
-PICTURES = (PNG, JPEG, WEBP)
-UPLOADS = ("PNG", "JPEG", "WEBP")  # Pillow's names; some of its other formats start programs
-MAX_POINTS = 4096
+IMAGE_FILES = (PNG, JPEG, WEBP)
+PILLOW_FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow starts external programs for some of its other formats
 
 
 class TooLarge(ValueError):
-    """More than one request may hold."""
+    """The request exceeds one of `Limits`."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may hold: z-points or pictures, bytes of body, pixels (and so bytes) of pictures in and out.
+    """The bounds of one request, and of all concurrent requests together.
 
-    `seconds`: how long it may take; `read_seconds`: how long its body may take to arrive. `held`: bytes of body of all
-    requests together that are not answered yet.
+    max_points: z-points or images of one request. max_body_bytes: bytes of one body. max_buffered_bytes: bytes of the
+    bodies of all unanswered requests of a replica. max_output_bytes: bytes of the decoded uint8 images of one request.
+    max_upload_pixels: pixels of the uploaded images of one request. timeout_s: seconds until a request must be
+    answered. body_timeout_s: seconds until its body must have arrived.
     """
 
-    points: int = MAX_POINTS
-    body: int = 32 << 20
-    held: int = 512 << 20
-    pixels: int = 256 << 20
-    upload_pixels: int = 64_000_000
-    seconds: float = 60.0
-    read_seconds: float = 20.0
+    max_points: int = 4096
+    max_body_bytes: int = 32 << 20
+    max_buffered_bytes: int = 512 << 20
+    max_output_bytes: int = 256 << 20
+    max_upload_pixels: int = 64_000_000
+    timeout_s: float = 60.0
+    body_timeout_s: float = 20.0
 
-    def points_of(self, image: ImageShape) -> int:
-        """z-points whose images stay within `pixels`, at most `points`."""
-        return min(self.points, max(1, self.pixels // (image.size**2 * image.channels)))
+    def max_points_of(self, image: ImageShape) -> int:
+        """Return the number of z-points whose images fit into `max_output_bytes`: 1 to `max_points`."""
+        return min(self.max_points, max(1, self.max_output_bytes // (image.size**2 * image.channels)))
 
-    def check_points(self, option: str, n: int, image: ImageShape) -> None:
-        """Raise TooLarge when an option asks for more z-points than `points_of` gives."""
-        if n > (most := self.points_of(image)):
-            raise TooLarge(f"{option} is {n}: one request takes at most {most} z-points")
+    def check_option(self, option: str, n: int, image: ImageShape) -> None:
+        """Raise TooLarge if `option` (n, steps) asks for more than `max_points_of` z-points."""
+        if n > (max_points := self.max_points_of(image)):
+            raise TooLarge(f"{option} is {n}: one request takes at most {max_points} z-points")
 
 
 def parse_body(
-    body: bytes, content_type: str, wants: tuple[str, ...], image: ImageShape, z_dim: int, limits: Limits
+    body: bytes, content_type: str, keys: tuple[str, ...], image: ImageShape, z_dim: int, limits: Limits
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """What a body holds, and the options that stand beside it in JSON.
+    """Return the array in a body, and the options beside it in a JSON body.
 
-    z-points come as float32 (n, z_dim), all finite, pictures as uint8 (n, size, size, channels), cut and scaled as
-    the model takes them; `wants` says which of "z" and "images" may come. `content_type` is JSON (`{"z": [[...], ...]}`
-    or `{"images": ["base64 of an image file", ...]}`), NPY (floats (n, z_dim) or uint8 (n, H, W, 1 or 3)) or the type
-    of an image file. Nothing is unpickled. Raises ValueError for anything else, TooLarge for more than `limits` allow.
+    The array holds z-points, float32 (n, z_dim), all finite, or images, uint8 (n, size, size, channels), cropped and
+    resized to the model's `image`. `keys` are the allowed kinds: "z", "images" or both. `content_type` is JSON
+    (`{"z": [[...], ...]}` or `{"images": ["base64 of an image file", ...]}`), NPY (floats (n, z_dim) or uint8
+    (n, H, W, 1 or 3)) or the type of an image file. Nothing is unpickled. Raises ValueError for any other body,
+    TooLarge for one beyond `limits`.
     """
-    most = limits.points_of(image)
+    max_points = limits.max_points_of(image)
     if content_type == NPY:
-        header = npy_header(body)
-        if "images" in wants and ("z" not in wants or header[2] == np.uint8):
-            return _npy_pictures(body, header, image, most), {}
-        return finite(_npy_z(body, header, z_dim, most)), {}
+        header = read_npy_header(body)
+        if "images" in keys and ("z" not in keys or header.dtype == np.uint8):
+            return _images_from_npy(body, header, image, max_points), {}
+        return to_finite_float32(_z_from_npy(body, header, z_dim, max_points)), {}
     if content_type != JSON:
-        return fit_pictures([body], image, limits), {}
-    check_amount(body, z_dim, most)
+        return decode_image_files([body], image, limits), {}
+    check_json_size(body, z_dim, max_points)
     value = load_json(body)
-    found = [key for key in wants if isinstance(value, dict) and key in value]
-    if not isinstance(value, dict) or len(found) != 1:
-        shapes = {"z": '{"z": [[...], ...]}', "images": '{"images": ["base64 of an image file", ...]}'}
-        raise ValueError(f"the JSON body must be {' or '.join(shapes[key] for key in wants)}")
-    options = {key: option for key, option in value.items() if key != found[0]}
-    if found == ["z"]:
-        return check_z(value["z"], z_dim, most), options
-    return check_pictures(value["images"], image, limits), options
+    present = [key for key in keys if isinstance(value, dict) and key in value]
+    if not isinstance(value, dict) or len(present) != 1:
+        forms = {"z": '{"z": [[...], ...]}', "images": '{"images": ["base64 of an image file", ...]}'}
+        raise ValueError(f"the JSON body must be {' or '.join(forms[key] for key in keys)}")
+    options = {key: option for key, option in value.items() if key != present[0]}
+    if present == ["z"]:
+        return z_from_lists(value["z"], z_dim, max_points), options
+    return images_from_base64(value["images"], image, limits), options
 
 
-def check_amount(body: bytes, z_dim: int, max_points: int) -> None:
-    """Raise TooLarge when a JSON text has more brackets and commas than `max_points` z-points, before it is built."""
-    points, numbers = body.count(b"[") - 1, body.count(b",") + 1
-    if points > max_points or numbers > max_points * (z_dim + 1):
-        raise TooLarge(f"about {max(points, numbers // z_dim)} z-points: one request takes at most {max_points}")
+def check_json_size(body: bytes, z_dim: int, max_points: int) -> None:
+    """Raise TooLarge if a JSON text has more brackets or commas than `max_points` z-points, before it is parsed."""
+    rows, numbers = body.count(b"[") - 1, body.count(b",") + 1
+    if rows > max_points or numbers > max_points * (z_dim + 1):
+        raise TooLarge(f"about {max(rows, numbers // z_dim)} z-points: one request takes at most {max_points}")
 
 
-def check_z(rows: object, z_dim: int, max_points: int) -> np.ndarray:
-    """The z-points that a JSON value `[[...], ...]` names, float32 `(n, z_dim)`, finite."""
+def z_from_lists(rows: object, z_dim: int, max_points: int) -> np.ndarray:
+    """Return the z-points of a JSON value `[[...], ...]` as finite float32 (n, z_dim)."""
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
         raise ValueError("z must be a list of lists of numbers, one list per z-point")
     _check_count(len(rows), max_points)
@@ -105,120 +108,127 @@ def check_z(rows: object, z_dim: int, max_points: int) -> np.ndarray:
     if not set(map(type, chain.from_iterable(rows))) <= {int, float}:
         raise ValueError("z must hold numbers only")
     try:
-        return finite(np.array(rows, np.float64))
+        return to_finite_float32(np.array(rows, np.float64))
     except OverflowError:
         raise ValueError("z holds a number too large for a float32") from None
 
 
-def finite(z: np.ndarray) -> np.ndarray:
-    """`z` as float32 of its own. Raises ValueError when a component is not a finite float32."""
+def to_finite_float32(z: np.ndarray) -> np.ndarray:
+    """Return a float32 copy of `z`. Raises ValueError if a component is not a finite float32."""
     with np.errstate(over="ignore"):
-        z = np.array(z, np.float32, order="C")  # a copy: the body is read-only
+        z = np.array(z, np.float32, order="C")  # a copy: the body's buffer is read-only
     if not np.isfinite(z).all():
         raise ValueError("z holds NaN or infinity: every component must be a finite float32")
     return z
 
 
 def load_json(body: bytes) -> object:
-    """The value of a JSON text. Raises ValueError when it is none."""
+    """Return the value of a JSON text. Raises ValueError if it is invalid."""
     try:
         return json.loads(body)
     except RecursionError:
         raise ValueError("the body is JSON nested too deeply") from None
-    except ValueError as error:  # not JSON, not UTF-8, or an integer of thousands of digits
+    except ValueError as error:  # invalid JSON or UTF-8, or an integer of thousands of digits
         raise ValueError(f"the body is not JSON: {error}") from None
 
 
-Header = tuple[tuple[int, ...], bool, np.dtype, int]
+class NpyHeader(NamedTuple):
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype
+    data_offset: int
 
 
-def npy_header(body: bytes) -> Header:
-    """Shape, order, dtype and start of the data of a .npy file. Raises ValueError when that does not read."""
-    length = slice(8, 10) if body[6:7] == b"\1" else slice(8, 12)
-    return _npy_header(body[: length.stop + int.from_bytes(body[length], "little")])
+def read_npy_header(body: bytes) -> NpyHeader:
+    """Return the header of a .npy file. Raises ValueError if it is invalid."""
+    length_field = slice(8, 10) if body[6:7] == b"\1" else slice(8, 12)
+    return _parse_npy_header(body[: length_field.stop + int.from_bytes(body[length_field], "little")])
 
 
 @lru_cache(64)
-def _npy_header(head: bytes) -> Header:
-    # Nearly all requests have one of a few headers, and numpy takes a tenth of a millisecond for one.
-    stream = io.BytesIO(head)
+def _parse_npy_header(header: bytes) -> NpyHeader:
+    # Cached: numpy takes 0.1 ms for a header, and nearly all requests have one of a few.
+    stream = io.BytesIO(header)
     try:
         version = np.lib.format.read_magic(stream)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, fortran_order, dtype = read[version](stream)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran_order, dtype = readers[version](stream)
     except Exception:  # numpy evaluates the header as a Python literal, which fails in many ways
-        raise ValueError("the body is not a .npy file: its header does not read") from None
-    return shape, fortran_order, dtype, stream.tell()
+        raise ValueError("the body is not a .npy file: invalid header") from None
+    return NpyHeader(shape, fortran_order, dtype, stream.tell())
 
 
-def _npy_z(body: bytes, header: Header, z_dim: int, most: int) -> np.ndarray:
-    shape, _, dtype, _ = header
+def _z_from_npy(body: bytes, header: NpyHeader, z_dim: int, max_points: int) -> np.ndarray:
+    shape, dtype = header.shape, header.dtype
     if dtype.kind != "f" or dtype.itemsize > 8:
         raise ValueError(f"the .npy array is of {dtype}: z takes float16, float32 or float64")
     if len(shape) != 2:
         raise ValueError(f"the .npy array has shape {shape}: z takes (n, {z_dim})")
-    _check_count(shape[0], most)
+    _check_count(shape[0], max_points)
     if shape[1] != z_dim:
         raise ValueError(f"the .npy array has {shape[1]} components per z-point: this model takes z_dim {z_dim}")
     return _npy_data(body, header)
 
 
-def _npy_pictures(body: bytes, header: Header, image: ImageShape, most: int) -> np.ndarray:
-    shape, _, dtype, _ = header
+def _images_from_npy(body: bytes, header: NpyHeader, image: ImageShape, max_images: int) -> np.ndarray:
+    shape, dtype = header.shape, header.dtype
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
-        raise ValueError(f"the .npy array is of {dtype} with shape {shape}: pictures take uint8 (n, H, W, 1 or 3)")
-    _check_count(shape[0], most, "pictures")
+        raise ValueError(f"the .npy array is of {dtype} with shape {shape}: images take uint8 (n, H, W, 1 or 3)")
+    _check_count(shape[0], max_images, "images")
     if min(shape) < 1:
-        raise ValueError(f"the .npy array has shape {shape}: pictures need a pixel at least")
-    return np.stack([fit_square(each, image.size, image.channels) for each in _npy_data(body, header)])
+        raise ValueError(f"the .npy array has shape {shape}: images need at least one pixel")
+    return np.stack([fit_square(pixels, image.size, image.channels) for pixels in _npy_data(body, header)])
 
 
-def _npy_data(body: bytes, header: Header) -> np.ndarray:
-    shape, fortran_order, dtype, start = header
-    promised, given = math.prod(shape) * dtype.itemsize, len(body) - start
-    if promised != given:
-        raise ValueError(f"the .npy header promises {promised} bytes of data, the body holds {given}")
-    return np.frombuffer(body, dtype, offset=start).reshape(shape, order="F" if fortran_order else "C")
+def _npy_data(body: bytes, header: NpyHeader) -> np.ndarray:
+    expected, actual = math.prod(header.shape) * header.dtype.itemsize, len(body) - header.data_offset
+    if expected != actual:
+        raise ValueError(f"the .npy header promises {expected} bytes of data, the body holds {actual}")
+    order = "F" if header.fortran_order else "C"
+    return np.frombuffer(body, header.dtype, offset=header.data_offset).reshape(header.shape, order=order)
 
 
-def check_pictures(value: object, shape: ImageShape, limits: Limits) -> np.ndarray:
-    """The pictures of a JSON value `["base64 of an image file", ...]`, uint8 (n, size, size, channels)."""
+def images_from_base64(value: object, image: ImageShape, limits: Limits) -> np.ndarray:
+    """Return the images of a JSON value `["base64 of an image file", ...]`, uint8 (n, size, size, channels)."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ValueError("images must be a list of image files in base64")
-    _check_count(len(value), limits.points_of(shape), "pictures")
+    _check_count(len(value), limits.max_points_of(image), "images")
     files = []
     for index, text in enumerate(value):
         try:
-            files.append(base64.b64decode(text.rpartition("base64,")[2], validate=True))  # data: URLs too
+            files.append(base64.b64decode(text.rpartition("base64,")[2], validate=True))  # accepts data: URLs too
         except (binascii.Error, ValueError):
             raise ValueError(f"images[{index}] is not base64") from None
-    return fit_pictures(files, shape, limits)
+    return decode_image_files(files, image, limits)
 
 
-def fit_pictures(files: list[bytes], shape: ImageShape, limits: Limits) -> np.ndarray:
-    """Image files, decoded and cut: uint8 (n, size, size, channels). Their pixels are counted by their headers."""
-    pixels = sum(_pixels(data) for data in files)
-    if pixels > limits.upload_pixels:
-        raise TooLarge(f"{pixels:,} pixels: one request takes pictures of at most {limits.upload_pixels:,}")
-    fitted = []
+def decode_image_files(files: list[bytes], image: ImageShape, limits: Limits) -> np.ndarray:
+    """Decode, crop and resize image files to uint8 (n, size, size, channels).
+
+    Their headers are read first: TooLarge if they have more than `max_upload_pixels` in total.
+    """
+    pixels = sum(_pixel_count(data) for data in files)
+    if pixels > limits.max_upload_pixels:
+        raise TooLarge(f"{pixels:,} pixels: one request takes images of at most {limits.max_upload_pixels:,} in total")
+    images = []
     for index, data in enumerate(files):
         try:
-            fitted.append(fit_square(decode_image(data, UPLOADS), shape.size, shape.channels))
+            images.append(fit_square(decode_image(data, PILLOW_FORMATS), image.size, image.channels))
         except ValueError as error:
             raise ValueError(f"images[{index}]: {error}") from None
-    return np.stack(fitted)
+    return np.stack(images)
 
 
-def _pixels(data: bytes) -> int:
+def _pixel_count(data: bytes) -> int:
     try:
-        with Image.open(io.BytesIO(data), formats=UPLOADS) as image:  # reads the header only
+        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:  # reads the header only
             return image.size[0] * image.size[1]
-    except Exception:  # decode_image says what is wrong
+    except Exception:  # decode_image reports the cause
         return 0
 
 
-def _check_count(n: int, most: int, what: str = "z-points") -> None:
+def _check_count(n: int, max_count: int, noun: str = "z-points") -> None:
     if n < 1:
-        raise ValueError("z holds no z-point: at least one is needed" if what == "z-points" else "there is no picture")
-    if n > most:
-        raise TooLarge(f"{n} {what}: one request takes at most {most}")
+        raise ValueError(f"the body holds no {noun}: send at least one")
+    if n > max_count:
+        raise TooLarge(f"{n} {noun}: one request takes at most {max_count}")

@@ -1,4 +1,4 @@
-"""What every request passes: token or loopback, the limits of time and memory, the model's name, the counters."""
+"""Bracket every request: authentication, limits of time and memory, one model version, errors and metrics."""
 
 import asyncio
 import hmac
@@ -15,98 +15,109 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.http.decoding import Limits
+from serving.http.schemas import Problem
 from serving.runtime.batching import Overloaded
 from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_slot import ModelSlot
 
 log = logging.getLogger(__name__)
-GONE = 499  # nginx's status for a client that went away before it had sent its request
-# These and /static/, the page's files, need no token, but none that is wrong. A browser can show none where a link is
-# followed; the docs tell of the model no more than its z_dim.
-OPEN = frozenset({"/", "/docs", "/healthz", "/openapi.json", "/readyz"})
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected before its request was complete
+# These paths and /static/ need no token, since a browser sends none when it follows a link; a wrong token is refused
+# here too. They reveal nothing about the model.
+PUBLIC_PATHS = frozenset({"/", "/docs", "/healthz", "/openapi.json", "/readyz"})
 
 
-def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An RFC 9457 problem: status, title and detail, as application/problem+json."""
-    readable = detail.encode("utf-8", "backslashreplace").decode()  # it may quote half a character of the client's
-    body = {"status": status, "title": HTTPStatus(status).phrase, "detail": readable}
-    return JSONResponse(body, status, headers, media_type="application/problem+json")
+def problem_response(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return an RFC 9457 problem: status, title and detail, as application/problem+json."""
+    detail = detail.encode("utf-8", "backslashreplace").decode()  # it may quote a lone surrogate of the request
+    problem = Problem(status=status, title=HTTPStatus(status).phrase, detail=detail)
+    return JSONResponse(problem.model_dump(), status, headers, media_type="application/problem+json")
 
 
 class GatewayMiddleware:
-    """ASGI middleware. It takes `slot.current` once: a request is answered by one model, whatever the alias does.
+    """ASGI middleware around all routes.
 
-    Routes find that model as `request.state.model`.
+    It reads `slot.current` once per request, so that one model version answers it while the alias moves. Routes get
+    the model as `request.state.model`.
     """
 
     def __init__(self, app: ASGIApp, slot: ModelSlot, token: str, limits: Limits, metrics: EndpointMetrics):
         self._app, self._slot, self._token = app, slot, token.encode()
         self._limits, self._metrics = limits, metrics
-        self._held = 0  # bytes of bodies of requests that are not answered yet
+        self._buffered_bytes = 0  # of the bodies of all unanswered requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        model, status, held, began = self._slot.current, 0, 0, time.perf_counter()
+        model, status, body_bytes, start = self._slot.current, 0, 0, time.perf_counter()
         scope["state"] = {"model": model}
-        named = (b"x-zpoint-model", model.info.label.encode())
+        headers = [(b"x-zpoint-model", model.info.label.encode()), (b"x-content-type-options", b"nosniff")]
 
-        async def take() -> Message:
-            nonlocal held
+        async def receive_bounded() -> Message:
+            nonlocal body_bytes
             message = await receive()
-            size = len(message.get("body", b""))
-            held += size
-            self._held += size
-            if self._held > self._limits.held:
+            chunk_bytes = len(message.get("body", b""))
+            body_bytes += chunk_bytes
+            self._buffered_bytes += chunk_bytes
+            if self._buffered_bytes > self._limits.max_buffered_bytes:
                 raise Overloaded(1.0)
             return message
 
-        async def answer(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], named, (b"x-content-type-options", b"nosniff")]
+                message["headers"] = [*message["headers"], *headers]
             await send(message)
 
         try:
-            async with asyncio.timeout(self._limits.seconds):
-                await (self._refusal(scope) or self._app)(scope, take, answer)
+            async with asyncio.timeout(self._limits.timeout_s):
+                await (self._refuse(scope) or self._app)(scope, receive_bounded, send_with_headers)
         except TimeoutError:
             if status:
                 raise
-            late = problem(503, f"this took longer than {self._limits.seconds:g} s; ask for less", {"Retry-After": "5"})
-            await late(scope, receive, answer)
+            detail = (
+                f"the request took longer than {self._limits.timeout_s:g} s; request fewer images or retry after 5 s"
+            )
+            await problem_response(503, detail, {"Retry-After": "5"})(scope, receive, send_with_headers)
         except ClientDisconnect:
-            status = GONE
+            status = CLIENT_CLOSED_REQUEST
         except Exception:
-            log.exception("a request to %s failed", scope["path"])
+            log.exception("request to %s failed", scope["path"])
             if status:
                 raise
-            await problem(500, "this is the endpoint's own fault; its log says more")(scope, receive, answer)
+            await problem_response(500, "internal error; see the endpoint's log")(scope, receive, send_with_headers)
         finally:
-            # The server keeps the scope of a connection's last request: an idle one would keep a replaced model.
+            # The server keeps the scope of an idle connection's last request, which would keep a replaced model.
             scope["state"].clear()
-            self._held -= held
-            self._metrics.observe_request(_route(scope), status, time.perf_counter() - began)
+            self._buffered_bytes -= body_bytes
+            self._metrics.observe_request(_route_label(scope), status, time.perf_counter() - start)
 
-    def _refusal(self, scope: Scope) -> ASGIApp | None:
+    def _refuse(self, scope: Scope) -> ASGIApp | None:
+        """Return the response to a request without the token, or to a foreign host name; None if it is allowed."""
         headers = dict(scope["headers"])
         if not self._token:
-            # Else a web site whose name leads to 127.0.0.1 could use it through a visitor's browser (DNS rebinding).
-            return None if _is_here(headers.get(b"host", b"localhost")) else STRANGE_HOST
-        given = headers.get(b"authorization")
-        if given is None:
-            return None if scope["path"] in OPEN or scope["path"].startswith("/static/") else NO_TOKEN
-        kind, _, token = given.partition(b" ")
-        return None if hmac.compare_digest(token.strip(), self._token) and kind.lower() == b"bearer" else NO_TOKEN
+            # DNS rebinding: a web site whose name resolves to 127.0.0.1 could use the endpoint through a browser.
+            return None if _is_loopback_host(headers.get(b"host", b"localhost")) else FOREIGN_HOST
+        authorization = headers.get(b"authorization")
+        if authorization is None:
+            is_public = scope["path"] in PUBLIC_PATHS or scope["path"].startswith("/static/")
+            return None if is_public else UNAUTHORIZED
+        auth_scheme, _, token = authorization.partition(b" ")
+        is_valid = hmac.compare_digest(token.strip(), self._token) and auth_scheme.lower() == b"bearer"
+        return None if is_valid else UNAUTHORIZED
 
 
-NO_TOKEN = problem(401, "this endpoint wants 'Authorization: Bearer TOKEN'", {"WWW-Authenticate": "Bearer"})
-STRANGE_HOST = problem(421, "without a token this endpoint answers to localhost alone: set ZPOINT_TOKEN")
+UNAUTHORIZED = problem_response(
+    401, "missing or wrong token: send 'Authorization: Bearer TOKEN'", {"WWW-Authenticate": "Bearer"}
+)
+FOREIGN_HOST = problem_response(
+    421, "an endpoint without a token responds only at localhost: set ZPOINT_TOKEN where it is started"
+)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address means this machine alone."""
+    """Return whether a host name or address is this machine's loopback interface."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -114,13 +125,13 @@ def is_loopback(host: str) -> bool:
 
 
 @lru_cache(64)
-def _is_here(host: bytes) -> bool:
+def _is_loopback_host(host_header: bytes) -> bool:
     try:
-        return is_loopback(urlsplit("//" + host.decode()).hostname or "")  # without the port
+        return is_loopback(urlsplit("//" + host_header.decode()).hostname or "")  # without the port
     except ValueError:
         return False
 
 
-def _route(scope: Scope) -> str:
-    # Paths that nobody has made up: whatever is asked for, there are only so many of them.
+def _route_label(scope: Scope) -> str:
+    # The path of the matched route: paths that clients invent must not become labels without bound.
     return getattr(scope.get("route"), "path", "other")

@@ -1,45 +1,46 @@
-"""The page at `/`: the files in static/, served as they lie there, under a Content-Security-Policy that lets them load
-nothing else and run no inline script or style."""
+"""The web page at /, and Swagger UI at /docs: files of pages/, static/ and the package fastapi-offline.
 
-import hashlib
-from collections.abc import Awaitable, Callable
+A Content-Security-Policy lets them load nothing from elsewhere and run no inline script or style.
+"""
+
 from pathlib import Path
 
 from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
-TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
-HEADERS = {
+SECURITY_HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # asked for again each time, and then found unchanged by its ETag
+    "Cache-Control": "no-cache",  # browsers revalidate each file by its ETag
 }
-FOLDER = Path(__file__).parent / "static"
+PAGES, STATIC = Path(__file__).parent / "pages", Path(__file__).parent / "static"
 
 
-def add_page(api: FastAPI) -> None:
-    """Let `api` serve `/` and `/static/NAME`. They hold no secret, so they want no token."""
-    for file in FOLDER.iterdir():
-        path = "/" if file.name == "index.html" else f"/static/{file.name}"
-        api.add_api_route(path, _answer(file), methods=["GET", "HEAD"], include_in_schema=False)
+class SecureStaticFiles(StaticFiles):
+    """StaticFiles with SECURITY_HEADERS."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(SECURITY_HEADERS)
+        return response
 
 
-def _answer(file: Path) -> Callable[[Request], Awaitable[Response]]:
-    data, kind = file.read_bytes(), TYPES[file.suffix]
-    etag = f'"{hashlib.sha256(data).hexdigest()[:20]}"'
-    headers = HEADERS | {"ETag": etag}
+def add_page(app: FastAPI) -> None:
+    """Add /, /docs and /static to `app`. They hold no secret and need no token."""
+    pages = SecureStaticFiles(directory=PAGES)
 
-    async def answer(request: Request) -> Response:
-        if request.headers.get("if-none-match") == etag:
-            return Response(status_code=304, headers=headers)
-        return Response(data, media_type=kind, headers=headers)
+    async def index(request: Request) -> Response:
+        return await pages.get_response("index.html", request.scope)
 
-    return answer
+    async def docs(request: Request) -> Response:
+        return await pages.get_response("docs.html", request.scope)
+
+    app.add_api_route("/", index, methods=["GET", "HEAD"], include_in_schema=False)
+    app.add_api_route("/docs", docs, methods=["GET", "HEAD"], include_in_schema=False)
+    app.mount("/static/swagger", SecureStaticFiles(packages=[("fastapi_offline", "static")]))
+    app.mount("/static", SecureStaticFiles(directory=STATIC))

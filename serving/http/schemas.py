@@ -1,157 +1,212 @@
-"""What a request may ask for beside its z-points or pictures, checked: one section for each route.
+"""Pydantic models of requests and responses, from which FastAPI makes /openapi.json.
 
-A JSON body names options beside `z` or `images`; with another body they are the URL's query, where what is no
-option of the route is a parameter of its sampler or task: `?task=denoise&sigma=0.4&seed=1`.
+FastAPI parses only the URL's query with them. It would read a POST body whole, whatever its size, and parse it on the
+event loop: serving.http.api reads bodies itself, bounded, and validates their options with the models below. So the
+bodies enter the OpenAPI through `request_body`, which FastAPI documents as `openapi_extra`.
 """
 
-import inspect
-import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
 
-import numpy as np
-import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from aecore.config import TASKS, Section
+from aecore.config import TASKS
 from aecore.latent.interpolation import PATHS
-from aecore.latent.samplers import SAMPLERS, LatentStats, sample
-from aecore.model.autoencoder import to_float, to_uint8
-from aecore.model.corruptions import BatchNoise, corrupt
+from aecore.latent.samplers import SAMPLERS
+from aecore.model.autoencoder import ImageShape
+from serving.http.decoding import JSON
 
-SEED = "repeats what is drawn; without one X-Zpoint-Seed tells it"
+Z = list[list[float]]
+ZPoints = Annotated[Z, Field(min_length=1, description="z-points of z_dim numbers each")]
+Base64 = Annotated[str, Field(json_schema_extra={"format": "byte"})]
+ImageFiles = Annotated[list[Base64], Field(min_length=1, description="PNG, JPEG or WebP files in base64")]
+Seed = Annotated[
+    int | None,
+    Field(
+        ge=0, lt=2**63, description="makes the response repeatable; default: random, see X-Zpoint-Seed", examples=[0]
+    ),
+]
 
 
 class Options(BaseModel):
+    """Options of a request; this class itself has none."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class Decode(Options):
-    """None: z-points are all there is."""
+class DecodeRequest(Options):
+    z: ZPoints
 
 
-class Sample(Options):
+class SampleRequest(Options):
     sampler: str = Field(default="normal", description=f"one of {', '.join(SAMPLERS)}")
-    n: int = Field(default=1, strict=True, ge=1, description="how many z-points")
-    seed: int | None = Field(default=None, strict=True, ge=0, lt=2**63, description=SEED)
-    parameters: dict[str, float] = Field(default={}, description="the sampler's own, see /v1/model")
+    n: int = Field(default=1, strict=True, ge=1, description="number of z-points")
+    seed: Annotated[Seed, Field(strict=True)] = None
+    parameters: dict[str, float] = Field(default={}, description="parameters of the sampler, see /v1/model")
 
 
-class Encode(Options):
-    """None: pictures are all there is."""
+class EncodeRequest(Options):
+    images: ImageFiles
 
 
-class Reconstruct(Options):
+class ReconstructQuery(BaseModel):
+    """Options in the URL's query. All other keys are parameters of the task: `?task=denoise&sigma=0.4&seed=1`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    task: str = Field(default="reconstruct", description=f"one of {', '.join(TASKS)}; its parameters are keys too")
+    seed: Seed = None
+
+
+class ReconstructOptions(Options):
     task: str = Field(default="reconstruct", description=f"one of {', '.join(TASKS)}")
-    seed: int | None = Field(default=None, ge=0, lt=2**63, description=SEED)
-    parameters: dict[str, float | str] = Field(default={}, description="the task's own, see /v1/model")
+    seed: Seed = None
+    parameters: dict[str, float | str] = Field(default={}, description="parameters of the task, see /v1/model")
 
 
-class Interpolate(Options):
-    steps: int = Field(default=8, ge=2, description="how many z-points, both ends included")
+class ReconstructRequest(ReconstructOptions):
+    images: ImageFiles
+
+
+class InterpolateOptions(Options):
+    steps: int = Field(default=8, ge=2, description="number of z-points, both ends included")
     path: str = Field(default="straight", description=f"one of {', '.join(PATHS)}, see /v1/model")
 
 
-T = TypeVar("T", bound=Options)
+class InterpolateZRequest(InterpolateOptions):
+    z: Annotated[ZPoints, Field(min_length=2, max_length=2)]
 
 
-def check(kind: type[T], values: object) -> T:
-    """`values` as the options `kind`. Raises ValueError that names every wrong key in one line."""
+class InterpolateImagesRequest(InterpolateOptions):
+    images: Annotated[ImageFiles, Field(min_length=2, max_length=2)]
+
+
+class ImagesResponse(BaseModel):
+    model: str = Field(description="name/version")
+    images: list[Base64] = Field(description="PNG files in base64")
+
+
+class SampleResponse(ImagesResponse):
+    z: Z
+    seed: int
+
+
+class ReconstructResponse(ImagesResponse):
+    seen: list[Base64] = Field(description="the corrupted images that the encoder gets: PNG files in base64")
+    z: Z
+    seed: int
+
+
+class InterpolateResponse(ImagesResponse):
+    z: Z
+
+
+class EncodeResponse(BaseModel):
+    model: str = Field(description="name/version")
+    z: Z = Field(description="the means of q(z|x)")
+
+
+class PrincipalAxis(BaseModel):
+    sd: float = Field(description="standard deviation of the training images' z-points along the axis")
+    direction: list[float] = Field(description="unit vector of z_dim numbers")
+
+
+class LatentSpace(BaseModel):
+    mean: list[float] = Field(description="of the training images' z-points, per dimension")
+    sd: list[float] = Field(description="standard deviation, per dimension")
+    axes: list[PrincipalAxis] = Field(description="principal axes, the largest sd first")
+    attributes: dict[str, list[float]] = Field(description="the change of z as an attribute grows by 1")
+
+
+class RequestLimits(BaseModel):
+    points: int = Field(description="z-points or images of one request")
+    body: int = Field(description="bytes of a request's body")
+    pixels: int = Field(description="pixels of a request's images in total")
+
+
+class RefusedVersion(BaseModel):
+    version: str
+    reason: str
+
+
+class ModelResponse(BaseModel):
+    name: str
+    version: str
+    alias: str
+    run_id: str
+    recipe: dict[str, Any]
+    z_dim: int
+    image: ImageShape
+    metrics: dict[str, float]
+    samplers: dict[str, dict[str, float | None]] = Field(description="parameters and their defaults")
+    tasks: dict[str, dict[str, Any]] = Field(description="parameters and their defaults")
+    paths: list[str]
+    latents: LatentSpace
+    limits: RequestLimits
+    refused: RefusedVersion | None = Field(description="the version that the alias names, if it did not load")
+
+
+class StatusResponse(BaseModel):
+    status: str
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    status: int
+    title: str
+    detail: str
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def validate(model: type[T], values: object) -> T:
+    """Return `values` as a `model`. Raises ValueError, one line with every invalid key."""
     try:
-        return kind.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise ValueError(_one_line(error)) from None
+        raise ValueError(summarize(error.errors())) from None
 
 
-def from_query(kind: type[T], query: dict[str, str]) -> T:
-    """The options of a URL's query; keys that are no option go to `parameters`, where the route has them."""
-    known = {key: value for key, value in query.items() if key in kind.model_fields}
-    others = {key: value for key, value in query.items() if key not in known}
-    takes_more = "parameters" in kind.model_fields and "parameters" not in known
-    return check(kind, known | ({"parameters": others} if takes_more else others))
+def summarize(errors: Sequence[Any]) -> str:
+    """Return pydantic's errors as one line: `n: Input should be a valid integer; seed: ...`."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in errors)[:500]
 
 
-def sampler_parameters(name: str) -> dict[str, Any]:
-    """The parameters of a sampler and their defaults."""
-    given = inspect.signature(SAMPLERS[name]).parameters.values()
-    return {p.name: p.default for p in given if p.default is not p.empty}
+ERRORS = {
+    401: "the token is missing or wrong",
+    406: "Accept allows none of the media types of the response",
+    408: "the body took too long to arrive",
+    413: "the body, or the response to it, exceeds a limit",
+    415: "the route does not take this content type",
+    422: "the request is invalid; detail names the cause",
+    503: "the server is overloaded or the request timed out; retry after Retry-After seconds",
+}
 
 
-def task_parameters(name: str) -> dict[str, Any]:
-    """The parameters of a task and their defaults."""
-    return {key: field.default for key, field in TASKS[name].model_fields.items() if key != "kind"}
+def responses(
+    description: str, *errors: int, model: type[BaseModel] | None = None, media_types: Sequence[str] = ()
+) -> dict[int | str, dict[str, Any]]:
+    """Return FastAPI's `responses` of a route: 200 as JSON `model` or as binary `media_types`, and `errors`."""
+    headers = {"X-Zpoint-Model": {"description": "name/version", "schema": {"type": "string"}}}
+    success = {"description": description, "headers": headers, "content": _binary(media_types)}
+    problem = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+    problems = {status: {"description": ERRORS[status], "content": problem} for status in errors}
+    return {200: success | ({"model": model} if model else {}), **problems}
 
 
-def draw(wanted: Sample, latents: LatentStats, seed: int) -> np.ndarray:
-    """The z-points float32 (n, z_dim) that `wanted` names. Raises ValueError for what the sampler does not take."""
-    if wanted.sampler not in SAMPLERS:
-        raise ValueError(f"unknown sampler '{wanted.sampler[:50]}': it takes one of {', '.join(SAMPLERS)}")
-    known = sampler_parameters(wanted.sampler)
-    if unknown := set(wanted.parameters) - set(known):
-        takes = ", ".join(known) or "no parameters"
-        raise ValueError(f"{wanted.sampler} takes {takes}, not {', '.join(sorted(unknown))[:100]}")
-    if not all(map(math.isfinite, wanted.parameters.values())):
-        raise ValueError("parameters must be finite numbers")
-    z = sample(wanted.sampler, wanted.n, latents, seed, **wanted.parameters).numpy()
-    if not np.isfinite(z).all():
-        raise ValueError("these parameters give z-points that are not finite")
-    return np.ascontiguousarray(z, np.float32)
+def request_body(json_model: Any, *media_types: str) -> dict[str, Any]:
+    """Return FastAPI's `openapi_extra` of a route whose body is a JSON `json_model` or one of binary `media_types`."""
+    schema = TypeAdapter(json_model).json_schema()
+    content = {JSON: {"schema": _inline(schema)}, **_binary(media_types)}
+    return {"requestBody": {"required": True, "content": content}}
 
 
-def check_task(wanted: Reconstruct) -> Section:
-    """The task that `wanted` names, as a recipe's section. Raises ValueError in one line."""
-    if wanted.task not in TASKS:
-        raise ValueError(f"unknown task '{wanted.task[:50]}': it takes one of {', '.join(TASKS)}")
-    try:
-        return TASKS[wanted.task].model_validate({**wanted.parameters, "kind": wanted.task})
-    except ValidationError as error:
-        raise ValueError(f"task {wanted.task}: {_one_line(error)}") from None
+def _inline(schema: dict[str, Any]) -> dict[str, Any]:
+    definitions = schema.pop("$defs", {})
+    return {"anyOf": list(definitions.values())} if definitions else schema
 
 
-def do_task(task: Section, images: np.ndarray, seed: int) -> np.ndarray:
-    """What the encoder sees when a task is done to uint8 images (n, size, size, channels); uint8 as well.
-
-    Raises ValueError for a task that these images do not suit.
-    """
-    clean = to_float(torch.from_numpy(images))
-    draws = BatchNoise(torch.Generator().manual_seed(seed), torch.arange(len(images)), len(images))
-    return to_uint8(corrupt(task, clean, draws)).numpy()  # pyright: ignore[reportArgumentType]
-
-
-def interpolate(ends: np.ndarray, wanted: Interpolate, latents: LatentStats) -> np.ndarray:
-    """The z-points float32 (steps, z_dim) from ends[0] to ends[1]. Raises ValueError for a path that is not there."""
-    if wanted.path not in (known := available_paths(latents)):
-        raise ValueError(f"unknown path '{wanted.path[:50]}': this model takes {', '.join(known)}")
-    first, last = torch.from_numpy(ends)
-    z = PATHS[wanted.path](first, last, wanted.steps, _points(latents)).numpy()
-    if not np.isfinite(z).all():
-        raise ValueError("these ends are too far apart: the way between them is not finite")
-    return np.ascontiguousarray(z, np.float32)
-
-
-def available_samplers(latents: LatentStats) -> list[str]:
-    """The samplers that find what they need in `latents`."""
-    return [name for name in SAMPLERS if _works(lambda name=name: sample(name, 1, latents, 0))]
-
-
-def available_paths(latents: LatentStats) -> list[str]:
-    """The paths that find what they need in `latents`."""
-    # Without stored z-points of real images there is only their mean, which is no way to go.
-    return [name for name in PATHS if "points" in latents or name != "neighbours"]
-
-
-def _points(latents: LatentStats) -> torch.Tensor:
-    return latents.get("points", latents["mean"][None])
-
-
-def _works(call: Callable[[], Any]) -> bool:
-    try:
-        call()
-    except ValueError:
-        return False
-    return True
-
-
-def _one_line(error: ValidationError) -> str:
-    parts = (f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors())
-    return "; ".join(parts)[:500]
+def _binary(media_types: Sequence[str]) -> dict[str, Any]:
+    return {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in media_types}

@@ -10,7 +10,7 @@ from torch import Tensor
 from aecore.latent.interpolation import principal_axes
 from aecore.latent.samplers import LatentStats, attribute_directions
 from aecore.model.autoencoder import ImageShape
-from serving.http.schemas import available_paths, available_samplers
+from serving.http.operations import available_paths, available_samplers
 
 AXES = 32  # principal axes that /v1/model tells
 

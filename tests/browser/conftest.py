@@ -50,7 +50,10 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("console", lambda message: allowed in message.text or said.append(message.text))
         origin = "/".join(url.split("/")[:3])
-        page.on("request", lambda request: request.url.startswith(("data:", origin)) or said.append(request.url))
+        page.on(
+            "request",
+            lambda request: request.url.startswith(("data:", f"blob:{origin}", origin)) or said.append(request.url),
+        )
         page.goto(url)
         return page
 

@@ -1,0 +1,100 @@
+"""Apply a request's options: sample, corrupt and interpolate. All of it runs on the CPU, outside the model."""
+
+import inspect
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from aecore.config import TASKS, Section
+from aecore.latent.interpolation import PATHS
+from aecore.latent.samplers import SAMPLERS, LatentStats, sample
+from aecore.model.autoencoder import to_float, to_uint8
+from aecore.model.corruptions import BatchNoise, corrupt
+from serving.http.schemas import InterpolateOptions, ReconstructOptions, SampleRequest, validate
+
+
+def sampler_parameters(name: str) -> dict[str, Any]:
+    """Return the parameters of a sampler and their defaults."""
+    parameters = inspect.signature(SAMPLERS[name]).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def task_parameters(name: str) -> dict[str, Any]:
+    """Return the parameters of a task and their defaults."""
+    return {key: field.default for key, field in TASKS[name].model_fields.items() if key != "kind"}
+
+
+def available_samplers(latents: LatentStats) -> list[str]:
+    """Return the samplers whose statistics are in `latents`; a model without a mixture lacks gmm."""
+
+    def is_available(name: str) -> bool:
+        try:
+            sample(name, 1, latents, 0)
+        except ValueError:
+            return False
+        return True
+
+    return list(filter(is_available, SAMPLERS))
+
+
+def available_paths(latents: LatentStats) -> list[str]:
+    """Return the paths whose statistics are in `latents`: neighbours needs z-points of training images."""
+    return [name for name in PATHS if "points" in latents or name != "neighbours"]
+
+
+def sample_z(request: SampleRequest, latents: LatentStats, seed: int) -> np.ndarray:
+    """Return `request.n` z-points of the sampler, float32 (n, z_dim).
+
+    Raises ValueError for an unknown sampler, for parameters that it lacks, and for z-points that are not finite.
+    """
+    name, parameters = request.sampler, request.parameters
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown sampler '{name[:50]}': use one of {', '.join(SAMPLERS)}")
+    allowed = sampler_parameters(name)
+    if unknown := set(parameters) - set(allowed):
+        raise ValueError(
+            f"{name} takes {', '.join(allowed) or 'no parameters'}, not {', '.join(sorted(unknown))[:100]}"
+        )
+    if not all(map(math.isfinite, parameters.values())):
+        raise ValueError("parameters must be finite numbers")
+    z = sample(name, request.n, latents, seed, **parameters).numpy()
+    if not np.isfinite(z).all():
+        raise ValueError("these parameters yield z-points that are not finite: use smaller ones")
+    return np.ascontiguousarray(z, np.float32)
+
+
+def resolve_task(options: ReconstructOptions) -> Section:
+    """Return the task and its parameters as the section of a recipe. Raises ValueError if one is invalid."""
+    if options.task not in TASKS:
+        raise ValueError(f"unknown task '{options.task[:50]}': use one of {', '.join(TASKS)}")
+    try:
+        return validate(TASKS[options.task], {**options.parameters, "kind": options.task})
+    except ValueError as error:
+        raise ValueError(f"task {options.task}: {error}") from None
+
+
+def corrupt_images(task: Section, images: np.ndarray, seed: int) -> np.ndarray:
+    """Corrupt images uint8 (n, size, size, channels) as `task` does in training; return uint8 alike.
+
+    Raises ValueError if the task does not suit the images, such as recolor and gray ones.
+    """
+    clean = to_float(torch.from_numpy(images))
+    noise = BatchNoise(torch.Generator().manual_seed(seed), torch.arange(len(images)), len(images))
+    return to_uint8(corrupt(task, clean, noise)).numpy()  # pyright: ignore[reportArgumentType]
+
+
+def interpolate_z(ends: np.ndarray, options: InterpolateOptions, latents: LatentStats) -> np.ndarray:
+    """Return z-points from ends[0] to ends[1], float32 (steps, z_dim).
+
+    Raises ValueError if the model lacks the path, or if the z-points are not finite.
+    """
+    if options.path not in (paths := available_paths(latents)):
+        raise ValueError(f"unknown path '{options.path[:50]}': this model takes {', '.join(paths)}")
+    start, end = torch.from_numpy(ends)
+    points = latents.get("points", latents["mean"][None])
+    z = PATHS[options.path](start, end, options.steps, points).numpy()
+    if not np.isfinite(z).all():
+        raise ValueError("these ends are too far apart: the z-points between them are not finite")
+    return np.ascontiguousarray(z, np.float32)

@@ -1,0 +1,176 @@
+"""The app without Ray: images in requests and responses, tasks, interpolation."""
+
+import base64
+import io
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aecore.config import TASKS
+from aecore.latent.interpolation import PATHS
+from serving.http.decoding import JPEG, JSON, NPY, PNG, WEBP, ZIP
+from serving.http.encoding import encode_npy
+from serving.runtime.model_slot import ModelSlot
+from tests.serving.app_client import (
+    MODEL,
+    SLOT,
+    decoded,
+    images_close,
+    is_problem,
+    make_client,
+    make_image_file,
+    make_slot_with,
+    make_z,
+    post_decode,
+    read_image,
+    read_npy,
+)
+from tests.serving.app_server import IMAGE, Z_DIM, make_slot
+
+
+def test_encode_returns_the_means_of_the_encoder():
+    http, body = make_client(), make_image_file()
+    for file_format in ("PNG", "JPEG", "WEBP"):
+        headers = {"content-type": f"image/{file_format.lower()}"}
+        response = http.post("/v1/encode", content=make_image_file(kind=file_format), headers=headers)
+        assert np.shape(response.json()["z"]) == (1, Z_DIM)
+    response = http.post("/v1/encode", content=body, headers={"content-type": PNG, "accept": NPY})
+    z = read_npy(response.content)
+    cropped = (
+        Image.open(io.BytesIO(body)).crop((5, 0, 35, 30)).resize((IMAGE.size, IMAGE.size), Image.Resampling.BICUBIC)
+    )
+    pixels = torch.from_numpy(np.array(cropped)).permute(2, 0, 1)[None] / 255
+    np.testing.assert_allclose(z, MODEL.encode(pixels).mean.numpy(), atol=1e-4)
+    from_json = http.post("/v1/encode", json={"images": [base64.b64encode(body).decode()] * 2}).json()
+    np.testing.assert_allclose(from_json["z"], np.repeat(z, 2, axis=0), atol=1e-5)
+    pixels = np.array(cropped)[None]
+    from_npy = http.post("/v1/encode", content=encode_npy(pixels), headers={"content-type": NPY, "accept": NPY})
+    np.testing.assert_allclose(read_npy(from_npy.content), z, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_reconstruct_corrupts_by_the_task_and_returns_the_corrupted_images(task):
+    http, files = make_client(), [base64.b64encode(make_image_file(seed=seed)).decode() for seed in range(3)]
+    body = http.post(
+        "/v1/reconstruct", json={"images": files, "task": task, "seed": 4}, headers={"accept": JSON}
+    ).json()
+    corrupted = np.stack([read_image(base64.b64decode(text)) for text in body["seen"]])
+    images = np.stack([read_image(base64.b64decode(text)) for text in body["images"]])
+    z = MODEL.encode(torch.from_numpy(corrupted).permute(0, 3, 1, 2) / 255).mean
+    np.testing.assert_allclose(body["z"], z.numpy(), atol=1e-4)
+    assert images_close(images, decoded(np.float32(body["z"])))
+    from_query = http.post(
+        f"/v1/reconstruct?task={task}&seed=4", content=make_image_file(), headers={"content-type": PNG}
+    )
+    assert from_query.headers["x-zpoint-seed"] == "4"
+    uncorrupted = http.post("/v1/reconstruct", json={"images": files, "seed": 4}, headers={"accept": JSON}).json()
+    assert (body["seen"] == uncorrupted["seen"]) == (task == "reconstruct")
+
+
+def test_reconstruct_takes_parameters_of_the_task_from_the_query():
+    headers = {"content-type": PNG, "accept": JSON}
+
+    def post(query):
+        return make_client().post(f"/v1/reconstruct?{query}", content=make_image_file(), headers=headers)
+
+    black = read_image(base64.b64decode(post("task=drop&keep=0&fill=black").json()["seen"][0]))
+    assert not black.any()
+    is_problem(post("task=drop&keep=2"), 422, "keep")
+    is_problem(post("task=drop&boundary=1"), 422, "boundary")
+    is_problem(post("task=magic"), 422, "use one of reconstruct")
+    is_problem(post("seed=x"), 422, "seed")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_interpolate_starts_and_ends_at_the_given_z_points(path):
+    ends = make_z(2)
+    http, request = make_client(), {"z": ends.tolist(), "steps": 5, "path": path}
+    body = http.post("/v1/interpolate", json=request, headers={"accept": JSON}).json()
+    z = np.float32(body["z"])
+    assert z.shape == (5, Z_DIM)
+    np.testing.assert_allclose(z[[0, -1]], ends, atol=1e-5)
+    assert len(body["images"]) == 5
+    from_query = http.post(
+        f"/v1/interpolate?steps=5&path={path}", content=encode_npy(ends), headers={"content-type": NPY, "accept": NPY}
+    )
+    assert images_close(read_npy(from_query.content), decoded(z))
+
+
+def test_interpolate_between_images_and_its_errors():
+    http, files = make_client(), [base64.b64encode(make_image_file(seed=seed)).decode() for seed in range(2)]
+    body = http.post("/v1/interpolate", json={"images": files, "steps": 3}, headers={"accept": JSON}).json()
+    ends = http.post("/v1/encode", json={"images": files}).json()["z"]
+    np.testing.assert_allclose(np.array(body["z"])[[0, 2]], ends, atol=1e-5)
+    is_problem(http.post("/v1/interpolate", json={"z": make_z(3).tolist()}), 422, "interpolation needs two")
+    is_problem(http.post("/v1/interpolate", json={"z": make_z(2).tolist(), "images": files}), 422, "must be")
+    is_problem(http.post("/v1/interpolate", json={"z": make_z(2).tolist(), "steps": 1}), 422, "steps")
+    is_problem(http.post("/v1/interpolate", json={"z": make_z(2).tolist(), "steps": 5000}), 413, "at most 4096")
+    far = [[3e38] * Z_DIM, [-3e38] * Z_DIM]
+    assert http.post("/v1/interpolate", json={"z": far, "path": "spherical"}).status_code in (200, 422)
+
+
+def test_decode_returns_each_image_format():
+    http, z = make_client(), make_z(3)
+    for media_type in (PNG, JPEG, WEBP):
+        response = post_decode(http, z, media_type)
+        assert response.headers["content-type"] == media_type
+        assert Image.open(io.BytesIO(response.content)).size == (2 * IMAGE.size, 2 * IMAGE.size)
+    with zipfile.ZipFile(io.BytesIO(post_decode(http, z, ZIP).content)) as archive:
+        assert archive.namelist() == ["0000.png", "0001.png", "0002.png"]
+        assert archive.testzip() is None
+        images = np.stack([read_image(archive.read(name)) for name in archive.namelist()])
+    assert images_close(images, decoded(z))
+
+
+@pytest.mark.parametrize("body", [b"", b"no image at all", make_image_file()[:200]], ids=["empty", "text", "truncated"])
+def test_invalid_image_file_is_a_422(body):
+    is_problem(make_client().post("/v1/encode", content=body, headers={"content-type": PNG}), 422, "images[0]: ")
+    files = {"images": [base64.b64encode(body).decode()]}
+    is_problem(make_client().post("/v1/reconstruct", json=files), 422, "images[0]: ")
+
+
+def test_decompression_bomb_is_a_413_before_it_is_decoded():
+    buffer = io.BytesIO()
+    Image.new("L", (9_000, 9_000)).save(buffer, "PNG")
+    assert len(buffer.getvalue()) < 200_000
+    start = time.perf_counter()
+    is_problem(
+        make_client().post("/v1/encode", content=buffer.getvalue(), headers={"content-type": PNG}), 413, "81,000,000"
+    )
+    half_of_limit = base64.b64encode(make_image_file(6_000, 6_000, mode="1")).decode()
+    is_problem(make_client().post("/v1/encode", json={"images": [half_of_limit] * 2}), 413, "72,000,000 pixels")
+    assert time.perf_counter() - start < 20
+
+
+def test_metrics_count_requests_by_route_and_status():
+    http = make_client()
+    for n in (1, 2):
+        post_decode(http, make_z(n))
+    http.get("/nothing/made/up")
+    http.post("/v1/decode", content=b"{}")
+    response = http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    lines = response.text.splitlines()
+    assert 'zpoint_requests_total{replica="",route="/v1/decode",status="200"} 2.0' in lines
+    assert 'zpoint_requests_total{replica="",route="/v1/decode",status="415"} 1.0' in lines
+    assert 'zpoint_requests_total{replica="",route="other",status="404"} 1.0' in lines
+    assert 'zpoint_request_seconds_count{replica="",route="/v1/decode"} 3.0' in lines
+
+
+def test_one_model_version_answers_a_request_during_a_swap():
+    slot = ModelSlot(SLOT.current)
+    next_model = make_slot("8").current
+
+    async def swap_and_decode(z):
+        slot.current = next_model
+        return await SLOT.current.decode(z)
+
+    slot.current = make_slot_with(swap_and_decode).current
+    http = make_client(slot)
+    response = post_decode(http, make_z(2), JSON)
+    assert (response.headers["x-zpoint-model"], response.json()["model"]) == ("zpoint/7", "zpoint/7")
+    assert post_decode(http, make_z(2)).headers["x-zpoint-model"] == "zpoint/8"
