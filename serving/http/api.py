@@ -250,8 +250,7 @@ async def _read_input(
 def _check_content_type(request: Request, *allowed: str) -> str:
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if content_type not in allowed:
-        types = f"{', '.join(allowed[:-1])} or {allowed[-1]}" if len(allowed) > 1 else allowed[0]
-        raise HTTPException(415, f"unsupported content-type '{content_type[:100]}': send {types}")
+        raise HTTPException(415, f"unsupported content-type '{content_type[:100]}': send {' or '.join(allowed)}")
     return content_type
 
 
