@@ -45,10 +45,10 @@ def publish(key: str, done: int, total: int, text: str = "") -> None:
     At most one state in `PUBLISH_INTERVAL_S` is sent, without a wait. The last one (`done` >= `total`) is always sent,
     and its delivery awaited, since the process may exit next.
     """
-    now = time.monotonic()
-    if done < total and now - _last_published.get(key, -PUBLISH_INTERVAL_S) < PUBLISH_INTERVAL_S:
+    current_time = time.monotonic()
+    if done < total and current_time - _last_published.get(key, -PUBLISH_INTERVAL_S) < PUBLISH_INTERVAL_S:
         return
-    _last_published[key] = now
+    _last_published[key] = current_time
     with suppress(Exception):
         delivery = _board().put.remote(key, (done, total, text))
         if done >= total:
@@ -93,16 +93,16 @@ class Bar:
 
     def update(self, done: int, total: int, text: str = "") -> None:
         """Show `done` of `total`; a `total` of 0 is unknown. `text` follows the counts."""
-        now = time.monotonic()
+        current_time = time.monotonic()
         if self._start is None or done < self._start[1]:  # begun, or resumed from an earlier checkpoint
-            self._start = (now, done)
-            self._line_time = self._line_time or now
+            self._start = (current_time, done)
+            self._line_time = self._line_time or current_time
         self.done, self.total, self.text = done, total, text
         with suppress(Exception):
             if sys.stderr.isatty():
                 self._draw()
-            elif now - self._line_time >= LINE_INTERVAL_S:
-                self._line_time = now
+            elif current_time - self._line_time >= LINE_INTERVAL_S:
+                self._line_time = current_time
                 self._print_line()
 
     def close(self) -> None:

@@ -30,12 +30,17 @@ def connect(*, niceness: int = 15) -> None:
     first. Raises ValueError if the address does not answer or is not one that `ray.init` takes.
     """
     disable_telemetry()
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+    if is_connected():
         return
     if uses_local_ray():
         _start_local(niceness)
     else:
         _join(settings().ray_address)
+
+
+def is_connected() -> bool:
+    """Return True if this process is connected to a Ray; Ray is not imported for it."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 def uses_local_ray() -> bool:
@@ -180,12 +185,12 @@ def _hide_s3_keys(environment: dict[str, Any]) -> dict[str, Any]:
     keys = {name: env_vars[name] for name in S3_KEYS if name in env_vars}
     if not keys:
         return environment
-    others = {name: value for name, value in env_vars.items() if name not in keys}
+    public_vars = {name: value for name, value in env_vars.items() if name not in keys}
 
     def set_keys() -> None:
         os.environ.update(keys)
 
-    return {**environment, "env_vars": others, "worker_process_setup_hook": set_keys}
+    return {**environment, "env_vars": public_vars, "worker_process_setup_hook": set_keys}
 
 
 def _outward_ip() -> str:

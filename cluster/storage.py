@@ -19,16 +19,16 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
         raise ValueError("an empty URI: name a path, file:///path or s3://bucket/prefix")
     if "://" not in uri:
         return pafs.LocalFileSystem(), str(Path(uri).absolute())
-    parts = urlsplit(uri)
-    if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost"):
+    parsed = urlsplit(uri)
+    if parsed.scheme == "file":
+        if parsed.netloc not in ("", "localhost"):
             raise ValueError(f"'{uri}' names a host: write file:///path, with three slashes")
-        return pafs.LocalFileSystem(), os.path.abspath(unquote(parts.path))
-    if parts.scheme != "s3":
+        return pafs.LocalFileSystem(), os.path.abspath(unquote(parsed.path))
+    if parsed.scheme != "s3":
         raise ValueError(f"unknown scheme in '{uri}': use a path, file:///path or s3://bucket/prefix")
-    if len(parts.netloc) < 3:
+    if len(parsed.netloc) < 3:
         raise ValueError(f"'{uri}' names no bucket: write s3://bucket/prefix; a bucket name has at least 3 characters")
-    return _open_s3(), f"{parts.netloc}{parts.path}".rstrip("/")
+    return _open_s3(), f"{parsed.netloc}{parsed.path}".rstrip("/")
 
 
 def absolute_uri(uri: str) -> str:

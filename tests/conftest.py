@@ -1,7 +1,7 @@
-"""What all tests share: an environment of their own, one Ray, one S3 server, the official data sets.
+"""Fixtures of all tests: an isolated environment, one Ray, one S3 server, an MLflow database, the official data sets.
 
-A test of Ray (fixture `ray_cluster`) sees the session's ZPOINT_HOME and ZPOINT_CACHE, since its workers have
-the environment in which that Ray was started. Every other test has folders of its own.
+A test with the fixture `ray_cluster` uses the session's ZPOINT_HOME and ZPOINT_CACHE, since its workers have the
+environment in which that Ray was started. Any other test has folders of its own.
 """
 
 import os
@@ -19,16 +19,16 @@ from urllib.request import urlopen
 import pytest
 
 REPO = Path(__file__).parent.parent
-OURS = ("ZPOINT_", "AWS_", "MLFLOW_TRACKING", "RAY_ADDRESS", "RAY_API_SERVER")
-KEPT = ("ZPOINT_TEST_DATA",)
+CLEARED_PREFIXES = ("ZPOINT_", "AWS_", "MLFLOW_TRACKING", "RAY_ADDRESS", "RAY_API_SERVER")
+PRESERVED = ("ZPOINT_TEST_DATA",)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark by the fixtures used, and put the tests of Ray last, so that quick failures show first.
+    """Mark tests by the fixtures they use, and run the tests of Ray last, so that quick failures show first.
 
-    Where two processes share the tests (`make test`), one of them has all that use the session's Ray, so that there is
-    one; a file of tests with a cluster of its own stays together too.
+    If two processes share the tests (`make test`), all tests of the session's Ray run in one of them, so that only one
+    Ray is started; a file of tests with a cluster of its own stays in one process too.
     """
     for item in items:
         names = getattr(item, "fixturenames", ())
@@ -42,9 +42,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def session_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing of the user's shell reaches the tests; Ray's workers get what is set here."""
+    """Replace the variables of the user's shell by the tests' own; Ray's workers inherit them."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in [n for n in os.environ if n.startswith(OURS) and n not in KEPT]:
+        for name in [n for n in os.environ if n.startswith(CLEARED_PREFIXES) and n not in PRESERVED]:
             patch.delenv(name)
         home = tmp_path_factory.mktemp("home")
         patch.setenv("ZPOINT_HOME", str(home))
@@ -61,21 +61,21 @@ def session_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 
 @pytest.fixture(autouse=True)
-def own_folders(request: pytest.FixtureRequest, tmp_path_factory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home, a cache and a current folder for each test; the S3 server only where it is asked for."""
-    folder = tmp_path_factory.mktemp("own")
+def isolated_folders(request: pytest.FixtureRequest, tmp_path_factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test its own home, cache and working directory; unset the S3 server unless the test uses it."""
+    folder = tmp_path_factory.mktemp("test")
     monkeypatch.chdir(folder)
     if "ray_cluster" not in request.fixturenames:
         monkeypatch.setenv("ZPOINT_HOME", str(folder / "home"))
         monkeypatch.setenv("ZPOINT_CACHE", str(folder / "cache"))
     if "s3" not in request.fixturenames:
-        for name in S3_NAMES:
+        for name in S3_VARIABLES:
             monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3_server: dict[str, str]) -> Iterator[None]:
-    """One local Ray of two CPUs for the whole session. Its workers know the S3 server."""
+    """Start a local Ray of two CPUs for the session, whose workers have the S3 server's variables."""
     from cluster.ray_connection import connect, disconnect
 
     connect()
@@ -83,32 +83,32 @@ def ray_cluster(s3_server: dict[str, str]) -> Iterator[None]:
     disconnect()
 
 
-S3_NAMES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
+S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
 
 
 @pytest.fixture(scope="session")
 def start_moto() -> Iterator[Callable[..., str]]:
-    """Starts a moto_server with further environment variables on a free loopback port; gives its URL."""
-    started: list[subprocess.Popen[bytes]] = []
+    """Return a function that starts a moto_server, with the given environment variables, and returns its URL."""
+    processes: list[subprocess.Popen[bytes]] = []
 
     def start(**variables: str) -> str:
         url = f"http://127.0.0.1:{_free_port()}"
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        started.append(subprocess.Popen(command, env={**os.environ, **variables}, **quiet))
-        _wait_for(f"{url}/moto-api/", started[-1])
+        processes.append(subprocess.Popen(command, env={**os.environ, **variables}, **quiet))
+        _wait_until_it_answers(f"{url}/moto-api/", processes[-1])
         return url
 
     yield start
-    for process in started:
+    for process in processes:
         process.terminate()
         process.wait(10)
 
 
 @pytest.fixture(scope="session")
 def s3_server(session_environment: None, start_moto: Callable[..., str]) -> Iterator[dict[str, str]]:
-    """The session's S3 server, and the variables that lead to it, set."""
-    values = dict(zip(S3_NAMES, (start_moto(), "test", "test-secret", "us-east-1"), strict=True))
+    """Start the session's S3 server; set and return the variables that lead to it."""
+    values = dict(zip(S3_VARIABLES, (start_moto(), "test", "test-secret", "us-east-1"), strict=True))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
             patch.setenv(name, value)
@@ -117,7 +117,7 @@ def s3_server(session_environment: None, start_moto: Callable[..., str]) -> Iter
 
 @pytest.fixture
 def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URI of a fresh bucket on a real S3 server over HTTP."""
+    """Create a bucket on the S3 server; return its URI."""
     import boto3
 
     for name, value in s3_server.items():
@@ -129,7 +129,7 @@ def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(scope="session")
 def mlflow_template(session_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database; making one takes seconds, copying it none."""
+    """Create an empty MLflow database, to copy: creating one takes seconds."""
     from mlflow import MlflowClient
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -138,8 +138,8 @@ def mlflow_template(session_environment: None, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
-def tracking(own_folders: None, mlflow_template: Path) -> None:
-    """An MLflow database at the place where zpoint looks for it."""
+def tracking(isolated_folders: None, mlflow_template: Path) -> None:
+    """Put an MLflow database into ZPOINT_HOME."""
     home = Path(os.environ["ZPOINT_HOME"])
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "mlflow.db").exists():
@@ -148,7 +148,7 @@ def tracking(own_folders: None, mlflow_template: Path) -> None:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of official data sets; the test is skipped where it is absent."""
+    """Return the folder of the official data sets; skip the test if there is none."""
     folder = Path(os.environ.get("ZPOINT_TEST_DATA", REPO.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no official data sets at {folder} (ZPOINT_TEST_DATA)")
@@ -161,10 +161,10 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        assert process.poll() is None, f"the server of {url} ended with status {process.returncode}"
+def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the server at {url} exited with status {process.returncode}"
         try:
             urlopen(url, timeout=2).close()
             return

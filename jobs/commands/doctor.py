@@ -1,4 +1,4 @@
-"""What is and is not in order on this machine, in plain words, and how to mend it."""
+"""Check this machine's installation, settings, cluster, storage and MLflow, and say how to fix what is broken."""
 
 import platform
 import re
@@ -12,82 +12,80 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+from aecore.errors import one_line
 from cluster.settings import disable_telemetry, settings
 
-LITTLE_DISK = 10e9  # bytes; an installation takes 6e9, CelebA in 96x96 1e9
+MIN_FREE_BYTES = 10e9  # an installation takes 6e9, CelebA in 96x96 1e9
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at. `ok` is None where work can go on, but less well."""
+    """The result of one check. `ok` is None for a warning. Field names are the keys of `zpoint doctor --json`."""
 
     name: str
     ok: bool | None
-    what: str
-    mend: str = ""
+    what: str  # the finding
+    mend: str = ""  # the fix
 
 
 def doctor() -> list[Check]:
-    """Look at everything that the jobs need. Never raises, takes some 10 seconds, needs no internet."""
+    """Run all checks: about 10 seconds, no internet. Raises nothing."""
     disable_telemetry()
-    looks: dict[str, tuple[Callable[[], Check], str]] = {
-        "settings": (_settings, "correct the variable"),
-        "python": (_python, "make a new environment with Python 3.11 or 3.12"),
-        "torch": (
-            _torch,
-            "install torch and torchvision together, from the same index: `pip install zpoint`",
-        ),
-        "gpu": (_gpu, "`nvidia-smi` should list it; if not, mend the driver"),
-        "disk": (_disk, "set ZPOINT_HOME to a folder that you may write to"),
-        "cache": (_cache, "set ZPOINT_CACHE to a folder that you may write to"),
-        "ray": (_ray, "unset RAY_ADDRESS to use this machine alone, or start the cluster"),
-        "storage": (_storage, "check ZPOINT_STORE and the AWS_* variables"),
-        "mlflow": (_mlflow, "check MLFLOW_TRACKING_URI, or unset it for a file under ZPOINT_HOME"),
+    checks: dict[str, tuple[Callable[[], Check], str]] = {
+        "settings": (_check_settings, "correct the variable"),
+        "python": (_check_python, "make a new environment with Python 3.11 or 3.12"),
+        "torch": (_check_torch, "install torch and torchvision together, from the same index: `pip install zpoint`"),
+        "gpu": (_check_gpu, "repair the driver until `nvidia-smi` lists the GPU"),
+        "disk": (_check_disk, "set ZPOINT_HOME to a writable folder"),
+        "cache": (_check_cache, "set ZPOINT_CACHE to a writable folder"),
+        "ray": (_check_ray, "unset RAY_ADDRESS to use this machine alone, or start the cluster"),
+        "storage": (_check_storage, "check ZPOINT_STORE and the AWS_* variables"),
+        "mlflow": (_check_mlflow, "check MLFLOW_TRACKING_URI, or unset it for a file under ZPOINT_HOME"),
     }
-    checks = []
-    for name, (look, mend) in looks.items():
+    results = []
+    for name, (check, fix) in checks.items():
         try:
-            checks.append(look())
+            results.append(check())
         except Exception as error:
-            checks.append(Check(name, False, _plain(str(error)) or type(error).__name__, mend))
-            if name == "settings":  # nothing else can be asked
+            results.append(Check(name, False, _without_credentials(one_line(error)), fix))
+            if name == "settings":  # the other checks read them
                 break
-    return [*checks, Check("network", True, "none is needed: nothing here is reported to anybody")]
+    return [*results, Check("network", True, "not needed: zpoint sends no telemetry")]
 
 
 def render(checks: list[Check]) -> str:
-    """The checks as lines, the mending under what needs it."""
-    marks = {True: "ok", False: "BROKEN", None: "note"}
+    """Return one line for each check, followed by its fix if it needs one."""
+    labels = {True: "ok", False: "BROKEN", None: "note"}
     lines = []
     for check in checks:
-        lines.append(f"{marks[check.ok]:<7}{check.name:<9} {check.what}")
+        lines.append(f"{labels[check.ok]:<7}{check.name:<9} {check.what}")
         if check.mend:
-            lines.append(f"{'':<17}mend: {check.mend}")
+            lines.append(f"{'':<17}fix: {check.mend}")
     broken = sum(check.ok is False for check in checks)
     return "\n".join([*lines, f"{broken} broken" if broken else "all in order"])
 
 
-def _settings() -> Check:
-    now = settings()
-    return Check("settings", True, f"home {now.home}, store {now.store}")
+def _check_settings() -> Check:
+    current = settings()
+    return Check("settings", True, f"home {current.home}, store {current.store}")
 
 
-def _python() -> Check:
-    what = f"Python {platform.python_version()} at {sys.executable}"
+def _check_python() -> Check:
+    version = f"Python {platform.python_version()} at {sys.executable}"
     if (3, 11) <= sys.version_info[:2] <= (3, 12):
-        return Check("python", True, what)
-    return Check("python", None, f"{what}; tested are 3.11 and 3.12", "make an environment with one of them")
+        return Check("python", True, version)
+    return Check("python", None, f"{version}; tested are 3.11 and 3.12", "make an environment with one of them")
 
 
-def _torch() -> Check:
+def _check_torch() -> Check:
     import torch
     import torchvision
 
-    torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # loads its compiled part
+    torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # loads the compiled extension
     return Check("torch", True, f"torch {torch.__version__} with torchvision {torchvision.__version__}")
 
 
-def _gpu() -> Check:
+def _check_gpu() -> Check:
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -95,92 +93,93 @@ def _gpu() -> Check:
         names = ", ".join(sorted({torch.cuda.get_device_name(i) for i in range(count)}))
         return Check("gpu", True, f"{count}: {names}")
     if shutil.which("nvidia-smi"):
-        return Check("gpu", None, "torch sees none, though nvidia-smi is here", "compare driver and torch's CUDA")
-    return Check("gpu", True, "none, which is fine: everything runs on the processor, only slower")
+        return Check("gpu", None, "torch finds none, though nvidia-smi is installed", "match driver and torch's CUDA")
+    return Check("gpu", True, "none: everything runs on the CPU, only slower")
 
 
-def _disk() -> Check:
+def _check_disk() -> Check:
     home = settings().home
-    _touch(home)
-    free = shutil.disk_usage(home).free
-    what = f"{free / 1e9:.0f} GB free at {home}"
-    if free < LITTLE_DISK:
-        return Check("disk", None, what, "make room, or set ZPOINT_HOME to a larger disk")
-    return Check("disk", True, what)
+    _check_writable(home)
+    free_bytes = shutil.disk_usage(home).free
+    finding = f"{free_bytes / 1e9:.0f} GB free at {home}"
+    if free_bytes < MIN_FREE_BYTES:
+        return Check("disk", None, finding, "free some space, or set ZPOINT_HOME to a larger disk")
+    return Check("disk", True, finding)
 
 
-def _cache() -> Check:
+def _check_cache() -> Check:
     cache = settings().cache
-    _touch(cache)
-    return Check("cache", True, f"{cache} can be written")
+    _check_writable(cache)
+    return Check("cache", True, f"{cache} is writable")
 
 
-def _ray() -> Check:
+def _check_ray() -> Check:
+    from cluster.ray_connection import connect, disconnect, is_connected
+
+    start, was_connected = time.monotonic(), is_connected()
+    connect()
     import ray
 
-    from cluster.ray_connection import connect, disconnect
-
-    began, joined_before = time.monotonic(), ray.is_initialized()
-    connect()
     try:
         version = ray.get(ray.remote(num_cpus=0)(platform.python_version).remote(), timeout=60)
         nodes, cpus = len(ray.nodes()), int(ray.cluster_resources().get("CPU", 0))
     finally:
-        if not joined_before:
+        if not was_connected:
             disconnect()
-    where = f"joined {settings().ray_address}" if settings().ray_address else "started here and ended again"
-    seconds = time.monotonic() - began
-    what = f"Ray {ray.__version__} {where}: {nodes} node(s), {cpus} CPUs, a task in {seconds:.1f} s"
+    cluster = f"at {settings().ray_address} joined" if settings().ray_address else "started and stopped here"
+    elapsed_s = time.monotonic() - start
+    finding = f"Ray {ray.__version__} {cluster}: {nodes} node(s), {cpus} CPUs, a task in {elapsed_s:.1f} s"
     if version != platform.python_version():
-        return Check("ray", None, f"{what}, on Python {version}", f"use Python {version} here too")
-    return Check("ray", True, what)
+        return Check("ray", None, f"{finding}, on Python {version}", f"use Python {version} here too")
+    return Check("ray", True, finding)
 
 
-def _storage() -> Check:
+def _check_storage() -> Check:
     from cluster.storage import check_uri, open_uri
 
     store = settings().store
     check_uri(store)
     fs, path = open_uri(f"{store}/doctor-{uuid.uuid4().hex[:8]}")
     try:
-        with fs.open_output_stream(path) as out:
-            out.write(b"zpoint")
-        with fs.open_input_stream(path) as back:
-            if back.read() != b"zpoint":
-                raise OSError(f"{store} gave back something else than was written")
+        with fs.open_output_stream(path) as stream:
+            stream.write(b"zpoint")
+        with fs.open_input_stream(path) as stream:
+            if stream.read() != b"zpoint":
+                raise OSError(f"{store} returned other bytes than were written")
     finally:
         fs.delete_file(path)
-    return Check("storage", True, f"{store} takes, gives back and deletes an object")
+    return Check("storage", True, f"wrote, read and deleted an object in {store}")
 
 
-def _mlflow() -> Check:
+def _check_mlflow() -> Check:
     uri = settings().tracking_uri
     if uri.startswith("http"):
-        _answers(uri)
+        _check_server(uri)
     import mlflow
 
     from cluster.tracking import client, experiment_id
 
     client().set_experiment_tag(experiment_id(), "doctor", time.strftime("%Y-%m-%d %H:%M:%S"))
-    return Check("mlflow", True, f"MLflow {mlflow.__version__} writes to {_plain(uri)}")
+    return Check("mlflow", True, f"MLflow {mlflow.__version__} writes to {_without_credentials(uri)}")
 
 
-def _answers(url: str) -> None:
-    """Raise OSError unless a server answers at `url`; MLflow itself would try several times."""
+def _check_server(url: str) -> None:
+    """Raise OSError unless a server answers at `url`; MLflow itself would retry."""
     try:
         urlopen(url, timeout=5).close()
     except HTTPError:
-        pass  # whatever it says, it is there
+        pass  # an error status is an answer too
     except OSError as error:
-        raise OSError(f"nothing answers at {url}: {getattr(error, 'reason', error)}") from error
+        raise OSError(f"no server answers at {url}: {getattr(error, 'reason', error)}") from error
 
 
-def _plain(text: str) -> str:
-    """One line without the user and the password of a URL."""
-    return re.sub(r"//[^/@\s]*@", "//", " ".join(text.split()))[:300]
+def _without_credentials(text: str) -> str:
+    """Return `text` without the user and the password of URLs."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
-def _touch(folder: Path) -> None:
+def _check_writable(folder: Path) -> None:
+    """Create `folder` and a file in it. Raises OSError if either fails."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".doctor-{uuid.uuid4().hex[:8]}"
     probe.write_bytes(b"")

@@ -119,8 +119,8 @@ def _dashboard_url(address: str) -> str:
     else:
         check_reachable(address)
         url = f"http://{address.rpartition(':')[0]}:{DASHBOARD_PORT}"
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    parsed = urlsplit(url)
+    if parsed.scheme not in ("http", "https") or not parsed.hostname:
         raise ValueError(f"--address and RAY_ADDRESS take http://host:8265 or host:6379, not '{address}'")
     derived = f" (from {address})" if address not in ("", url) else ""
     fix = "give the dashboard's URL by --address or RAY_ADDRESS"

@@ -13,9 +13,9 @@ from cluster.progress import Bar, publish, watch
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Replace the module's clock by one that advances only when a test says so."""
-    now = SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now.seconds))
-    return now
+    fake = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: fake.seconds))
+    return fake
 
 
 def test_a_line_shows_count_rate_and_time_left(clock):

@@ -119,7 +119,7 @@ def session_tracking(mlflow_template: Path) -> None:
 
 
 @pytest.fixture
-def trained_runs(trained_home: Path, own_folders: None) -> list[str]:
+def trained_runs(trained_home: Path, isolated_folders: None) -> list[str]:
     """Copy the finished runs `a` and `b`, with their MLflow database, to the test's ZPOINT_HOME; gives their names."""
     home = Path(os.environ["ZPOINT_HOME"])
     shutil.copytree(trained_home, home)

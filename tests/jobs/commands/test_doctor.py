@@ -13,7 +13,7 @@ NAMES = ["settings", "python", "torch", "gpu", "disk", "cache", "ray", "storage"
 
 
 @pytest.mark.usefixtures("ray_cluster", "tracking")
-def test_all_is_in_order_here():
+def test_all_checks_pass_here():
     checks = doctor()
     assert [check.name for check in checks] == NAMES
     assert [check for check in checks if check.ok is False] == []
@@ -23,16 +23,16 @@ def test_all_is_in_order_here():
 
 
 @pytest.mark.usefixtures("ray_cluster", "tracking")
-def test_storage_on_s3(s3: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_store_on_s3_is_checked(s3: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ZPOINT_STORE", f"{s3}/store")
     storage = next(check for check in doctor() if check.name == "storage")
-    assert storage == Check("storage", True, f"{s3}/store takes, gives back and deletes an object")
+    assert storage == Check("storage", True, f"wrote, read and deleted an object in {s3}/store")
 
 
-def test_everything_broken_is_said_with_its_mending(tmp_path):
-    """In a process of its own: in this one another test may have joined a Ray."""
+def test_each_broken_check_names_its_fix_and_no_password(tmp_path):
+    """Run in a process of its own: another test may have connected this one to a Ray."""
     (tmp_path / "file").touch()
-    broken = {
+    variables = {
         "ZPOINT_HOME": str(tmp_path / "file"),
         "ZPOINT_CACHE": str(tmp_path / "file" / "cache"),
         "ZPOINT_STORE": "s3://bucket",
@@ -43,17 +43,18 @@ def test_everything_broken_is_said_with_its_mending(tmp_path):
         "AWS_SECRET_ACCESS_KEY": "test",
     }
     command = [sys.executable, "-m", "jobs.cli", "doctor", "--json"]
-    done = subprocess.run(command, env={**os.environ, **broken}, capture_output=True, text=True, timeout=20, cwd=REPO)
-    assert done.returncode == 1, done.stderr
-    result = json.loads(done.stdout)
-    bad = {check["name"]: check for check in result["checks"] if check["ok"] is False}
-    assert set(bad) == {"disk", "cache", "ray", "storage", "mlflow"}
-    assert all(check["what"] and check["mend"] for check in bad.values())
-    assert "secret" not in done.stdout + done.stderr
+    environment = {**os.environ, **variables}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=REPO)
+    assert process.returncode == 1, process.stderr
+    result = json.loads(process.stdout)
+    broken = {check["name"]: check for check in result["checks"] if check["ok"] is False}
+    assert set(broken) == {"disk", "cache", "ray", "storage", "mlflow"}
+    assert all(check["what"] and check["mend"] for check in broken.values())
+    assert "secret" not in process.stdout + process.stderr
     assert result["text"].endswith("5 broken")
 
 
-def test_wrong_settings_end_the_questions(monkeypatch: pytest.MonkeyPatch):
+def test_wrong_settings_end_the_checks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ZPOINT_CPUS", "many")
     checks = doctor()
     assert [(check.name, check.ok) for check in checks] == [("settings", False), ("network", True)]
