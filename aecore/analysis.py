@@ -15,9 +15,9 @@ from torch import Tensor
 
 from aecore.config import TASKS
 from aecore.data.shuffle import derive_seed, evenly_spaced
-from aecore.latent.interpolation import PATHS, principal_axes
+from aecore.latent.interpolation import INTERPOLATIONS, principal_axes
 from aecore.latent.samplers import SAMPLERS, LatentStats, attribute_directions, fit_latent_stats, sample
-from aecore.latent.stats import describe, structure, tsne
+from aecore.latent.stats import compute_z_stats, measure_structure, tsne
 from aecore.metrics.pixel import chroma, psnr, ssim
 from aecore.metrics.suite import METRICS, MetricSuite
 from aecore.model.autoencoder import DiagonalGaussian, to_float, to_uint8
@@ -222,7 +222,7 @@ def measure_tasks(model: StudiedModel) -> Measurement:
             **baseline,
         }  # fmt: skip
         shown = slice(IMAGES_STORED)
-        arrays[kind] = np.stack([images[shown], to_uint8(corrupted[shown].clone()).numpy(), output[shown]])
+        arrays[kind] = np.stack([images[shown], to_uint8(corrupted[shown]).numpy(), output[shown]])
     return Measurement(metrics, arrays)
 
 
@@ -243,7 +243,7 @@ def _chroma_psnr(images: Tensor, clean: Tensor) -> float:
 
 
 def measure_interpolations(model: StudiedModel) -> Measurement:
-    """Rate the images between the z-points of two held-out images, on each of PATHS.
+    """Rate the images between the z-points of two held-out images, by each of INTERPOLATIONS.
 
     Arrays are (pairs, steps, size, size, channels).
     """
@@ -251,7 +251,7 @@ def measure_interpolations(model: StudiedModel) -> Measurement:
     path_points = model.train_z[evenly_spaced(len(model.train_z), N_PATH_POINTS)]
     n_pairs = min(N_PAIRS, len(z) // 2)
     metrics, arrays = {}, {}
-    for name, interpolate in PATHS.items():
+    for name, interpolate in INTERPOLATIONS.items():
         paths = [interpolate(z[i], z[n_pairs + i], INTERPOLATION_STEPS, path_points) for i in range(n_pairs)]
         images_by_step = [model.decode(z_of_step) for z_of_step in torch.stack(paths, 1)]
         rates = [METRICS["recognised"](model.metric_suite, images) for images in images_by_step]
@@ -281,11 +281,11 @@ def measure_z_points(model: StudiedModel) -> Measurement:
 
     The array `correlation` (n, n) float32 has the 64 latent dimensions with the greatest sd, in descending order.
     """
-    stats, shape = describe(model.posterior, model.train_z), structure(model.train_z)
+    stats, shape = compute_z_stats(model.posterior, model.train_z), measure_structure(model.train_z)
     mapped = model.train_z[evenly_spaced(len(model.train_z), N_MAP_POINTS)]
     plane = (mapped - mapped.mean(0)) @ principal_axes(torch.cov(model.train_z.T))[1][:2].T
     radius_counts = np.histogram(stats.radii / len(stats.mean) ** 0.5, RADIUS_BIN_EDGES)[0]
-    scalars = stats.numbers()
+    scalars = stats.summary()
     metrics = scalars | {
         "kl_sum": scalars["kl"],
         "fragments": shape.fragments, "largest_fragment": shape.largest, "silhouette": shape.silhouette,

@@ -2,7 +2,7 @@
 
 A path is called `f(start, end, steps, points)` and gives z-points float32 `(steps, z_dim)` from `start` to `end`, both
 `(z_dim,)`, at even distances; `points` (n, z_dim) are z-points of real images. Add one by writing a function and naming
-it in PATHS.
+it in INTERPOLATIONS.
 """
 
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def _evenly(corners: Tensor, steps: int) -> Tensor:
     return torch.lerp(corners[last - 1], corners[last], share[:, None])
 
 
-PATHS: dict[str, Callable[[Tensor, Tensor, int, Tensor], Tensor]] = {
+INTERPOLATIONS: dict[str, Callable[[Tensor, Tensor, int, Tensor], Tensor]] = {
     "straight": straight, "spherical": spherical, "neighbours": through_neighbours,
 }  # fmt: skip
 

@@ -20,19 +20,19 @@ DIRECTION = "direction."  # before the names of attributes
 
 
 def fit_latent_stats(
-    z: Tensor, attributes: Mapping[str, Tensor] | None = None, *, components: int = N_COMPONENTS
+    z: Tensor, attributes: Mapping[str, Tensor] | None = None, *, n_components: int = N_COMPONENTS
 ) -> LatentStats:
     """What the samplers need to know of z-points `(n, z_dim)`, float32; it is stored with the model.
 
-    `mean` (z_dim,), `covariance` (z_dim, z_dim); with `components` the mixture's `gmm_weights` (k,), `gmm_means`
+    `mean` (z_dim,), `covariance` (z_dim, z_dim); with `n_components` the mixture's `gmm_weights` (k,), `gmm_means`
     (k, z_dim) and `gmm_factors` (k, z_dim, z_dim); for each of `attributes` (name to values (n,)) its
     `direction.NAME` (z_dim,), see `attribute_direction`. The covariances are shrunk: see `aecore.latent.density`.
     """
     z = z.double()
     mean, covariance = fit_gaussian(z)
     latents = {"mean": mean, "covariance": covariance}
-    if components:
-        mixture = fit_mixture(z, mean, covariance, components)
+    if n_components:
+        mixture = fit_mixture(z, mean, covariance, n_components)
         latents |= dict(zip(("gmm_weights", "gmm_means", "gmm_factors"), mixture, strict=True))
     for name, values in (attributes or {}).items():
         latents[DIRECTION + name] = attribute_direction(z, values)

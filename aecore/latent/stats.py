@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aecore.data.shuffle import evenly_spaced
 from aecore.latent.interpolation import principal_axes
-from aecore.model.autoencoder import ACTIVE_KL, DiagonalGaussian
+from aecore.model.autoencoder import ACTIVE_VARIANCE, DiagonalGaussian
 
 FAR = 20.0  # a component beyond which few lie
 CORE = 2.0  # sds about the median
@@ -40,7 +40,7 @@ class ZStats:
         held = np.cumsum(self.variances) / max(self.variances.sum(), 1e-300)
         return int(np.searchsorted(held, share - 1e-12) + 1)
 
-    def numbers(self) -> dict[str, float]:
+    def summary(self) -> dict[str, float]:
         """The figures for a table, JSON or MLflow."""
         z_dim = len(self.mean)
         off = self.correlation[~np.eye(z_dim, dtype=bool)]
@@ -63,7 +63,7 @@ class ZStats:
         }
 
 
-def describe(latent: DiagonalGaussian, z: Tensor) -> ZStats:
+def compute_z_stats(latent: DiagonalGaussian, z: Tensor) -> ZStats:
     """Statistics of the z-points `z` (n, z_dim) that were drawn from `latent`, the encoder's answer to n images."""
     points = z.double().cpu()
     x, mean, sd = points.numpy(), points.mean(0), points.std(0, correction=0)
@@ -76,7 +76,7 @@ def describe(latent: DiagonalGaussian, z: Tensor) -> ZStats:
         kurtosis=standard.pow(4).mean(0).sub(3).numpy(),
         core_distance=core_distance(x),
         kl=latent.kl().double().mean(0).cpu().numpy(),
-        active=(latent.mean.double().var(0) > ACTIVE_KL).cpu().numpy(),
+        active=(latent.mean.double().var(0) > ACTIVE_VARIANCE).cpu().numpy(),
         radii=np.linalg.norm(x, axis=1),
         within=float((np.abs(x) < FAR).mean()),
         correlation=(standard.T @ standard / len(x)).numpy(),
@@ -104,7 +104,7 @@ def core_distance(x: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Structure:
+class RegionStructure:
     """Whether z-points are one region. `fragments`: parts of their neighbour graph that hold 1 % of them or more;
     `largest`: the share of the largest part; `silhouette`: of the best division into 2 to 10 clusters (Rousseeuw 1987);
     `gaussian_silhouette`: the same for a Gaussian of their mean and covariance, which is one region by definition.
@@ -121,14 +121,14 @@ class Structure:
         return self.fragments == 1 and self.silhouette < self.gaussian_silhouette + CLUSTERED
 
 
-def structure(z: Tensor, seed: int = 0) -> Structure:
+def measure_structure(z: Tensor, seed: int = 0) -> RegionStructure:
     """The structure of z-points `(n, z_dim)`, judged by 2,000 of them, evenly spread."""
     x = z[evenly_spaced(len(z), POINTS)].double().cpu().numpy()
     like = np.random.default_rng(seed).multivariate_normal(x.mean(0), np.cov(x.T), len(x), method="eigh")
     with threadpool_limits(1):  # on busy processors the threads' waiting for each other takes several times as long
         sizes = _part_sizes(x) / len(x)
         best, best_like = _silhouette(x, seed), _silhouette(like, seed)
-    return Structure(int((sizes >= FRAGMENT).sum()), float(sizes.max()), best, best_like)
+    return RegionStructure(int((sizes >= FRAGMENT).sum()), float(sizes.max()), best, best_like)
 
 
 def _part_sizes(x: np.ndarray) -> np.ndarray:

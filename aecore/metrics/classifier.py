@@ -31,7 +31,7 @@ class Classifier:
         logits = [self.network(part) for part in _inputs(images).split(512)]
         return torch.cat(logits).softmax(1).numpy()
 
-    def judge(self, images: np.ndarray) -> dict[str, float]:
+    def score(self, images: np.ndarray) -> dict[str, float]:
         """`recognised`: the share of images that show some class rather than nothing; `confidence`: the mean
         probability of the best class; `classes`: how many classes are shown, the exponential of their shares' entropy.
         """
@@ -61,8 +61,8 @@ def train_classifier(images: np.ndarray, labels: np.ndarray, *, seed: int = 0, s
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, steps)
         for _ in range(steps):
             rows = torch.randint(len(inputs), (BATCH,))
-            nothing = images_of_nothing(inputs[rows])
-            real = soft(inputs[rows])
+            nothing = make_outliers(inputs[rows])
+            real = soften(inputs[rows])
             target = torch.cat([wanted[rows], torch.full((len(nothing),), len(classes))])
             loss = F.cross_entropy(network(torch.cat([real, nothing])), target, label_smoothing=0.05)
             optimizer.zero_grad()
@@ -72,13 +72,13 @@ def train_classifier(images: np.ndarray, labels: np.ndarray, *, seed: int = 0, s
     return Classifier(network.eval().requires_grad_(False), classes)
 
 
-def soft(real: Tensor) -> Tensor:
+def soften(real: Tensor) -> Tensor:
     """The images, half of them blurred, each by as much as it happens: a decoder's pictures are soft and yet clear."""
     blurred = F.avg_pool2d(F.pad(real, (2, 2, 2, 2), mode="replicate"), 5, 1)
     return torch.lerp(real, blurred, (2 * torch.rand(len(real), 1, 1, 1) - 1).clamp_min(0))
 
 
-def images_of_nothing(real: Tensor) -> Tensor:
+def make_outliers(real: Tensor) -> Tensor:
     """Fewer images than `real` (n, channels, side, side), with its colours and none of its sense."""
     part = real.split(-(-len(real) // 8))
     n, channels, side = len(part[0]), *real.shape[1:3]

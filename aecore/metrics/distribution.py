@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-REFERENCE = 2_048  # real images that others are compared with
+NUM_REFERENCE = 2_048  # real images that others are compared with
 SIDE = 96  # pixels that each image is scaled to for its shapes
 SMALL = 32  # and for its distance to training images
 NEIGHBOUR = 5  # whose distance is a real image's radius, as in Naeem 2020
@@ -84,7 +84,7 @@ class Coverage:
 
 
 @dataclass(frozen=True)
-class Nearest:
+class NearestImages:
     """For each image its nearest training image, int64 (n,), and how much nearer it is than others, float (n,).
 
     `ratio` is the distance to it over the mean distance to the 50 next ones (Carlini 2023, section 4.2): 0 for a copy,
@@ -100,11 +100,11 @@ class Nearest:
         return float((self.ratio < COPY).mean())
 
 
-def nearest_images(images: np.ndarray, train: np.ndarray) -> Nearest:
+def nearest_images(images: np.ndarray, train: np.ndarray) -> NearestImages:
     """Compare `images` with training images, both uint8 (n, size, size, channels), pixel by pixel at 32 x 32."""
     distances = _distances(_thumbnails(images), _thumbnails(train))
     near = np.sort(np.partition(distances, OTHERS, axis=1)[:, : OTHERS + 1], axis=1)
-    return Nearest(distances.argmin(1), near[:, 0] / np.maximum(near[:, 1:].mean(1), 1e-6))
+    return NearestImages(distances.argmin(1), near[:, 0] / np.maximum(near[:, 1:].mean(1), 1e-6))
 
 
 def _thumbnails(images: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from aecore.metrics.distribution import FrechetDistance
 KID_SUBSET = 1_000  # images that one estimate of KID takes, of which it is the mean
 BATCH = 64
 LAYER = "2048"  # whose features, as many, all four figures compare
-ScoredModel = Callable[[np.ndarray], dict[str, float]]
+MetricFn = Callable[[np.ndarray], dict[str, float]]
 
 
 class _Images(Dataset):
@@ -59,7 +59,7 @@ class Inception:
             raise ValueError(f"{weights} holds other weights than those of torch-fidelity's Inception") from error
         self.digest = sha256(weights.read_bytes())
 
-    def against(self, reference: np.ndarray) -> ScoredModel:
+    def metric_fn(self, reference: np.ndarray) -> MetricFn:
         """What gives `fid`, `kid`, `precision` and `recall` of images against `reference`.
 
         Both uint8 (n, size, size, 1 or 3). The reference's features are computed once.

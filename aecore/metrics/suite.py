@@ -15,7 +15,7 @@ import torch
 
 from aecore.data.shuffle import evenly_spaced
 from aecore.metrics.classifier import Classifier, train_classifier
-from aecore.metrics.distribution import REFERENCE, Coverage, FrechetDistance, hog_features, nearest_images
+from aecore.metrics.distribution import NUM_REFERENCE, Coverage, FrechetDistance, hog_features, nearest_images
 from aecore.metrics.face_detector import face_hits
 from aecore.metrics.pixel import SlicedWasserstein
 from aecore.model.autoencoder import to_float
@@ -30,7 +30,7 @@ class MetricSuite:
         """`train` and `test`: real images uint8 (n, size, size, channels), at least 64 each; of each 2,048 are used,
         evenly spread. `labels` (n,) int of all of `train`: given these, a classifier stands in for the face detector.
         """
-        self.train, self.test = (some[evenly_spaced(len(some), REFERENCE)] for some in (train, test))
+        self.train, self.test = (some[evenly_spaced(len(some), NUM_REFERENCE)] for some in (train, test))
         self._labelled = None if labels is None else (train, labels)
 
     def __call__(self, images: np.ndarray) -> dict[str, float]:
@@ -66,7 +66,7 @@ class MetricSuite:
 def _recognised(scores: MetricSuite, images: np.ndarray) -> dict[str, float]:
     if scores.classifier is None:
         return {"faces": float(face_hits(images).mean())}
-    return scores.classifier.judge(images)
+    return scores.classifier.score(images)
 
 
 def _shapes(scores: MetricSuite, images: np.ndarray) -> dict[str, float]:

@@ -1,8 +1,8 @@
-"""What the encoder sees and what the decoder must give: the one place between clean images and the network.
+"""Tasks: the encoder's input and the decoder's target, made from clean images.
 
-All that is drawn here is a function of (seed, step, position in the global batch), made on the training device. So it
-repeats exactly, and is the same however many workers share the batch. Add a task by writing its section in
-aecore.config (Task and TASKS) and a function here, and naming it in CORRUPTIONS.
+All noise is a function of (seed, step, position in the global batch) and drawn on the training device: it repeats
+exactly and does not depend on how many workers split the batch. To add a task, write its section in aecore.config (Task
+and TASKS) and a function here, and list it in CORRUPTIONS.
 """
 
 from collections.abc import Callable
@@ -17,98 +17,101 @@ from aecore.data.loaders import Batch
 from aecore.data.shuffle import derive_seed
 from aecore.model.autoencoder import to_float
 
-NOISE, FLIP, TRAIN, JUDGE = 1, 2, 3, 4  # what the counters' streams are for
+LATENT_NOISE, FLIP, TRAINING, EVALUATION = 1, 2, 3, 4  # the purpose of a random stream, part of its seed
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-SHADES = {"black": 0.0, "gray": 0.5}
+FILL_VALUES = {"black": 0.0, "gray": 0.5}
 
 
 @dataclass(frozen=True)
 class BatchNoise:
-    """Random numbers of a global batch of `count` images, of which the caller holds those at `positions`."""
+    """Random numbers of a global batch of `count` images, of which this worker has those at `positions`."""
 
     generator: torch.Generator
     positions: Tensor  # int64 (local,), on the generator's device
     count: int
 
     def uniform(self, *shape: int) -> Tensor:
-        """In [0, 1), float32 (local, *shape)."""
+        """Return uniform numbers in [0, 1), float32 (local, *shape)."""
         return torch.rand(self.count, *shape, generator=self.generator, device=self.generator.device)[self.positions]
 
     def normal(self, *shape: int) -> Tensor:
-        """N(0, 1), float32 (local, *shape)."""
+        """Return N(0, 1) numbers, float32 (local, *shape)."""
         return torch.randn(self.count, *shape, generator=self.generator, device=self.generator.device)[self.positions]
 
 
 def make_training_pair(recipe: Recipe, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-    """The network's input and its target in a training step, floats in [0, 1] of (local, channels, size, size)."""
+    """Return the network's input and target in training step `step`: float in [0, 1], (local, channels, size, size)."""
     images = batch.images
     if recipe.data.flip:
-        mirrored = draws_of(recipe, batch, step, FLIP).uniform() < 0.5
-        images = torch.where(mirrored[:, None, None, None], images.flip(2), images)
+        flipped = make_batch_noise(recipe, batch, step, FLIP).uniform() < 0.5
+        images = torch.where(flipped[:, None, None, None], images.flip(2), images)
     clean = to_float(images)
-    return corrupt(recipe.task, clean, draws_of(recipe, batch, step, TRAIN)), clean
+    return corrupt(recipe.task, clean, make_batch_noise(recipe, batch, step, TRAINING)), clean
 
 
 def make_eval_pair(recipe: Recipe, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-    """As `make_training_pair`, for evaluation: `step` counts the batches of a split as stored."""
+    """Return input and target as `make_training_pair` does, unflipped; `step` counts a split's batches as stored."""
     clean = to_float(batch.images)
-    return corrupt(recipe.task, clean, draws_of(recipe, batch, step, JUDGE)), clean
+    return corrupt(recipe.task, clean, make_batch_noise(recipe, batch, step, EVALUATION)), clean
 
 
-def draws_of(recipe: Recipe, batch: Batch, step: int, purpose: int) -> BatchNoise:
-    """The random numbers of one step and purpose for this worker's part of its global batch."""
+def make_batch_noise(recipe: Recipe, batch: Batch, step: int, purpose: int) -> BatchNoise:
+    """Return this worker's random numbers for one step and purpose."""
     return BatchNoise(make_generator(batch.images.device, recipe, step, purpose), batch.positions, batch.count)
 
 
 def make_generator(device: torch.device, recipe: Recipe, step: int, purpose: int) -> torch.Generator:
-    """The random numbers of one step and purpose; draw a global batch's whole, then take this worker's positions."""
+    """Return the random generator of one step and purpose, the same on all workers.
+
+    Draw numbers for the whole global batch from it, then take those at this worker's positions.
+    """
     return torch.Generator(device).manual_seed(derive_seed(recipe.optim.seed, step, purpose))
 
 
-def corrupt(task: Task, clean: Tensor, draws: BatchNoise) -> Tensor:
-    """What the encoder sees in the place of `clean` (n, channels, size, size), both floats in [0, 1].
+def corrupt(task: Task, clean: Tensor, noise: BatchNoise) -> Tensor:
+    """Return the encoder's input for `clean` images (n, channels, size, size), both float in [0, 1].
 
-    `clean` itself for the task `reconstruct`. Raises ValueError for a task that these images do not suit.
+    For the task `reconstruct` it is `clean` itself. Raises ValueError if the task does not fit these images.
     """
-    make = CORRUPTIONS.get(task.kind)
-    return make(task, clean, draws) if make else clean
+    corruption = CORRUPTIONS.get(task.kind)
+    return corruption(task, clean, noise) if corruption else clean
 
 
-def _denoise(task: Denoise, clean: Tensor, draws: BatchNoise) -> Tensor:
-    # Cut to [0, 1], as what is stored in a picture file and sent to the endpoint would be.
-    return (clean + task.sigma * draws.normal(*clean.shape[1:])).clamp_(0, 1)
+def _denoise(task: Denoise, clean: Tensor, noise: BatchNoise) -> Tensor:
+    # Clipped to [0, 1], as a noisy image is that is stored in a file or sent to the endpoint.
+    return (clean + task.sigma * noise.normal(*clean.shape[1:])).clamp_(0, 1)
 
 
-def _drop(task: Drop, clean: Tensor, draws: BatchNoise) -> Tensor:
-    return _hide(clean, draws.uniform(1, *clean.shape[2:]) >= task.keep, task.fill, draws)
+def _drop(task: Drop, clean: Tensor, noise: BatchNoise) -> Tensor:
+    return _fill_masked(clean, noise.uniform(1, *clean.shape[2:]) >= task.keep, task.fill, noise)
 
 
-def _recolor(task: Recolor, clean: Tensor, draws: BatchNoise) -> Tensor:
+def _recolor(task: Recolor, clean: Tensor, noise: BatchNoise) -> Tensor:
     if clean.shape[1] != 3:
-        raise ValueError("task.kind recolor takes colour images: this dataset's are gray")
+        raise ValueError("task.kind recolor needs colour images, and this dataset's are gray: take another task.kind")
     red, green, blue = (weight * clean[:, i : i + 1] for i, weight in enumerate(LUMA))
     return (red + green + blue).expand_as(clean)
 
 
-def _inpaint(task: Inpaint, clean: Tensor, draws: BatchNoise) -> Tensor:
+def _inpaint(task: Inpaint, clean: Tensor, noise: BatchNoise) -> Tensor:
     size = clean.shape[-1]
     side = max(1, round(task.block * size))
-    count = max(1, round(task.share * size**2 / side**2))
-    corners = (draws.uniform(2, count, 1) * (size - side + 1)).long().squeeze(-1)  # top and left of each hole
+    n_holes = max(1, round(task.share * size**2 / side**2))
+    corners = (noise.uniform(2, n_holes, 1) * (size - side + 1)).long().squeeze(-1)  # (n, 2, n_holes): top and left
     top, left = corners.unbind(1)
-    # 1 where a hole begins and -1 where it ends, in both directions, sum up to the number of holes over each pixel.
-    edges = torch.zeros(len(clean), (size + 1) ** 2, dtype=torch.int32, device=clean.device)
-    for down, across, sign in ((0, 0, 1), (side, 0, -1), (0, side, -1), (side, side, 1)):
-        places = (top + down) * (size + 1) + left + across
-        edges.scatter_add_(1, places, torch.full_like(places, sign, dtype=torch.int32))
-    edges = edges.view(-1, 1, size + 1, size + 1)
-    holes = edges.cumsum(2, dtype=torch.int32).cumsum(3, dtype=torch.int32)[..., :size, :size]
-    return _hide(clean, holes > 0, task.fill, draws)
+    # 2D difference array: +1 and -1 at the holes' corners; its cumulative sums count the holes over each pixel.
+    corner_sums = torch.zeros(len(clean), (size + 1) ** 2, dtype=torch.int32, device=clean.device)
+    for down, right, sign in ((0, 0, 1), (side, 0, -1), (0, side, -1), (side, side, 1)):
+        indices = (top + down) * (size + 1) + left + right
+        corner_sums.scatter_add_(1, indices, torch.full_like(indices, sign, dtype=torch.int32))
+    corner_sums = corner_sums.view(-1, 1, size + 1, size + 1)
+    holes = corner_sums.cumsum(2, dtype=torch.int32).cumsum(3, dtype=torch.int32)[..., :size, :size]
+    return _fill_masked(clean, holes > 0, task.fill, noise)
 
 
-def _hide(clean: Tensor, hidden: Tensor, fill: Fill, draws: BatchNoise) -> Tensor:
-    """`clean` with the pixels that are `hidden` (n, 1, size, size) filled."""
-    return torch.where(hidden, draws.uniform(*clean.shape[1:]) if fill == "random" else SHADES[fill], clean)
+def _fill_masked(clean: Tensor, mask: Tensor, fill: Fill, noise: BatchNoise) -> Tensor:
+    """Return `clean` with the pixels of `mask` (n, 1, size, size) bool filled."""
+    return torch.where(mask, noise.uniform(*clean.shape[1:]) if fill == "random" else FILL_VALUES[fill], clean)
 
 
 CORRUPTIONS: dict[str, Callable[[Any, Tensor, BatchNoise], Tensor]] = {

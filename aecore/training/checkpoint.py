@@ -1,9 +1,9 @@
-"""Folders of weights: checkpoints to go on from, and finished models to serve.
+"""Checkpoints to resume from, and finished models to serve: folders of safetensors and JSON, nothing pickled.
 
 A checkpoint `step-00001250/` holds model.safetensors, optimizer.safetensors, config.json and, written last,
-progress.json with the sha256 of the others: without a fitting progress.json a folder counts as absent, so a
-checkpoint is whole or not there, on a disk as on S3. A model folder holds model.safetensors, config.json,
-latents.safetensors (statistics of the z-points) and metrics.json. Nothing is pickled.
+progress.json with the sha256 of the others. Without a progress.json that matches, a folder counts as absent: a
+checkpoint is complete or does not exist, on a disk and on S3. A model folder holds model.safetensors,
+latents.safetensors (statistics of the z-points), metrics.json and, written last, config.json.
 """
 
 import json
@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -26,180 +26,180 @@ from torch import Tensor, nn
 from aecore.config import Recipe, check_recipe
 from aecore.data.io import read_bytes, read_json, sha256, write_atomic, write_json
 from aecore.errors import one_line
-from aecore.model.autoencoder import NETWORK, Autoencoder, ImageShape, build_model
+from aecore.model.autoencoder import NETWORK_VERSION, Autoencoder, ImageShape, build_model
+from aecore.training.state import TrainState
 
 log = logging.getLogger(__name__)
-FILES = ("config.json", "model.safetensors", "optimizer.safetensors")
-PATIENCE, PAUSE = 60.0, 2.0  # seconds: how long, and how often, a storage that refuses is asked at a training's end
-
-
-@dataclass
-class TrainState:
-    """How far a run has come: whole epochs, optimizer steps and images in all, and the open epoch's sums."""
-
-    epochs: int = 0
-    step: int = 0
-    samples: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
+CHECKPOINT_FILES = ("config.json", "model.safetensors", "optimizer.safetensors")
+RETRY_SECONDS, RETRY_PAUSE_SECONDS = 60.0, 2.0  # retries of a failing storage at the end of a training
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All of a checkpoint, copied to the host: what the training does next does not change it.
+    """The content of a checkpoint, copied to the host: later training steps do not change it.
 
-    `valid_loss` of the epoch that it ends, nan within an epoch.
+    `state` is a TrainState as a dict. `valid_loss` is that of the epoch that ends here, nan within an epoch.
     """
 
     config: dict[str, Any]
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    progress: dict[str, Any]
+    state: dict[str, Any]
     valid_loss: float
 
     @property
     def name(self) -> str:
-        return f"step-{self.progress['step']:08d}"
+        return f"step-{self.state['step']:08d}"
 
 
 def take_snapshot(
-    model: Autoencoder, optimizer: torch.optim.Optimizer, recipe: Recipe, progress: TrainState,
+    model: Autoencoder, optimizer: torch.optim.Optimizer, recipe: Recipe, state: TrainState,
     valid_loss: float = math.nan,
 ) -> Snapshot:  # fmt: skip
-    """The state now. The only part of saving that a training waits for."""
+    """Copy the training's state to the host: the only part of saving that blocks the training."""
     config = _config(model, recipe)
-    return Snapshot(config, _on_host(model.state_dict()), _flatten_optimizer(optimizer), asdict(progress), valid_loss)
+    return Snapshot(config, _copy_to_host(model.state_dict()), _flatten_optimizer(optimizer), asdict(state), valid_loss)
 
 
 def write_checkpoint(fs: pafs.FileSystem, root: str, snapshot: Snapshot) -> str:
-    """Write `root/step-NNNNNNNN`, whole or not at all; gives its path. Raises OSError when the storage refuses."""
+    """Write `root/step-NNNNNNNN` completely or not at all and return its path. Raises OSError if the storage fails."""
     path = f"{root}/{snapshot.name}"
     contents = {
         "config.json": json.dumps(snapshot.config, indent=1).encode(),
-        "model.safetensors": save_tensors(_packed(snapshot.model)),
-        "optimizer.safetensors": save_tensors(_packed(snapshot.optimizer)),
+        "model.safetensors": save_tensors(_contiguous(snapshot.model)),
+        "optimizer.safetensors": save_tensors(_contiguous(snapshot.optimizer)),
     }
-    for name in FILES:
+    for name in CHECKPOINT_FILES:
         write_atomic(fs, f"{path}/{name}", contents[name])
-    digests = {name: sha256(data) for name, data in contents.items()}
+    digests = {name: sha256(content) for name, content in contents.items()}
     loss = {"valid_loss": snapshot.valid_loss} if math.isfinite(snapshot.valid_loss) else {}
-    write_json(fs, f"{path}/progress.json", snapshot.progress | loss | {"sha256": digests})
+    write_json(fs, f"{path}/progress.json", snapshot.state | loss | {"sha256": digests})
     return path
 
 
 def prune(fs: pafs.FileSystem, root: str, keep: int) -> None:
-    """Delete all but the newest `keep` whole checkpoints and, of all, the one with the lowest validation loss."""
-    whole: dict[str, float] = {}
+    """Delete all checkpoints but the newest `keep` complete ones and the one with the lowest validation loss."""
+    valid_losses: dict[str, float] = {}  # of the complete ones, newest first
     for path in list_checkpoints(fs, root):
         try:
-            whole[path] = read_json(fs, f"{path}/progress.json").get("valid_loss", math.inf)
+            valid_losses[path] = read_json(fs, f"{path}/progress.json").get("valid_loss", math.inf)
         except (FileNotFoundError, ValueError):
             fs.delete_dir(path)  # half-written
-    best = min(whole, key=whole.__getitem__, default=None)  # the newest of them where none has a loss
-    for path in list(whole)[keep:]:
+    best = min(valid_losses, key=valid_losses.__getitem__, default=None)  # without losses the newest
+    for path in list(valid_losses)[keep:]:
         if path != best:
-            fs.delete_file(f"{path}/progress.json")  # first: a kill in between leaves none that looks whole
+            fs.delete_file(f"{path}/progress.json")  # first: an interrupted deletion leaves no complete checkpoint
             fs.delete_dir(path)
 
 
 class CheckpointWriter:
-    """Writes checkpoints under `root` in a thread of its own: the training waits for no storage.
+    """Writes checkpoints under `root` in a background thread, so that the training does not wait for the storage.
 
-    One is written at a time; of those that come meanwhile the newest waits. What the storage refuses is told in a
-    warning and tried again with the next one and, at the end, for `PATIENCE` seconds.
+    It writes one at a time. Of the snapshots that arrive meanwhile only the newest is written. If the storage fails,
+    it logs a warning and retries with the next snapshot and, in `finish`, for RETRY_SECONDS.
     """
 
     def __init__(self, fs: pafs.FileSystem, root: str, keep: int) -> None:
         self.fs, self.root, self.keep = fs, root, keep
-        self._waiting: Snapshot | None = None
-        self._before: deque[Callable[[], None]] = deque()
+        self._pending: Snapshot | None = None
+        self._pending_calls: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
-        self._thread = ThreadPoolExecutor(1, "checkpoints")
-        self._job: Future[None] | None = None
+        self._executor = ThreadPoolExecutor(1, "checkpoints")
+        self._last_write: Future[None] | None = None
 
-    def save(self, snapshot: Snapshot, before: Callable[[], None] | None = None) -> None:
-        """Write `snapshot` soon. `before` writes what must not be missing where this checkpoint is, or a later one."""
-        if self._job and self._job.done():
-            self._job.result()  # raises what no patience mends
+    def save(self, snapshot: Snapshot, before_write: Callable[[], None] | None = None) -> None:
+        """Write `snapshot` soon.
+
+        `before_write` is called first, in the background thread too, even if a newer snapshot replaces this one: it
+        writes what must exist once this or a later checkpoint exists. Raises what an earlier write raised, but for
+        OSError.
+        """
+        if self._last_write and self._last_write.done():
+            self._last_write.result()  # an error that a retry does not mend
         with self._lock:
-            self._before += [before] if before else []
-            self._waiting = snapshot
-        self._job = self._thread.submit(self._try)
+            self._pending_calls += [before_write] if before_write else []
+            self._pending = snapshot
+        self._last_write = self._executor.submit(self._try_write)
 
     def finish(self) -> None:
-        """Return when all is written; nothing can be saved after. Raises OSError when the storage goes on to refuse."""
-        self._thread.shutdown()
+        """Wait until everything is written and close the writer. Raises OSError if the storage keeps failing."""
+        self._executor.shutdown()
         retry_storage(self._write, "save the last checkpoint")
 
     def __enter__(self) -> "CheckpointWriter":
         return self
 
-    def __exit__(self, *failure: object) -> None:
-        self._thread.shutdown()  # after what is being written
+    def __exit__(self, *exc_info: object) -> None:
+        self._executor.shutdown()  # waits for the write in progress
 
-    def _try(self) -> None:
+    def _try_write(self) -> None:
         try:
             self._write()
         except OSError as error:
-            log.warning("no checkpoint can be written now: %s; the training goes on", one_line(error))
+            log.warning("cannot write a checkpoint: %s; the training continues", one_line(error))
 
     def _write(self) -> None:
-        """Write what waits. Raises OSError; then it waits on, unless there is something newer."""
+        """Write the pending snapshot. Raises OSError; the snapshot then stays pending, unless a newer one is."""
         with self._lock:
-            snapshot, self._waiting = self._waiting, None
+            snapshot, self._pending = self._pending, None
         try:
-            while self._before:
-                self._before[0]()
-                self._before.popleft()
+            while self._pending_calls:
+                self._pending_calls[0]()
+                self._pending_calls.popleft()
             if snapshot:
                 write_checkpoint(self.fs, self.root, snapshot)
         except BaseException:
             with self._lock:
-                self._waiting = self._waiting or snapshot
+                self._pending = self._pending or snapshot
             raise
         if snapshot:
             prune(self.fs, self.root, self.keep)
 
 
-def retry_storage(call: Callable[[], None], what: str) -> None:
-    """`call()`, again and again for `PATIENCE` seconds where it raises OSError; the last one is raised."""
-    until = time.monotonic() + PATIENCE
+def retry_storage(call: Callable[[], None], action: str) -> None:
+    """Call `call`, and again for RETRY_SECONDS while it raises OSError; the last OSError is raised.
+
+    `action` names the call in the log: "cannot ACTION yet".
+    """
+    deadline = time.monotonic() + RETRY_SECONDS
     while True:
         try:
             return call()
         except OSError as error:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise
-            log.warning("cannot %s yet: %s; trying for %.0f s", what, one_line(error), until - time.monotonic())
-        time.sleep(PAUSE)
+            remaining_s = deadline - time.monotonic()
+            log.warning("cannot %s yet: %s; retrying for %.0f s", action, one_line(error), remaining_s)
+        time.sleep(RETRY_PAUSE_SECONDS)
 
 
 def list_checkpoints(fs: pafs.FileSystem, root: str) -> list[str]:
-    """Paths of the checkpoint folders under `root`, newest first, whole or not."""
-    found = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
-    return sorted((f.path for f in found if f.base_name.startswith("step-")), reverse=True)
+    """Return the paths of the checkpoint folders under `root`, complete or not, newest first."""
+    entries = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+    return sorted((entry.path for entry in entries if entry.base_name.startswith("step-")), reverse=True)
 
 
 def load_checkpoint(fs: pafs.FileSystem, root: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Fill `model` and `optimizer` from the newest whole checkpoint under `root`; a new Progress when there is none.
+    """Load the newest complete checkpoint under `root` into `model` and `optimizer` and return its state.
 
-    A damaged or half-written checkpoint is passed over, with a warning, for the one before it. Raises OSError when
-    the storage does not answer: that says nothing about the checkpoint; ValueError for one of another version of the
-    network.
+    Returns a new TrainState if there is none. A damaged or half-written checkpoint is skipped with a warning. Raises
+    OSError if the storage fails, which does not mean that the checkpoint is damaged, and ValueError if another version
+    of the network wrote it.
     """
     for path in list_checkpoints(fs, root):
         try:
-            notes = read_json(fs, f"{path}/progress.json")
-            contents = {name: read_bytes(fs, f"{path}/{name}") for name in FILES}
-            if any(sha256(data) != notes["sha256"][name] for name, data in contents.items()):
-                raise ValueError("a file's sha256 differs")
-            progress = TrainState(**{key: notes[key] for key in TrainState.__dataclass_fields__})
+            progress = read_json(fs, f"{path}/progress.json")
+            contents = {name: read_bytes(fs, f"{path}/{name}") for name in CHECKPOINT_FILES}
+            if any(sha256(content) != progress["sha256"][name] for name, content in contents.items()):
+                raise ValueError("the sha256 of a file differs")
+            state = TrainState(**{key: progress[key] for key in TrainState.__dataclass_fields__})
         except (FileNotFoundError, ValueError, KeyError) as error:
-            log.warning("checkpoint %s is damaged (%s); going back to the one before", path, error)
+            log.warning("checkpoint %s is damaged (%s); falling back to the one before", path, error)
             continue
-        _check_network(json.loads(contents["config.json"]), path)
+        _check_network_version(json.loads(contents["config.json"]), path)
         model.load_state_dict(load_tensors(contents["model.safetensors"]))
-        _fill_optimizer(optimizer, load_tensors(contents["optimizer.safetensors"]))
-        return progress
+        _load_optimizer(optimizer, load_tensors(contents["optimizer.safetensors"]))
+        return state
     return TrainState()
 
 
@@ -207,15 +207,17 @@ def save_model(
     fs: pafs.FileSystem, path: str, model: Autoencoder, recipe: Recipe, latents: dict[str, Tensor],
     metrics: dict[str, float],
 ) -> None:  # fmt: skip
-    """Write a model folder; config.json comes last, so a folder with one is whole."""
-    write_atomic(fs, f"{path}/model.safetensors", save_tensors(_packed(_on_host(model.state_dict()))))
-    write_atomic(fs, f"{path}/latents.safetensors", save_tensors(_packed(_on_host(latents))))
+    """Write a model folder; config.json comes last, so that a folder with one is complete."""
+    write_atomic(fs, f"{path}/model.safetensors", save_tensors(_contiguous(_copy_to_host(model.state_dict()))))
+    write_atomic(fs, f"{path}/latents.safetensors", save_tensors(_contiguous(_copy_to_host(latents))))
     write_json(fs, f"{path}/metrics.json", metrics)
     write_json(fs, f"{path}/config.json", _config(model, recipe))
 
 
 @dataclass(frozen=True)
 class SavedModel:
+    """The content of a model folder; `latents` are the LatentStats that the samplers take."""
+
     model: Autoencoder
     recipe: Recipe
     latents: dict[str, Tensor]
@@ -223,13 +225,13 @@ class SavedModel:
 
 
 def load_model(fs: pafs.FileSystem, path: str, device: torch.device | str = "cpu") -> SavedModel:
-    """The model of a model folder, in eval mode on `device`, rebuilt from its config and safetensors alone.
+    """Load a model folder, with the model on `device`, in eval mode and without gradients.
 
-    Raises FileNotFoundError when a file is missing, ValueError when weights and config do not fit together or another
+    Raises FileNotFoundError if a file is missing, and ValueError if the weights do not fit the config or another
     version of the network wrote them.
     """
     config = read_json(fs, f"{path}/config.json")
-    _check_network(config, path)
+    _check_network_version(config, path)
     recipe = check_recipe(config["recipe"])
     model = build_model(recipe, ImageShape(**config["image"]))
     try:
@@ -245,39 +247,40 @@ def load_model(fs: pafs.FileSystem, path: str, device: torch.device | str = "cpu
 
 
 def _config(model: Autoencoder, recipe: Recipe) -> dict[str, Any]:
-    return {"network": NETWORK, "recipe": recipe.model_dump(mode="json"), "image": asdict(model.image)}
+    return {"network": NETWORK_VERSION, "recipe": recipe.model_dump(mode="json"), "image": asdict(model.image)}
 
 
-def _check_network(config: dict[str, Any], path: str) -> None:
-    # The weights would fit, and mean something else.
-    if (network := config.get("network", 1)) != NETWORK:
+def _check_network_version(config: dict[str, Any], path: str) -> None:
+    # Weights of another version may have the same shapes: loading them would raise nothing and decode wrongly.
+    if (version := config.get("network", 1)) != NETWORK_VERSION:
         raise ValueError(
-            f"{path} holds weights of the network's version {network}, this zpoint has {NETWORK}: train it again"
+            f"{path} holds weights of network version {version}, this zpoint has version {NETWORK_VERSION}: "
+            "train the model again"
         )
 
 
-def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+def _copy_to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
-def _packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.contiguous() for name, value in tensors.items()}
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    # Adam's state is tensors per parameter; its options come from the recipe.
+    # "INDEX.KEY" to tensor. Adam's state is tensors alone; its options come from the recipe.
     state = optimizer.state_dict()["state"]
-    return _on_host({f"{i}.{key}": value for i, part in state.items() for key, value in part.items()})
+    return _copy_to_host({f"{i}.{key}": tensor for i, moments in state.items() for key, tensor in moments.items()})
 
 
-def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
+    for name, tensor in tensors.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
+        state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-    # Fused Adam walks parameter and moments in memory order: they must be laid out alike (channels last).
+    # Fused Adam walks parameter and moments in memory order: both need the same memory format (channels last).
     for parameter, moments in optimizer.state.items():
-        for key, value in moments.items():
-            if value.shape == parameter.shape:
-                moments[key] = torch.empty_like(parameter).copy_(value)
+        for key, tensor in moments.items():
+            if tensor.shape == parameter.shape:
+                moments[key] = torch.empty_like(parameter).copy_(tensor)

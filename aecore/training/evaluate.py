@@ -1,4 +1,4 @@
-"""Judging a model in training: means over a split, and how real decoded random z-points look."""
+"""Evaluation during training: means over a split, and how realistic decoded random z-points are."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,115 +11,121 @@ from torch import Tensor
 from aecore.data.loaders import Batch, Loader
 from aecore.data.shuffle import derive_seed
 from aecore.latent.samplers import N_COMPONENTS, LatentStats, fit_latent_stats, sample
-from aecore.metrics.distribution import REFERENCE, FrechetDistance, hog_features
+from aecore.metrics.distribution import NUM_REFERENCE, FrechetDistance, hog_features
 from aecore.metrics.pixel import psnr, ssim
-from aecore.model.autoencoder import ACTIVE_KL, DiagonalGaussian, to_uint8
-from aecore.model.corruptions import NOISE, make_eval_pair
-from aecore.model.losses import loss_parts
-from aecore.training.state import RunningSums, TrainingRun, as_loader
+from aecore.model.autoencoder import ACTIVE_VARIANCE, to_uint8
+from aecore.model.corruptions import LATENT_NOISE, make_eval_pair
+from aecore.model.losses import loss_terms
+from aecore.training.state import RunningSums, TrainingRun
 
-LATENT_IMAGES, JUDGED, SHOWN = 4_096, 256, 10
+LATENT_IMAGES = 4_096  # training images whose z-points the stored latent statistics are fitted to
+NUM_SAMPLES = 256  # decoded z-points of each sampler
+NUM_PREVIEWS = 10  # images of each kind on an epoch's sheet
+BATCH = 64  # images or z-points a call of the model
 
 
 @torch.inference_mode()
-def evaluate(run: TrainingRun, split: Loader | np.ndarray, prefix: str) -> tuple[dict[str, float], np.ndarray]:
-    """Means per image of a split, `prefix_*`, each worker taking its part; the decoder gets the latent's mean.
+def evaluate(run: TrainingRun, loader: Loader, prefix: str) -> tuple[dict[str, float], np.ndarray]:
+    """Return means per image over a split, `PREFIX_NAME`, and the mean KL per dimension.
 
-    `loss`, `recon` and `kl` in nats, `mse` of pixels in [0, 1], `psnr` in dB, `ssim`, `active_units` of the z_dim
-    (Burda 2016); for a task that hides something of the images also `input_psnr` and `input_ssim` of what it leaves.
-    With them the KL by component, in nats `(z_dim,)`. A collective of all workers.
+    `loss`, `recon` and `kl` in nats, `mse` of pixels in [0, 1], `psnr` in dB, `ssim`, and `active_units` of the z_dim
+    (Burda 2016); if the task corrupts its input, `input_psnr` and `input_ssim` of that input too. Images are decoded
+    from the mean of q(z|x). The KL per dimension is float64 `(z_dim,)` in nats. A collective.
     """
     recipe, z_dim = run.recipe, run.model.z_dim
-    shown = ("input_psnr", "input_ssim") if recipe.task.kind != "reconstruct" else ()
-    scalars = ("recon", "mse", "psnr", "ssim", *shown, "count")
-    totals = RunningSums(run.device, **dict.fromkeys(scalars, 1), components=z_dim, mean=z_dim, square=z_dim)
-    for step, batch in enumerate(as_loader(run, split).batches(None)):
+    input_metrics = ("input_psnr", "input_ssim") if recipe.task.kind != "reconstruct" else ()
+    scalars = ("recon", "mse", "psnr", "ssim", *input_metrics)
+    totals = RunningSums(
+        run.device, **dict.fromkeys((*scalars, "count"), 1), kl_per_dim=z_dim, mean=z_dim, square=z_dim
+    )
+    for step, batch in enumerate(loader.batches(None)):
         if not len(batch.images):
             continue
-        seen, clean = make_eval_pair(recipe, batch, step)
-        latent = run.model.encode(seen)
-        logits = run.model.logits(latent.mean)
-        recon, _, _ = loss_parts(recipe.loss, logits, latent, clean)
+        corrupted, clean = make_eval_pair(recipe, batch, step)
+        posterior = run.model.encode(corrupted)
+        logits = run.model.logits(posterior.mean)
+        recon, _, _ = loss_terms(recipe.loss, logits, posterior, clean)
         decoded = logits.sigmoid()
-        error = _error(decoded, clean)
-        corrupted = {"input_psnr": psnr(_error(seen, clean)), "input_ssim": ssim(seen, clean)} if shown else {}
+        mse = _mse(decoded, clean)
+        input_values = (psnr(_mse(corrupted, clean)), ssim(corrupted, clean)) if input_metrics else ()
         totals.add(
-            recon=recon, mse=error, psnr=psnr(error), ssim=ssim(decoded, clean), **corrupted,
-            count=torch.ones_like(recon), components=latent.kl(), mean=latent.mean, square=latent.mean.square(),
+            recon=recon, mse=mse, psnr=psnr(mse), ssim=ssim(decoded, clean),
+            **dict(zip(input_metrics, input_values, strict=True)), count=torch.ones_like(recon),
+            kl_per_dim=posterior.kl(), mean=posterior.mean, square=posterior.mean.square(),
         )  # fmt: skip
-    sums = totals.read(run.world)
-    mean = {key: value / max(1.0, sums["count"][0]) for key, value in sums.items()}
-    found = {key: float(mean[key][0]) for key in scalars[:-1]}
-    found["kl"] = float(mean["components"].sum())
-    found["loss"] = found["recon"] + recipe.loss.kl_factor * found["kl"]
-    found["active_units"] = float((mean["square"] - mean["mean"] ** 2 > ACTIVE_KL).sum())
-    return {f"{prefix}_{key}": value for key, value in found.items()}, mean["components"]
+    sums = totals.all_reduce(run.world)
+    means = {name: total / max(1.0, sums["count"][0]) for name, total in sums.items()}
+    metrics = {name: float(means[name][0]) for name in scalars}
+    metrics["kl"] = float(means["kl_per_dim"].sum())
+    metrics["loss"] = metrics["recon"] + recipe.loss.kl_factor * metrics["kl"]
+    metrics["active_units"] = float((means["square"] - means["mean"] ** 2 > ACTIVE_VARIANCE).sum())
+    return {f"{prefix}_{name}": value for name, value in metrics.items()}, means["kl_per_dim"]
 
 
-def _error(images: Tensor, clean: Tensor) -> Tensor:
-    """Mean squared error of each image, `(n,)`."""
+def _mse(images: Tensor, clean: Tensor) -> Tensor:
+    """Return the mean squared error of each image, `(n,)`."""
     return (images - clean).square().flatten(1).mean(1)
 
 
 @dataclass
 class SampleEvaluator:
-    """How real decoded random z-points look: called after an epoch, it adds figures to `metrics` and gives pictures.
-
-    `hog_frechet_normal` and `hog_frechet_gaussian`: the Frechet distance in HOG features
-    (`aecore.metrics.distribution`) of 256 decoded z-points from N(0, 1), and from the Gaussian fitted to the training
-    images' z-points, to 2,048 training images, evenly spread: the same ones for all runs on a dataset. The pictures,
-    uint8 rows, are of these and of reconstructions.
-    """
+    """Measures how realistic decoded random z-points are, with the same reference images for all runs of a dataset."""
 
     run: TrainingRun
-    train: Loader
-    valid: Loader
 
     @cached_property
-    def distance(self) -> FrechetDistance:
-        return FrechetDistance(hog_features(self.train.spread(REFERENCE).cpu().numpy()))
+    def frechet_distance(self) -> FrechetDistance:
+        return FrechetDistance(hog_features(self.run.train.spread(NUM_REFERENCE).cpu().numpy()))
 
     @torch.inference_mode()
-    def __call__(self, metrics: dict[str, float]) -> dict[str, np.ndarray]:
-        run = self.run
-        pictures = self._reconstructions()
-        latents = fit_run_latents(run, self.train, limit=2 * JUDGED, components=0)
+    def evaluate(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Return metrics of 256 decoded z-points of two samplers, and preview images.
+
+        `hog_frechet_normal` of N(0, 1) and `hog_frechet_gaussian` of the Gaussian fitted to the training images'
+        z-points are the Frechet distance in HOG features (`aecore.metrics.distribution`) to 2,048 evenly spaced
+        training images. The images are uint8 (10 or fewer, size, size, channels): `originals`, `corrupted` (if the
+        task corrupts its input), `reconstructions`, `normal`, `gaussian`.
+        """
+        run, metrics = self.run, {}
+        images = self._reconstructions()
+        latents = fit_run_latents(run, limit=2 * NUM_SAMPLES, n_components=0)
         for sampler in ("normal", "gaussian"):
-            z = sample(sampler, JUDGED, latents, seed=run.recipe.optim.seed).to(run.device)
-            images = torch.cat([run.model.decode(part) for part in z.split(64)]).cpu().numpy()
-            metrics[f"hog_frechet_{sampler}"] = self.distance(hog_features(images))
-            pictures[sampler] = images[:SHOWN]
-        return pictures
+            z = sample(sampler, NUM_SAMPLES, latents, seed=run.recipe.optim.seed).to(run.device)
+            decoded = torch.cat([run.model.decode(batch) for batch in z.split(BATCH)]).cpu().numpy()
+            metrics[f"hog_frechet_{sampler}"] = self.frechet_distance(hog_features(decoded))
+            images[sampler] = decoded[:NUM_PREVIEWS]
+        return metrics, images
 
     def _reconstructions(self) -> dict[str, np.ndarray]:
-        run, real = self.run, (self.valid if len(self.valid) else self.train).spread(SHOWN)
-        seen = seen_images(run, real, 0)
-        pictures = {"originals": real.cpu().numpy()}
+        run = self.run
+        originals = (run.valid if len(run.valid) else run.train).spread(NUM_PREVIEWS)
+        corrupted = corrupt_images(run, originals, 0)
+        images = {"originals": originals.cpu().numpy()}
         if run.recipe.task.kind != "reconstruct":
-            pictures["seen"] = to_uint8(seen.clone()).cpu().numpy()
-        return pictures | {"reconstructions": run.model.decode(run.model.encode(seen).mean).cpu().numpy()}
+            images["corrupted"] = to_uint8(corrupted).cpu().numpy()
+        return images | {"reconstructions": run.model.decode(run.model.encode(corrupted).mean).cpu().numpy()}
 
 
 @torch.inference_mode()
 def fit_run_latents(
-    run: TrainingRun, train: Loader | np.ndarray, limit: int = LATENT_IMAGES,
-    attributes: Mapping[str, Tensor] | None = None, components: int = N_COMPONENTS,
+    run: TrainingRun, limit: int = LATENT_IMAGES, attributes: Mapping[str, Tensor] | None = None,
+    n_components: int = N_COMPONENTS,
 ) -> LatentStats:  # fmt: skip
-    """Statistics of the z-points of `limit` training images, as `fit_latent_stats` gives them.
+    """Return `fit_latent_stats` of the z-points of at most `limit` evenly spaced training images.
 
-    Each z-point is a draw from q(z|x) of what the task leaves of an image, as the decoder saw. `attributes` are those
-    of the images that `train.spread(limit)` gives.
+    A z-point is a draw from q(z|x) of the image as its task corrupts it: the decoder was trained on such draws.
+    `attributes` (name to values (n,)) are those of the images `run.train.spread(limit)`.
     """
-    parts: list[Tensor] = []
-    images = as_loader(run, train).spread(limit)
-    for step, part in enumerate(images.split(64)):
-        latent: DiagonalGaussian = run.model.encode(seen_images(run, part, step))
-        generator = torch.Generator(run.device).manual_seed(derive_seed(run.recipe.optim.seed, step, NOISE))
-        noise = torch.randn(latent.mean.shape, generator=generator, device=run.device)
-        parts.append(latent.sample(noise).cpu())
-    return fit_latent_stats(torch.cat(parts), attributes, components=components)
+    z_points: list[Tensor] = []
+    for step, images in enumerate(run.train.spread(limit).split(BATCH)):
+        posterior = run.model.encode(corrupt_images(run, images, step))
+        generator = torch.Generator(run.device).manual_seed(derive_seed(run.recipe.optim.seed, step, LATENT_NOISE))
+        noise = torch.randn(posterior.mean.shape, generator=generator, device=run.device)
+        z_points.append(posterior.sample(noise).cpu())
+    return fit_latent_stats(torch.cat(z_points), attributes, n_components=n_components)
 
 
-def seen_images(run: TrainingRun, images: Tensor, step: int) -> Tensor:
-    """What the encoder sees of images uint8 (n, size, size, channels), with the draws of the judging step `step`."""
-    return make_eval_pair(run.recipe, Batch(images, torch.arange(len(images), device=run.device), len(images)), step)[0]
+def corrupt_images(run: TrainingRun, images: Tensor, step: int) -> Tensor:
+    """Return the encoder's input for images uint8 (n, size, size, channels) in evaluation step `step`."""
+    batch = Batch(images, torch.arange(len(images), device=run.device), len(images))
+    return make_eval_pair(run.recipe, batch, step)[0]

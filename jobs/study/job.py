@@ -94,7 +94,7 @@ def _measure(
     from jobs.study.images import held_out_split, read_images
 
     load_images = cache(partial(read_images, dataset, options["limit"]))
-    make_scorer = cache(lambda: network.against(load_images().metric_suite.train)) if network else None
+    make_scorer = cache(lambda: network.metric_fn(load_images().metric_suite.train)) if network else None
     metrics_by_run, arrays_by_run = [], []
     done, total = 0, len(runs) * (len(MEASUREMENTS) + bool(network))
     for run in runs:

@@ -14,7 +14,7 @@ from jobs.run_store import RunStore, find_run
 
 if TYPE_CHECKING:
     from aecore.analysis import Measurement, StudiedModel
-    from aecore.metrics.inception import ScoredModel
+    from aecore.metrics.inception import MetricFn
     from aecore.model.autoencoder import DiagonalGaussian
     from jobs.study.images import StudyImages
 
@@ -103,7 +103,7 @@ class MeasuredRun:
 
         return self._load_or_compute(name, self.options, lambda model: MEASUREMENTS[name](model))
 
-    def measure_inception(self, weights_sha256: str, make_scorer: "Callable[[], ScoredModel]") -> "Measurement":
+    def measure_inception(self, weights_sha256: str, make_scorer: "Callable[[], MetricFn]") -> "Measurement":
         """Return the scores by the Inception network with these weights. `make_scorer` is called if none are stored."""
         from aecore.analysis import measure_inception
 

@@ -24,7 +24,7 @@ from jobs.train.stopping import Action, StopConsensus, StopRequest
 
 IMAGE_TITLES = {
     "originals": "validation images",
-    "seen": "what the encoder sees of them",
+    "corrupted": "what the encoder sees of them",
     "reconstructions": "their reconstructions",
     "normal": "decoded z-points from N(0, 1)",
     "gaussian": "decoded z-points from the fitted Gaussian",
@@ -58,8 +58,8 @@ def train_loop(recipe: Recipe, dataset: Dataset, run_store: RunStore, worker: Wo
     and saves about once a second.
     """
     loaders = open_loaders(recipe, dataset, worker.world, worker.device, worker.show_progress, worker.on_ray)
-    run = _resume(recipe, dataset, run_store, worker)
-    state = run.progress
+    run = _resume(recipe, dataset, run_store, loaders, worker)
+    state = run.state
     fs, root = run_store.folder
     consensus = StopConsensus(recipe.checkpoint, worker.world, worker.device, worker.local_action, state.step)
     with worker.stop.active(), checkpoint.CheckpointWriter(fs, f"{root}/checkpoints", recipe.checkpoint.keep) as writer:
@@ -69,16 +69,16 @@ def train_loop(recipe: Recipe, dataset: Dataset, run_store: RunStore, worker: Wo
             if worker.world.rank == 0:
                 writer.save(checkpoint.take_snapshot(run.model, run.optimizer, recipe, state, valid_loss), before)
 
-        for event in loop.fit(run, loaders["train"], loaders["valid"]):
-            if isinstance(event, loop.Epoch):
+        for event in loop.fit(run):
+            if isinstance(event, loop.EpochEnd):
                 valid_loss = event.metrics["valid_loss" if len(loaders["valid"]) else "train_loss"]
                 save(valid_loss, partial(_save_epoch, run_store, event))
                 yield event.metrics
                 continue
-            if event.told:
-                means = "  ".join(f"{key} {mean:,.{0 if mean >= 1000 else 1}f}" for key, mean in event.told.items())
+            if event.metrics:
+                means = "  ".join(f"{key} {mean:,.{0 if mean >= 1000 else 1}f}" for key, mean in event.metrics.items())
                 text = f"epoch {state.epochs + 1}/{recipe.optim.epochs}  {means}"
-                worker.show_progress(event.done, event.total, text)
+                worker.show_progress(event.samples, event.total_samples, text)
             action = consensus.after_step(state.step)
             if action is not Action.CONTINUE:
                 save()
@@ -89,9 +89,11 @@ def train_loop(recipe: Recipe, dataset: Dataset, run_store: RunStore, worker: Wo
     _finish(run, dataset, run_store, loaders)
 
 
-def _resume(recipe: Recipe, dataset: Dataset, run_store: RunStore, worker: Worker) -> TrainingRun:
+def _resume(
+    recipe: Recipe, dataset: Dataset, run_store: RunStore, loaders: dict[str, Loader], worker: Worker
+) -> TrainingRun:
     """Return the state of the last checkpoint, the same on all workers; a new one if there is no checkpoint."""
-    loop.set_up(worker.device, recipe)
+    loop.configure_cuda(worker.device, recipe)
     model = build_model(recipe, ImageShape(dataset.manifest.size, dataset.manifest.channels)).to(worker.device)
     optimizer = loop.make_optimizer(model, recipe)
     fs, root = run_store.folder
@@ -99,8 +101,10 @@ def _resume(recipe: Recipe, dataset: Dataset, run_store: RunStore, worker: Worke
     _check_same_step(state.step, worker)
     if worker.world.rank != 0:
         state.sums = {}  # the checkpoint's are those of all workers
-    network = DistributedDataParallel(model) if worker.world.size > 1 else model
-    return TrainingRun(recipe, model, network, optimizer, worker.device, worker.world, state)
+    wrapped_model = DistributedDataParallel(model) if worker.world.size > 1 else model
+    return TrainingRun(
+        recipe, model, wrapped_model, optimizer, worker.device, worker.world, state, loaders["train"], loaders["valid"]
+    )
 
 
 def _check_same_step(step: int, worker: Worker) -> None:
@@ -125,15 +129,15 @@ def _finish(run: TrainingRun, dataset: Dataset, run_store: RunStore, loaders: di
     if loaders["train"].resumable:  # a stream's images have no fixed order that the attributes could follow
         rows = evenly_spaced(len(loaders["train"]), evaluate.LATENT_IMAGES)
         attributes = read_attributes(dataset, "train", rows)
-    latents = evaluate.fit_run_latents(run, loaders["train"], attributes=attributes)
+    latents = evaluate.fit_run_latents(run, attributes=attributes)
     metrics = list(run_store.epochs().values())[-1] | test_metrics
     fs, root = run_store.folder
     save_model = partial(checkpoint.save_model, fs, f"{root}/model", run.model, run.recipe, latents, metrics)
     checkpoint.retry_storage(save_model, "save the model")
 
 
-def _save_epoch(run_store: RunStore, epoch: loop.Epoch) -> None:
+def _save_epoch(run_store: RunStore, epoch: loop.EpochEnd) -> None:
     """Write the metrics of an epoch, and its images on one sheet, to the run's folder."""
-    rows = [(IMAGE_TITLES[key], [images]) for key, images in epoch.pictures.items()]
+    rows = [(IMAGE_TITLES[key], [images]) for key, images in epoch.images.items()]
     sheet = to_png(titled_sheet(rows)) if rows else None  # only some epochs have images
-    run_store.save_epoch(epoch.epoch, epoch.metrics, epoch.components.tolist(), sheet)
+    run_store.save_epoch(epoch.epoch, epoch.metrics, epoch.kl_per_dim.tolist(), sheet)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from aecore.config import TASKS, Section
-from aecore.latent.interpolation import PATHS
+from aecore.latent.interpolation import INTERPOLATIONS
 from aecore.latent.samplers import SAMPLERS, LatentStats, sample
 from aecore.model.autoencoder import to_float, to_uint8
 from aecore.model.corruptions import BatchNoise, corrupt
@@ -41,7 +41,7 @@ def available_samplers(latents: LatentStats) -> list[str]:
 
 def available_paths(latents: LatentStats) -> list[str]:
     """Return the paths whose statistics are in `latents`: neighbours needs z-points of training images."""
-    return [name for name in PATHS if "points" in latents or name != "neighbours"]
+    return [name for name in INTERPOLATIONS if "points" in latents or name != "neighbours"]
 
 
 def sample_z(request: SampleRequest, latents: LatentStats, seed: int) -> np.ndarray:
@@ -94,7 +94,7 @@ def interpolate_z(ends: np.ndarray, options: InterpolateOptions, latents: Latent
         raise ValueError(f"unknown path '{options.path[:50]}': this model takes {', '.join(paths)}")
     start, end = torch.from_numpy(ends)
     points = latents.get("points", latents["mean"][None])
-    z = PATHS[options.path](start, end, options.steps, points).numpy()
+    z = INTERPOLATIONS[options.path](start, end, options.steps, points).numpy()
     if not np.isfinite(z).all():
         raise ValueError("these ends are too far apart: the z-points between them are not finite")
     return np.ascontiguousarray(z, np.float32)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from aecore.config import TASKS
-from aecore.latent.interpolation import PATHS
+from aecore.latent.interpolation import INTERPOLATIONS
 from aecore.latent.samplers import SAMPLERS
 from aecore.model.autoencoder import ImageShape
 from serving.http.decoding import JSON
@@ -70,7 +70,7 @@ class ReconstructRequest(ReconstructOptions):
 
 class InterpolateOptions(Options):
     steps: int = Field(default=8, ge=2, description="number of z-points, both ends included")
-    path: str = Field(default="straight", description=f"one of {', '.join(PATHS)}, see /v1/model")
+    path: str = Field(default="straight", description=f"one of {', '.join(INTERPOLATIONS)}, see /v1/model")
 
 
 class InterpolateZRequest(InterpolateOptions):

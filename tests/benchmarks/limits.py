@@ -46,11 +46,11 @@ def peak_bytes(device: torch.device) -> float:
 
 def step_bytes(shape: ImageShape, recipe: Recipe, width: int) -> float:
     """Of one image in a step, with activations of `width` bytes: see above."""
-    side, down = shape.padded, []
+    side, down = shape.padded_size, []
     for channels in recipe.model.channels:
         side //= 2
         down.append(channels * side**2)
-    pixels = shape.channels * shape.padded**2
+    pixels = shape.channels * shape.padded_size**2
     up = [2 * layer for layer in reversed(down[1:])]  # twice the side, half the channels
     hidden = sum(down) + sum(up)
     inputs = outputs = hidden + pixels  # of the convolutions: of each layer, and of the images or the logits
@@ -61,7 +61,7 @@ def step_bytes(shape: ImageShape, recipe: Recipe, width: int) -> float:
 
 def step_flops(shape: ImageShape, recipe: Recipe) -> float:
     """Of one image in a step: see above; forward and, twice that, backward."""
-    side, before, convolutions = shape.padded, shape.channels, 0
+    side, before, convolutions = shape.padded_size, shape.channels, 0
     for channels in recipe.model.channels:
         side //= 2
         convolutions += 2 * (9 + 16) * before * channels * side**2

@@ -50,7 +50,7 @@ def save_random(source: str, seed: int) -> None:
 
     recipe = Recipe.model_validate({"model": {"z_dim": Z_DIM}, "optim": {"seed": seed}})
     model = build_model(recipe, ImageShape(SIZE, 3)).eval()
-    save_model(*open_uri(source), model, recipe, fit_latent_stats(torch.randn(1000, Z_DIM), components=0), {})
+    save_model(*open_uri(source), model, recipe, fit_latent_stats(torch.randn(1000, Z_DIM), n_components=0), {})
 
 
 def make_model(folder: Path) -> str:

@@ -28,13 +28,13 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from aecore.config import Recipe, check_recipe  # noqa: E402
-from aecore.data.loaders import DeviceLoader, Loader, NodeLoader  # noqa: E402
+from aecore.data.loaders import DeviceLoader, NodeLoader  # noqa: E402
 from aecore.data.shuffle import BatchSampler, World  # noqa: E402
 from aecore.data.synthetic_faces import draw_face  # noqa: E402
 from aecore.model.autoencoder import ImageShape, build_model, default_device  # noqa: E402
-from aecore.model.losses import loss_parts  # noqa: E402
-from aecore.training import checkpoint, loop  # noqa: E402
-from aecore.training.state import TrainingRun  # noqa: E402
+from aecore.model.losses import loss_terms  # noqa: E402
+from aecore.training import loop  # noqa: E402
+from aecore.training.state import TrainingRun, TrainState  # noqa: E402
 from tests.benchmarks.limits import peak_bytes, peak_flops, step_bytes, step_flops  # noqa: E402
 
 Rate = Callable[[float], float]  # trains for about so many seconds and gives images/s
@@ -51,7 +51,7 @@ class Setting:
         faces = [draw_face(0, index, args.size)[0] for index in range(min(args.images, 4_000))]
         self.images = np.stack([faces[index % len(faces)] for index in range(args.images)])
         self.shape = ImageShape(args.size, 3)
-        loop.set_up(self.device, self.recipe)
+        loop.configure_cuda(self.device, self.recipe)
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -70,7 +70,7 @@ def bare_step(setting: Setting) -> Rate:
     def step() -> int:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits, latent = model(images, torch.randn(batch, 200, device=device))
-        recon, kl, _ = loss_parts(setting.recipe.loss, logits, latent, images)
+        recon, kl, _ = loss_terms(setting.recipe.loss, logits, latent, images)
         optimizer.zero_grad(set_to_none=True)
         (recon + kl).mean().backward()
         optimizer.step()
@@ -81,15 +81,15 @@ def bare_step(setting: Setting) -> Rate:
 
 def zpoint_fit(setting: Setting) -> Rate:
     """zpoint's loop in this process, as `zpoint train ... scale.workers=0` runs it between two epochs."""
-    run, feed = make_run(setting, setting.recipe)
-    # Judging is measured by --whole: here the validation split is a few images, and epochs are hardly ever judged.
-    steps = iter(loop.fit(run, feed, setting.images[:8]))
+    # Evaluation is measured by --whole: here the validation split is 8 images, and epochs seldom decode samples.
+    run = make_run(setting, setting.recipe, n_valid=8)
+    steps = iter(loop.fit(run))
 
     def step() -> int:
-        before = run.progress.samples
-        while run.progress.samples == before:
+        before = run.state.samples
+        while run.state.samples == before:
             next(steps)
-        return run.progress.samples - before
+        return run.state.samples - before
 
     return paced(setting, step)
 
@@ -97,11 +97,11 @@ def zpoint_fit(setting: Setting) -> Rate:
 def whole_loop(setting: Setting, epochs: int) -> str:
     """A run of so many epochs by aecore alone, from the first step on, with its validating and judging."""
     recipe = setting.recipe.model_copy(update={"optim": setting.recipe.optim.model_copy(update={"epochs": epochs})})
-    run, feed = make_run(setting, recipe)
+    run = make_run(setting, recipe, n_valid=len(setting.images) // 20)
     setting.wait()
     began, found = time.perf_counter(), {}
-    for event in loop.fit(run, feed, setting.images[: len(setting.images) // 20]):
-        if isinstance(event, loop.Epoch):
+    for event in loop.fit(run):
+        if isinstance(event, loop.EpochEnd):
             found = event.metrics
     seconds = time.perf_counter() - began
     count = epochs * len(setting.images)
@@ -111,12 +111,16 @@ def whole_loop(setting: Setting, epochs: int) -> str:
     )
 
 
-def make_run(setting: Setting, recipe: Recipe) -> tuple[TrainingRun, Loader]:
+def make_run(setting: Setting, recipe: Recipe, n_valid: int) -> TrainingRun:
     model = build_model(recipe, setting.shape).to(setting.device)
     optimizer = loop.make_optimizer(model, recipe)
-    run = TrainingRun(recipe, model, model, optimizer, setting.device, World(), checkpoint.TrainState())
-    kind = DeviceLoader if setting.device.type == "cuda" else NodeLoader
-    return run, kind(setting.images, BatchSampler(0, recipe.optim.batch), setting.device)
+    sampler, loader_class = (
+        BatchSampler(0, recipe.optim.batch),
+        DeviceLoader if setting.device.type == "cuda" else NodeLoader,
+    )
+    train = loader_class(setting.images, sampler, setting.device)
+    valid = NodeLoader(setting.images[:n_valid], sampler, setting.device)
+    return TrainingRun(recipe, model, model, optimizer, setting.device, World(), TrainState(), train, valid)
 
 
 def tutorial(setting: Setting) -> Rate:
@@ -137,7 +141,7 @@ def tutorial(setting: Setting) -> Rate:
             for images, _ in loader:
                 images = images.to(setting.device)
                 logits, latent = model(images, torch.randn(len(images), 200, device=setting.device))
-                recon, kl, _ = loss_parts(setting.recipe.loss, logits, latent, images)
+                recon, kl, _ = loss_terms(setting.recipe.loss, logits, latent, images)
                 loss = (recon + kl).mean()
                 optimizer.zero_grad()
                 loss.backward()
@@ -175,7 +179,9 @@ def pythae(setting: Setting) -> Rate:
             self.layers, self.from_latent = net.decoder, net.from_latent
 
         def forward(self, z: torch.Tensor) -> ModelOutput:
-            grid = self.from_latent(z).view(len(z), 256, setting.shape.padded // 16, setting.shape.padded // 16)
+            grid = self.from_latent(z).view(
+                len(z), 256, setting.shape.padded_size // 16, setting.shape.padded_size // 16
+            )
             return ModelOutput(reconstruction=self.layers(grid).sigmoid())
 
     size = setting.shape.size

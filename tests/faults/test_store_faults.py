@@ -116,7 +116,7 @@ def test_s3_answers_503_for_a_while(at: At, recipe, whole: bytes, s3: str, s3_se
 
     def back() -> None:  # three epochs on, and not before the first try has failed
         until = time.monotonic() + 60
-        while "no checkpoint can be written now" not in caplog.text:
+        while "cannot write a checkpoint" not in caplog.text:
             assert time.monotonic() < until
             time.sleep(0.05)
         proxy.faults.clear()
@@ -142,7 +142,7 @@ def test_a_full_disk_keeps_no_training_from_going_on(at: At, recipe, whole: byte
     monkeypatch.setenv("ZPOINT_STORE", str(disk))
 
     def look() -> None:
-        assert "no checkpoint can be written now" in caplog.text
+        assert "cannot write a checkpoint" in caplog.text
         assert steps_of("full")[-1] <= STEPS
         (disk / "big").unlink()
 
@@ -155,8 +155,8 @@ def test_a_full_disk_keeps_no_training_from_going_on(at: At, recipe, whole: byte
 def test_a_disk_that_stays_full_fails_after_a_while_and_the_command_goes_on(
     at: At, recipe, whole: bytes, small_disk, monkeypatch
 ):
-    monkeypatch.setattr("aecore.training.checkpoint.PATIENCE", 0.5)
-    monkeypatch.setattr("aecore.training.checkpoint.PAUSE", 0.1)
+    monkeypatch.setattr("aecore.training.checkpoint.RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("aecore.training.checkpoint.RETRY_PAUSE_SECONDS", 0.1)
     disk = small_disk("2m")
     monkeypatch.setenv("ZPOINT_STORE", str(disk))
 

@@ -24,7 +24,7 @@ def make_slot(version: str = "7") -> ModelSlot:
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(300, Z_DIM, generator=generator) * torch.linspace(2, 0.5, Z_DIM) + 0.5
     attributes = {"Smiling": (z[:, 0] + z[:, 3] > 1).float(), "dark_hair": (z[:, 1] > 0).float()}
-    latents = fit_latent_stats(z, attributes, components=2) | {"points": z[:100]}
+    latents = fit_latent_stats(z, attributes, n_components=2) | {"points": z[:100]}
     recipe = RECIPE.model_dump(mode="json")
     info = ModelInfo("zpoint", version, "champion", "run-1", recipe, IMAGE, Z_DIM, {"psnr": 20.0}, latents)
     return ModelSlot(LoadedModel(info, make_model(), compiled=False))

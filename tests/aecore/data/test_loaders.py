@@ -15,7 +15,8 @@ from aecore.data.shard_stream import iter_shards
 from aecore.data.shuffle import BatchSampler, World, evenly_spaced, plan_epoch, steps_per_epoch
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.model.corruptions import make_training_pair
-from aecore.training import checkpoint, loop
+from aecore.training import loop
+from aecore.training.state import TrainingRun, TrainState
 from tests.synthetic_dataset import make_dataset, numbers, pixels
 
 CPU = torch.device("cpu")
@@ -171,18 +172,21 @@ def test_a_stream_trains_and_begins_its_epoch_again(tmp_path, caplog):
     model = {"z_dim": 2, "channels": [2, 2, 2, 2], "norm": "none"}
     recipe = check_recipe({"model": model, "loss": {"kl_factor": 0}, "optim": {"epochs": 2, "batch": 8, "lr": 1e-12}})
 
-    def told(feed, progress: checkpoint.TrainState) -> list[loop.Epoch]:
+    def told(feed, progress: TrainState) -> list[loop.EpochEnd]:
         network = build_model(recipe, ImageShape(16, 1))
-        run = loop.TrainingRun(recipe, network, network, loop.make_optimizer(network, recipe), CPU, World(), progress)
-        return [event for event in loop.fit(run, feed, images[:7]) if isinstance(event, loop.Epoch)]
+        run = TrainingRun(
+            recipe, network, network, loop.make_optimizer(network, recipe), CPU, World(), progress,
+            train=feed, valid=NodeLoader(images[:7], order, CPU),
+        )  # fmt: skip
+        return [event for event in loop.fit(run) if isinstance(event, loop.EpochEnd)]
 
     images = pixels(21, 16)
-    cached = told(images, checkpoint.TrainState())
     order = BatchSampler(0, 8)
-    streamed = told(stream_feed(dataset, order), checkpoint.TrainState())
-    within = checkpoint.TrainState(epochs=1, step=4, samples=29, sums={"recon": 1e9, "kl": 0.0, "count": 8.0})
+    cached = told(NodeLoader(images, order, CPU), TrainState())
+    streamed = told(stream_feed(dataset, order), TrainState())
+    within = TrainState(epochs=1, step=4, samples=29, sums={"recon": 1e9, "kl": 0.0, "count": 8.0})
     resumed = told(stream_feed(dataset, order), within)
-    assert "1 steps of epoch 2 again" in caplog.text
+    assert "repeating 1 steps of epoch 2" in caplog.text
     assert (within.step, within.samples) == (6, 42)
     for key in ("train_recon", "valid_recon", "valid_psnr"):
         assert cached[-1].metrics[key] == pytest.approx(streamed[-1].metrics[key], rel=1e-5)

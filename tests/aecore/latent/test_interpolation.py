@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from aecore.latent.interpolation import PATHS, principal_axes, spherical, through_neighbours
+from aecore.latent.interpolation import INTERPOLATIONS, principal_axes, spherical, through_neighbours
 
 STEPS = 21
 
@@ -16,10 +16,10 @@ def ring(n=400, z_dim=6, radius=10.0):
     return z + 5
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", INTERPOLATIONS)
 def test_ends_are_met_in_even_steps(name):
     points = torch.randn(300, 8, generator=torch.manual_seed(0))
-    path = PATHS[name](points[0], points[1], STEPS, points)
+    path = INTERPOLATIONS[name](points[0], points[1], STEPS, points)
     assert path.shape == (STEPS, 8)
     torch.testing.assert_close(path[0], points[0])
     torch.testing.assert_close(path[-1], points[1], atol=1e-5, rtol=1e-5)
@@ -53,7 +53,7 @@ def test_neighbours_lead_round_a_hole():
     path = through_neighbours(start, end, STEPS, points)
     radius = (path[:, :2] - 5).norm(dim=1)
     assert radius.min() > 9
-    assert PATHS["straight"](start, end, STEPS, points)[10, :2].sub(5).norm() < 1e-4
+    assert INTERPOLATIONS["straight"](start, end, STEPS, points)[10, :2].sub(5).norm() < 1e-4
 
 
 def test_neighbours_bridge_parts_that_lie_apart():

@@ -38,7 +38,7 @@ def test_parameters_do_what_they_say():
 
 @pytest.mark.parametrize("name", ["normal", "diagonal", "gaussian", "gmm"])
 def test_temperature_scales_the_spread(name):
-    latents = fit_latent_stats(skewed(), components=1)
+    latents = fit_latent_stats(skewed(), n_components=1)
     centre = 0 if name == "normal" else latents["mean"]
     at = {t: sample(name, 50, latents, 0, temperature=t) - centre for t in (0.0, 1.0, 2.0)}
     torch.testing.assert_close(at[2.0], 2 * at[1.0], atol=1e-4, rtol=1e-4)
@@ -48,14 +48,14 @@ def test_temperature_scales_the_spread(name):
 @pytest.mark.parametrize("name", ["gaussian", "gmm"])
 def test_fitted_samplers_have_the_data_s_moments(name):
     z = skewed()
-    drawn = fit_latent_stats(sample(name, 20_000, fit_latent_stats(z), 0), components=0)
-    wanted = fit_latent_stats(z, components=0)
+    drawn = fit_latent_stats(sample(name, 20_000, fit_latent_stats(z), 0), n_components=0)
+    wanted = fit_latent_stats(z, n_components=0)
     torch.testing.assert_close(drawn["mean"], wanted["mean"], atol=0.1, rtol=0.05)
     torch.testing.assert_close(drawn["covariance"], wanted["covariance"], atol=0.4, rtol=0.1)
 
 
 def test_a_mixture_finds_the_clusters_and_a_gaussian_fills_the_gap():
-    latents = fit_latent_stats(two_clusters(), components=2)
+    latents = fit_latent_stats(two_clusters(), n_components=2)
     mixed, single = sample("gmm", 1000, latents, 0), sample("gaussian", 1000, latents, 0)
     assert torch.allclose(latents["gmm_weights"], torch.tensor(0.5), atol=0.02)
     between = lambda z: (z.mean(1).abs() < 2).float().mean()  # noqa: E731
@@ -141,7 +141,7 @@ def test_shrinkage_agrees_with_scikit_learn():
 def test_attributes_give_directions():
     z = skewed(2000)
     grows = z[:, 0] * 2 + 1
-    latents = fit_latent_stats(z, {"grows": grows, "same": torch.ones(2000), "up": (z[:, 1] > 3).int()}, components=0)
+    latents = fit_latent_stats(z, {"grows": grows, "same": torch.ones(2000), "up": (z[:, 1] > 3).int()}, n_components=0)
     assert latents["direction.grows"][0].item() == pytest.approx(0.5, rel=1e-4)
     assert not latents["direction.same"].any()
     assert set(attribute_directions(latents)) == {"grows", "up"}  # what did not vary has no direction

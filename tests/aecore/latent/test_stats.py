@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from aecore.latent.stats import core_distance, describe, structure, tsne
+from aecore.latent.stats import compute_z_stats, core_distance, measure_structure, tsne
 from aecore.model.autoencoder import DiagonalGaussian
 
 N = 4000
@@ -15,12 +15,12 @@ def normal(n=N, z_dim=20, seed=0):
 
 
 def told(z, logvar=None):
-    return describe(DiagonalGaussian(z, logvar), z)
+    return compute_z_stats(DiagonalGaussian(z, logvar), z)
 
 
 def test_a_standard_normal():
     stats = told(normal())
-    numbers = stats.numbers()
+    numbers = stats.summary()
     assert numbers["mean_radius"] == pytest.approx(20**0.5, rel=0.02)
     assert numbers["mean_sd"] == pytest.approx(1, abs=0.02)
     assert abs(numbers["mean_kurtosis"]) < 0.1
@@ -63,13 +63,13 @@ def test_kl_and_active_units():
     stats = told(mean, logvar)
     assert stats.active.tolist() == [True, False, True]
     assert stats.kl == pytest.approx((0.5 * mean.square()).mean(0).numpy(), rel=1e-4)
-    assert told(mean).numbers()["kl"] == 0
+    assert told(mean).summary()["kl"] == 0
 
 
 def test_a_component_that_never_varies():
     z = normal()
     z[:, 3] = 2
-    numbers = told(z).numbers()
+    numbers = told(z).summary()
     assert all(np.isfinite(value) for value in numbers.values())
     assert numbers["active_units"] == 19
     assert numbers["axes_99"] == 19
@@ -77,18 +77,18 @@ def test_a_component_that_never_varies():
 
 def test_one_region_and_fragments_are_told_apart():
     one = normal(1000, 30) @ torch.diag(torch.linspace(1, 10, 30))
-    assert structure(one).coherent
-    assert structure(one).fragments == 1
+    assert measure_structure(one).coherent
+    assert measure_structure(one).fragments == 1
     apart = normal(900, 30)
     apart[::3] += 12
     apart[1::3] -= 12
-    found = structure(apart)
+    found = measure_structure(apart)
     assert not found.coherent
     assert found.fragments == 3
     assert found.largest == pytest.approx(1 / 3, abs=0.01)
     near = normal(900, 5)
     near[::2, 0] += 6  # two clusters whose edges touch
-    assert not structure(near).coherent
+    assert not measure_structure(near).coherent
 
 
 def test_tsne_keeps_clusters_apart():

@@ -31,7 +31,7 @@ def classifier():
 def test_it_knows_its_classes(classifier):
     images, labels = shapes(300, 1)
     assert classifier.accuracy(images, labels) > 0.95
-    told = classifier.judge(images)
+    told = classifier.score(images)
     assert told["recognised"] > 0.95
     assert told["confidence"] > 0.85
     assert told["classes"] == pytest.approx(3, abs=0.1)
@@ -50,14 +50,14 @@ def test_images_of_nothing_are_nothing(classifier):
         "mean": np.repeat(images.mean(0, keepdims=True).astype(np.uint8), len(images), 0),
         "blurred": blurred.permute(0, 2, 3, 1).to(torch.uint8).numpy(),
     }
-    told = {name: classifier.judge(some) for name, some in nothing.items()}
+    told = {name: classifier.score(some) for name, some in nothing.items()}
     assert {name: t["recognised"] for name, t in told.items() if t["recognised"] > 0.1} == {}
     assert all(t["confidence"] < 0.3 for t in told.values())
 
 
 def test_one_repeated_image_is_one_class(classifier):
     images, _ = shapes(1, 4)
-    told = classifier.judge(np.repeat(images, 50, 0))
+    told = classifier.score(np.repeat(images, 50, 0))
     assert told["recognised"] == 1
     assert told["classes"] == pytest.approx(1)
 

@@ -50,7 +50,7 @@ def test_scores_with_weights_of_any_kind(tmp_path, zipped):
         network = extractor.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
         torch.save(network.state_dict(), path, _use_new_zipfile_serialization=zipped)
     inception = Inception(path)
-    scored = inception.against(noise(0))
+    scored = inception.metric_fn(noise(0))
     same, other = scored(noise(0)), scored(noise(1) // 4)
     assert same["fid"] == pytest.approx(0, abs=1e-2)
     assert other["fid"] > same["fid"]

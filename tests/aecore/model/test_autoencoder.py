@@ -55,7 +55,7 @@ def test_weights_are_a_function_of_the_seed():
 def test_without_norms_the_signal_keeps_its_size(size):
     """So that the first layers of a fresh network have gradients, whatever the images' size."""
     model = build_model(check_recipe({"loss": {"kl_factor": 0}}), ImageShape(size, 3))
-    decoder = [lambda z: model.from_latent(z).view(-1, *model._grid), *model.decoder]
+    decoder = [lambda z: model.from_latent(z).view(-1, *model._feature_shape), *model.decoder]
     hidden, sizes = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(0)), []
     for layer in (*model.encoder, model.to_latent, *decoder):
         hidden = layer(hidden)

@@ -8,7 +8,7 @@ import torch
 
 from aecore.config import Loss, check_recipe
 from aecore.model.autoencoder import DiagonalGaussian, ImageShape, build_model
-from aecore.model.losses import loss_parts
+from aecore.model.losses import loss_terms
 
 FACTORS = [0.0, 1e-6, 1.0, 10.0]
 
@@ -26,7 +26,7 @@ def reference(pixels, logits, images, mean, logvar):
 def test_against_a_float64_reference(pixels, kl_factor):
     logits, images = torch.randn(4, 3, 16, 16), torch.rand(4, 3, 16, 16)
     latent = DiagonalGaussian(torch.randn(4, 7), torch.randn(4, 7))
-    recon, kl, held = loss_parts(Loss(pixels=pixels), logits, latent, images)
+    recon, kl, held = loss_terms(Loss(pixels=pixels), logits, latent, images)
     assert torch.equal(kl, held)
     doubles = [t.double().numpy() for t in (logits, images, latent.mean, latent.logvar)]
     wanted_recon, wanted_kl = reference(pixels, *doubles)
@@ -49,7 +49,7 @@ def test_gradients_are_those_of_finite_differences(pixels, kl_factor):
     images, noise = torch.rand(2, 1, 16, 16, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
 
     def loss():
-        recon, _, held = loss_parts(recipe.loss, *model(images, noise), images)
+        recon, _, held = loss_terms(recipe.loss, *model(images, noise), images)
         return (recon + kl_factor * held).sum()
 
     loss().backward()
@@ -69,7 +69,7 @@ def test_gradients_are_those_of_finite_differences(pixels, kl_factor):
 def test_closed_forms():
     """The KL of N(m, s^2) from N(0, 1), and pixels that are even chances: ln 2 each."""
     latent = DiagonalGaussian(torch.full((1, 5), 2.0), torch.full((1, 5), math.log(0.25)))
-    recon, kl, _ = loss_parts(Loss(), torch.zeros(1, 3, 16, 16), latent, torch.full((1, 3, 16, 16), 0.5))
+    recon, kl, _ = loss_terms(Loss(), torch.zeros(1, 3, 16, 16), latent, torch.full((1, 3, 16, 16), 0.5))
     assert kl.item() == pytest.approx(5 * (math.log(2) + 0.5 * (0.25 + 4 - 1)))
     assert recon.item() == pytest.approx(3 * 16 * 16 * math.log(2))
 
@@ -77,7 +77,7 @@ def test_closed_forms():
 def test_free_bits_cost_nothing_below_their_mark():
     mean = torch.tensor([[0.1, 2.0]], requires_grad=True)
     latent = DiagonalGaussian(mean, torch.zeros(1, 2))
-    _, kl, held = loss_parts(Loss(free_bits=0.5), torch.zeros(1, 1, 16, 16), latent, torch.zeros(1, 1, 16, 16))
+    _, kl, held = loss_terms(Loss(free_bits=0.5), torch.zeros(1, 1, 16, 16), latent, torch.zeros(1, 1, 16, 16))
     assert kl.item() == pytest.approx(0.005 + 2.0)
     assert held.item() == pytest.approx(0.5 + 2.0)
     held.sum().backward()
@@ -85,7 +85,7 @@ def test_free_bits_cost_nothing_below_their_mark():
 
 
 def test_an_ae_has_no_kl():
-    _, kl, _ = loss_parts(
+    _, kl, _ = loss_terms(
         Loss(), torch.zeros(2, 1, 4, 4), DiagonalGaussian(torch.randn(2, 3), None), torch.zeros(2, 1, 4, 4)
     )
     assert kl.tolist() == [0.0, 0.0]

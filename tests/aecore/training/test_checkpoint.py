@@ -1,7 +1,8 @@
+"""Checkpoints and model folders: exact, complete or absent, pruned, and written in the background."""
+
 import logging
 import math
 import threading
-import time
 from functools import partial
 
 import pytest
@@ -13,216 +14,229 @@ from aecore.latent.samplers import fit_latent_stats
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.training import checkpoint
 from aecore.training.loop import make_optimizer
+from aecore.training.state import TrainState
 
 FS = LocalFileSystem()
 RECIPE = check_recipe({"model": {"z_dim": 3, "channels": [4, 4, 4, 4]}})
+LATENTS = fit_latent_stats(torch.randn(9, 3, generator=torch.manual_seed(0)))
 
 
-def trained(steps=2):
+def new_model_and_optimizer():
     model = build_model(RECIPE, ImageShape(16, 1))
-    optimizer = make_optimizer(model, RECIPE)
-    for _ in range(steps):
+    return model, make_optimizer(model, RECIPE)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model and its optimizer after two steps; tests do not change them."""
+    model, optimizer = new_model_and_optimizer()
+    for _ in range(2):
         logits, _ = model(torch.rand(4, 1, 16, 16), torch.randn(4, 3))
         logits.square().sum().backward()
         optimizer.step()
     return model, optimizer
 
 
-def save(folder, step, model=None, optimizer=None):
-    snapshot = snapshot_of(step, model, optimizer)
-    path = checkpoint.write_checkpoint(FS, str(folder), snapshot)
-    checkpoint.prune(FS, str(folder), 2)
-    return path
+@pytest.fixture
+def snapshot_of(trained):
+    """Return a function: the snapshot of a step, in epoch 2 of batches of 8."""
+
+    def snapshot(step, valid_loss=math.nan):
+        state = TrainState(1, step, step * 8, {"recon": 1.5})
+        return checkpoint.take_snapshot(*trained, RECIPE, state, valid_loss)
+
+    return snapshot
 
 
-def snapshot_of(step, model=None, optimizer=None, valid_loss=math.nan):
-    if model is None:
-        model, optimizer = trained()
-    progress = checkpoint.TrainState(1, step, step * 8, {"recon": 1.5})
-    return checkpoint.take_snapshot(model, optimizer, RECIPE, progress, valid_loss)
+@pytest.fixture
+def write(snapshot_of, tmp_path):
+    """Return a function that writes the checkpoint of a step into tmp_path, prunes, and returns its folder."""
+
+    def write_and_prune(step, valid_loss=math.nan):
+        path = checkpoint.write_checkpoint(FS, str(tmp_path), snapshot_of(step, valid_loss))
+        checkpoint.prune(FS, str(tmp_path), 2)
+        return tmp_path / path.rsplit("/", 1)[1]
+
+    return write_and_prune
 
 
 def load(folder):
-    model = build_model(RECIPE, ImageShape(16, 1))
-    optimizer = make_optimizer(model, RECIPE)
+    model, optimizer = new_model_and_optimizer()
     return checkpoint.load_checkpoint(FS, str(folder), model, optimizer), model, optimizer
 
 
-def test_round_trip_is_exact(tmp_path):
-    model, optimizer = trained()
-    save(tmp_path, 7, model, optimizer)
-    progress, again, optimizer_again = load(tmp_path)
-    assert progress == checkpoint.TrainState(1, 7, 56, {"recon": 1.5})
-    for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-    before, after = optimizer.state_dict()["state"], optimizer_again.state_dict()["state"]
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[i][k], after[i][k]) for i in before for k in before[i])
-
-
-def test_nothing_there_means_from_the_start(tmp_path):
-    assert load(tmp_path / "none")[0] == checkpoint.TrainState()
-
-
-def test_only_the_newest_are_kept(tmp_path):
-    for step in (1, 2, 10):
-        save(tmp_path, step)
-    names = [path.rsplit("/", 1)[1] for path in checkpoint.list_checkpoints(FS, str(tmp_path))]
-    assert names == ["step-00000010", "step-00000002"]
-
-
-def steps(folder):
+def stored_steps(folder):
     return [int(path[-8:]) for path in checkpoint.list_checkpoints(FS, str(folder))]
 
 
-def test_the_one_with_the_lowest_validation_loss_is_kept_besides_and_halves_are_not(tmp_path):
-    for step, loss in ((1, 5.0), (2, 3.0), (3, math.nan), (4, 4.0), (5, math.nan), (6, 3.5)):
-        checkpoint.write_checkpoint(FS, str(tmp_path), snapshot_of(step, valid_loss=loss))
-        checkpoint.prune(FS, str(tmp_path), 2)
-    assert steps(tmp_path) == [6, 5, 2]
+def fail_503(*args, **kwargs):
+    raise OSError("AWS Error SLOW_DOWN: HTTP 503")
+
+
+def test_checkpoint_round_trip_is_exact(tmp_path, trained, write):
+    model, optimizer = trained
+    write(7)
+    state, loaded_model, loaded_optimizer = load(tmp_path)
+    assert state == TrainState(1, 7, 56, {"recon": 1.5})
+    for tensor, loaded in zip(model.state_dict().values(), loaded_model.state_dict().values(), strict=True):
+        assert torch.equal(tensor, loaded)
+    moments, loaded_moments = optimizer.state_dict()["state"], loaded_optimizer.state_dict()["state"]
+    assert moments.keys() == loaded_moments.keys()
+    assert all(torch.equal(moments[i][key], loaded_moments[i][key]) for i in moments for key in moments[i])
+
+
+def test_without_checkpoints_the_state_is_new(tmp_path):
+    assert load(tmp_path / "none")[0] == TrainState()
+
+
+def test_pruning_keeps_the_newest(tmp_path, write):
+    for step in (1, 2, 10):
+        write(step)
+    assert stored_steps(tmp_path) == [10, 2]
+
+
+def test_pruning_keeps_the_lowest_validation_loss_and_deletes_incomplete_checkpoints(tmp_path, write):
+    for step, valid_loss in ((1, 5.0), (2, 3.0), (3, math.nan), (4, 4.0), (5, math.nan), (6, 3.5)):
+        write(step, valid_loss)
+    assert stored_steps(tmp_path) == [6, 5, 2]
     (tmp_path / "step-00000005" / "progress.json").unlink()
     checkpoint.prune(FS, str(tmp_path), 2)
-    assert steps(tmp_path) == [6, 2]
+    assert stored_steps(tmp_path) == [6, 2]
     assert load(tmp_path)[0].step == 6
 
 
-def test_what_a_training_does_next_does_not_change_a_snapshot(tmp_path):
-    model, optimizer = trained()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    snapshot = snapshot_of(1, model, optimizer)
+def test_later_training_does_not_change_a_snapshot(tmp_path):
+    model, optimizer = new_model_and_optimizer()
+    model(torch.rand(4, 1, 16, 16), torch.randn(4, 3))[0].square().sum().backward()
+    optimizer.step()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    snapshot = checkpoint.take_snapshot(model, optimizer, RECIPE, TrainState())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
             optimizer.state[parameter]["exp_avg"].zero_()
     checkpoint.write_checkpoint(FS, str(tmp_path), snapshot)
-    _, again, optimizer_again = load(tmp_path)
-    assert all(torch.equal(before[name], value) for name, value in again.state_dict().items())
-    assert all(moments["exp_avg"].any() for moments in list(optimizer_again.state.values())[:2])
+    _, loaded_model, loaded_optimizer = load(tmp_path)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in loaded_model.state_dict().items())
+    assert all(moments["exp_avg"].any() for moments in list(loaded_optimizer.state.values())[:2])
 
 
-def test_a_storage_that_does_not_answer_is_no_damaged_checkpoint(tmp_path, monkeypatch):
-    save(tmp_path, 1)
-    monkeypatch.setattr(checkpoint, "read_bytes", refuse)
+def test_failing_storage_does_not_count_as_a_damaged_checkpoint(tmp_path, write, monkeypatch):
+    write(1)
+    monkeypatch.setattr(checkpoint, "read_bytes", fail_503)
     with pytest.raises(OSError, match="503"):
         load(tmp_path)
 
 
-def refuse(*args, **kwargs):
-    raise OSError("AWS Error SLOW_DOWN: HTTP 503")
-
-
 @pytest.fixture
 def slow_storage(monkeypatch):
-    """Writes wait until `go` is set; `written` has their steps."""
-    go, written, write = threading.Event(), [], checkpoint.write_checkpoint
+    """Writes set `started`, then wait for `resume`; `written` lists their steps."""
+    started, resume, written = threading.Event(), threading.Event(), []
+    write_checkpoint = checkpoint.write_checkpoint
 
-    def wait(fs, root, snapshot):
-        assert go.wait(30)
-        written.append(snapshot.progress["step"])
-        return write(fs, root, snapshot)
+    def wait_and_write(fs, root, snapshot):
+        started.set()
+        assert resume.wait(30)
+        written.append(snapshot.state["step"])
+        return write_checkpoint(fs, root, snapshot)
 
-    monkeypatch.setattr(checkpoint, "write_checkpoint", wait)
-    return go, written
+    monkeypatch.setattr(checkpoint, "write_checkpoint", wait_and_write)
+    return started, resume, written
 
 
-def test_saving_does_not_wait_and_only_the_newest_does(tmp_path, slow_storage):
-    go, written = slow_storage
-    notes = []
-    with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as saver:
-        saver.save(snapshot_of(1))
-        while saver._waiting:  # until the first one is being written
-            time.sleep(0.001)
+def test_saving_does_not_wait_and_writes_only_the_newest_pending_snapshot(tmp_path, snapshot_of, slow_storage):
+    started, resume, written = slow_storage
+    called = []
+    with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as writer:
+        writer.save(snapshot_of(1))
+        assert started.wait(30)
         for step in (2, 3, 4):
-            saver.save(snapshot_of(step), partial(notes.append, step))
+            writer.save(snapshot_of(step), partial(called.append, step))
         assert written == []
-        go.set()
-        saver.finish()
+        resume.set()
+        writer.finish()
     assert written == [1, 4]
-    assert notes == [2, 3, 4]  # of these none is missed
-    assert steps(tmp_path) == [4, 1]
+    assert called == [2, 3, 4]  # all of them, also those of replaced snapshots
+    assert stored_steps(tmp_path) == [4, 1]
 
 
-def test_what_is_refused_is_told_and_written_later(tmp_path, monkeypatch, caplog):
-    write, notes = checkpoint.write_checkpoint, []
-    with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as saver:
-        monkeypatch.setattr(checkpoint, "write_checkpoint", refuse)
-        saver.save(snapshot_of(1), partial(notes.append, 1))
-        while not saver._job.done():
-            time.sleep(0.001)
-        assert "no checkpoint can be written now: AWS Error SLOW_DOWN: HTTP 503; the training goes on" in caplog.text
-        monkeypatch.setattr(checkpoint, "PAUSE", 0.01)
-        threading.Timer(0.05, monkeypatch.setattr, (checkpoint, "write_checkpoint", write)).start()
-        saver.finish()
-    assert steps(tmp_path) == [1]
-    assert notes == [1]
+def test_failed_write_is_logged_and_retried(tmp_path, snapshot_of, monkeypatch, caplog):
+    write_checkpoint, called = checkpoint.write_checkpoint, []
+    with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as writer:
+        monkeypatch.setattr(checkpoint, "write_checkpoint", fail_503)
+        writer.save(snapshot_of(1), partial(called.append, 1))
+        writer._last_write.result(30)
+        assert "cannot write a checkpoint: AWS Error SLOW_DOWN: HTTP 503; the training continues" in caplog.text
+        monkeypatch.setattr(checkpoint, "RETRY_PAUSE_SECONDS", 0.01)
+        threading.Timer(0.05, monkeypatch.setattr, (checkpoint, "write_checkpoint", write_checkpoint)).start()
+        writer.finish()
+    assert stored_steps(tmp_path) == [1]
+    assert called == [1]
     assert "cannot save the last checkpoint yet" in caplog.text
 
 
-def test_what_stays_refused_is_an_error_at_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "write_checkpoint", refuse)
-    monkeypatch.setattr(checkpoint, "PATIENCE", 0.05)
-    monkeypatch.setattr(checkpoint, "PAUSE", 0.01)
-    with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as saver:
-        saver.save(snapshot_of(1))
+def test_finish_raises_if_the_storage_keeps_failing(tmp_path, snapshot_of, monkeypatch):
+    monkeypatch.setattr(checkpoint, "write_checkpoint", fail_503)
+    monkeypatch.setattr(checkpoint, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(checkpoint, "RETRY_PAUSE_SECONDS", 0.01)
+    with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as writer:
+        writer.save(snapshot_of(1))
         with pytest.raises(OSError, match="503"):
-            saver.finish()
+            writer.finish()
 
 
-def test_a_mistake_in_writing_is_no_storage_that_refuses(tmp_path, monkeypatch):
+def test_programming_errors_in_a_write_are_raised_not_retried(tmp_path, snapshot_of, monkeypatch):
     monkeypatch.setattr(checkpoint, "write_checkpoint", lambda *args: 1 / 0)
-    with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as saver:
-        saver.save(snapshot_of(1))
-        while not saver._job.done():
-            time.sleep(0.001)
+    with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as writer:
+        writer.save(snapshot_of(1))
+        assert isinstance(writer._last_write.exception(30), ZeroDivisionError)
         with pytest.raises(ZeroDivisionError):
-            saver.save(snapshot_of(2))
+            writer.save(snapshot_of(2))
 
 
-@pytest.mark.parametrize("harm", ["no progress", "flipped byte", "cut short", "missing file"])
-def test_a_damaged_one_is_passed_over(tmp_path, caplog, harm):
-    save(tmp_path, 1)
-    newest = tmp_path / save(tmp_path, 2).rsplit("/", 1)[1]
+@pytest.mark.parametrize("damage", ["no progress.json", "flipped byte", "truncated", "missing file"])
+def test_damaged_checkpoint_is_skipped(tmp_path, write, caplog, damage):
+    write(1)
+    newest = write(2)
     weights = newest / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    if harm == "no progress":
+    content = bytearray(weights.read_bytes())
+    if damage == "no progress.json":
         (newest / "progress.json").unlink()
-    elif harm == "flipped byte":
-        data[-1] ^= 1
-        weights.write_bytes(data)
-    elif harm == "cut short":
-        weights.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped byte":
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    elif damage == "truncated":
+        weights.write_bytes(content[: len(content) // 2])
     else:
         weights.unlink()
     with caplog.at_level(logging.WARNING):
-        progress, _, _ = load(tmp_path)
-    assert progress.step == 1
+        state, _, _ = load(tmp_path)
+    assert state.step == 1
     assert "step-00000002 is damaged" in caplog.text
 
 
-def test_model_folder_rebuilds_the_network(tmp_path):
-    model, _ = trained()
-    checkpoint.save_model(FS, str(tmp_path), model, RECIPE, fit_latent_stats(torch.randn(9, 3)), {"valid_psnr": 20.0})
-    assert not list(tmp_path.glob("*.p*"))
+def test_model_folder_rebuilds_the_network(tmp_path, trained):
+    model = trained[0]
+    checkpoint.save_model(FS, str(tmp_path), model, RECIPE, LATENTS, {"valid_psnr": 20.0})
+    assert not list(tmp_path.glob("*.p*"))  # no pickle
     saved = checkpoint.load_model(FS, str(tmp_path))
     z = torch.randn(5, 3)
-    assert torch.equal(saved.model.decode(z), model.eval().decode(z))
+    assert torch.equal(saved.model.decode(z), model.decode(z))
     assert saved.metrics == {"valid_psnr": 20.0}
     assert saved.latents["covariance"].shape == (3, 3)
 
 
-def test_weights_of_another_version_of_the_network_are_refused(tmp_path, monkeypatch):
-    model, _ = trained()
-    checkpoint.save_model(FS, str(tmp_path / "model"), model, RECIPE, fit_latent_stats(torch.randn(9, 3)), {})
-    save(tmp_path / "run", 7)
-    monkeypatch.setattr(checkpoint, "NETWORK", checkpoint.NETWORK + 1)
-    for refused in (lambda: checkpoint.load_model(FS, str(tmp_path / "model")), lambda: load(tmp_path / "run")):
-        with pytest.raises(ValueError, match=r"network's version \d.*train it again"):
-            refused()
+def test_weights_of_another_network_version_are_refused(tmp_path, trained, write, monkeypatch):
+    checkpoint.save_model(FS, str(tmp_path / "model"), trained[0], RECIPE, LATENTS, {})
+    write(7)
+    monkeypatch.setattr(checkpoint, "NETWORK_VERSION", checkpoint.NETWORK_VERSION + 1)
+    for load_any in (lambda: checkpoint.load_model(FS, str(tmp_path / "model")), lambda: load(tmp_path)):
+        with pytest.raises(ValueError, match=r"network version \d.*train the model again"):
+            load_any()
 
 
-def test_weights_that_do_not_fit_are_refused(tmp_path):
-    model, _ = trained()
-    checkpoint.save_model(FS, str(tmp_path), model, RECIPE, fit_latent_stats(torch.randn(9, 3)), {})
+def test_weights_that_do_not_fit_the_config_are_refused(tmp_path, trained):
+    checkpoint.save_model(FS, str(tmp_path), trained[0], RECIPE, LATENTS, {})
     config = (tmp_path / "config.json").read_text().replace('"z_dim": 3', '"z_dim": 4')
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(ValueError, match="do not fit"):

@@ -1,4 +1,4 @@
-"""Judging with a task: what the encoder sees is corrupted, the same each time; what the decoder gives is compared."""
+"""Evaluation with a task: the input is corrupted the same each time, the output is compared with the clean image."""
 
 import cv2
 import numpy as np
@@ -11,114 +11,110 @@ from aecore.data.shuffle import BatchSampler, World
 from aecore.data.synthetic_faces import draw_face
 from aecore.metrics.pixel import psnr, ssim
 from aecore.model.autoencoder import ImageShape, build_model, to_float
-from aecore.training import checkpoint, loop
-from aecore.training.evaluate import JUDGED, SampleEvaluator, evaluate, fit_run_latents
+from aecore.training.evaluate import NUM_SAMPLES, SampleEvaluator, evaluate, fit_run_latents
+from aecore.training.loop import make_optimizer
+from aecore.training.state import TrainingRun, TrainState
 
 CPU = torch.device("cpu")
 BASE = {"model": {"z_dim": 3, "channels": [4, 4, 4, 4], "norm": "none"}, "optim": {"batch": 8}}
-NOISY = {"task": {"kind": "denoise", "sigma": 0.2}}
+DENOISE = {"task": {"kind": "denoise", "sigma": 0.2}}
 
 
-def images(count=70):
-    shade = np.random.default_rng(0).integers(100, 150, (count, 1, 1, 1))  # noise is hardly cut off
+def make_images(count=70):
+    shade = np.random.default_rng(0).integers(100, 150, (count, 1, 1, 1))  # mid-gray: the noise is hardly clipped
     return np.broadcast_to(shade, (count, 16, 16, 1)).astype(np.uint8)
 
 
-def make_run(sections):
+def make_run(sections, train=None, valid=None):
     recipe = check_recipe(BASE | sections)
-    model = build_model(recipe, ImageShape(16, 1))
-    run = loop.TrainingRun(
-        recipe, model, model, loop.make_optimizer(model, recipe), CPU, World(), checkpoint.TrainState()
+    train, valid = (
+        NodeLoader(make_images() if images is None else images, BatchSampler(0, 8), CPU) for images in (train, valid)
     )
+    model = build_model(recipe, ImageShape(*train.images.shape[2:]))
+    optimizer = make_optimizer(model, recipe)
+    run = TrainingRun(recipe, model, model, optimizer, CPU, World(), TrainState(), train, valid)
     run.model.eval()
     return run
 
 
-def feed(run):
-    return NodeLoader(images(), BatchSampler(0, 8, run.world), CPU)
+def valid_metrics(run):
+    return evaluate(run, run.valid, "valid")[0]
 
 
-def test_what_a_task_leaves_is_measured_beside_what_is_made_of_it():
-    told, _ = evaluate(make_run(NOISY), images(), "valid")
-    assert told["valid_input_psnr"] == pytest.approx(-20 * np.log10(0.2), abs=0.2)
-    assert 0 < told["valid_input_ssim"] < 0.2
-    again, _ = evaluate(make_run(NOISY), images(), "valid")
-    assert again == told
-    assert not {key for key in evaluate(make_run({}), images(), "valid")[0] if "input" in key}
+def test_metrics_of_the_corrupted_input_are_reported_beside_the_outputs():
+    metrics = valid_metrics(make_run(DENOISE))
+    assert metrics["valid_input_psnr"] == pytest.approx(-20 * np.log10(0.2), abs=0.2)
+    assert 0 < metrics["valid_input_ssim"] < 0.2
+    assert valid_metrics(make_run(DENOISE)) == metrics
+    assert not {name for name in valid_metrics(make_run({})) if "input" in name}
 
 
 def test_reconstructions_are_compared_with_the_clean_images():
-    """A model without weights gives mid-gray: its figures do not depend on what it saw."""
-    runs = make_run({}), make_run(NOISY)
+    """A decoder with zero weights gives mid-gray, whatever its input: its metrics do not depend on the task."""
+    runs = make_run({}), make_run(DENOISE)
     for run in runs:
         torch.nn.init.zeros_(run.model.decoder[-1].weight)
         torch.nn.init.zeros_(run.model.decoder[-1].bias)
-    plain, noisy = (evaluate(run, images(), "valid")[0] for run in runs)
-    clean = to_float(torch.from_numpy(images()))
+    reconstruct, denoise = (valid_metrics(run) for run in runs)
+    clean = to_float(torch.from_numpy(make_images()))
     gray = torch.full_like(clean, 0.5)
-    assert noisy["valid_psnr"] == pytest.approx(
-        psnr((gray - clean).square().flatten(1).mean(1)).mean().item(), rel=1e-5
-    )
-    assert noisy["valid_ssim"] == pytest.approx(ssim(gray, clean).mean().item(), abs=1e-5)
-    assert plain["valid_psnr"] == noisy["valid_psnr"]
+    gray_psnr = psnr((gray - clean).square().flatten(1).mean(1)).mean().item()
+    assert denoise["valid_psnr"] == pytest.approx(gray_psnr, rel=1e-5)
+    assert denoise["valid_ssim"] == pytest.approx(ssim(gray, clean).mean().item(), abs=1e-5)
+    assert reconstruct["valid_psnr"] == denoise["valid_psnr"]
 
 
-def test_latents_are_those_of_what_the_encoder_sees():
-    plain = {"loss": {"kl_factor": 0}}  # of an AE, whose z-points have no noise of their own
-    clean, noisy = (fit_run_latents(make_run(plain | task), images(), components=0) for task in ({}, NOISY))
+def test_latent_stats_are_those_of_the_corrupted_images():
+    ae = {"loss": {"kl_factor": 0}}  # its z-points have no noise of their own
+    clean, noisy = (fit_run_latents(make_run(ae | task), n_components=0) for task in ({}, DENOISE))
     assert noisy["covariance"].trace() > 1.05 * clean["covariance"].trace()
     assert set(clean) == {"mean", "covariance"}
 
 
-def test_latents_hold_the_mixture_and_the_attributes_directions():
-    shade = torch.from_numpy(images()[:, 0, 0, 0].astype(np.float32))
-    latents = fit_run_latents(make_run({}), images(), attributes={"shade": shade})
+def test_latent_stats_hold_the_mixture_and_attribute_directions():
+    shade = torch.from_numpy(make_images()[:, 0, 0, 0].astype(np.float32))
+    latents = fit_run_latents(make_run({}), attributes={"shade": shade})
     assert set(latents) == {"mean", "covariance", "gmm_weights", "gmm_means", "gmm_factors", "direction.shade"}
     assert latents["direction.shade"].abs().sum() > 0
 
 
-def test_pictures_show_what_the_encoder_sees():
-    run = make_run(NOISY)
-    metrics = {}
-    shown = SampleEvaluator(run, feed(run), feed(run))(metrics)
+def test_preview_images_show_the_corrupted_input():
+    metrics, images = SampleEvaluator(make_run(DENOISE)).evaluate()
     assert set(metrics) == {"hog_frechet_normal", "hog_frechet_gaussian"}
-    assert list(shown)[:3] == ["originals", "seen", "reconstructions"]
-    assert shown["seen"].shape == shown["originals"].shape
-    assert shown["seen"].astype(int).std() > shown["originals"].astype(int).std()
-    assert "seen" not in SampleEvaluator(make_run({}), feed(run), feed(run))({})
+    assert list(images)[:3] == ["originals", "corrupted", "reconstructions"]
+    assert images["corrupted"].shape == images["originals"].shape
+    assert images["corrupted"].astype(int).std() > images["originals"].astype(int).std()
+    assert "corrupted" not in SampleEvaluator(make_run({})).evaluate()[1]
 
 
 def faces(first, count):
     return np.stack([draw_face(0, first + index, 32)[0] for index in range(count)])
 
 
-def test_pictures_are_ranked_by_how_much_they_look_like_training_images(monkeypatch):
-    """Whatever the network: what it decodes is judged, by the same training images each time."""
-    model = {"model": BASE["model"] | {"z_dim": 2}}
-    recipe = check_recipe(BASE | model)
-    network = build_model(recipe, ImageShape(32, 3))
-    optimizer = loop.make_optimizer(network, recipe)
-    run = loop.TrainingRun(recipe, network, network, optimizer, CPU, World(), checkpoint.TrainState())
-    asked, train = [], NodeLoader(faces(0, 600), BatchSampler(0, 8), CPU)
-    spread = train.spread
-    monkeypatch.setattr(train, "spread", lambda count: asked.append(count) or spread(count))
-    judge, real = SampleEvaluator(run, train, NodeLoader(faces(600, 16), BatchSampler(0, 8), CPU)), faces(1000, JUDGED)
-    told = {}
-    for name, made in {
+def test_samples_are_ranked_by_their_likeness_to_training_images(monkeypatch):
+    """With a decoder that returns prepared images; the training images' features are computed once."""
+    run = make_run({"model": BASE["model"] | {"z_dim": 2}}, faces(0, 600), faces(600, 16))
+    spread_counts, spread = [], run.train.spread
+    monkeypatch.setattr(run.train, "spread", lambda count: spread_counts.append(count) or spread(count))
+    sample_evaluator, real = SampleEvaluator(run), faces(1000, NUM_SAMPLES)
+    distances = {}
+    for name, decoded in {
         "real": real,
         "blurred": np.stack([cv2.GaussianBlur(face, (0, 0), 1.5) for face in real]),
         "mixed": real // 2 + np.roll(real, 1, 0) // 2,
-        "one": np.repeat(real[:1], JUDGED, 0),
+        "one": np.repeat(real[:1], NUM_SAMPLES, 0),
         "noise": np.random.default_rng(0).integers(0, 256, real.shape, np.uint8),
         "gray": np.full_like(real, 128),
     }.items():
-        parts = iter(2 * [*torch.from_numpy(made).split(64)])
-        monkeypatch.setattr(network, "decode", lambda z, parts=parts: next(parts) if len(z) == 64 else spread(len(z)))
-        metrics = {}
-        pictures = judge(metrics)
-        assert (pictures["normal"] == made[: len(pictures["normal"])]).all()
+        batches = iter(2 * [*torch.from_numpy(decoded).split(64)])
+        monkeypatch.setattr(
+            run.model, "decode", lambda z, batches=batches: next(batches) if len(z) == 64 else spread(len(z))
+        )
+        metrics, images = sample_evaluator.evaluate()
+        assert (images["normal"] == decoded[: len(images["normal"])]).all()
         assert metrics["hog_frechet_normal"] == metrics["hog_frechet_gaussian"]
-        told[name] = metrics["hog_frechet_normal"]
-    assert all(told["real"] < 0.6 * told[name] for name in told if name != "real"), told
-    assert max(told["blurred"], told["mixed"]) < min(told["one"], told["noise"], told["gray"]), told
-    assert asked.count(2_048) == 1
+        distances[name] = metrics["hog_frechet_normal"]
+    assert all(distances["real"] < 0.6 * distances[name] for name in distances if name != "real"), distances
+    far = min(distances["one"], distances["noise"], distances["gray"])
+    assert max(distances["blurred"], distances["mixed"]) < far, distances
+    assert spread_counts.count(2_048) == 1

@@ -1,4 +1,4 @@
-"""Training on a GPU beside the same on the CPU; skipped where there is none. Needs aecore alone."""
+"""Training on a GPU compared with the CPU; skipped without a GPU. Needs aecore alone."""
 
 import numpy as np
 import pytest
@@ -11,136 +11,140 @@ from aecore.config import TASKS, check_recipe
 from aecore.data.loaders import DeviceLoader, NodeLoader
 from aecore.data.shuffle import BatchSampler, World
 from aecore.model.autoencoder import ImageShape, build_model
+from aecore.model.corruptions import make_training_pair
 from aecore.training import checkpoint, loop
 from aecore.training.evaluate import SampleEvaluator, evaluate
+from aecore.training.state import TrainingRun, TrainState
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-FS, SHAPE, STEPS = LocalFileSystem(), ImageShape(32, 3), 8
+FS, SHAPE, STEPS_PER_EPOCH = LocalFileSystem(), ImageShape(32, 3), 8
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
 
-def images(count=61):
-    draw = np.random.default_rng(0)
-    shade = draw.integers(0, 200, (count, 1, 1, 3))
-    return (shade + draw.integers(0, 50, (count, 32, 32, 3))).astype(np.uint8)
+def make_images(count=61):
+    rng = np.random.default_rng(0)
+    colour = rng.integers(0, 200, (count, 1, 1, 3))
+    return (colour + rng.integers(0, 50, (count, 32, 32, 3))).astype(np.uint8)
 
 
-def recipe_of(norm="none", task="reconstruct", **optim):
-    sizes = {"z_dim": 5, "channels": [8, 8, 16, 16], "norm": norm}
-    return check_recipe({"model": sizes, "task": {"kind": task}, "optim": {"epochs": 2, "batch": 8} | optim})
+def make_recipe(norm="none", task="reconstruct", **optim):
+    model = {"z_dim": 5, "channels": [8, 8, 16, 16], "norm": norm}
+    return check_recipe({"model": model, "task": {"kind": task}, "optim": {"epochs": 2, "batch": 8} | optim})
 
 
-def make_run(recipe, device=GPU, kind=DeviceLoader, folder=None):
-    loop.set_up(device, recipe)
+def make_run(recipe, device=GPU, loader_class=DeviceLoader, checkpoints=None):
+    loop.configure_cuda(device, recipe)
     model = build_model(recipe, SHAPE).to(device)
     optimizer = loop.make_optimizer(model, recipe)
-    progress = checkpoint.load_checkpoint(FS, folder, model, optimizer) if folder else checkpoint.TrainState()
-    run = loop.TrainingRun(recipe, model, model, optimizer, device, World(), progress)
-    run.train = kind(images(), BatchSampler(recipe.optim.seed, recipe.optim.batch), device)
-    return run
+    state = checkpoint.load_checkpoint(FS, checkpoints, model, optimizer) if checkpoints else TrainState()
+    train, valid = (
+        loader_class(make_images(count), BatchSampler(recipe.optim.seed, recipe.optim.batch), device)
+        for count in (61, 16)
+    )
+    return TrainingRun(recipe, model, model, optimizer, device, World(), state, train, valid)
 
 
 def weights(run):
-    return torch.cat([value.detach().flatten().cpu() for value in run.model.state_dict().values()])
+    return torch.cat([tensor.detach().flatten().cpu() for tensor in run.model.state_dict().values()])
 
 
-def gradients(recipe, device, noise):
-    """Of one batch, and its loss; `noise` as the CPU draws it, since a GPU's numbers are others."""
+def gradients_and_loss(recipe, device, noise):
+    """Return the gradients of one batch and its loss; `noise` comes from the CPU, since a GPU's generator differs."""
     run = make_run(recipe, device, NodeLoader)
-    seen, target = loop.make_training_pair(recipe, next(run.train.batches(0)), 0)
-    recon, kl, held = loop.forward(run, seen, target, noise.to(device))
-    (recon + held).mean().backward()
-    found = torch.cat([p.grad.flatten().cpu() for p in run.model.parameters() if p.grad is not None])
-    return found, float((recon + kl).mean().detach())
+    corrupted, target = make_training_pair(recipe, next(run.train.batches(0)), 0)
+    recon, kl, kl_penalty = loop.forward(run, corrupted, target, noise.to(device))
+    (recon + kl_penalty).mean().backward()
+    gradients = torch.cat([p.grad.flatten().cpu() for p in run.model.parameters() if p.grad is not None])
+    return gradients, float((recon + kl).mean().detach())
 
 
 @pytest.mark.parametrize("norm", ["none", "group", "batch", "sync_batch"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-3), ("bf16", 4e-2)])
-def test_gradients_are_those_of_the_cpu(norm, precision, tolerance):
+def test_gradients_equal_those_of_the_cpu(norm, precision, tolerance):
     noise = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
-    wanted, loss = gradients(recipe_of(norm, precision="float32"), CPU, noise)
-    found, ours = gradients(recipe_of(norm, precision=precision), GPU, noise)
-    assert ours == pytest.approx(loss, rel=tolerance)
-    assert (found - wanted).norm() / wanted.norm() < 2 * tolerance
+    cpu_gradients, cpu_loss = gradients_and_loss(make_recipe(norm, precision="float32"), CPU, noise)
+    gpu_gradients, gpu_loss = gradients_and_loss(make_recipe(norm, precision=precision), GPU, noise)
+    assert gpu_loss == pytest.approx(cpu_loss, rel=tolerance)
+    assert (gpu_gradients - cpu_gradients).norm() / cpu_gradients.norm() < 2 * tolerance
 
 
-@pytest.mark.parametrize("kind", [NodeLoader, DeviceLoader])
-def test_the_feeds_give_what_they_give_on_the_cpu(kind):
-    feeds = [make(images(), BatchSampler(3, 8), device) for make, device in ((NodeLoader, CPU), (kind, GPU))]
+@pytest.mark.parametrize("loader_class", [NodeLoader, DeviceLoader])
+def test_loaders_give_the_same_batches_as_on_the_cpu(loader_class):
+    cpu_loader = NodeLoader(make_images(), BatchSampler(3, 8), CPU)
+    gpu_loader = loader_class(make_images(), BatchSampler(3, 8), GPU)
     for epoch in (0, 1, None):
-        for wanted, found in zip(*(feed.batches(epoch) for feed in feeds), strict=True):
-            assert found.images.is_cuda
-            assert torch.equal(wanted.images, found.images.cpu())
-            assert torch.equal(wanted.positions, found.positions.cpu())
-    assert torch.equal(feeds[0].spread(7), feeds[1].spread(7).cpu())
+        for cpu_batch, gpu_batch in zip(cpu_loader.batches(epoch), gpu_loader.batches(epoch), strict=True):
+            assert gpu_batch.images.is_cuda
+            assert torch.equal(cpu_batch.images, gpu_batch.images.cpu())
+            assert torch.equal(cpu_batch.positions, gpu_batch.positions.cpu())
+    assert torch.equal(cpu_loader.spread(7), gpu_loader.spread(7).cpu())
 
 
-@pytest.mark.parametrize("kind", [NodeLoader, DeviceLoader])
+@pytest.mark.parametrize("loader_class", [NodeLoader, DeviceLoader])
 @pytest.mark.parametrize("task", sorted(TASKS))
-def test_no_step_waits_for_the_device(kind, task):
-    run = make_run(recipe_of("sync_batch", task, clip=10.0), kind=kind)
+def test_no_step_waits_for_the_device(loader_class, task):
+    run = make_run(make_recipe("sync_batch", task, clip=10.0), loader_class=loader_class)
     batches = run.train.batches(0)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for _ in range(STEPS - 1):
-            loop.train_step(run, next(batches), STEPS)
-            run.progress.step += 1
+        for _ in range(STEPS_PER_EPOCH - 1):
+            loop.train_step(run, next(batches))
+            run.state.step += 1
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert loop.look(run)["recon"] > 0
+    assert loop.read_running_means(run)["recon"] > 0
 
 
 @pytest.mark.parametrize("norm", ["none", "sync_batch"])
-def test_a_deterministic_run_that_is_resumed_is_bit_identical(tmp_path, norm):
-    recipe = recipe_of(norm, deterministic=True)
-    whole = make_run(recipe)
-    list(loop.fit(whole, whole.train, images(16)))
-    first = make_run(recipe)
-    for event in loop.fit(first, first.train, images(16)):
-        if isinstance(event, loop.Step) and first.progress.step == STEPS + 3:
-            loop.gather_sums(first)
-            snapshot = checkpoint.take_snapshot(first.model, first.optimizer, recipe, first.progress)
+def test_deterministic_run_resumes_bit_identical(tmp_path, norm):
+    recipe = make_recipe(norm, deterministic=True)
+    uninterrupted = make_run(recipe)
+    list(loop.fit(uninterrupted))
+    interrupted = make_run(recipe)
+    for event in loop.fit(interrupted):
+        if isinstance(event, loop.StepEnd) and interrupted.state.step == STEPS_PER_EPOCH + 3:
+            loop.gather_sums(interrupted)
+            snapshot = checkpoint.take_snapshot(interrupted.model, interrupted.optimizer, recipe, interrupted.state)
             checkpoint.write_checkpoint(FS, str(tmp_path), snapshot)
             break
-    second = make_run(recipe, folder=str(tmp_path))
-    list(loop.fit(second, second.train, images(16)))
-    assert torch.equal(weights(whole), weights(second))
+    resumed = make_run(recipe, checkpoints=str(tmp_path))
+    list(loop.fit(resumed))
+    assert torch.equal(weights(uninterrupted), weights(resumed))
 
 
-def test_a_loss_that_is_not_finite_leaves_the_weights_before_it():
-    run = make_run(recipe_of(lr=1e30))
-    kept = []
+def test_nonfinite_loss_leaves_the_weights_of_the_step_before():
+    run = make_run(make_recipe(lr=1e30))
+    weights_by_step = []
     for batch in run.train.batches(0):
-        loop.train_step(run, batch, STEPS)
-        run.progress.step += 1
-        kept.append(weights(run))
-    assert all(torch.equal(kept[0], later) for later in kept)
+        loop.train_step(run, batch)
+        run.state.step += 1
+        weights_by_step.append(weights(run))
+    assert all(torch.equal(weights_by_step[0], later) for later in weights_by_step)
     with pytest.raises(FloatingPointError, match="at step 2 "):
-        loop.look(run)
+        loop.read_running_means(run)
 
 
 def test_ddp_with_nccl_changes_nothing(free_port):
-    """One worker, since a test has one GPU: the wrapping, NCCL's start and its sums."""
+    """With one worker, since a test has one GPU: the wrapped model, the start of NCCL and its collectives."""
     dist.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{free_port}", rank=0, world_size=1)
     try:
-        runs = [make_run(recipe_of("sync_batch", deterministic=True)) for _ in range(2)]
-        runs[1].network = DistributedDataParallel(runs[1].model, device_ids=[0])
-        for run in runs:
-            list(loop.fit(run, run.train, images(16)))
+        plain, ddp = (make_run(make_recipe("sync_batch", deterministic=True)) for _ in range(2))
+        ddp.wrapped_model = DistributedDataParallel(ddp.model, device_ids=[0])
+        for run in (plain, ddp):
+            list(loop.fit(run))
     finally:
         dist.destroy_process_group()
-    torch.testing.assert_close(weights(runs[0]), weights(runs[1]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights(plain), weights(ddp), rtol=1e-5, atol=1e-6)
 
 
-def test_judging_says_what_it_says_on_the_cpu():
-    found = []
+def test_evaluation_equals_that_of_the_cpu():
+    results = []
     for device in (CPU, GPU):
-        run = make_run(recipe_of(precision="float32"), device, NodeLoader)
-        told, components = evaluate(run, images(40), "valid")
-        found.append((told, components))
-        metrics = {}
-        pictures = SampleEvaluator(run, run.train, run.train)(metrics)
-        assert pictures["normal"].shape == (10, 32, 32, 3)
+        run = make_run(make_recipe(precision="float32"), device, NodeLoader)
+        results.append(evaluate(run, NodeLoader(make_images(40), BatchSampler(0, 8), device), "valid"))
+        metrics, images = SampleEvaluator(run).evaluate()
+        assert images["normal"].shape == (10, 32, 32, 3)
         assert metrics["hog_frechet_gaussian"] > 0
-    assert found[1][0] == pytest.approx(found[0][0], rel=5e-3)
-    np.testing.assert_allclose(found[0][1], found[1][1], rtol=2e-2, atol=1e-3)
+    (cpu_metrics, cpu_kl_per_dim), (gpu_metrics, gpu_kl_per_dim) = results
+    assert gpu_metrics == pytest.approx(cpu_metrics, rel=5e-3)
+    np.testing.assert_allclose(cpu_kl_per_dim, gpu_kl_per_dim, rtol=2e-2, atol=1e-3)

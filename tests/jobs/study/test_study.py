@@ -138,7 +138,7 @@ def test_inception_metrics_appear_only_with_a_weights_file(
         def __init__(self, weights: Path) -> None:
             self.digest = weights.name
 
-        def against(self, reference: np.ndarray) -> Callable:
+        def metric_fn(self, reference: np.ndarray) -> Callable:
             reference_sizes.append(len(reference))
             return lambda images: {"fid": len(images) + 0.25, "kid": 0.0, "precision": 0.5, "recall": images.std()}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aecore.config import TASKS
-from aecore.latent.interpolation import PATHS
+from aecore.latent.interpolation import INTERPOLATIONS
 from aecore.latent.samplers import SAMPLERS, sample
 from aecore.model.autoencoder import ImageShape
 from serving.http.decoding import JSON, NPY, PNG, Limits
@@ -275,7 +275,11 @@ def test_model_returns_its_version_recipe_metrics_and_options():
     assert body["recipe"]["model"]["z_dim"] == Z_DIM
     assert body["metrics"] == {"psnr": 20.0}
     assert body["samplers"]["cube"] == {"boundary": 1.0}
-    assert (set(body["samplers"]), set(body["tasks"]), set(body["paths"])) == (set(SAMPLERS), set(TASKS), set(PATHS))
+    assert (set(body["samplers"]), set(body["tasks"]), set(body["paths"])) == (
+        set(SAMPLERS),
+        set(TASKS),
+        set(INTERPOLATIONS),
+    )
     assert body["tasks"]["denoise"] == {"sigma": 0.25}
     assert body["refused"] is None
 

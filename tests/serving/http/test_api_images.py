@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from aecore.config import TASKS
-from aecore.latent.interpolation import PATHS
+from aecore.latent.interpolation import INTERPOLATIONS
 from serving.http.decoding import JPEG, JSON, NPY, PNG, WEBP, ZIP
 from serving.http.encoding import encode_npy
 from serving.runtime.model_slot import ModelSlot
@@ -85,7 +85,7 @@ def test_reconstruct_takes_parameters_of_the_task_from_the_query():
     is_problem(post("seed=x"), 422, "seed")
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", INTERPOLATIONS)
 def test_interpolate_starts_and_ends_at_the_given_z_points(path):
     ends = make_z(2)
     http, request = make_client(), {"z": ends.tolist(), "steps": 5, "path": path}
