@@ -221,8 +221,8 @@ def measure_tasks(model: StudiedModel) -> Measurement:
             **_similarity(corrupted, clean, "input_"), **_similarity(to_float(torch.from_numpy(output)), clean),
             **baseline,
         }  # fmt: skip
-        shown = slice(IMAGES_STORED)
-        arrays[kind] = np.stack([images[shown], to_uint8(corrupted[shown]).numpy(), output[shown]])
+        corrupted_images = to_uint8(corrupted[:IMAGES_STORED]).numpy()
+        arrays[kind] = np.stack([images[:IMAGES_STORED], corrupted_images, output[:IMAGES_STORED]])
     return Measurement(metrics, arrays)
 
 
@@ -266,8 +266,9 @@ def measure_directions(model: StudiedModel) -> Measurement:
     mean, covariance = latent_stats["mean"], latent_stats["covariance"]
     axes = principal_axes(covariance)[1][:N_AXES]
     directions = {f"axis {i}": axis for i, axis in enumerate(axes, 1)}
-    attributes = attribute_directions(latent_stats)
-    directions |= {name: direction / direction.norm() for name, direction in attributes.items()}
+    # Sorted, so that runs list the attributes in one order: safetensors returns tensors in a random one.
+    attributes = sorted(attribute_directions(latent_stats).items())
+    directions |= {name: direction / direction.norm() for name, direction in attributes}
     offsets = torch.linspace(-DIRECTION_LIMIT, DIRECTION_LIMIT, DIRECTION_STEPS)[:, None]
     images = {}
     for name, unit in directions.items():

@@ -250,7 +250,9 @@ def _claims(args: Any) -> Result:
     from jobs.claims.job import claims
 
     with closing(Bar("claims", "claims")) as bar:
-        return claims(args.overrides, args.out, only=args.only, num_samples=args.num_samples, progress=bar.update)
+        return claims(
+            args.overrides, args.out, claim_names=args.only, num_samples=args.num_samples, progress=bar.update
+        )
 
 
 def _promote(args: Any) -> Result:

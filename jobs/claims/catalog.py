@@ -55,12 +55,12 @@ CLAIMS = (
         verdicts.check_reconstruction,
     ),
     Claim(
-        "denoise", "faces", "A plain AE denoises held-out faces that noise almost hides.",
+        "denoise", "faces", "A plain AE denoises held-out faces that noise nearly hides.",
         "the PSNR rises by 0.5 dB or more, and outputs show a face at least 0.9 times as often as real images do",
         ("denoise",), verdicts.check_task,
     ),
     Claim(
-        "drop", "faces", "A plain AE restores held-out faces with four of five pixels dropped.",
+        "drop", "faces", "A plain AE restores held-out faces of which four pixels in five are dropped.",
         "the PSNR rises by 0.5 dB or more, and outputs show a face at least 0.9 times as often as real images do",
         ("drop",), verdicts.check_task,
     ),
@@ -71,7 +71,7 @@ CLAIMS = (
         ("recolor",), verdicts.check_recolor,
     ),
     Claim(
-        "ae-random", "faces", "Random points of an AE's latent space do not decode to faces.",
+        "ae-random", "faces", "Random points of an AE's latent space decode to no face.",
         "at most 10 % of the images from N(0, 1), and from each cube of boundary 0.5 to 20, show a face",
         ("near-ae",), verdicts.check_ae_random_points,
     ),
@@ -81,11 +81,11 @@ CLAIMS = (
         ("vae",), verdicts.check_vae_near_origin,
     ),
     Claim(
-        "vae-sphere", "faces", "Points on the sphere of radius sqrt(z_dim) in a VAE's latent space decode to faces.",
-        "more than half of the images from it show a face", ("vae",), verdicts.check_vae_sphere,
+        "vae-sphere", "faces", "A VAE's points on the sphere of radius sqrt(z_dim) decode to faces.",
+        "more than half of the images from this sphere show a face", ("vae",), verdicts.check_vae_sphere,
     ),
     Claim(
-        "vae-radius", "faces", "A VAE's z-points have a distance of about sqrt(z_dim) from the origin.",
+        "vae-radius", "faces", "A VAE's z-points lie about sqrt(z_dim) from the origin.",
         "their mean radius is within 10 % of sqrt(z_dim)", ("vae", "near-ae"), verdicts.check_vae_radius,
     ),
     Claim(

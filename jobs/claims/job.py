@@ -48,22 +48,22 @@ class ClaimResult:
 
 
 def claims(
-    arguments: list[str], out: str | None = None, *, only: list[str] | None = None,
+    arguments: list[str], out: str | None = None, *, claim_names: list[str] | None = None,
     num_samples: int = DEFAULT_NUM_SAMPLES, progress: ProgressCallback = lambda done, total, text: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Check the claims on the given datasets, by default on generated faces. Return the verdicts and the report's path.
 
     `arguments` holds datasets such as `faces=data/celeba` (see `jobs.claims.catalog.DATASETS`), and overrides for all
-    recipes such as `optim.epochs=20`. `only` names claims. `num_samples` images are scored for each sampler and sweep
-    value. Finished runs and stored measurements are reused. claims.html, claims.json and PNGs for each claim are
-    written to the folder `out`, by default ZPOINT_HOME/claims, or claims-NAME beside it if `only` is given.
+    recipes such as `optim.epochs=20`. `claim_names` selects claims. `num_samples` images are scored for each sampler
+    and sweep value. Finished runs and stored measurements are reused. claims.html, claims.json and PNGs for each claim
+    are written to the folder `out`, by default ZPOINT_HOME/claims, or claims-NAME beside it for selected claims.
 
     Raises ValueError for an unknown dataset or claim, and for a recipe, a dataset or a study that is refused.
     """
     start = time.monotonic()
     datasets, overrides = _parse(arguments)
-    selected = _select(only, datasets)
-    folder = Path(out).absolute() if out else settings().home / "-".join(["claims", *(only or ())])
+    selected = _select(claim_names, datasets)
+    folder = Path(out).absolute() if out else settings().home / "-".join(["claims", *(claim_names or ())])
     folder.mkdir(parents=True, exist_ok=True)
     if not datasets:
         datasets, overrides = {"faces": _generate_faces()}, [*GENERATED_OVERRIDES, *overrides]
@@ -99,16 +99,18 @@ def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     return datasets, overrides
 
 
-def _select(only: list[str] | None, datasets: Mapping[str, str]) -> list["Claim"]:
-    """Return the claims named by `only`, by default all, on the given datasets."""
+def _select(claim_names: list[str] | None, datasets: Mapping[str, str]) -> list["Claim"]:
+    """Return the claims of these names, by default all, on the given datasets."""
     from jobs.claims.catalog import CLAIMS
 
     available = [claim for claim in CLAIMS if claim.dataset in (datasets or ("faces",))]
-    names = {claim.name for claim in available}
-    for name in only or ():
-        if name not in names:
-            raise ValueError(f"--only {name}: no such claim on these datasets; they have {', '.join(sorted(names))}")
-    return [claim for claim in available if not only or claim.name in only]
+    available_names = {claim.name for claim in available}
+    for name in claim_names or ():
+        if name not in available_names:
+            raise ValueError(
+                f"--only {name}: no such claim on these datasets; they have {', '.join(sorted(available_names))}"
+            )
+    return [claim for claim in available if not claim_names or claim.name in claim_names]
 
 
 def _generate_faces() -> str:
@@ -132,8 +134,8 @@ def _train(selected: list["Claim"], datasets: Mapping[str, str], overrides: list
     for uri in datasets.values():
         open_dataset(uri)  # a dataset that cannot be opened fails before the first training
     run_names = {}
-    for number, (name, (stem, recipe)) in enumerate(recipes.items(), 1):
-        print(f"zpoint claims: run {number}/{len(recipes)}, {name}", file=sys.stderr, flush=True)
+    for run_number, (name, (stem, recipe)) in enumerate(recipes.items(), 1):
+        print(f"zpoint claims: run {run_number}/{len(recipes)}, {name}", file=sys.stderr, flush=True)
         run_names[name] = train(recipe, stem)["run"]
     return run_names
 

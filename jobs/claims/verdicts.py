@@ -256,7 +256,7 @@ def _is_near_real(run: MeasuredRun, sampler: str) -> bool:
 
 def _rates_beside_real(run: MeasuredRun) -> str:
     rate, real_rate = _rate(_metrics(run, "samplers")["reconstructions"]), _rate(_metrics(run, "real"))
-    return f"{_rate_in_words(run, rate)}, {format_rate(real_rate)} of the real images"
+    return f"{_rate_in_words(run, rate)}, and {format_rate(real_rate)} of the real images do"
 
 
 def _rate_in_words(run: MeasuredRun, rate: float) -> str:

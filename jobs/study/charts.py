@@ -78,15 +78,15 @@ def line_chart(
 ) -> Chart:
     """Draw lines, with markers if they have few points, and the bands of those series that have one."""
     with rc_context(STYLE):
-        figure, axes = _new_figure()
+        fig, axes = _new_figure()
         for index, line in enumerate(series):
             marker = MARKERS[index % len(MARKERS)] if len(line.x) <= 20 else None
             axes.plot(line.x, line.y, color=_colour(index), marker=marker, label=line.name, clip_on=False, zorder=3)
             if line.band:
                 axes.fill_between(line.x, *line.band, color=_colour(index), alpha=0.15, linewidth=0)
         _format_axes(axes, x, y, references)
-        _add_legend(figure, axes)
-        return _render(figure, name, title)
+        _add_legend(fig, axes)
+        return _render(fig, name, title)
 
 
 def dot_chart(
@@ -94,7 +94,7 @@ def dot_chart(
 ) -> Chart:
     """Draw labelled rows with a dot for each series. In a series `x` is the value and `y` the index of the row."""
     with rc_context(STYLE):
-        figure, axes = _new_figure(height=1.1 + 0.32 * len(row_labels))
+        fig, axes = _new_figure(height=1.1 + 0.32 * len(row_labels))
         for index, dots in enumerate(series):
             shift = (index - (len(series) - 1) / 2) * 0.22  # keeps equal values of two series visible
             heights = [row + shift for row in dots.y]
@@ -105,8 +105,8 @@ def dot_chart(
         _format_axes(axes, x, Axis(""), [reference])
         axes.set_yticks(range(len(row_labels)), row_labels)
         axes.set_ylim(len(row_labels) - 0.5, -0.5)
-        _add_legend(figure, axes)
-        return _render(figure, name, title)
+        _add_legend(fig, axes)
+        return _render(fig, name, title)
 
 
 def histogram_chart(
@@ -114,13 +114,13 @@ def histogram_chart(
 ) -> Chart:
     """Draw filled step outlines. In a series `x` holds the bins' centres."""
     with rc_context(STYLE):
-        figure, axes = _new_figure()
+        fig, axes = _new_figure()
         for index, bins in enumerate(series):
             axes.fill_between(bins.x, bins.y, step="mid", color=_colour(index), alpha=0.25, linewidth=0)
             axes.step(bins.x, bins.y, where="mid", color=_colour(index), label=bins.name)
         _format_axes(axes, x, y, references)
-        _add_legend(figure, axes)
-        return _render(figure, name, title)
+        _add_legend(fig, axes)
+        return _render(fig, name, title)
 
 
 def scatter_chart(
@@ -129,7 +129,7 @@ def scatter_chart(
 ) -> Chart:  # fmt: skip
     """Draw labelled panels of points `(n, 2)` side by side, each with axes of its own."""
     with rc_context(STYLE):
-        figure, all_axes = _new_figure(len(panels), width=max(5.4, 2.9 * len(panels)), height=3.1)
+        fig, all_axes = _new_figure(len(panels), width=max(5.4, 2.9 * len(panels)), height=3.1)
         for index, (axes, (label, points)) in enumerate(zip(all_axes, panels, strict=True)):
             axes.scatter(*points.T, s=7, alpha=0.45, linewidths=0, color=_colour(index))
             if reference:
@@ -138,7 +138,7 @@ def scatter_chart(
             _format_axes(axes, x, y if index == 0 else Axis(""))
             if not x.label:  # a map without coordinates
                 axes.set(xticks=[], yticks=[])
-        return _render(figure, name, title)
+        return _render(fig, name, title)
 
 
 def matrix_chart(
@@ -153,7 +153,7 @@ def matrix_chart(
     limit = max([MIN_COLOUR_LIMIT, *(float(np.nanmax(np.abs(matrix))) for matrix in matrices if len(matrix) > 1)])
     colours = ScalarMappable(Normalize(-limit, limit), DIVERGING_COLORMAP)
     with rc_context(STYLE):
-        figure, all_axes = _new_figure(len(panels), width=max(5.4, 2.9 * len(panels) + 0.9), height=3.3)
+        fig, all_axes = _new_figure(len(panels), width=max(5.4, 2.9 * len(panels) + 0.9), height=3.3)
         for index, (axes, (label, _), matrix) in enumerate(zip(all_axes, panels, matrices, strict=True)):
             side = (0.5, len(matrix) + 0.5)  # the first row is number 1
             axes.imshow(matrix, colours.cmap, colours.norm, extent=(*side, *side[::-1]))
@@ -162,9 +162,9 @@ def matrix_chart(
             _format_axes(axes, axis, axis if index == 0 else Axis(""))
             for mpl_axis in (axes.xaxis, axes.yaxis):
                 mpl_axis.set_major_locator(MaxNLocator(5, integer=True))
-        colour_bar: Any = figure.colorbar(colours, ax=all_axes, label=value_label, shrink=0.8)
+        colour_bar: Any = fig.colorbar(colours, ax=all_axes, label=value_label, shrink=0.8)
         colour_bar.solids.set_rasterized(True)  # otherwise the SVG has one shape for each of its colours
-        return _render(figure, name, title)
+        return _render(fig, name, title)
 
 
 def css_variables() -> dict[str, str]:
@@ -178,9 +178,9 @@ def _colour(index: int) -> str:
 
 def _new_figure(columns: int | None = None, width: float = 5.4, height: float = 3.3) -> tuple[Figure, Any]:
     """Return a figure with its axes: an array of them if `columns` is given."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots() if columns is None else np.atleast_1d(figure.subplots(1, columns))
+    fig = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(fig)
+    return fig, fig.subplots() if columns is None else np.atleast_1d(fig.subplots(1, columns))
 
 
 def _format_axes(axes: Any, x: Axis, y: Axis, references: Sequence[Reference] = ()) -> None:
@@ -208,20 +208,20 @@ def _format_axes(axes: Any, x: Axis, y: Axis, references: Sequence[Reference] = 
     axes.tick_params(length=0)
 
 
-def _add_legend(figure: Figure, axes: Any) -> None:
+def _add_legend(fig: Figure, axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
         columns = 1 if max(map(len, labels)) > 32 else 2
-        figure.legend(
+        fig.legend(
             handles, labels, loc="outside lower left", ncols=columns, handlelength=2.2, columnspacing=1.2
         )  # fmt: skip
 
 
-def _render(figure: Figure, name: str, title: str) -> Chart:
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10.5)
+def _render(fig: Figure, name: str, title: str) -> Chart:
+    fig.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10.5)
     png, svg = io.BytesIO(), io.StringIO()
-    figure.savefig(png, format="png", dpi=DPI, facecolor="white")
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    fig.savefig(png, format="png", dpi=DPI, facecolor="white")
+    fig.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return Chart(name, title, png.getvalue(), _make_embeddable(svg.getvalue()))
 
 

@@ -160,14 +160,14 @@ def compare_normal_samples(study: StudyMetrics) -> str:
     runs = study["runs"]
     key = rate_key(runs[0]["real"])
     rates = {run["run"]: run["samplers"]["normal"][key] for run in runs}
-    best, *others = sorted(rates, key=lambda name: -rates[name])
-    worst = others[-1]
+    best, *lower = sorted(rates, key=lambda name: -rates[name])
+    worst = lower[-1]
     if not rates_differ(rates[best], rates[worst], study["judged"]):
         return (
             f"From N(0, 1), the models show {RATE_TARGETS[key]} in {format_rate(rates[worst])} to "
             f"{format_rate(rates[best])} of the images: no significant difference."
         )
-    rest = ", ".join(f"{name} in {format_rate(rates[name])}" for name in others)
+    rest = ", ".join(f"{name} in {format_rate(rates[name])}" for name in lower)
     return f"From N(0, 1), {best} shows {RATE_TARGETS[key]} in {format_rate(rates[best])} of the images, {rest}."
 
 

@@ -29,8 +29,8 @@ def make_report(study: StudyMetrics, arrays: Sequence[RunArrays]) -> tuple[dict[
     for section in sections:
         files |= {f"chart-{chart.name}.png": chart.png for chart in section.charts}
         tables = [table for group in section.image_tables for table in group]
-        for number, table in enumerate(tables, 1):
-            files[f"pictures-{section.id}-{number}.png"] = image_rows_png(table.rows)
+        for table_number, table in enumerate(tables, 1):
+            files[f"pictures-{section.id}-{table_number}.png"] = image_rows_png(table.rows)
     page = render_page(
         "study.html.j2", run_names=", ".join(run["run"] for run in study["runs"]), dataset=describe_dataset(study),
         model_table=make_model_table(study), findings=findings, sections=sections, method=describe_method(study),

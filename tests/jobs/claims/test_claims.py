@@ -90,8 +90,8 @@ def make_measured_run(z_dim: int = 4, kl_factor: float = 1.0, kind: str = "denoi
     )  # fmt: skip
 
 
-def scores(rate: float, **others: float) -> dict[str, float]:
-    return {"faces": rate, "hog_frechet": 2.0, **others}
+def scores(rate: float, **parameters: float) -> dict[str, float]:
+    return {"faces": rate, "hog_frechet": 2.0, **parameters}
 
 
 def check(name: str, *runs: Any) -> Verdict:
