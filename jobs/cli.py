@@ -1,7 +1,7 @@
-"""The `zpoint` command: one parser, one function a command, the jobs themselves elsewhere.
+"""The `zpoint` command: one parser and one function a command; the jobs are in their own modules.
 
-A user's mistake (ValueError) ends in one line and exit status 2, a failed job in 1. Nothing heavy is imported before
-the command is known.
+A user's mistake (ValueError) ends in one line and exit status 2, a failed job in status 1. Heavy packages are imported
+by the command's function only, so that `--help` and usage errors are quick.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from cluster.settings import disable_telemetry, settings
 from jobs.commands import printing
 
 Result = dict[str, Any]
+RESUME_MESSAGE = "interrupted; run the same command again to resume"
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,108 +29,126 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> None:
     disable_telemetry()
     parser = make_parser()
-    args, rest = parser.parse_known_args(argv)
-    # argparse stops collecting overrides at the first option; what follows it is still one when it has a `=`.
-    stray = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(args, "overrides")]
-    if stray:
-        parser.error(f"unknown argument {stray[0]}")
-    if rest:
-        args.overrides += rest
+    args, extra = parser.parse_known_args(argv)
+    # argparse stops collecting overrides at the first option; a later word with a `=` is an override too.
+    unknown = [word for word in extra if word.startswith("-") or "=" not in word or not hasattr(args, "overrides")]
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]}")
+    if extra:
+        args.overrides += extra
     logging.basicConfig(format="zpoint: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
         with redirect_stdout(sys.stderr):  # stdout is for the result alone
-            result = args.call(args)
+            result = args.run(args)
     except KeyboardInterrupt:
-        _end("stopped; the same command goes on from here", 130)
+        _exit(RESUME_MESSAGE, 130)
     except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        _end(f"error: {one_line(error, limit=None)}", 2)
+        _exit(f"error: {one_line(error, limit=None)}", 2)
     except Exception as error:
         if settings().debug:
             raise
-        _end(f"failed: {one_line(error, limit=None)}", 1)
+        _exit(f"failed: {one_line(error, limit=None)}", 1)
     if args.json:
         print(json.dumps(result, default=str))
-    elif text := args.show(result):
+    elif text := args.format(result):
         print(text)
     sys.exit(result.get("exit_status", 0))
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog="zpoint", description="Train, search and serve autoencoders on a Ray cluster.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    """Return the parser of all commands; a parsed command has its function as `run` and its printer as `format`."""
+    parser = Parser(
+        prog="zpoint", description="Train autoencoders on a Ray cluster, search their settings, and serve the best one."
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
-    def command(
-        name: str, call: Callable[[Any], Result], help: str, show: Callable[[Result], str] | None = None
+    def add_command(
+        name: str, run: Callable[[Any], Result], help: str, format: Callable[[Result], str] = printing.format_fields
     ) -> Any:
-        added = commands.add_parser(name, help=help, description=help)
-        added.add_argument("--json", action="store_true", help="print the result as one JSON object")
-        added.set_defaults(call=call, show=show or printing.table)
-        return added
+        command = subparsers.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+        command.add_argument("--json", action="store_true", help="print the result as one JSON object")
+        command.set_defaults(run=run, format=format)
+        return command
 
-    for add in (_add_data, _add_training, _add_serving, _add_cluster):
-        add(command)
+    for add_commands in (_add_data, _add_training, _add_serving, _add_cluster):
+        add_commands(add_command)
     return parser
 
 
-def _add_data(command: Callable[..., Any]) -> None:
-    demo = command("demo", _demo, "the whole way on generated faces, from ingest to decode", lambda r: r["text"])
-    demo.add_argument("--quick", action="store_true", help="a smaller one, about a third of the time")
+def _add_data(add_command: Callable[..., Any]) -> None:
+    demo = add_command("demo", _demo, "ingest, train, tune, promote and serve on generated faces", lambda r: r["text"])
+    demo.add_argument("--quick", action="store_true", help="use less data and fewer epochs: a third of the time")
 
-    ingest = command("ingest", _ingest, "put images into shards and a manifest")
-    # What is no dataset, encoding or split the job refuses: argparse's choices would be a second list of each.
-    ingest.add_argument("dataset", metavar="DATASET", help="celeba, mnist, fashion_mnist, cifar10, folder, generated")
-    ingest.add_argument("--source", help="folder or zip of the images, here or on S3 (none for generated)")
-    ingest.add_argument("--to", required=True, help="where the dataset goes: a path or s3://bucket/prefix")
-    ingest.add_argument("--size", type=_count, help="pixels a side (the set's own by default)")
-    ingest.add_argument("--crop", default="square", help="square, a fraction of it (0.8), or left,top,width,height")
-    ingest.add_argument("--encoding", help="jpeg, png or raw (jpeg, but png up to 32 pixels a side)")
-    ingest.add_argument("--quality", type=_count, help="of jpeg, 1 to 100 (95)")
-    ingest.add_argument("--split", help="official, identity or hash (official if there is one, else hash)")
-    ingest.add_argument("--download", action="store_true", help="fetch mnist, fashion_mnist or cifar10 into --source")
-    ingest.add_argument("--limit", type=_count, help="at most this many images")
-    ingest.add_argument("--shard-rows", type=_count, default=1024, help="images in a shard (1024)")
-    ingest.add_argument("--max-bad", type=int, default=0, help="images that may fail to decode (0)")
-    ingest.add_argument("--seed", type=int, default=0, help="seed of generated faces (0)")
+    ingest = add_command("ingest", _ingest, "convert images into shards and a manifest")
+    # The job checks dataset, encoding and split: argparse's choices would repeat its lists.
+    ingest.add_argument("dataset", metavar="DATASET", help="celeba, mnist, fashion_mnist, cifar10, folder or generated")
+    ingest.add_argument("--source", help="folder or zip of the images, local or on S3 (omit it for generated)")
+    ingest.add_argument("--to", required=True, metavar="URI", help="new dataset: a path or s3://bucket/prefix")
+    ingest.add_argument("--size", type=_positive_int, help="pixels a side (default: the dataset's own)")
+    ingest.add_argument(
+        "--crop", default="square", help="square, a fraction of it (0.8), or left,top,width,height (default: square)"
+    )
+    ingest.add_argument("--encoding", help="jpeg, png or raw (default: png up to 32 pixels a side, jpeg above)")
+    ingest.add_argument("--quality", type=_positive_int, help="jpeg quality, 1 to 100 (default: 95)")
+    ingest.add_argument("--split", help="official, identity or hash (default: official if there is one, else hash)")
+    ingest.add_argument("--download", action="store_true", help="download mnist, fashion_mnist or cifar10 to --source")
+    ingest.add_argument("--limit", type=_positive_int, help="maximum number of images (default: all)")
+    ingest.add_argument("--shard-rows", type=_positive_int, default=1024, help="images per shard (default: 1024)")
+    ingest.add_argument("--max-bad", type=int, default=0, help="number of bad images to skip (default: 0)")
+    ingest.add_argument("--seed", type=int, default=0, help="seed of the generated faces (default: 0)")
 
-    data = command("data", _data, "look at a dataset, or check every byte of it", lambda r: r["text"])
-    data.add_argument("what", choices=("show", "verify"))
-    data.add_argument("uri", help="the dataset: a path or s3://bucket/prefix")
-    data.add_argument("--out", default=".", help="where show puts contact-sheet.png and mean-image.png (.)")
+    data = add_command("data", _data, "show a dataset or verify its shards", lambda r: r["text"])
+    data.add_argument(
+        "action", choices=("show", "verify"), help="show its statistics and sample images, or check every shard"
+    )
+    data.add_argument("uri", metavar="URI", help="dataset: a path or s3://bucket/prefix")
+    data.add_argument("--out", default=".", help="folder for contact-sheet.png and mean-image.png of show (default: .)")
 
 
-def _add_training(command: Callable[..., Any]) -> None:
-    train = command("train", _train, "train a recipe")
-    tune = command("tune", _tune, "search z_dim and kl_factor", printing.campaign)
-    for added in (train, tune):
-        added.add_argument("recipe", help="a name in jobs/recipes or a YAML file")
-        added.add_argument("overrides", nargs="*", metavar="section.key=value")
-    train.add_argument("--fresh", action="store_true", help="forget an earlier run of this name")
+def _add_training(add_command: Callable[..., Any]) -> None:
+    train = add_command("train", _train, "train a recipe")
+    tune = add_command("tune", _tune, "search z_dim and kl_factor of a recipe", printing.format_campaign)
+    for command in (train, tune):
+        command.add_argument("recipe", help="name of a recipe in jobs/recipes, or a YAML file")
+        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="recipe keys to override")
+    train.add_argument("--fresh", action="store_true", help="delete the earlier run of this name and start over")
 
-    study = command("study", _study, "which z-points of finished runs decode to meaningful images", printing.study)
-    study.add_argument("runs", nargs="+", metavar="RUN")
-    study.add_argument("--out", help="the report's folder (one in ZPOINT_HOME/studies)")
-    study.add_argument("--limit", type=_count, default=6_000, help="training images encoded at most (6000)")
+    study = add_command(
+        "study", _study, "measure which z-points of finished runs decode to meaningful images", printing.format_study
+    )
+    study.add_argument("runs", nargs="+", metavar="RUN", help="names of runs or campaigns")
+    study.add_argument("--out", help="folder of the report (default: one in ZPOINT_HOME/studies)")
+    study.add_argument(
+        "--limit", type=_positive_int, default=6_000, help="maximum number of training images to encode (default: 6000)"
+    )
     _add_num_samples(study)
-    study.add_argument("--inception", metavar="FILE", help="weights for FID, KID, precision and recall (none)")
-    study.add_argument("--fresh", action="store_true", help="measure again what an earlier study measured")
+    study.add_argument("--inception", metavar="FILE", help="weights for FID, KID, precision and recall (default: none)")
+    study.add_argument("--fresh", action="store_true", help="recompute the measurements of an earlier study")
 
-    claims = command("claims", _claims, "put what is said of AE and VAE latent spaces to the test", printing.claims)
-    claims.add_argument("overrides", nargs="*", metavar="SET=URI|section.key=value", help="none: drawn faces")
-    claims.add_argument("--only", action="append", metavar="CLAIM", help="this claim alone; may be given again")
-    claims.add_argument("--out", help="the report's folder (ZPOINT_HOME/claims, or claims-CLAIM of --only)")
+    claims = add_command(
+        "claims", _claims, "check published claims about AE and VAE latent spaces", printing.format_claims
+    )
+    claims.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="DATASET=URI|section.key=value",
+        help="datasets to use (default: generated faces) and recipe keys to override",
+    )
+    claims.add_argument("--only", action="append", metavar="CLAIM", help="check this claim only; may be repeated")
+    claims.add_argument("--out", help="folder of the report (default: ZPOINT_HOME/claims, or claims-CLAIM with --only)")
     _add_num_samples(claims)
 
-    promote = command("promote", _promote, "register a run's model and point an alias to it")
-    promote.add_argument("name", metavar="RUN|CAMPAIGN")
-    promote.add_argument("--alias", default="champion")
+    promote = add_command("promote", _promote, "register a run's model in MLflow and set an alias to it")
+    promote.add_argument("name", metavar="RUN|CAMPAIGN", help="name of a run, or of a campaign: its best run")
+    promote.add_argument("--alias", default="champion", help="alias in MLflow (default: champion)")
 
-    command("runs", _runs, "the runs in MLflow, newest first", printing.runs)
+    add_command("runs", _runs, "list the runs in MLflow, newest first", printing.format_runs)
 
 
 def _add_num_samples(command: Any) -> None:
     command.add_argument(
-        "--num-samples", type=_count, default=256, metavar="N",
-        help="images decoded and scored for each sampler and sweep value (256)",
+        "--num-samples", type=_positive_int, default=256, metavar="N",
+        help="images decoded and scored for each sampler and sweep value (default: 256)",
     )  # fmt: skip
     command.add_argument("--judged", action=_RenamedOption, const="--num-samples", help=argparse.SUPPRESS)
 
@@ -141,47 +160,72 @@ class _RenamedOption(argparse.Action):
         parser.error(f"{option} has been renamed: use {self.const}")
 
 
-def _add_serving(command: Callable[..., Any]) -> None:
-    serve = command("serve", _serve, "serve the model that an alias names, until Ctrl-C")
-    serve.add_argument("--alias", default="champion")
-    serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=_count, default=8000)
-    serve.add_argument("--replicas", default="1", help="processes: a number, or the least and the most as in 1-4 (1)")
+def _add_serving(add_command: Callable[..., Any]) -> None:
+    serve = add_command("serve", _serve, "serve the model version of an alias until Ctrl-C")
+    serve.add_argument("--alias", default="champion", help="alias in MLflow (default: champion)")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=_positive_int, default=8000, help="port to listen on (default: 8000)")
+    serve.add_argument(
+        "--replicas", default="1", help="number of replica processes, or a minimum and maximum as in 1-4 (default: 1)"
+    )
 
-    decode = command("decode", _ask, "decode z-points at a served endpoint")
+    decode = add_command("decode", _decode, "decode z-points at an endpoint")
     decode.add_argument("z", help=".npy file of z-points, float (n, z_dim)")
-    sample = command("sample", _ask, "choose z-points at a served endpoint and decode them")
-    sample.add_argument("--n", type=_count, default=64)
-    reconstruct = command("reconstruct", _ask, "do a task to a picture and rebuild it at a served endpoint")
-    reconstruct.add_argument("picture", help="an image file, or a .npy of several, uint8 (n, height, width, 1 or 3)")
-    for added, option, default in ((sample, "--sampler", "normal"), (reconstruct, "--task", "reconstruct")):
-        added.add_argument(option, default=default)
-        added.add_argument("--seed", type=int, default=0)
-        added.add_argument("overrides", nargs="*", metavar="parameter=value", help="as in boundary=3 or sigma=0.4")
-    interpolate = command("interpolate", _ask, "go from one picture or z-point to another at a served endpoint")
-    interpolate.add_argument("start", help="an image file, or a .npy of one z-point")
-    interpolate.add_argument("end", help="the same")
-    interpolate.add_argument("--steps", type=_count, default=8)
-    interpolate.add_argument("--path", default="straight")
-    for added in (decode, sample, reconstruct, interpolate):
-        added.add_argument("--url", default="http://127.0.0.1:8000")
-        added.add_argument("--out", default="decoded.png", help="where the pictures go: .png or .npy (decoded.png)")
+
+    sample = add_command("sample", _sample, "sample z-points and decode them at an endpoint")
+    sample.add_argument("--n", type=_positive_int, default=64, help="number of z-points (default: 64)")
+    sample.add_argument(
+        "--sampler", default="normal", help="cube, normal, sphere, diagonal, gaussian or gmm (default: normal)"
+    )
+
+    reconstruct = add_command("reconstruct", _reconstruct, "corrupt an image and reconstruct it at an endpoint")
+    reconstruct.add_argument(
+        "image", metavar="IMAGE", help="image file, or .npy of several, uint8 (n, height, width, 1 or 3)"
+    )
+    reconstruct.add_argument(
+        "--task", default="reconstruct", help="reconstruct, denoise, drop, recolor or inpaint (default: reconstruct)"
+    )
+
+    for command, parameters in ((sample, "sampler, as in boundary=3"), (reconstruct, "task, as in sigma=0.4")):
+        command.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+        command.add_argument("overrides", nargs="*", metavar="parameter=value", help=f"parameters of the {parameters}")
+
+    interpolate = add_command("interpolate", _interpolate, "interpolate between two images or z-points at an endpoint")
+    interpolate.add_argument("start", help="image file, or .npy of one z-point")
+    interpolate.add_argument("end", help="image file, or .npy of one z-point")
+    interpolate.add_argument("--steps", type=_positive_int, default=8, help="number of images (default: 8)")
+    interpolate.add_argument("--path", default="straight", help="straight, spherical or neighbours (default: straight)")
+
+    for command in (decode, sample, reconstruct, interpolate):
+        command.add_argument(
+            "--url", default="http://127.0.0.1:8000", help="URL of the endpoint (default: http://127.0.0.1:8000)"
+        )
+        command.add_argument("--out", default="decoded.png", help="output file, .png or .npy (default: decoded.png)")
 
 
-def _add_cluster(command: Callable[..., Any]) -> None:
-    command("doctor", _doctor, "what is and is not in order, and how to mend it", lambda r: r["text"])
+def _add_cluster(add_command: Callable[..., Any]) -> None:
+    add_command(
+        "doctor", _doctor, "check installation, Ray, storage and MLflow, and suggest fixes", lambda r: r["text"]
+    )
 
-    submit = command("submit", _submit, "run a job on a cluster, through Ray Jobs")
-    submit.add_argument("--wait", action="store_true", help="follow the job to its end")
-    jobs = command("jobs", _jobs, "the cluster's jobs", printing.jobs)
-    logs = command("logs", _logs, "a job's log", lambda r: r["logs"])
-    logs.add_argument("--follow", action="store_true", help="go on until the job ends")
-    stop = command("stop", _stop, "stop a job")
-    for added in (submit, jobs, logs, stop):
-        added.add_argument("--address", help="the cluster's dashboard URL (RAY_ADDRESS, http://127.0.0.1:8265)")
-    for added in (logs, stop):
-        added.add_argument("id")
-    submit.add_argument("job", nargs=argparse.REMAINDER, help="ingest, train, tune, study, claims, promote; arguments")
+    submit = add_command("submit", _submit, "submit a job to a cluster through Ray Jobs")
+    submit.add_argument("--wait", action="store_true", help="follow the log until the job ends")
+    jobs = add_command("jobs", _jobs, "list the jobs of a cluster", printing.format_jobs)
+    logs = add_command("logs", _logs, "print the log of a job", lambda r: r["logs"])
+    logs.add_argument("--follow", action="store_true", help="follow the log until the job ends")
+    stop = add_command("stop", _stop, "stop a job")
+    for command in (submit, jobs, logs, stop):
+        command.add_argument(
+            "--address", help="URL of the cluster's dashboard (default: RAY_ADDRESS, else http://127.0.0.1:8265)"
+        )
+    for command in (logs, stop):
+        command.add_argument("id", metavar="ID", help="job ID, as `zpoint jobs` lists it")
+    submit.add_argument(
+        "job",
+        metavar="JOB ...",
+        nargs=argparse.REMAINDER,
+        help="ingest, train, tune, study, claims or promote, with its arguments",
+    )
 
 
 def _demo(args: Any) -> Result:
@@ -206,13 +250,14 @@ def _data(args: Any) -> Result:
     from cluster.progress import Bar
     from jobs.commands.data import show, verify
 
-    with closing(Bar(args.what, "images")) as bar:
-        if args.what == "verify":
+    with closing(Bar(args.action, "images")) as bar:
+        if args.action == "verify":
             return verify(args.uri, progress=bar.update)
         return show(args.uri, args.out, progress=bar.update)
 
 
-def _recipe(args: Any) -> tuple[Any, str]:
+def _load_recipe(args: Any) -> tuple[Any, str]:
+    """Return the recipe of a command, and its file's name as a default for the run's name."""
     from aecore.config import load_recipe, recipe_path
     from jobs.recipes import RECIPES
 
@@ -221,14 +266,14 @@ def _recipe(args: Any) -> tuple[Any, str]:
 
 
 def _train(args: Any) -> Result:
-    recipe, stem = _recipe(args)
+    recipe, stem = _load_recipe(args)
     from jobs.train.job import train
 
     return train(recipe, stem, fresh=args.fresh)
 
 
 def _tune(args: Any) -> Result:
-    recipe, stem = _recipe(args)
+    recipe, stem = _load_recipe(args)
     from jobs.tune.job import tune
 
     return tune(recipe, stem)
@@ -261,44 +306,61 @@ def _promote(args: Any) -> Result:
     return promote(args.name, args.alias)
 
 
-def _serve(args: Any) -> Result:
-    from jobs.commands.serve import serve
-
-    return serve(args.alias, args.host, args.port, args.replicas)
-
-
-def _ask(args: Any) -> Result:
-    from jobs.commands import client
-
-    given = {name: value for name, value in vars(args).items() if name not in ("command", "json", "call", "show")}
-    return getattr(client, args.command)(**given)
-
-
 def _runs(args: Any) -> Result:
     from jobs.commands.runs import list_runs
 
     return {"runs": list_runs()}
 
 
+def _serve(args: Any) -> Result:
+    from jobs.commands.serve import serve
+
+    return serve(args.alias, args.host, args.port, args.replicas)
+
+
+def _decode(args: Any) -> Result:
+    from jobs.commands.client import decode
+
+    return decode(args.url, args.out, args.z)
+
+
+def _sample(args: Any) -> Result:
+    from jobs.commands.client import sample
+
+    return sample(args.url, args.out, args.sampler, args.n, args.seed, args.overrides)
+
+
+def _reconstruct(args: Any) -> Result:
+    from jobs.commands.client import reconstruct
+
+    return reconstruct(args.url, args.out, args.image, args.task, args.seed, args.overrides)
+
+
+def _interpolate(args: Any) -> Result:
+    from jobs.commands.client import interpolate
+
+    return interpolate(args.url, args.out, args.start, args.end, args.steps, args.path)
+
+
 def _doctor(args: Any) -> Result:
     from jobs.commands.doctor import doctor, render
 
     checks = doctor()
-    broken = any(check.ok is False for check in checks)
-    return {"checks": [vars(c) for c in checks], "text": render(checks), "exit_status": int(broken)}
+    failed = any(check.ok is False for check in checks)
+    return {"checks": [vars(check) for check in checks], "text": render(checks), "exit_status": int(failed)}
 
 
 def _submit(args: Any) -> Result:
     from jobs.commands.submit import submit
 
-    # argparse leaves everything after the job's name to the job; these are submit's wherever they stand.
-    options = Parser(add_help=False)
-    options.add_argument("--address", default=args.address)
-    options.add_argument("--wait", action="store_true", default=args.wait)
-    options.add_argument("--json", action="store_true", default=args.json)
-    mine, job = options.parse_known_args(args.job)
-    args.json = mine.json
-    return submit(job, mine.address, wait=mine.wait)
+    # argparse.REMAINDER takes all words after the job's name; options of submit itself may stand among them.
+    parser = Parser(add_help=False)
+    parser.add_argument("--address", default=args.address)
+    parser.add_argument("--wait", action="store_true", default=args.wait)
+    parser.add_argument("--json", action="store_true", default=args.json)
+    options, job = parser.parse_known_args(args.job)
+    args.json = options.json
+    return submit(job, options.address, wait=options.wait)
 
 
 def _jobs(args: Any) -> Result:
@@ -319,15 +381,15 @@ def _stop(args: Any) -> Result:
     return stop_job(args.id, args.address)
 
 
-def _count(text: str) -> int:
+def _positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
     return value
 
 
-def _end(text: str, status: int) -> NoReturn:
-    print(f"zpoint: {text}", file=sys.stderr)
+def _exit(message: str, status: int) -> NoReturn:
+    print(f"zpoint: {message}", file=sys.stderr)
     sys.exit(status)
 
 

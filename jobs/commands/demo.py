@@ -1,6 +1,6 @@
-"""The demo: the whole way on generated faces, from no image to a served decoder, on one machine.
+"""The demo: ingest, train, tune, promote, serve and query on generated faces, on one machine.
 
-Every step is the job that a user would start; each has a fixed name, so a demo that was stopped goes on.
+Each step is the job that its command runs. Dataset and runs have fixed names, so an interrupted demo resumes.
 """
 
 import sys
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.fs as pafs
@@ -27,80 +27,88 @@ from jobs.train.placement import worker_capacity, worker_resources
 from jobs.tune.job import tune
 from jobs.tune.selection import RULE, ScoredModel, choose_best
 
-SLACK = 3.0  # dB, see jobs.tune.selection
-SHOWN = 12
-# images, epochs, search: trials and epochs of each
-SIZES = {False: (4_000, 10, 4, 3), True: (2_000, 5, 2, 1)}
+SLACK = 3.0  # dB of validation PSNR, see jobs.tune.selection
+N_COLUMNS = 12  # images in a row of faces.png
+
+
+class DemoSize(NamedTuple):
+    """The amount of work of a demo."""
+
+    images: int
+    epochs: int
+    trials: int
+    trial_epochs: int
+
+
+FULL, QUICK = DemoSize(4_000, 10, 4, 3), DemoSize(2_000, 5, 2, 1)
+SEARCH_SPACE = ["search.z_dim=[16,32,64]", "search.kl_factor=[0.001,10]"]
 
 
 def demo(*, quick: bool = False) -> dict[str, Any]:
-    """Ingest, train, tune, promote, serve and decode; leaves faces.png and summary.md in ZPOINT_HOME/demo.
+    """Run every step from ingest to a decoded z-point; write faces.png and summary.md to ZPOINT_HOME/demo.
 
-    Gives the paths, the champion, seconds of each step and the figures of the two trained models.
+    Returns the paths, the champion, the seconds of each step, and the metrics of the two trained models.
     """
-    count, epochs, trials, trial_epochs = SIZES[quick]
+    size = QUICK if quick else FULL
     folder = settings().home / ("demo-quick" if quick else "demo")
     dataset = str(folder / "faces")
     seconds: dict[str, float] = {}
 
-    def step(title: str, call: Callable[[], Any]) -> Any:
+    def step(title: str, run: Callable[[], Any]) -> Any:
         print(f"zpoint demo {len(seconds) + 1}/6: {title}", file=sys.stderr, flush=True)
         started = time.monotonic()
-        result = call()
+        result = run()
         seconds[title] = round(time.monotonic() - started, 1)
         return result
 
-    def recipe(name: str, *overrides: str) -> Recipe:
-        ours = [f"data.uri={dataset}", f"optim.epochs={epochs}", f"scale.workers={workers}"]
-        return load_recipe(RECIPES / f"{name}.yaml", [*ours, *overrides])
-
     connect()
-    workers = min(2, worker_capacity(worker_resources(2)))  # one where there is but one GPU, or one core
-    data = step(f"draw {count:,} faces and ingest them", lambda: _ingest(count, dataset))
-    runs = {
-        name: step(
-            f"train {name}, {epochs} epochs, DDP workers: {workers}", lambda name=name: train(recipe(name), name)
-        )
-        for name in ("faces-vae", "faces-near-ae")
-    }
-    search = [
-        f"search.trials={trials}", f"optim.epochs={trial_epochs}", "scale.workers=1", "search.z_dim=[16,32,64]",
-        "search.kl_factor=[0.001,10]",
-    ]  # fmt: skip
-    campaign = step(
-        f"search z_dim and kl_factor, {trials} trials of {trial_epochs} epochs",
-        lambda: tune(recipe("faces-vae", *search), "faces-vae"),
-    )
-    best = _best(runs, campaign)
-    champion = step(f"promote {best}", lambda: promote(best))
-    pictures = step("serve it and decode z-points", lambda: _query(champion, runs, dataset))
+    n_workers = min(2, worker_capacity(worker_resources(2)))  # 1 on a machine with one GPU or one core
+    common = [f"data.uri={dataset}", f"optim.epochs={size.epochs}", f"scale.workers={n_workers}"]
 
-    write_atomic(pafs.LocalFileSystem(), str(folder / "faces.png"), pictures)
+    def load(name: str, *overrides: str) -> Recipe:
+        return load_recipe(RECIPES / f"{name}.yaml", [*common, *overrides])
+
+    ingest_result = step(f"ingest {size.images:,} generated faces", lambda: _ingest(size.images, dataset))
+    runs = {}
+    for name in ("faces-vae", "faces-near-ae"):
+        recipe = load(name)
+        title = f"train {name} for {size.epochs} epochs, DDP workers: {n_workers}"
+        runs[name] = step(title, lambda recipe=recipe, name=name: train(recipe, name))
+    search = [f"search.trials={size.trials}", f"optim.epochs={size.trial_epochs}", "scale.workers=1", *SEARCH_SPACE]
+    campaign = step(
+        f"search z_dim and kl_factor in {size.trials} trials of {size.trial_epochs} epochs",
+        lambda: tune(load("faces-vae", *search), "faces-vae"),
+    )
+    best = _choose_best(runs, campaign)
+    champion = step(f"promote {best}", lambda: promote(best))
+    picture = step("serve the champion and decode z-points", lambda: _query(champion, runs, dataset))
+
+    write_atomic(pafs.LocalFileSystem(), str(folder / "faces.png"), picture)
     result = {
-        "picture": str(folder / "faces.png"), "summary": str(folder / "summary.md"), "dataset": data["digest"],
+        "picture": str(folder / "faces.png"), "summary": str(folder / "summary.md"), "dataset": ingest_result["digest"],
         "champion": champion, "campaign": campaign["campaign"], "seconds": seconds,
         "runs": {name: run["metrics"] | {"run": run["run"]} for name, run in runs.items()},
     }  # fmt: skip
-    text = _summary(result, campaign, dataset)
+    text = _summarize(result, campaign, dataset)
     write_atomic(pafs.LocalFileSystem(), result["summary"], text.encode())
     write_json(pafs.LocalFileSystem(), str(folder / "result.json"), result)
     return result | {"text": text}
 
 
-def _ingest(count: int, to: str) -> dict[str, Any]:
+def _ingest(n_images: int, uri: str) -> dict[str, Any]:
     with closing(Bar("ingest", "images")) as bar:
-        return ingest("generated", None, to, limit=count, shard_rows=256, progress=bar.update)
+        return ingest("generated", None, uri, limit=n_images, shard_rows=256, progress=bar.update)
 
 
-def _best(runs: dict[str, Any], campaign: dict[str, Any]) -> str:
-    metrics = {run["run"]: run["metrics"] for run in runs.values()}
-    scored = [ScoredModel(name, m["valid_psnr"], m["hog_frechet_normal"]) for name, m in metrics.items()]
-    scored += [ScoredModel(t["run"], t["valid_psnr"], t["hog_frechet_normal"]) for t in campaign["trials"]]
+def _choose_best(runs: dict[str, Any], campaign: dict[str, Any]) -> str:
+    """Return the name of the best run among the two trainings and the trials."""
+    candidates = [run["metrics"] | {"run": run["run"]} for run in runs.values()] + campaign["trials"]
+    scored = [ScoredModel(c["run"], c["valid_psnr"], c["hog_frechet_normal"]) for c in candidates]
     return choose_best(scored, SLACK).name
 
 
 def _query(champion: dict[str, Any], runs: dict[str, Any], dataset: str) -> bytes:
-    """Serve the champion, decode z-points there, and set them beside what the other models make of theirs."""
+    """Serve the champion, decode z-points there, and return a PNG of them above images of the trained models."""
     from aecore.image_grid import titled_sheet, to_png
     from serving.client import Client
     from serving.runtime.deployment import free_port, start_endpoint, stop_endpoint
@@ -109,21 +117,23 @@ def _query(champion: dict[str, Any], runs: dict[str, Any], dataset: str) -> byte
     try:
         with Client(served.url, settings().token) as endpoint:
             z_dim = endpoint.model()["z_dim"]
-            z = np.random.default_rng(0).standard_normal((2 * SHOWN, z_dim)).astype(np.float32)
-            decoded = endpoint.decode(z)
-            fitted = endpoint.sample("gaussian", SHOWN, seed=0)
+            z = np.random.default_rng(0).standard_normal((2 * N_COLUMNS, z_dim)).astype(np.float32)
+            normal = endpoint.decode(z)
+            gaussian = endpoint.sample("gaussian", N_COLUMNS, seed=0)
     finally:
         stop_endpoint()
-    parts = [
-        (f"served: {champion['run']}, z-points from N(0, 1)", [decoded[:SHOWN], decoded[SHOWN:]]),
-        ("served: z-points from the Gaussian fitted to the training images' z-points", [fitted]),
+    sections = [
+        (f"served: {champion['run']}, z-points from N(0, 1)", [normal[:N_COLUMNS], normal[N_COLUMNS:]]),
+        ("served: z-points from the Gaussian fitted to the training images' z-points", [gaussian]),
     ]
     for name, run in runs.items():
-        parts += _shown(name, run["run"], dataset)
-    return to_png(titled_sheet(parts))
+        title = f"{name}: test images, reconstructions, decoded N(0, 1)"
+        sections.append((title, _decode_in_process(run["run"], dataset)))
+    return to_png(titled_sheet(sections))
 
 
-def _shown(name: str, run: str, dataset: str) -> list[tuple[str, list[np.ndarray]]]:
+def _decode_in_process(run: str, dataset: str) -> list[np.ndarray]:
+    """Return test images, their reconstructions and decoded N(0, 1) z-points, uint8 (N_COLUMNS, H, W, 3) each."""
     import torch
 
     from aecore.data.node_cache import open_cache
@@ -132,16 +142,18 @@ def _shown(name: str, run: str, dataset: str) -> list[tuple[str, list[np.ndarray
     from aecore.training.checkpoint import load_model
     from jobs.dataset import open_dataset
 
-    images = open_cache(settings().cache, open_dataset(dataset), "test")[:SHOWN]
+    images = open_cache(settings().cache, open_dataset(dataset), "test")[:N_COLUMNS]
     fs, root = find_run(run).folder
     saved = load_model(fs, f"{root}/model")
-    seen = saved.model.decode(saved.model.encode(to_float(torch.from_numpy(np.array(images)))).mean).numpy()
-    drawn = saved.model.decode(sample("normal", SHOWN, saved.latents, seed=0)).numpy()
-    return [(f"{name}: test images, reconstructions, decoded N(0, 1)", [images, seen, drawn])]
+    z = saved.model.encode(to_float(torch.from_numpy(np.array(images)))).mean
+    reconstructions = saved.model.decode(z).numpy()
+    samples = saved.model.decode(sample("normal", N_COLUMNS, saved.latents, seed=0)).numpy()
+    return [images, reconstructions, samples]
 
 
-def _summary(result: dict[str, Any], campaign: dict[str, Any], dataset: str) -> str:
-    rows = [
+def _summarize(result: dict[str, Any], campaign: dict[str, Any], dataset: str) -> str:
+    """Return the text of summary.md."""
+    models = [
         f"| {name} | {m['valid_psnr']:.1f} | {m['hog_frechet_normal']:.2f} | {m['hog_frechet_gaussian']:.2f} "
         f"| {m['valid_kl']:.0f} | {m['images_per_second']:.0f} |"
         for name, m in result["runs"].items()
@@ -152,19 +164,19 @@ def _summary(result: dict[str, Any], campaign: dict[str, Any], dataset: str) -> 
     ]
     steps = [f"- {title}: {seconds:.0f} s" for title, seconds in result["seconds"].items()]
     champion = result["champion"]
-    return f"""# What the demo did
+    return f"""# Steps
 
 {chr(10).join(steps)}
 
-# What was measured
+# Metrics
 
 | model | PSNR (dB) | distance of decoded N(0, 1) | of the fitted Gaussian | KL (nats) | images/s |
 |---|---|---|---|---|---|
-{chr(10).join(rows)}
+{chr(10).join(models)}
 
 The distance is the Frechet distance of decoded z-points to training images in HOG features: lower is better.
 
-The search:
+The trials of the search:
 
 | z_dim | kl_factor | PSNR (dB) | distance of decoded N(0, 1) |
 |---|---|---|---|
@@ -172,9 +184,9 @@ The search:
 
 Promoted: {champion["run"]} as version {champion["version"]}, by the rule: {RULE.format(slack=SLACK)}.
 
-Pictures: {result["picture"]}
+Images: {result["picture"]}
 
-# What to do next
+# Next commands
 
     zpoint serve                                   # http://127.0.0.1:8000/docs
     zpoint sample --sampler normal --n 64          # in a second terminal: writes decoded.png

@@ -1,50 +1,61 @@
-"""What the `zpoint` command prints of a result, as lines for people."""
+"""Format the result of a command as text for the terminal."""
 
 from typing import Any
 
 Result = dict[str, Any]
 
 
-def table(result: Result) -> str:
-    """`key  value` lines, nested dicts indented."""
+def format_fields(result: Result) -> str:
+    """Format `result` as lines of `key  value`, with nested dicts indented."""
     lines = []
     for key, value in result.items():
         if isinstance(value, dict):
-            lines += [f"{key}:", *(f"  {k:<22} {_cell(v)}" for k, v in value.items())]
+            lines += [f"{key}:", *(f"  {field:<22} {_format(nested)}" for field, nested in value.items())]
         else:
-            lines.append(f"{key:<24} {_cell(value)}")
+            lines.append(f"{key:<24} {_format(value)}")
     return "\n".join(lines)
 
 
-def _rows(rows: list[Result], columns: list[str]) -> str:
-    cells = [columns, *([_cell(row.get(c, "")) for c in columns] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells)
-
-
-def campaign(result: Result) -> str:
-    figures = ["valid_psnr", "hog_frechet_normal", "hog_frechet_gaussian"]
-    trials = _rows(result["trials"], ["run", "z_dim", "kl_factor", *figures])
+def format_campaign(result: Result) -> str:
+    """Format the trials of `zpoint tune`, the best one, and the command that promotes it."""
+    metrics = ["valid_psnr", "hog_frechet_normal", "hog_frechet_gaussian"]
+    trials = _format_table(result["trials"], ["run", "z_dim", "kl_factor", *metrics])
     return f"{trials}\nbest: {result['best']}\nrule: {result['rule']}\nnext: zpoint promote {result['campaign']}"
 
 
-def study(result: Result) -> str:
-    return "\n".join([*(s for group in result["findings"].values() for s in group), f"report: {result['report']}"])
-
-
-def claims(result: Result) -> str:
-    lines = [f"{'yes' if c['holds'] else 'NO ':<4}{c['text']}\n    {c['figures']}" for c in result["claims"]]
+def format_study(result: Result) -> str:
+    """Format the findings of `zpoint study`, one a line, and the path of its report."""
+    lines = [finding for section in result["findings"].values() for finding in section]
     return "\n".join([*lines, f"report: {result['report']}"])
 
 
-def runs(result: Result) -> str:
+def format_claims(result: Result) -> str:
+    """Format the verdict and the measurements of each claim of `zpoint claims`, and the path of its report."""
+    lines = [
+        f"{'yes' if claim['holds'] else 'NO ':<4}{claim['text']}\n    {claim['figures']}" for claim in result["claims"]
+    ]
+    return "\n".join([*lines, f"report: {result['report']}"])
+
+
+def format_runs(result: Result) -> str:
+    """Format the table of `zpoint runs`."""
     columns = ["run", "status", "started", "epochs", "valid_psnr", "hog_frechet_normal", "images_per_second", "version"]
-    return _rows(result["runs"], columns) if result["runs"] else "no runs yet: `zpoint train RECIPE data.uri=...`"
+    if not result["runs"]:
+        return "no runs yet: train one with `zpoint train RECIPE data.uri=...`"
+    return _format_table(result["runs"], columns)
 
 
-def jobs(result: Result) -> str:
-    return _rows(result["jobs"], ["id", "status", "started", "entrypoint"]) if result["jobs"] else "no jobs"
+def format_jobs(result: Result) -> str:
+    """Format the table of `zpoint jobs`."""
+    return _format_table(result["jobs"], ["id", "status", "started", "entrypoint"]) if result["jobs"] else "no jobs"
 
 
-def _cell(value: Any) -> str:
+def _format_table(rows: list[Result], columns: list[str]) -> str:
+    cells = [columns, *([_format(row.get(column, "")) for column in columns] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _format(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,20 +1,22 @@
-"""What `zpoint runs` lists: the trainings that MLflow knows, newest first."""
+"""`zpoint runs`: the trainings in MLflow, newest first."""
 
 from datetime import datetime
 from typing import Any
 
 from cluster import tracking
 
+METRICS = ("valid_psnr", "hog_frechet_normal", "images_per_second")
+
 
 def list_runs() -> list[dict[str, Any]]:
-    """One dict a run: name, status, start, epochs done, last figures and the version it is registered as."""
+    """Return one dict a run: name, id, status, start, finished epochs, registered version and its last METRICS."""
     versions: dict[str, str] = {}
     for version in tracking.client().search_model_versions(f"name = '{tracking.MODEL_NAME}'"):
         versions[version.run_id] = str(version.version)
-    return [_row(run, versions) for run in tracking.find_runs()]
+    return [_describe(run, versions.get(run.info.run_id, "")) for run in tracking.find_runs()]
 
 
-def _row(run: Any, versions: dict[str, str]) -> dict[str, Any]:
+def _describe(run: Any, version: str) -> dict[str, Any]:
     metrics = run.data.metrics
     return {
         "run": run.info.run_name,
@@ -22,6 +24,6 @@ def _row(run: Any, versions: dict[str, str]) -> dict[str, Any]:
         "status": run.info.status.lower(),
         "started": datetime.fromtimestamp(run.info.start_time / 1000).isoformat(" ", "minutes"),
         "epochs": run.data.tags.get("zpoint.epoch", ""),
-        "version": versions.get(run.info.run_id, ""),
-        **{key: metrics[key] for key in ("valid_psnr", "hog_frechet_normal", "images_per_second") if key in metrics},
+        "version": version,
+        **{key: metrics[key] for key in METRICS if key in metrics},
     }

@@ -202,7 +202,7 @@ def interrupted(capsys: pytest.CaptureFixture[str], wait_until: Callable[..., No
             main([str(word) for word in argv])
         stopper.join()
         assert caught.value.code == 130
-        assert capsys.readouterr().err.endswith("zpoint: stopped; the same command goes on from here\n")
+        assert capsys.readouterr().err.endswith("zpoint: interrupted; run the same command again to resume\n")
         assert signal.getsignal(signal.SIGINT) is handler
 
     return run

@@ -1,4 +1,4 @@
-"""The command: bad input ends in one line and status 2 with nothing written, results are one JSON object."""
+"""The `zpoint` command: invalid input ends in one line, status 2 and nothing written; a result is one JSON object."""
 
 import json
 import os
@@ -14,25 +14,36 @@ import boto3
 import numpy as np
 import pytest
 
+from aecore.config import TASKS
 from aecore.data.images import ENCODINGS, encode_image
 from aecore.data.sources import SOURCES
 from aecore.data.splits import RULES
 from aecore.data.synthetic_faces import draw_face
+from aecore.latent.interpolation import INTERPOLATIONS
+from aecore.latent.samplers import SAMPLERS
 from jobs.cli import main, make_parser
 
 COMMANDS = sorted(next(a.choices for a in make_parser()._actions if a.dest == "command"))
 HEAVY = ("torch", "ray", "mlflow", "numpy", "pyarrow", "pydantic", "httpx2")
 
 
-def test_help_of_ingest_names_all_that_it_takes(capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    ("command", "choices"),
+    [
+        ("ingest", {*SOURCES, *ENCODINGS, *RULES}),
+        ("sample", {*SAMPLERS}),
+        ("reconstruct", {*TASKS}),
+        ("interpolate", {*INTERPOLATIONS}),
+    ],
+)
+def test_help_lists_every_choice(command: str, choices: set[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
-        main(["ingest", "--help"])
-    words = set(re.findall(r"\w+", capsys.readouterr().out))
-    assert words >= {*SOURCES, *ENCODINGS, *RULES}
+        main([command, "--help"])
+    assert set(re.findall(r"\w+", capsys.readouterr().out)) >= choices
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         ([], "required: COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
@@ -68,9 +79,9 @@ def test_help_of_ingest_names_all_that_it_takes(capsys: pytest.CaptureFixture[st
         (["promote", "nonesuch", "--alias", "v1"], "--alias"),
         (["serve", "--port", "0"], "must be at least 1"),
         (["decode", "missing.npy"], "missing.npy: No such file"),
-        (["decode", "RECIPE"], "is no .npy file of z-points"),
-        (["decode", "empty.npy"], "is no .npy file of z-points"),
-        (["decode", "flat.npy"], "it takes z-points, (n, z_dim)"),
+        (["decode", "RECIPE"], "is not a .npy file of z-points"),
+        (["decode", "empty.npy"], "is not a .npy file of z-points"),
+        (["decode", "flat.npy"], "decode takes z-points, (n, z_dim)"),
         (["decode", "good.npy", "--out", "faces.gif"], "--out takes a .png or .npy file"),
         (["decode", "good.npy", "--url", "nonsense"], "nonsense"),
         (["decode", "good.npy", "--url", "ENDPOINT"], "no endpoint answers at http://127.0.0.1"),
@@ -78,19 +89,19 @@ def test_help_of_ingest_names_all_that_it_takes(capsys: pytest.CaptureFixture[st
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_refused(refused, tiny: str, argv: list[str], says: str):
+def test_invalid_input_is_refused(refused, tiny: str, argv: list[str], message: str):
     Path("empty.npy").touch()
     np.save("flat.npy", np.zeros(3))
     np.save("good.npy", np.zeros((1, 3)))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        known = {"RECIPE": tiny, "ENDPOINT": f"http://127.0.0.1:{probe.getsockname()[1]}"}
-    for word, value in known.items():
-        argv, says = [part.replace(word, value) for part in argv], says.replace(word, value)
-    assert says in refused(*argv)
+        free_port = probe.getsockname()[1]
+    for placeholder, value in {"RECIPE": tiny, "ENDPOINT": f"http://127.0.0.1:{free_port}"}.items():
+        argv, message = [word.replace(placeholder, value) for word in argv], message.replace(placeholder, value)
+    assert message in refused(*argv)
 
 
-def test_a_truncated_zip_is_refused(refused):
+def test_truncated_zip_is_refused(refused):
     with zipfile.ZipFile("whole.zip", "w") as archive:
         archive.writestr("a.png", os.urandom(4_000))
     Path("cut.zip").write_bytes(Path("whole.zip").read_bytes()[:2_000])
@@ -98,45 +109,40 @@ def test_a_truncated_zip_is_refused(refused):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_an_image_that_does_not_decode_is_refused(refused):
+def test_undecodable_image_is_refused(refused):
     with zipfile.ZipFile("faces.zip", "w") as archive:
         archive.writestr("good.png", encode_image(draw_face(0, 0, 32)[0], "png"))
         archive.writestr("bad.png", b"<html>")
-    said = refused("ingest", "folder", "--source", "faces.zip", "--to", "faces", "--size", 16)
-    assert "1 bad images, 0 allowed (--max-bad): bad.png" in said
+    line = refused("ingest", "folder", "--source", "faces.zip", "--to", "faces", "--size", 16)
+    assert "1 bad images, 0 allowed (--max-bad): bad.png" in line
 
 
-def damage(faces: Path) -> None:
+@pytest.mark.usefixtures("tracking")
+def test_damaged_shard_is_refused(refused, zpoint, tiny: str, faces: Path):
     shard = faces / "train-00001.parquet"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-
-
-@pytest.mark.usefixtures("tracking")
-def test_a_damaged_shard_is_refused(refused, zpoint, tiny: str, faces: Path):
-    damage(faces)
-    said = refused("train", tiny, f"data.uri={faces}")
-    assert "train-00001.parquet is damaged: its sha256 differs" in said
+    assert "train-00001.parquet is damaged: its sha256 differs" in refused("train", tiny, f"data.uri={faces}")
     assert zpoint("runs") == {"runs": []}
 
 
 @pytest.mark.usefixtures("tracking")
-def test_an_unknown_alias_is_refused(refused):
+def test_unknown_alias_is_refused(refused):
     assert "no model has the alias 'nonesuch'" in refused("serve", "--alias", "nonesuch")
 
 
-def test_a_missing_bucket_is_refused(refused, s3: str, tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch):
-    says = "'no-such-bucket' does not exist; create it first"
-    assert says in refused("train", tiny, "data.uri=s3://no-such-bucket/faces")
-    assert says in refused("ingest", "generated", "--to", "s3://no-such-bucket/faces")
+def test_missing_bucket_is_refused(refused, s3: str, tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch):
+    message = "'no-such-bucket' does not exist; create it first"
+    assert message in refused("train", tiny, "data.uri=s3://no-such-bucket/faces")
+    assert message in refused("ingest", "generated", "--to", "s3://no-such-bucket/faces")
     monkeypatch.setenv("ZPOINT_STORE", "s3://no-such-bucket")
     for argv in (["train", tiny, f"data.uri={faces}"], ["tune", tiny, f"data.uri={faces}"], ["promote", "x"]):
-        assert says in refused(*argv)
+        assert message in refused(*argv)
 
 
 @pytest.mark.s3
-def test_wrong_keys_are_refused(refused, start_moto, tiny: str, monkeypatch: pytest.MonkeyPatch):
+def test_wrong_s3_keys_are_refused(refused, start_moto, tiny: str, monkeypatch: pytest.MonkeyPatch):
     url, bucket = start_moto(INITIAL_NO_AUTH_ACTION_COUNT="1"), f"strict-{uuid.uuid4().hex[:8]}"
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "wrong")
@@ -146,7 +152,7 @@ def test_wrong_keys_are_refused(refused, start_moto, tiny: str, monkeypatch: pyt
     assert "key" in refused("ingest", "generated", "--to", f"s3://{bucket}/faces")
 
 
-def test_a_failed_job_ends_with_status_1(capsys, monkeypatch: pytest.MonkeyPatch):
+def test_failed_job_ends_with_status_1(capsys, monkeypatch: pytest.MonkeyPatch):
     def fail() -> None:
         print("noise")
         raise RuntimeError("the disk\nbroke")
@@ -158,18 +164,18 @@ def test_a_failed_job_ends_with_status_1(capsys, monkeypatch: pytest.MonkeyPatch
     assert capsys.readouterr() == ("", "noise\nzpoint: failed: the disk broke\n")
 
 
-def test_json_is_all_of_stdout(tiny: str, written_faces: Path):
-    """In a process of its own, where MLflow makes its database: its lines must go elsewhere."""
+def test_json_result_is_all_of_stdout(tiny: str, written_faces: Path):
+    """Run in a new process, where MLflow creates its database and prints lines, which must not go to stdout."""
     argv = [sys.executable, "-m", "jobs.cli", "train", tiny, f"data.uri={written_faces}", "optim.epochs=1", "--json"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout)
-    assert done.stdout.count("\n") == 1
+    process = subprocess.run(argv, capture_output=True, text=True, check=True)
+    result = json.loads(process.stdout)
+    assert process.stdout.count("\n") == 1
     assert set(result) == {"run", "uri", "run_id", "already_finished", "seconds", "metrics"}
-    assert "48/48 images" in done.stderr
+    assert "48/48 images" in process.stderr
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
-    """All helps in one process, each as cheap as this in a process of its own."""
+def test_help_takes_under_1500_ms_and_imports_nothing_heavy():
+    """Print every help in one process: an import by one of them would show, and the total bounds each."""
     code = f"""
 import sys, time
 from jobs.cli import main
@@ -180,8 +186,8 @@ for argv in [[], *([name] for name in {COMMANDS})]:
         assert end.code == 0, argv
 print([name for name in {HEAVY} if name in sys.modules], time.process_time())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.count("usage: zpoint") == 1 + len(COMMANDS) >= 14
-    imported, _, seconds = done.stdout.splitlines()[-1].rpartition(" ")
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.count("usage: zpoint") == 1 + len(COMMANDS) >= 14
+    imported, _, seconds = process.stdout.splitlines()[-1].rpartition(" ")
     assert imported == "[]"
     assert float(seconds) < 1.5

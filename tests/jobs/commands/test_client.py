@@ -1,4 +1,4 @@
-"""The commands that query an endpoint, against the real app at a real URL."""
+"""The commands that query an endpoint, against the real app on a local port."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from serving.client import Client
 from serving.client import client as client_module
 from tests.serving.app_server import IMAGE, Z_DIM, make_slot, serve_app
 
-TOKEN = "of the commands' test"
+TOKEN = "test-token"
 SIZE = IMAGE.size
 
 
@@ -25,10 +25,10 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture
-def ask(zpoint, url, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Calls the command as a user who knows the token, beside a photo, its pixels and two z-points."""
+def query(zpoint, url, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that runs a command with the token, in a folder with images and z-points."""
     monkeypatch.setenv("ZPOINT_TOKEN", TOKEN)
-    faces = np.stack([draw_face(number, 0, SIZE)[0] for number in range(3)])
+    faces = np.stack([draw_face(seed, 0, SIZE)[0] for seed in range(3)])
     Path("face.png").write_bytes(encode_image(faces[0], "png"))
     np.save("faces.npy", faces)
     z = np.random.default_rng(0).normal(size=(2, Z_DIM))
@@ -44,69 +44,69 @@ def client(url) -> Iterator[Client]:
         yield client
 
 
-def pixels(path: str) -> np.ndarray:
+def read_png(path: str) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def cells(path: str) -> np.ndarray:
+def split_grid(path: str) -> np.ndarray:
     """The pictures of a grid with gaps of 2 pixels: (rows, columns, SIZE, SIZE, 3)."""
-    sheet, step = pixels(path), SIZE + 2
+    sheet, step = read_png(path), SIZE + 2
     rows, columns = (sheet.shape[0] + 2) // step, (sheet.shape[1] + 2) // step
     starts = [[(y * step, x * step) for x in range(columns)] for y in range(rows)]
     return np.array([[sheet[y : y + SIZE, x : x + SIZE] for y, x in row] for row in starts])
 
 
-def close(images: np.ndarray, wanted: np.ndarray) -> bool:
-    return images.shape == wanted.shape and np.abs(images.astype(int) - wanted).max() <= 1
+def almost_equal(images: np.ndarray, expected: np.ndarray) -> bool:
+    return images.shape == expected.shape and np.abs(images.astype(int) - expected).max() <= 1
 
 
-def test_decode(ask, client):
-    assert ask("decode", "z.npy") == {"out": "decoded.png", "images": 2}
+def test_decode_writes_png_and_npy(query, client):
+    assert query("decode", "z.npy") == {"out": "decoded.png", "images": 2}
     images = client.decode(np.load("z.npy"))
-    assert close(pixels("decoded.png"), np.concatenate(images, axis=1))
-    ask("decode", "z.npy", "--out", "folder/images.npy")
-    assert close(np.load("folder/images.npy"), images)
+    assert almost_equal(read_png("decoded.png"), np.concatenate(images, axis=1))
+    query("decode", "z.npy", "--out", "folder/images.npy")
+    assert almost_equal(np.load("folder/images.npy"), images)
 
 
-def test_sample(ask, client):
-    assert ask("sample", "--sampler", "cube", "--n", "4", "--seed", "3", "boundary=5") == {
+def test_sample_passes_sampler_count_seed_and_parameters(query, client):
+    assert query("sample", "--sampler", "cube", "--n", "4", "--seed", "3", "boundary=5") == {
         "out": "decoded.png", "images": 4,
     }  # fmt: skip
-    assert pixels("decoded.png").shape == (2 * SIZE, 2 * SIZE, 3)
-    ask("sample", "boundary=5", "--sampler", "cube", "--n", "4", "--seed", "3", "--out", "images.npy")
-    assert close(np.load("images.npy"), client.sample("cube", 4, 3, boundary=5))
-    assert not close(np.load("images.npy"), client.sample("cube", 4, 3))
+    assert read_png("decoded.png").shape == (2 * SIZE, 2 * SIZE, 3)
+    query("sample", "boundary=5", "--sampler", "cube", "--n", "4", "--seed", "3", "--out", "images.npy")
+    assert almost_equal(np.load("images.npy"), client.sample("cube", 4, 3, boundary=5))
+    assert not almost_equal(np.load("images.npy"), client.sample("cube", 4, 3))
 
 
-def test_reconstruct(ask, client):
+def test_reconstruct_shows_corrupted_images_above_reconstructions(query, client):
     faces = np.load("faces.npy")
-    assert ask("reconstruct", "face.png", "--out", "one.png") == {"out": "one.png", "images": 1}
-    [[seen], [back]] = cells("one.png")
-    np.testing.assert_array_equal(seen, faces[0])
-    assert close(back[None], client.reconstruct(faces[:1]))
+    assert query("reconstruct", "face.png", "--out", "one.png") == {"out": "one.png", "images": 1}
+    [[corrupted], [reconstructed]] = split_grid("one.png")
+    np.testing.assert_array_equal(corrupted, faces[0])
+    assert almost_equal(reconstructed[None], client.reconstruct(faces[:1]))
     argv = ("reconstruct", "faces.npy", "--task", "denoise", "--seed", "2", "sigma=0.4")
-    assert ask(*argv)["images"] == 3
+    assert query(*argv)["images"] == 3
     images, noisy = client.reconstruct_with_input(faces, "denoise", 2, sigma=0.4)
-    np.testing.assert_array_equal(cells("decoded.png"), [noisy, images])
-    ask(*argv, "--out", "images.npy")
+    np.testing.assert_array_equal(split_grid("decoded.png"), [noisy, images])
+    query(*argv, "--out", "images.npy")
     np.testing.assert_array_equal(np.load("images.npy"), images)
 
 
-def test_interpolate(ask, client):
-    assert ask("interpolate", "start.npy", "end.npy", "--steps", "5", "--path", "spherical")["images"] == 5
-    wanted = client.interpolate(np.load("z.npy"), 5, "spherical")
-    assert close(cells("decoded.png")[0], wanted)
-    ask("interpolate", "face.png", "end.npy", "--out", "way.npy")
+def test_interpolate_between_z_points_and_images(query, client):
+    assert query("interpolate", "start.npy", "end.npy", "--steps", "5", "--path", "spherical")["images"] == 5
+    expected = client.interpolate(np.load("z.npy"), 5, "spherical")
+    assert almost_equal(split_grid("decoded.png")[0], expected)
+    query("interpolate", "face.png", "end.npy", "--out", "path.npy")
     ends = np.concatenate([client.encode(np.load("faces.npy")[:1]), np.load("end.npy")])
-    assert close(np.load("way.npy"), client.interpolate(ends, 8))
+    assert almost_equal(np.load("path.npy"), client.interpolate(ends, 8))
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
-        (["sample", "n=5"], "n is an option: give --n 5"),
+        (["sample", "n=5"], "n is an option: write it as --n 5"),
         (["sample", "boundary=wide"], "boundary takes a number, not 'wide'"),
-        (["sample", "boundary="], "'boundary' is no parameter: it takes name=value"),
+        (["sample", "boundary="], "'boundary=' is not a parameter: write it as name=value"),
         (["sample", "boundary=1"], "normal takes temperature, not boundary"),
         (["sample", "--sampler", "magic"], "unknown sampler 'magic'"),
         (["reconstruct", "missing.png"], "missing.png: No such file"),
@@ -120,17 +120,17 @@ def test_interpolate(ask, client):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_told_in_one_line_and_nothing_is_written(ask, url, refused, argv, says):
-    Path("notes.txt").write_text("no picture")
-    assert says in refused(*argv, "--url", url)
+def test_invalid_input_is_refused_and_nothing_is_written(query, url, refused, argv, message):
+    Path("notes.txt").write_text("not an image")
+    assert message in refused(*argv, "--url", url)
     assert not Path("decoded.png").exists()
 
 
-def test_a_missing_token_is_told(ask, url, refused, monkeypatch: pytest.MonkeyPatch):
+def test_missing_token_is_reported(query, url, refused, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("ZPOINT_TOKEN")
     assert "Authorization: Bearer" in refused("decode", "z.npy", "--url", url)
 
 
-def test_no_endpoint_is_told(refused, monkeypatch: pytest.MonkeyPatch):
+def test_missing_endpoint_is_reported(refused, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(client_module, "FIRST_DELAY_S", 0.001)
     assert "start one with: zpoint serve" in refused("sample", "--url", "http://127.0.0.1:9")
