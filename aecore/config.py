@@ -1,8 +1,8 @@
-"""Recipes: frozen, checked descriptions of one training and of the search around it.
+"""Recipes: frozen, validated descriptions of a training and of the search around it.
 
-A recipe is a YAML file with the sections below; `section.key=value` overrides it from the command line.
-Whatever is wrong with it (an unknown key, a wrong type, a value out of range) is refused with one line that
-names the key and what it takes, before anything starts.
+A recipe is a YAML file with the sections below; `section.key=value` overrides a key on the command line. A wrong
+recipe (an unknown key, a wrong type, a value out of range) is refused before anything starts, in one line that names
+the key and the values that it takes.
 """
 
 import hashlib
@@ -14,7 +14,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 Count = Annotated[int, Field(strict=True, ge=1)]
-Fill = Literal["black", "gray", "random"]  # what hidden pixels become; `random`: uniform noise
+Flag = Annotated[bool, Field(strict=True)]
+ZDim = Annotated[int, Field(strict=True, ge=2, le=1200)]
+Fill = Literal["black", "gray", "random"]
 
 
 class Section(BaseModel):
@@ -22,65 +24,75 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """`flip`: half of the training images are seen as in a mirror, others in each epoch.
+    """The dataset and how it reaches the network."""
 
-    `cache`: where the decoded images lie. `node`: in a file on each node; `device`: also in the GPU's memory; `auto`:
-    there when half of what is free holds them; `none`: nowhere, they are decoded anew in each epoch.
-    """
-
-    uri: str = Field(default="", description="the dataset's folder: a path, file:// or s3:// URI")
-    cache: Literal["auto", "device", "node", "none"] = "auto"
-    flip: Annotated[bool, Field(strict=True)] = False
+    uri: str = Field(default="", description="The dataset's folder: a path, file:// or s3:// URI.")
+    cache: Literal["auto", "device", "node", "none"] = Field(
+        default="auto",
+        description=(
+            "Where decoded images are cached: node: in a file on each node; device: in GPU memory too; auto: in GPU "
+            "memory if they take less than half of what is free; none: nowhere, each epoch decodes them again."
+        ),
+    )
+    flip: Flag = Field(default=False, description="Mirror a random half of the training images in each epoch.")
 
 
 class Model(Section):
-    """`norm`: `batch` normalises with what each worker sees of a batch, `sync_batch` with the whole of it.
+    """The network."""
 
-    `none` learns fastest: measured in tests/benchmarks/RESULTS.md.
-    """
-
-    z_dim: Annotated[int, Field(strict=True, ge=2, le=1200)] = 200
-    channels: tuple[Count, Count, Count, Count] = (32, 64, 128, 256)
-    norm: Literal["none", "group", "batch", "sync_batch"] = "none"
+    z_dim: ZDim = Field(default=200, description="Number of latent dimensions.")
+    channels: tuple[Count, Count, Count, Count] = Field(
+        default=(32, 64, 128, 256), description="Channels of the encoder's four layers; the decoder's are the reverse."
+    )
+    norm: Literal["none", "group", "batch", "sync_batch"] = Field(
+        default="none",
+        description=(
+            "Normalisation after each layer: batch: over each worker's images; sync_batch: over the global batch. none "
+            "learns fastest (tests/benchmarks/README.md)."
+        ),
+    )
 
 
 class Reconstruct(Section):
-    """The encoder sees the image that the decoder must give."""
+    """Reconstruct the input image."""
 
     kind: Literal["reconstruct"] = "reconstruct"
 
 
 class Denoise(Section):
-    """`sigma`: the sd of Gaussian noise on pixels in [0, 1]; at 1 a face is all but hidden."""
+    """Remove Gaussian noise."""
 
     kind: Literal["denoise"]
-    sigma: Annotated[float, Field(gt=0, le=100)] = 0.25
+    sigma: Annotated[float, Field(gt=0, le=100)] = Field(
+        default=0.25, description="Standard deviation of the noise, for pixels in [0, 1]; 1 nearly hides a face."
+    )
 
 
 class Drop(Section):
-    """`keep`: the probability of each pixel to stay; the others become what `fill` says."""
+    """Restore randomly dropped pixels."""
 
     kind: Literal["drop"]
-    keep: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    fill: Fill = "black"
+    keep: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.2, description="Probability that a pixel is kept.")
+    fill: Fill = Field(default="black", description="Value of dropped pixels; random: uniform noise.")
 
 
 class Recolor(Section):
-    """The encoder sees gray, the decoder must give colour."""
+    """Restore the colours of a gray image."""
 
     kind: Literal["recolor"]
 
 
 class Inpaint(Section):
-    """`block`: the side of a square hole, as a share of the image's; `share`: of the image, what the holes cover.
-
-    The holes lie anywhere and may overlap, so that they cover `share` at most.
-    """
+    """Restore square holes. They lie anywhere and may overlap, so that they cover `share` of the image at most."""
 
     kind: Literal["inpaint"]
-    block: Annotated[float, Field(gt=0, le=1)] = 0.25
-    share: Annotated[float, Field(gt=0, le=1)] = 0.25
-    fill: Fill = "black"
+    block: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.25, description="Side of a hole, as a fraction of the image's side."
+    )
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.25, description="Area of all holes, as a fraction of the image's area."
+    )
+    fill: Fill = Field(default="black", description="Value of the pixels in holes; random: uniform noise.")
 
 
 Task = Reconstruct | Denoise | Drop | Recolor | Inpaint
@@ -90,115 +102,139 @@ TASKS: dict[str, type[Section]] = {
 
 
 class Loss(Section):
-    """`pixels`: what is summed over pixels. `kl_factor`: the weight of the summed KL; 0 makes a plain AE.
+    """The loss of an image: pixel loss + kl_factor * KL, each summed; the mean over the batch is minimised."""
 
-    `kl_warmup`: epochs in which that weight rises from 0. `free_bits`: nats of each component that cost nothing.
-    """
-
-    pixels: Literal["bce", "mse"] = "bce"
-    kl_factor: Annotated[float, Field(ge=0)] = 1.0
-    kl_warmup: Annotated[float, Field(ge=0)] = 0.0
-    free_bits: Annotated[float, Field(ge=0)] = 0.0
+    pixels: Literal["bce", "mse"] = Field(
+        default="bce", description="Pixel loss, summed over pixels: binary cross-entropy or squared error."
+    )
+    kl_factor: Annotated[float, Field(ge=0)] = Field(
+        default=1.0, description="Weight of the KL (beta): 1 is the ELBO, 0 a plain autoencoder."
+    )
+    kl_warmup: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Epochs during which the weight of the KL rises linearly from 0."
+    )
+    free_bits: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Nats of KL per latent dimension that are not penalised."
+    )
 
 
 class Optim(Section):
-    """`batch` is the global batch, shared out among the workers.
+    """The optimizer, Adam, and its schedule."""
 
-    `lr` is reached after `warmup` epochs; `schedule` cosine then brings it down to 0. `clip`: the largest norm that
-    the gradient may have, 0 for any. `deterministic`: GPUs repeat a run bit by bit too, and take longer.
-    """
-
-    epochs: Count = 10
-    batch: Count = 64
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    warmup: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
-    clip: Annotated[float, Field(ge=0)] = 0.0
-    seed: Annotated[int, Field(strict=True, ge=0)] = 0
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    deterministic: Annotated[bool, Field(strict=True)] = False
+    epochs: Count = Field(default=10, description="Epochs to train.")
+    batch: Count = Field(default=64, description="Images in a global batch, split over the workers.")
+    lr: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="Learning rate after the warmup.")
+    warmup: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Epochs during which the learning rate rises linearly; fewer than epochs."
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="Learning rate after the warmup; cosine falls to 0 at the end of the run."
+    )
+    clip: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Maximum norm of the gradient; 0: no clipping."
+    )
+    seed: Annotated[int, Field(strict=True, ge=0)] = Field(
+        default=0, description="Seed of the weights, the order of images and all noise."
+    )
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        default="auto", description="Precision of the network's layers; auto: bf16 on GPUs, else float32."
+    )
+    deterministic: Flag = Field(
+        default=False, description="Repeat a run bit by bit on GPUs too, at a lower speed; CPUs always do."
+    )
 
     @model_validator(mode="after")
-    def _warm_in_time(self) -> "Optim":
+    def _check_warmup(self) -> "Optim":
         if self.warmup >= self.epochs:
             raise ValueError(f"warmup takes fewer epochs than the {self.epochs} of the run")
         return self
 
 
 class Scale(Section):
-    """`workers`: DDP workers, one GPU each where the cluster has GPUs; 0 trains in this very process.
+    """The workers of a training."""
 
-    `[1, 4]`: from one to four, as many as there is room for: more when a node joins, fewer when one dies.
-    `max_failures`: how often workers may die before the training is given up; announced ends of nodes do not count.
-    """
+    workers: int | tuple[int, int] = Field(
+        default=1,
+        description=(
+            "DDP workers, with one GPU each if the cluster has GPUs; 0: train in the command's process without Ray. "
+            "[min, max]: as many as the cluster has resources for, more when a node joins, fewer when one is lost."
+        ),
+    )
+    max_failures: Annotated[int, Field(strict=True, ge=0)] = Field(
+        default=3, description="Worker failures after which the training fails; announced node shutdowns do not count."
+    )
 
-    workers: int | tuple[int, int] = 1
-    max_failures: Annotated[int, Field(strict=True, ge=0)] = 3
-
-    @field_validator("workers", mode="before")  # one line for both types, where pydantic's own would be one for each
+    @field_validator("workers", mode="before")  # one message; pydantic would give one for each type of the union
     @classmethod
-    def _number_or_range(cls, value: Any) -> Any:
+    def _check_workers(cls, value: Any) -> Any:
         match value:
             case bool():
                 pass
             case int() if value >= 0:
                 return value
-            case [int(least), int(most)] if 1 <= least <= most:
+            case [int(min_workers), int(max_workers)] if 1 <= min_workers <= max_workers:
                 return value
-        raise ValueError("takes a number of workers, or [least, most] with 1 <= least <= most")
+        raise ValueError("takes a number of workers, or [min, max] with 1 <= min <= max")
 
     @property
     def min_workers(self) -> int:
-        """How many workers there must be."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
     def max_workers(self) -> int:
-        """How many workers there may be."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class Checkpoints(Section):
-    """A checkpoint is made at the end of each epoch, every `every` steps (0: none within an epoch for their sake) and
-    whenever the last one is `minutes` old (0: never for its age). It is written beside the training: who is killed does
-    again what he did since the last one that was written whole.
+    """Checkpoints, written in the background at the end of each epoch and as often as these keys say.
 
-    `keep`: how many are kept, the newest ones; the one with the lowest validation loss is kept besides.
+    A killed run repeats the steps since its last complete checkpoint.
     """
 
-    every: Annotated[int, Field(strict=True, ge=0)] = 0
-    minutes: Annotated[float, Field(ge=0)] = 5.0
-    keep: Count = 2
+    every: Annotated[int, Field(strict=True, ge=0)] = Field(
+        default=0, description="Steps between two checkpoints; 0: none by steps."
+    )
+    minutes: Annotated[float, Field(ge=0)] = Field(
+        default=5.0, description="Minutes between two checkpoints; 0: none by time."
+    )
+    keep: Count = Field(
+        default=2, description="Newest checkpoints to keep, besides the one with the lowest validation loss."
+    )
 
 
 class Search(Section):
-    """What a campaign varies: `z_dim` out of a list, `kl_factor` log-uniform between two bounds.
+    """The search of a campaign over z_dim and kl_factor."""
 
-    `psnr_slack` (dB) is the rule's tolerance: see `jobs.tune.selection.choose_best`.
-    """
-
-    trials: Count = 8
-    parallel: Count = 2
-    z_dim: tuple[Annotated[int, Field(strict=True, ge=2, le=1200)], ...] = (64, 128, 200, 512)
-    kl_factor: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1e-6, 10.0)
-    psnr_slack: Annotated[float, Field(ge=0)] = 3.0
+    trials: Count = Field(default=8, description="Trials of the campaign.")
+    parallel: Count = Field(default=2, description="Trials that run at the same time.")
+    z_dim: tuple[ZDim, ...] = Field(default=(64, 128, 200, 512), description="Values of model.z_dim to choose from.")
+    kl_factor: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
+        default=(1e-6, 10.0), description="Bounds of loss.kl_factor, sampled log-uniformly."
+    )
+    psnr_slack: Annotated[float, Field(ge=0)] = Field(
+        default=3.0, description="Decibels of PSNR below the best trial at which a trial can still be chosen."
+    )
 
     @field_validator("z_dim")
     @classmethod
-    def _some(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+    def _check_z_dim(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if not value:
             raise ValueError("needs at least one z_dim")
         return value
 
     @model_validator(mode="after")
-    def _ordered(self) -> "Search":
+    def _check_kl_factor(self) -> "Search":
         if self.kl_factor[0] > self.kl_factor[1]:
             raise ValueError("kl_factor takes [low, high] with low <= high")
         return self
 
 
 class Recipe(Section):
-    name: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9._-]{0,62})?$")] = ""
+    """A training and the search around it."""
+
+    name: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9._-]{0,62})?$")] = Field(
+        default="", description="Name of the run; by default the recipe's name and a digest."
+    )
     data: Data = Data()
     model: Model = Model()
     task: Annotated[Task, Field(discriminator="kind")] = Reconstruct()
@@ -210,64 +246,64 @@ class Recipe(Section):
 
     @property
     def variational(self) -> bool:
-        """Whether the encoder gives a distribution (VAE) or a point (AE)."""
+        """Return True for a VAE, whose encoder gives a distribution, and False for an AE."""
         return self.loss.kl_factor > 0
 
     def digest(self, *extra: str) -> str:
-        """Eight hex digits of what is trained: not where it lies, nor on how many workers it runs.
+        """Return 8 hex digits of what is trained: they do not depend on workers, storage or checkpoints.
 
-        `extra` names the data, by its manifest's digest.
+        `extra` identifies the data, by the digest of its manifest.
         """
         trained = {"data": {"flip"}, "model": True, "task": True, "loss": True, "optim": True}
-        core = self.model_dump(mode="json", include=trained)
-        text = json.dumps([core, *extra], sort_keys=True)
+        content = self.model_dump(mode="json", include=trained)
+        text = json.dumps([content, *extra], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def recipe_path(recipe: str, folder: Path) -> Path:
-    """The YAML file that `recipe` means: a path, or a name in `folder`. Raises ValueError when there is none."""
+    """Return the YAML file of `recipe`: a path, or a name in `folder`. Raises ValueError if there is none."""
     for path in (Path(recipe), folder / f"{recipe}.yaml"):
         if path.suffix in (".yaml", ".yml") and path.is_file():
             return path
-    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-    raise ValueError(f"unknown recipe '{recipe}': it takes a YAML file's path or one of {known}")
+    names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise ValueError(f"unknown recipe '{recipe}': it takes a YAML file's path or one of {names}")
 
 
 def load_recipe(path: Path, overrides: list[str]) -> Recipe:
-    """The recipe of a YAML file with `section.key=value` overrides. Raises ValueError in one line."""
+    """Read a YAML file and apply `section.key=value` overrides. Raises ValueError with a message of one line."""
     try:
-        raw = yaml.safe_load(path.read_text())
+        sections = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
+    if not isinstance(sections, dict):
         raise ValueError(f"{path} must hold the sections of a recipe ({', '.join(Recipe.model_fields)})")
     for override in overrides:
-        _set(raw, override)
-    return check_recipe(raw)
+        _apply_override(sections, override)
+    return check_recipe(sections)
 
 
-def check_recipe(raw: dict[str, Any]) -> Recipe:
-    """`raw` as a Recipe. Raises ValueError that names every wrong key in one line."""
+def check_recipe(sections: dict[str, Any]) -> Recipe:
+    """Validate `sections`. Raises ValueError with a message of one line that names each wrong key."""
     try:
-        return Recipe.model_validate(raw)
+        return Recipe.model_validate(sections)
     except ValidationError as error:
-        raise ValueError("; ".join(_plain(e) for e in error.errors())) from None
+        raise ValueError("; ".join(_error_message(details) for details in error.errors())) from None
 
 
-def _set(raw: dict[str, Any], override: str) -> None:
-    key, sign, text = override.partition("=")
-    if not sign or not key:
+def _apply_override(sections: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
         raise ValueError(f"'{override}' is no override: it takes section.key=value")
     *parents, leaf = key.split(".")
+    section = sections
     for parent in parents:
-        child = raw.setdefault(parent, {})
-        if not isinstance(child, dict):
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
             raise ValueError(f"{key}: '{parent}' is not a section")
-        raw = child
-    raw[leaf] = _value(text)
+    section[leaf] = _parse_value(text)
 
 
-def _value(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     # JSON first: YAML 1.1 reads 1e-6 as a string.
     try:
         return json.loads(text)
@@ -278,22 +314,22 @@ def _value(text: str) -> Any:
             return text
 
 
-def _plain(error: Any) -> str:
-    location = [str(part) for part in error["loc"]]
-    kind = location.pop(1) if location[0] == "task" and len(location) > 1 else ""  # the union's tag is no key
+def _error_message(details: Any) -> str:
+    location = [str(name) for name in details["loc"]]
+    task_kind = location.pop(1) if location[0] == "task" and len(location) > 1 else ""  # the union's tag is no key
     key = ".".join(location) or "recipe"
-    if error["type"] == "extra_forbidden":
+    if details["type"] == "extra_forbidden":
         section: Any = Recipe
-        for part in location[:-1]:
-            section = TASKS[kind] if kind else section.model_fields[part].annotation
-        place = f"task of kind {kind}" if kind else ".".join(location[:-1]) or "a recipe"
-        return f"unknown key {key}: {place} takes {', '.join(section.model_fields)}"
-    if error["type"].startswith("union_tag"):
-        return f"{key}.kind: it takes one of {', '.join(TASKS)} (got {_shown(error['input'].get('kind'))})"
-    message = error["msg"].removeprefix("Value error, ")
+        for name in location[:-1]:
+            section = TASKS[task_kind] if task_kind else section.model_fields[name].annotation
+        section_name = f"task of kind {task_kind}" if task_kind else ".".join(location[:-1]) or "a recipe"
+        return f"unknown key {key}: {section_name} takes {', '.join(section.model_fields)}"
+    if details["type"].startswith("union_tag"):
+        return f"{key}.kind: it takes one of {', '.join(TASKS)} (got {_to_json(details['input'].get('kind'))})"
+    message = details["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return f"{key}: {message} (got {_shown(error['input'])})"
+    return f"{key}: {message} (got {_to_json(details['input'])})"
 
 
-def _shown(value: Any) -> str:
+def _to_json(value: Any) -> str:
     return json.dumps(value, default=str)[:80]

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from aecore.config import Recipe, check_recipe, load_recipe, recipe_path
+from aecore.config import TASKS, Recipe, check_recipe, load_recipe, recipe_path
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 
@@ -14,7 +14,7 @@ def recipe_file(tmp_path):
     return path
 
 
-def test_overrides_win_and_keep_their_types(recipe_file):
+def test_overrides_replace_values_of_the_file_and_keep_their_types(recipe_file):
     recipe = load_recipe(recipe_file, ["loss.kl_factor=1e-6", "optim.epochs=3", "search.z_dim=[8,16]", "data.uri=/d"])
     assert recipe.loss.kl_factor == 1e-6
     assert (recipe.optim.epochs, recipe.search.z_dim, recipe.data.uri) == (3, (8, 16), "/d")
@@ -43,37 +43,37 @@ def test_overrides_win_and_keep_their_types(recipe_file):
         ('task={"kind":"inpaint","block":1.5}', "task.block: input should be less than or equal to 1 (got 1.5)"),
         (
             "scale.workers=-1",
-            "scale.workers: takes a number of workers, or [least, most] with 1 <= least <= most (got -1)",
+            "scale.workers: takes a number of workers, or [min, max] with 1 <= min <= max (got -1)",
         ),
-        ("scale.workers=[0,2]", "scale.workers: takes a number of workers, or [least, most]"),
-        ("scale.workers=[3,2]", "scale.workers: takes a number of workers, or [least, most]"),
-        ("scale.workers=[1,2,3]", "scale.workers: takes a number of workers, or [least, most]"),
-        ("scale.workers=1.5", "scale.workers: takes a number of workers, or [least, most]"),
-        ("scale.workers=true", "scale.workers: takes a number of workers, or [least, most]"),
+        ("scale.workers=[0,2]", "scale.workers: takes a number of workers, or [min, max]"),
+        ("scale.workers=[3,2]", "scale.workers: takes a number of workers, or [min, max]"),
+        ("scale.workers=[1,2,3]", "scale.workers: takes a number of workers, or [min, max]"),
+        ("scale.workers=1.5", "scale.workers: takes a number of workers, or [min, max]"),
+        ("scale.workers=true", "scale.workers: takes a number of workers, or [min, max]"),
         ("name=A B", "name: string should match pattern"),
         ("epochs", "'epochs' is no override: it takes section.key=value"),
         ("data.uri.x=1", "data.uri"),
     ],
 )
-def test_wrong_input_is_named(recipe_file, override, message):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
+def test_wrong_key_or_value_is_named_in_one_line(recipe_file, override, message):
+    with pytest.raises(ValueError) as error_info:  # noqa: PT011
         load_recipe(recipe_file, [override])
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert message in str(error_info.value)
+    assert "\n" not in str(error_info.value)
 
 
-def test_workers_are_a_number_or_a_range(recipe_file):
+def test_workers_take_a_number_or_a_range(recipe_file):
     assert load_recipe(recipe_file, ["scale.workers=0"]).scale.workers == 0
     scale = load_recipe(recipe_file, ["scale.workers=[1, 4]"]).scale
     assert (scale.workers, scale.max_workers) == ((1, 4), 4)
 
 
-def test_unknown_recipe_names_the_known_ones():
+def test_unknown_recipe_error_lists_the_recipes():
     with pytest.raises(ValueError, match=r"unknown recipe 'nope'.*celeba-vae"):
         recipe_path("nope", RECIPES)
 
 
-def test_broken_yaml(tmp_path):
+def test_broken_yaml_is_refused(tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_text("model: [")
     with pytest.raises(ValueError, match="is not readable YAML"):
@@ -85,7 +85,7 @@ def test_every_recipe_loads(path):
     assert isinstance(load_recipe(path, []), Recipe)
 
 
-def test_digest_knows_what_is_trained_and_not_where():
+def test_digest_depends_on_model_and_data_not_on_workers_or_location():
     base = Recipe()
     assert base.digest("d") == check_recipe({"scale": {"workers": 4}, "data": {"uri": "/x"}}).digest("d")
     assert base.digest("d") != base.digest("e")
@@ -94,6 +94,14 @@ def test_digest_knows_what_is_trained_and_not_where():
     assert len({check_recipe({"task": task}).digest("d") for task in tasks} | {base.digest("d")}) == 4
 
 
-def test_a_task_survives_its_way_through_json():
+def test_task_round_trips_through_json():
     recipe = check_recipe({"task": {"kind": "inpaint", "share": 0.5}})
     assert check_recipe(recipe.model_dump(mode="json")) == recipe
+
+
+def test_each_key_has_a_description():
+    sections = [field.annotation for field in Recipe.model_fields.values() if hasattr(field.annotation, "model_fields")]
+    for section in (*sections, *TASKS.values()):
+        assert section.__doc__
+        for name, field in section.model_fields.items():
+            assert field.description or name == "kind", f"{section.__name__}.{name}"
