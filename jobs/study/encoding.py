@@ -1,6 +1,6 @@
 """Encode a training split that is too large for one process: Ray Data reads, decodes and encodes it on all nodes.
 
-It imports ray.data, so import it only when it is needed.
+It imports ray.data: import it after `cluster.ray_connection.connect`, and only when it is needed.
 """
 
 from functools import partial
@@ -12,7 +12,7 @@ from ray.data import DataContext
 
 from aecore.data.dataset import Dataset
 from aecore.data.shards import Manifest
-from cluster.ray_connection import connect, has_gpu
+from cluster.ray_connection import has_gpu
 from cluster.settings import apply_env, exported_env
 from cluster.storage import open_uri
 from jobs.ray_data import unwrap_value_errors
@@ -31,7 +31,6 @@ def encode_on_cluster(run_uri: str, dataset_uri: str, manifest: Manifest, limit:
 
     from aecore.model.autoencoder import DiagonalGaussian
 
-    connect()
     DataContext.get_current().enable_progress_bars = False
     shard_tasks, first_index = [], 0
     for shard, rows in Dataset(*open_uri(dataset_uri), manifest).spaced_rows("train", limit):

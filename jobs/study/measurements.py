@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from aecore.config import Recipe, check_recipe
 from aecore.data.dataset import Dataset
 from aecore.data.io import read_json
 from aecore.data.shards import Manifest
+from cluster.ray_connection import connect
 from jobs.dataset import open_dataset
 from jobs.run_store import RunStore, find_run
 
@@ -143,6 +144,11 @@ class MeasuredRun:
         uri, limit = self.run.recipe.data.uri, self.options["limit"]
         if limit <= MAX_IN_PROCESS or (dataset := open_dataset(uri)).count("train") <= MAX_IN_PROCESS:
             return None
-        from jobs.study.encoding import encode_on_cluster
 
-        return partial(encode_on_cluster, self.run.store.uri, uri, dataset.manifest, limit)
+        def encode() -> "DiagonalGaussian":
+            connect()  # before ray.data is imported: Ray reads the variables that it sets then
+            from jobs.study.encoding import encode_on_cluster
+
+            return encode_on_cluster(self.run.store.uri, uri, dataset.manifest, limit)
+
+        return encode
