@@ -56,6 +56,17 @@ def own_state_api() -> AbstractContextManager[None]:
     return ray_api_address(ray.get_runtime_context().gcs_address)
 
 
+def set_run_id(trainer: Any, run_id: str) -> None:
+    """Set the run id of a Ray Train trainer to one that each driver of the same training has.
+
+    Without it: after `kill -9` of a driver, Ray keeps the CPUs that the elastic training had reserved for 180 s, and
+    the same command waits as long before it resumes. With the same run id it takes over the reservation.
+    Test: tests/faults/test_train_faults.py::test_training_survives_a_killed_driver_a_preempted_node_and_ctrl_c.
+    Goes when: `ray.train.RunConfig` takes a run id, or Ray frees the reservation of a dead controller.
+    """
+    object.__setattr__(trainer.train_run_context, "run_id", run_id)  # it is a frozen dataclass
+
+
 def call_before_worker_shutdown(function: Callable[[], None], timeout_s: float) -> Any:
     """Return a Ray Train callback that calls `function` in each worker before the worker group ends.
 

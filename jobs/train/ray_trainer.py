@@ -10,7 +10,7 @@ from typing import Any
 from aecore.config import Recipe, check_recipe
 from aecore.data.dataset import Dataset
 from cluster.progress import publish
-from cluster.ray_compat import own_state_api
+from cluster.ray_compat import own_state_api, set_run_id
 from cluster.ray_connection import has_gpu
 from cluster.settings import apply_env, exported_env, settings
 from cluster.storage import open_uri
@@ -68,7 +68,7 @@ def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callback
     resources = worker_resources(scale.max_workers, streaming)
     wait_for_resources(scale.min_workers, resources)
     fs, root = open_uri(settings().store)
-    return TorchTrainer(
+    trainer = TorchTrainer(
         # Not in train_loop_config, which Ray's dashboard may show: the environment may hold keys.
         partial(
             train_loop_per_worker,
@@ -93,6 +93,8 @@ def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callback
         ),
         **datasets,
     )
+    set_run_id(trainer, run_store.uri)  # a killed driver's reservation of CPUs goes to its successor
+    return trainer
 
 
 def training_error(error: Any) -> Exception:

@@ -1,4 +1,4 @@
-"""When a training saves and stops: by steps, by the clock, at Ctrl-C, before a node is lost."""
+"""Saving and stopping of a training: by steps, by the clock, at Ctrl-C, before a node is lost."""
 
 import signal
 import sys
@@ -22,7 +22,7 @@ SAVE_TIMEOUT_SECONDS = 4.0  # for a worker's last checkpoint: Ray Train kills th
 
 
 class Action(IntEnum):
-    """What the workers do after a step; of several, the largest holds."""
+    """An action of all workers after a step; of several, the largest holds."""
 
     CONTINUE = 0
     SAVE = 1

@@ -1,10 +1,10 @@
-"""Seconds from the command `zpoint train` to its first optimizer step, and where they go.
+"""Measure the seconds from the command `zpoint train` to its first optimizer step, by phase.
 
     python tests/benchmarks/startup.py [--rounds 5] [--workers 0 1 2]
 
-Ray runs already, with two CPUs on loopback, and the node cache is filled. Beside each training the least that Ray's
-TorchTrainer can do, with as many workers: one Adam step of a linear layer in each. The stamps come from
-`stamps/sitecustomize.py`, which each process loads at its start; a part ends when the last of its processes is there.
+Ray runs already, with two CPUs on loopback, and the node cache is filled. Beside each training stands a bare
+TorchTrainer with as many workers: one Adam step of a linear layer in each. Each process loads
+`stamps/sitecustomize.py` at its start, which writes the time stamps; a phase ends when its last process is through.
 """
 
 import argparse
@@ -25,35 +25,33 @@ from urllib.request import urlopen
 
 REPO = Path(__file__).resolve().parents[2]
 STAMPS = Path(__file__).with_name("stamps")
-# What a part is called, and the function at whose begin or end it is over. A training without the function has no
-# such part: its time belongs to the next one.
-PARTS = [
+# The name of a phase, and the function whose begin or end ends it. A training that does not call the function has no
+# such phase: its time belongs to the next one.
+PHASES = [
     ("command: Python, recipe, dataset", "train", "begin"),
     ("Ray is joined", "connect", "end"),
     ("ray.train is imported", "DataParallelTrainer.fit", "begin"),
     ("controller: process, imports", "TrainController.__init__", "begin"),
     ("placement group", "DefaultPlacementGroupHandle.wait", "end"),
     ("workers: processes, ray.train", "RayTrainWorker.__init__", "begin"),
-    ("workers: Ray Train's settings", "RayTrainWorker.run_train_fn", "begin"),
     ("torch is imported", "init_process_group", "begin"),
     ("process group", "init_process_group", "end"),
+    ("Ray Train's settings", "RayTrainWorker.run_train_fn", "begin"),
     ("imports, cache is opened", "open_loaders", "end"),
     ("model", "build_model", "end"),
     ("optimizer, DDP, first batch and step", "Adam.step", "end"),
 ]
-# The controller of a TorchTrainer joins the workers' process group before it launches them.
-BARE_PARTS = [part for part in PARTS if part[1] != "RayTrainWorker.run_train_fn"]
 INGEST = ["--limit", "128", "--size", "64"]
 RECIPE = ["faces-vae", "optim.epochs=1", "--fresh"]
 
 
 def bare(workers: int) -> None:
-    """The least that a TorchTrainer does; run in a process of its own."""
+    """Run a bare TorchTrainer; called in a process of its own."""
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    def loop() -> None:
+    def train_loop_per_worker() -> None:
         import torch
         from ray.train.torch import prepare_model
 
@@ -64,12 +62,12 @@ def bare(workers: int) -> None:
 
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
     run = RunConfig(storage_path=os.environ["ZPOINT_HOME"])
-    TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=workers), run_config=run).fit()
+    TorchTrainer(train_loop_per_worker, scaling_config=ScalingConfig(num_workers=workers), run_config=run).fit()
 
 
 @contextmanager
 def head(folder: Path, environment: dict[str, str]) -> Iterator[str]:
-    """A `ray start --head` with its own ports and folder; gives its address."""
+    """Run `ray start --head` with its own ports and folder; gives its address."""
     probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(5)]
     names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port",
              "dashboard-agent-grpc-port")  # fmt: skip
@@ -98,23 +96,23 @@ def head(folder: Path, environment: dict[str, str]) -> Iterator[str]:
         process.wait()
 
 
-def timed(command: list[str], parts: list[tuple[str, str, str]], environment: dict[str, str]) -> dict[str, float]:
-    """Seconds of each part of one start, by its name."""
+def time_phases(command: list[str], environment: dict[str, str]) -> dict[str, float]:
+    """Return the seconds of each phase of one start."""
     stamps = Path(environment["STAMPS"])
     stamps.write_text("")
-    last = began = time.time()
-    done = subprocess.run(command, env=environment, cwd=REPO, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    first: dict[tuple[str, str], dict[int, float]] = {}  # of each process
-    for at, _, process, what, edge in map(json.loads, stamps.read_text().splitlines()):
-        first.setdefault((what, edge), {}).setdefault(process, at)
-    seconds = {}
-    for name, what, edge in parts:
-        if found := first.get((what, edge)):
-            now = max(found.values())
-            seconds[name], last = now - last, now
-    return seconds | {"first step": last - began}
+    phase_start = start = time.time()
+    process = subprocess.run(command, env=environment, cwd=REPO, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise RuntimeError(process.stderr)
+    first_stamps: dict[tuple[str, str], dict[int, float]] = {}  # by function and edge, then process
+    for seconds, _, pid, function, edge in map(json.loads, stamps.read_text().splitlines()):
+        first_stamps.setdefault((function, edge), {}).setdefault(pid, seconds)
+    phases = {}
+    for phase, function, edge in PHASES:
+        if stamps_by_pid := first_stamps.get((function, edge)):
+            phase_end = max(stamps_by_pid.values())
+            phases[phase], phase_start = phase_end - phase_start, phase_end
+    return phases | {"first step": phase_start - start}
 
 
 def main() -> None:
@@ -136,32 +134,32 @@ def main() -> None:
     zpoint, data = [sys.executable, "-m", "jobs.cli"], f"data.uri={folder / 'faces'}"
     starts = {}
     for n in args.workers:
-        starts[f"zpoint, {n}"] = [*zpoint, "train", *RECIPE, data, f"scale.workers={n}"], PARTS
+        starts[f"zpoint, {n}"] = [*zpoint, "train", *RECIPE, data, f"scale.workers={n}"]
         if n:
-            starts[f"TorchTrainer, {n}"] = [sys.executable, __file__, "--bare", str(n)], BARE_PARTS
+            starts[f"TorchTrainer, {n}"] = [sys.executable, __file__, "--bare", str(n)]
     results: dict[str, list[dict[str, float]]] = {name: [] for name in starts}
     try:
         ingest = [*zpoint, "ingest", "generated", "--to", folder / "faces", *INGEST]
         subprocess.run(ingest, env=environment, cwd=REPO, check=True, capture_output=True)
         with head(folder / "ray", environment) as environment["RAY_ADDRESS"]:
-            for number in range(args.rounds + 1):  # the first one fills caches, of images and of files
-                for name, (command, parts) in starts.items():
-                    seconds = timed(command, parts, environment)
-                    if number:
-                        results[name].append(seconds)
+            for warm in range(args.rounds + 1):  # the first round fills the caches of images and of files
+                for name, command in starts.items():
+                    phases = time_phases(command, environment)
+                    if warm:
+                        results[name].append(phases)
         print(table(results))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Medians over the rounds, in seconds; of the whole also the least and the most."""
-    lines = ["| part, seconds | " + " | ".join(results) + " |", "|---|" + "---|" * len(results)]
-    for part, *_ in PARTS:
-        cells = [f"{median(r[part] for r in rounds):.2f}" if part in rounds[0] else "" for rounds in results.values()]
-        lines.append(f"| {part} | " + " | ".join(cells) + " |")
-    wholes = [[r["first step"] for r in rounds] for rounds in results.values()]
-    cells = [f"**{median(w):.1f}** ({min(w):.1f}-{max(w):.1f})" for w in wholes]
+    """Return a table of the medians over the rounds, in seconds; of the total also minimum and maximum."""
+    lines = ["| phase, seconds | " + " | ".join(results) + " |", "|---|" + "---|" * len(results)]
+    for phase, *_ in PHASES:
+        cells = [f"{median(r[phase] for r in rounds):.2f}" if phase in rounds[0] else "" for rounds in results.values()]
+        lines.append(f"| {phase} | " + " | ".join(cells) + " |")
+    totals = [[r["first step"] for r in rounds] for rounds in results.values()]
+    cells = [f"**{median(t):.1f}** ({min(t):.1f}-{max(t):.1f})" for t in totals]
     return "\n".join([*lines, "| **command to first step** | " + " | ".join(cells) + " |"])
 
 

@@ -1,4 +1,4 @@
-"""A proxy in front of an S3 server that misbehaves as it is told, the same way each time."""
+"""A proxy in front of an S3 server that injects faults, the same ones each time."""
 
 import re
 import threading
@@ -10,24 +10,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 SLOW_DOWN = (
     b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
 )
-BETWEEN_TWO = ("connection", "content-length", "expect", "keep-alive", "transfer-encoding")  # headers not passed on
+HOP_BY_HOP = ("connection", "content-length", "expect", "keep-alive", "transfer-encoding")  # headers not passed on
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls the first `times` of equal requests that `where` is found in.
+    """A fault of the first `times` equal requests that match `pattern`.
 
-    503: an error. stall: no answer. half: the connection ends in mid-body. short: half the body, under a
-    Content-Length that agrees with it. flip: a bit of the body's middle is another one.
+    503: an error. stall: no response. half: the connection ends in mid-body. short: half the body, with the
+    Content-Length of that half. flip: one bit in the middle of the body is flipped.
     """
 
     kind: str
-    where: str  # a regular expression for `METHOD /bucket/key?query bytes=FIRST-LAST`
+    pattern: str  # a regular expression for `METHOD /bucket/key?query bytes=FIRST-LAST`
     times: float = 1
 
 
 class BadProxy(ThreadingHTTPServer):
-    """Passes requests on to the server at `url`, but for its `faults`; `befell` counts those that happened."""
+    """Forwards requests to the server at `url`, except for its `faults`; `injected` counts them by kind."""
 
     daemon_threads = True
 
@@ -36,25 +36,25 @@ class BadProxy(ThreadingHTTPServer):
         self.upstream = url.removeprefix("http://")
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.faults: list[Fault] = []
-        self.befell: Counter[str] = Counter()
-        self.over = threading.Event()
-        self._seen: Counter[tuple[Fault, str]] = Counter()
+        self.injected: Counter[str] = Counter()
+        self.stopped = threading.Event()
+        self._matches: Counter[tuple[Fault, str]] = Counter()
         self._lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def fault(self, request: str) -> str:
-        """The kind of fault that befalls this request; none is ''."""
+        """Return the kind of fault to inject into this request, '' for none."""
         with self._lock:
             for fault in self.faults:
-                if re.search(fault.where, request):
-                    self._seen[fault, request] += 1
-                    if self._seen[fault, request] <= fault.times:
-                        self.befell[fault.kind] += 1
+                if re.search(fault.pattern, request):
+                    self._matches[fault, request] += 1
+                    if self._matches[fault, request] <= fault.times:
+                        self.injected[fault.kind] += 1
                         return fault.kind
         return ""
 
     def stop(self) -> None:
-        self.over.set()
+        self.stopped.set()
         self.shutdown()
         self.server_close()
 
@@ -63,18 +63,18 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: BadProxy
 
-    def answer(self) -> None:
+    def respond(self) -> None:
         body = self._body()
         kind = self.server.fault(f"{self.command} {self.path} {self.headers.get('Range', '')}")
         if kind == "stall":
-            self.server.over.wait(60)
+            self.server.stopped.wait(60)
             self.close_connection = True
         elif kind == "503":
             self._send(503, [("Content-Type", "application/xml")], SLOW_DOWN, len(SLOW_DOWN))
         else:
             self._send(*self._damaged(kind, *self._upstream(body)))
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = respond
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -82,29 +82,29 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        parts = []
+        chunks = []
         while size := int(self.rfile.readline().partition(b";")[0], 16):
-            parts.append(self.rfile.read(size))
+            chunks.append(self.rfile.read(size))
             self.rfile.readline()
         while self.rfile.readline().strip():  # trailers
             pass
-        return b"".join(parts)
+        return b"".join(chunks)
 
     def _upstream(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes, int]:
-        """Status, headers, body and announced length of the true answer."""
+        """Return status, headers, body and Content-Length of the server's response."""
         connection = HTTPConnection(self.server.upstream, timeout=60)
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
-                if name.lower() not in BETWEEN_TWO:
+                if name.lower() not in HOP_BY_HOP:
                     connection.putheader(name, value)
             connection.putheader("Content-Length", str(len(body)))
             connection.endheaders(body)
             response = connection.getresponse()
-            found = response.read()
-            length = int(response.getheader("Content-Length") or len(found))  # a HEAD has one without a body
-            headers = [(n, v) for n, v in response.getheaders() if n.lower() not in BETWEEN_TWO]
-            return response.status, headers, found, length
+            content = response.read()
+            length = int(response.getheader("Content-Length") or len(content))  # a HEAD has one without a body
+            headers = [(n, v) for n, v in response.getheaders() if n.lower() not in HOP_BY_HOP]
+            return response.status, headers, content, length
         finally:
             connection.close()
 

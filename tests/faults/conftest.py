@@ -1,4 +1,4 @@
-"""A disk that is soon full."""
+"""A small disk that fills up."""
 
 import os
 import subprocess
@@ -10,20 +10,20 @@ import pytest
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Makes a disk of a few kilobytes, or gives it another size; gives its folder."""
+    """Mount a disk of the given size, or resize it; gives its folder."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a small disk")
-    place = tmp_path / "disk"
-    place.mkdir()
+    folder = tmp_path / "disk"
+    folder.mkdir()
 
     def resize(size: str) -> Path:
-        again = ["remount,"] if os.path.ismount(place) else [""]
-        command = ["mount", "-t", "tmpfs", "-o", f"{again[0]}size={size}", "tmpfs", str(place)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"this machine lets nobody mount a disk: {done.stderr.strip()}")
-        return place
+        remount = "remount," if os.path.ismount(folder) else ""
+        command = ["mount", "-t", "tmpfs", "-o", f"{remount}size={size}", "tmpfs", str(folder)]
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode:
+            pytest.skip(f"this machine forbids mounting a disk: {process.stderr.strip()}")
+        return folder
 
     yield resize
-    if os.path.ismount(place):
-        subprocess.run(["umount", "-l", str(place)], check=True)
+    if os.path.ismount(folder):
+        subprocess.run(["umount", "-l", str(folder)], check=True)

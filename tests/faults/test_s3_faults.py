@@ -125,7 +125,7 @@ def test_ingest_survives_passing_faults_of_the_source(kind, source, proxy, s3, i
     upload(images, f"{s3}/in")
     proxy.faults = [Fault(kind, r"(GET|HEAD) .*/in/(images.zip|folder/00\d.jpg)")]
     result = ingest_images(f"{s3}/in/{source}", tmp_path / "to")
-    assert proxy.befell[kind] >= (10 if source == "folder" else 3)
+    assert proxy.injected[kind] >= (10 if source == "folder" else 3)
     assert result["rejects"] == 0
     assert read_files(tmp_path / "to") == expected
 
@@ -145,7 +145,7 @@ def test_ingest_names_the_shard_if_a_fault_of_the_source_stays(
         ingest_images(f"{s3}/in/{source}", tmp_path / "to")
     assert time.monotonic() - started < 30
     assert source == "images.zip" or shard in str(caught.value)
-    assert proxy.befell[kind] >= 3  # retries
+    assert proxy.injected[kind] >= 3  # retries
     assert not {"manifest.json", "rejects.jsonl"} & read_files(tmp_path / "to").keys()
     before_write.clear()
     proxy.faults.clear()
@@ -159,7 +159,7 @@ def test_source_that_cannot_be_listed_is_reported_in_one_line(proxy, s3, images,
         proxy.faults = [Fault(kind, pattern, ALWAYS)]
         with pytest.raises(ValueError, match=r"^cannot read s3://.*/in/images.zip: .*(5xx|cut short|no answer)"):
             ingest_images(f"{s3}/in/images.zip", tmp_path / "to")
-        assert proxy.befell[kind]
+        assert proxy.injected[kind]
     assert not (tmp_path / "to").exists()
 
 
@@ -170,7 +170,7 @@ def test_image_corrupted_in_transit_is_read_again_and_image_corrupted_on_storage
     upload(images, f"{s3}/in")
     proxy.faults = [Fault("flip", "GET .*/in/images.zip bytes=0-")]
     assert ingest_images(f"{s3}/in/images.zip", tmp_path / "to")["rejects"] == 0
-    assert proxy.befell["flip"] == 1
+    assert proxy.injected["flip"] == 1
     assert read_files(tmp_path / "to") == expected
     proxy.faults.clear()
     data = bytearray((images / "images.zip").read_bytes())
@@ -184,7 +184,7 @@ def test_ingest_survives_passing_503_of_the_target(proxy, s3, images, undisturbe
     expected = undisturbed("folder")
     proxy.faults = [Fault("503", r"(PUT|POST) .*/to/(.ingest/)?train-00000.parquet")]
     ingest_images(images / "folder", f"{s3}/to")
-    assert proxy.befell["503"] >= 3  # a multipart upload has several requests
+    assert proxy.injected["503"] >= 3  # a multipart upload has several requests
     proxy.faults.clear()
     assert read_objects(f"{s3}/to") == expected
 
@@ -214,7 +214,7 @@ def test_resume_survives_passing_faults_of_records_and_shards(kind, proxy, s3, i
         ingest_images(images / "folder", f"{s3}/to", progress=interrupt)
     proxy.faults = [Fault(kind, "GET .*/to/.*parquet")]
     assert ingest_images(images / "folder", f"{s3}/to")["skipped_shards"] == 1
-    assert proxy.befell[kind] >= 2
+    assert proxy.injected[kind] >= 2
     proxy.faults.clear()
     assert read_objects(f"{s3}/to") == expected
 
@@ -236,7 +236,7 @@ def fill_cache(uri: str, folder: Path) -> np.ndarray:
 def test_node_cache_fill_survives_passing_faults(kind, proxy, dataset, tmp_path):
     proxy.faults = [Fault(kind, "GET .*/data/train")]
     assert np.array_equal(fill_cache(dataset, tmp_path / "cache"), pixels(SHARDS * SHARD_ROWS, SIZE))
-    assert proxy.befell[kind] >= SHARDS
+    assert proxy.injected[kind] >= SHARDS
 
 
 @pytest.mark.parametrize("kind", [*LOSSES, "flip"])
@@ -247,7 +247,7 @@ def test_node_cache_fill_names_the_shard_if_a_fault_stays(kind, proxy, dataset, 
     with pytest.raises(expected, match=r"^shard train-00002.parquet (cannot be read: |is damaged: its sha256)"):
         fill_cache(dataset, tmp_path / "cache")
     assert time.monotonic() - started < 30
-    assert proxy.befell[kind] == 3
+    assert proxy.injected[kind] == 3
     proxy.faults.clear()
     assert np.array_equal(fill_cache(dataset, tmp_path / "cache"), pixels(SHARDS * SHARD_ROWS, SIZE))
 
@@ -256,7 +256,7 @@ def test_node_cache_fill_names_the_shard_if_a_fault_stays(kind, proxy, dataset, 
 def test_verify_names_only_the_shards_that_it_cannot_read(kind, proxy, dataset):
     proxy.faults = [Fault(kind, "GET .*/data/train")]
     assert verify(dataset)["bad"] == []
-    assert proxy.befell[kind] >= SHARDS
+    assert proxy.injected[kind] >= SHARDS
     proxy.faults = [Fault(kind, "GET .*/data/train-00001.parquet", ALWAYS)]
     result = verify(dataset)
     assert [entry["shard"] for entry in result["bad"]] == ["train-00001.parquet"]
@@ -274,6 +274,6 @@ def test_ingest_on_ray_from_s3_to_s3_survives_all_faults_at_once(ray_cluster, pr
         Fault("503", r"(PUT|POST|HEAD) .*/to/\w+-\d+"),
     ]
     assert ingest_images(f"{s3}/in/images.zip", f"{s3}/to")["rejects"] == 0
-    assert proxy.befell.keys() >= {"short", "stall", "503"}
+    assert proxy.injected.keys() >= {"short", "stall", "503"}
     proxy.faults.clear()
     assert read_objects(f"{s3}/to") == read_files(tmp_path / "local")

@@ -1,7 +1,7 @@
-"""Python imports this at its start, in every process that finds its folder on PYTHONPATH: time stamps for startup.py.
+"""Write time stamps for startup.py; Python imports this at the start of each process with this folder on PYTHONPATH.
 
-One JSON line at the process's start and at each begin and end of the functions below goes to the file STAMPS, where
-that is set: [seconds since 1970, CPU seconds of the process, process id, what, "begin" | "end" | "start"].
+If the variable STAMPS names a file, it gets one JSON line at the start of the process and at each begin and end of the
+functions below: [seconds since 1970, CPU seconds of the process, process id, function, "begin" | "end" | "start"].
 """
 
 import functools
@@ -11,7 +11,7 @@ import sys
 import time
 from importlib.machinery import PathFinder
 
-POINTS = {
+FUNCTIONS = {
     "jobs.train.job": ["train", "connect"],
     "jobs.train.worker": ["open_loaders"],
     "aecore.model.autoencoder": ["build_model"],
@@ -24,23 +24,23 @@ POINTS = {
 }
 
 
-def stamp(what: str, edge: str) -> None:
-    line = json.dumps([time.time(), time.process_time(), os.getpid(), what, edge])
-    with open(os.environ["STAMPS"], "a") as out:
-        out.write(line + "\n")
+def stamp(function: str, edge: str) -> None:
+    line = json.dumps([time.time(), time.process_time(), os.getpid(), function, edge])
+    with open(os.environ["STAMPS"], "a") as file:
+        file.write(line + "\n")
 
 
 def wrap(module: object, path: str) -> None:
     *parents, name = path.split(".")
     for parent in parents:
         module = getattr(module, parent)
-    inner = getattr(module, name)
+    function = getattr(module, name)
 
-    @functools.wraps(inner)
+    @functools.wraps(function)
     def stamped(*args, **kwargs):
         stamp(path, "begin")
         try:
-            return inner(*args, **kwargs)
+            return function(*args, **kwargs)
         finally:
             stamp(path, "end")
 
@@ -48,19 +48,19 @@ def wrap(module: object, path: str) -> None:
 
 
 class Finder:
-    """Finds modules as Python does, and wraps the functions of POINTS when their module has been loaded."""
+    """Finds modules as Python does, and wraps their FUNCTIONS once they are loaded."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name not in POINTS:
+        if name not in FUNCTIONS:
             return None
         spec = PathFinder.find_spec(name, path, target)
         load = spec.loader.exec_module
 
         def load_and_wrap(module):
             load(module)
-            for point in POINTS[name]:
-                wrap(module, point)
+            for function in FUNCTIONS[name]:
+                wrap(module, function)
 
         spec.loader.exec_module = load_and_wrap
         return spec

@@ -1,0 +1,41 @@
+"""The `zpoint` command with workers that are slow while the file `$SLOW` exists, and append each step to `$STEPS`.
+
+A line of `$STEPS` has the worker's rank, the number of workers and the step.
+"""
+
+from typing import Any
+
+import jobs.train.ray_trainer
+import jobs.train.stopping
+
+jobs.train.ray_trainer.RESIZE_SECONDS = 1.0
+
+
+def slow_train_loop(**arguments: Any) -> None:
+    """Train in a worker of Ray Train. It is pickled by value, without the rest of this module."""
+    import os
+    import time
+
+    import aecore.metrics.pixel
+    import jobs.train.ray_trainer
+    from jobs.train.stopping import Action, StopConsensus
+
+    aecore.metrics.pixel.MAX_PATCHES = 256
+    after_step = StopConsensus.after_step
+
+    def record_step(self: StopConsensus, step: int) -> Action:
+        with open(os.environ["STEPS"], "a") as file:
+            file.write(f"{self.world.rank} {self.world.size} {step}\n")
+        if os.path.exists(os.environ["SLOW"]):
+            time.sleep(0.5)
+        return after_step(self, step)
+
+    StopConsensus.after_step = record_step
+    jobs.train.ray_trainer.train_loop_per_worker(**arguments)
+
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    jobs.train.ray_trainer.train_loop_per_worker = slow_train_loop
+    main()
