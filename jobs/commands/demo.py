@@ -54,10 +54,10 @@ def demo(*, quick: bool = False) -> dict[str, Any]:
     dataset = str(folder / "faces")
     seconds: dict[str, float] = {}
 
-    def step(title: str, run: Callable[[], Any]) -> Any:
+    def step(title: str, run: Callable[..., Any], *args: Any) -> Any:
         print(f"zpoint demo {len(seconds) + 1}/6: {title}", file=sys.stderr, flush=True)
         started = time.monotonic()
-        result = run()
+        result = run(*args)
         seconds[title] = round(time.monotonic() - started, 1)
         return result
 
@@ -68,20 +68,21 @@ def demo(*, quick: bool = False) -> dict[str, Any]:
     def load(name: str, *overrides: str) -> Recipe:
         return load_recipe(RECIPES / f"{name}.yaml", [*common, *overrides])
 
-    ingest_result = step(f"ingest {size.images:,} generated faces", lambda: _ingest(size.images, dataset))
+    ingest_result = step(f"ingest {size.images:,} generated faces", _ingest, size.images, dataset)
     runs = {}
     for name in ("faces-vae", "faces-near-ae"):
-        recipe = load(name)
         title = f"train {name} for {size.epochs} epochs, DDP workers: {n_workers}"
-        runs[name] = step(title, lambda recipe=recipe, name=name: train(recipe, name))
+        runs[name] = step(title, train, load(name), name)
     search = [f"search.trials={size.trials}", f"optim.epochs={size.trial_epochs}", "scale.workers=1", *SEARCH_SPACE]
     campaign = step(
         f"search z_dim and kl_factor in {size.trials} trials of {size.trial_epochs} epochs",
-        lambda: tune(load("faces-vae", *search), "faces-vae"),
+        tune,
+        load("faces-vae", *search),
+        "faces-vae",
     )
     best = _choose_best(runs, campaign)
-    champion = step(f"promote {best}", lambda: promote(best))
-    picture = step("serve the champion and decode z-points", lambda: _query(champion, runs, dataset))
+    champion = step(f"promote {best}", promote, best)
+    picture = step("serve the champion and decode z-points", _query, champion, runs, dataset)
 
     write_atomic(pafs.LocalFileSystem(), str(folder / "faces.png"), picture)
     result = {

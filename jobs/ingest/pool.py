@@ -43,10 +43,8 @@ def write_shards(spec: IngestSpec, queue: deque[ShardTask]) -> Iterator[ShardRes
             try:
                 result = ray.get(ref)
             except RayActorError as error:
-                shard = task.path if task else ""
-                raise RuntimeError(
-                    f"cannot write shard {shard}: its worker process died each time ({error})"
-                ) from error
+                shard = f"shard {task.path}" if task else "shards"
+                raise RuntimeError(f"cannot write {shard}: the worker process died each time ({error})") from error
             if queue:
                 next_task = queue.popleft()
                 pending[actor.write.remote(next_task)] = actor, next_task
