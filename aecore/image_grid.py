@@ -1,42 +1,45 @@
-"""Pictures for people: grids of images as PNG."""
+"""Grids of images and contact sheets, as PNG."""
 
 import io
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-GAP, MARGIN, TEXT = 2, 8, 14
-INK, PAPER = (40, 40, 40), (255, 255, 255)
+GAP, MARGIN, TITLE_HEIGHT = 2, 8, 14  # in pixels
+TEXT_COLOUR, BACKGROUND = (40, 40, 40), (255, 255, 255)
 
 
 def grid(rows: list[np.ndarray]) -> np.ndarray:
-    """One uint8 picture (H, W, 3) with a row per array of images uint8 (n, size, size, channels)."""
+    """Return a uint8 image (H, W, 3) with one row per array of images uint8 (n, size, size, channels).
+
+    Not torchvision's `make_grid`: it frames the grid on all sides, and pads a short row with black.
+    """
     height, width = rows[0].shape[1:3]
     columns = max(len(row) for row in rows)
-    sheet = np.full((len(rows) * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)
+    canvas = np.full((len(rows) * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
             top, left = y * (height + GAP), x * (width + GAP)
-            sheet[top : top + height, left : left + width] = image  # one channel spreads over three
-    return sheet
+            canvas[top : top + height, left : left + width] = image  # broadcasts one channel to three
+    return canvas
 
 
-def titled_sheet(parts: list[tuple[str, list[np.ndarray]]]) -> np.ndarray:
-    """Grids one below the other, each under its title; uint8 (H, W, 3)."""
-    grids = [(title, grid(rows)) for title, rows in parts]
-    width = max(g.shape[1] for _, g in grids) + 2 * MARGIN
-    height = sum(g.shape[0] + TEXT + 2 * MARGIN for _, g in grids)
-    sheet = Image.new("RGB", (width, height), PAPER)
+def titled_sheet(sections: list[tuple[str, list[np.ndarray]]]) -> np.ndarray:
+    """Return grids one below the other, each under its title; uint8 (H, W, 3)."""
+    grids = [(title, grid(rows)) for title, rows in sections]
+    width = max(image.shape[1] for _, image in grids) + 2 * MARGIN
+    height = sum(image.shape[0] + TITLE_HEIGHT + 2 * MARGIN for _, image in grids)
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
     draw, top = ImageDraw.Draw(sheet), 0
-    for title, picture in grids:
-        draw.text((MARGIN, top + MARGIN // 2), title, fill=INK, font_size=TEXT - 2)
-        sheet.paste(Image.fromarray(picture), (MARGIN, top + TEXT + MARGIN))
-        top += picture.shape[0] + TEXT + 2 * MARGIN
+    for title, image in grids:
+        draw.text((MARGIN, top + MARGIN // 2), title, fill=TEXT_COLOUR, font_size=TITLE_HEIGHT - 2)
+        sheet.paste(Image.fromarray(image), (MARGIN, top + TITLE_HEIGHT + MARGIN))
+        top += image.shape[0] + TITLE_HEIGHT + 2 * MARGIN
     return np.asarray(sheet)
 
 
-def to_png(picture: np.ndarray) -> bytes:
-    """PNG of a uint8 picture (H, W, 3)."""
+def to_png(image: np.ndarray) -> bytes:
+    """Encode a uint8 image (H, W, 3) as PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

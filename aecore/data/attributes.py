@@ -1,4 +1,4 @@
-"""What a dataset's source knows of its images (attributes, factors, labels), as numbers that go with z-points."""
+"""Attributes of images (factors, labels, annotations) as numbers, to relate to z-points."""
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +9,7 @@ from torch import Tensor
 from aecore.data.dataset import Dataset
 
 NOT_ATTRIBUTES = {"name", "image", "identity", "label", "class"}
-MOST_CLASSES = 100
+MAX_CLASSES = 100
 
 
 def read_attributes(dataset: Dataset, split: str, rows: np.ndarray) -> dict[str, Tensor]:
@@ -17,29 +17,28 @@ def read_attributes(dataset: Dataset, split: str, rows: np.ndarray) -> dict[str,
 
     Image columns are not read. Raises OSError when a shard is missing.
     """
-    fs = dataset.fs
     paths = [f"{dataset.root}/{shard.path}" for shard in dataset.shards(split)]
     if not paths:
         return {}
-    columns = [name for name in pq.read_schema(paths[0], filesystem=fs).names if name not in ("name", "image")]
-    tables = [pq.read_table(path, columns=columns, filesystem=fs) for path in paths]
+    columns = [name for name in pq.read_schema(paths[0], filesystem=dataset.fs).names if name not in ("name", "image")]
+    tables = [pq.read_table(path, columns=columns, filesystem=dataset.fs) for path in paths]
     return attributes_of(pa.concat_tables(tables).take(pa.array(rows)))
 
 
 def attributes_of(table: pa.Table) -> dict[str, Tensor]:
-    """Each column of numbers as it is; of labels each class as one attribute, 1 where an image is of it.
+    """Return each numeric column, and each class of the labels as an attribute that is 1 for its images.
 
-    Classes go by their name where the set has names, else by `label N`.
+    A class is named by the column `class` if there is one, else `label N`.
     """
-    numbers = {
+    attributes = {
         name: table[name].to_numpy()
         for name in table.column_names
         if name not in NOT_ATTRIBUTES and (pa.types.is_integer(t := table[name].type) or pa.types.is_floating(t))
     }
     if "class" in table.column_names or "label" in table.column_names:
-        named = "class" in table.column_names
-        values = table["class" if named else "label"].to_numpy()
-        classes = np.unique(values)
-        if len(classes) <= MOST_CLASSES:
-            numbers |= {str(one) if named else f"label {one}": values == one for one in classes}
-    return {name: torch.from_numpy(np.array(values, np.float32)) for name, values in numbers.items()}
+        has_names = "class" in table.column_names
+        labels = table["class" if has_names else "label"].to_numpy()
+        classes = np.unique(labels)
+        if len(classes) <= MAX_CLASSES:
+            attributes |= {str(label) if has_names else f"label {label}": labels == label for label in classes}
+    return {name: torch.from_numpy(np.array(values, np.float32)) for name, values in attributes.items()}

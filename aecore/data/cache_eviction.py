@@ -1,4 +1,4 @@
-"""Room for node caches: who uses which copy, and which one leaves when the disk's share is full."""
+"""Disk space of the node cache: entries in use are locked, the least recently used others are evicted."""
 
 import fcntl
 import os
@@ -7,67 +7,68 @@ from pathlib import Path
 from typing import IO
 
 
-def hold(place: Path) -> IO[bytes]:
-    """Note that the copy at `place` is used, until the file that this gives is closed or the process ends."""
-    file = open(f"{place}.lock", "ab")  # noqa: SIM115
-    fcntl.flock(file, fcntl.LOCK_SH)
-    os.utime(file.fileno())
-    return file
+def mark_in_use(entry: Path) -> IO[bytes]:
+    """Protect the cache entry at `entry` from eviction until the returned file is closed or the process exits."""
+    lock = open(f"{entry}.lock", "ab")  # noqa: SIM115
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    os.utime(lock.fileno())
+    return lock
 
 
-def allocate(place: Path, size: int, limit: int | None) -> None:
-    """Have `place/images.u8` with `size` bytes of the disk, evicting other copies where `limit` asks for it.
+def allocate(entry: Path, size: int, max_bytes: int | None) -> None:
+    """Allocate `size` bytes of disk for `entry/images.u8`, evicting other entries if `max_bytes` requires it.
 
-    Without a limit the copies may take half of what the disk has free and they take already. Raises ValueError
-    when the limit forbids it, OSError when the disk does.
+    Without `max_bytes` the entries may take half of the free disk space and of what they take already. Raises
+    ValueError when that is too little, OSError when the disk is full.
     """
-    folder = place.parent
+    folder = entry.parent
     with open(folder / ".lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        others = {file.parent: file.stat().st_size for file in folder.glob("*/images.u8")}
-        others[place] = others.get(place, 0)
-        limit = limit or (shutil.disk_usage(folder).free + sum(others.values())) // 2
-        del others[place]
-        allowed = f"more than the {_plain(limit)} that the node cache {folder} may hold (ZPOINT_CACHE_MAX)"
-        if size > limit:
-            raise ValueError(f"decoded, {place.name} takes {_plain(size)}, {allowed}: stream it with data.cache=none")
-        for old in sorted(others, key=_last_used):
-            if sum(others.values()) + size > limit and _evict(old):
-                del others[old]
-        if sum(others.values()) + size > limit:
-            in_use = f"and the {_plain(sum(others.values()))} of other sets in use"
-            raise ValueError(f"decoded, {place.name} takes {_plain(size)}, with {in_use} {allowed}: wait or raise it")
-        place.mkdir(exist_ok=True)
-        _extend(place / "images.u8", size)
+        sizes = {file.parent: file.stat().st_size for file in folder.glob("*/images.u8")}
+        max_bytes = max_bytes or (shutil.disk_usage(folder).free + sum(sizes.values())) // 2
+        others = {path: path_size for path, path_size in sizes.items() if path != entry}
+        exceeded = f"more than the {_format(max_bytes)} that the node cache {folder} may hold (ZPOINT_CACHE_MAX)"
+        if size > max_bytes:
+            raise ValueError(f"decoded, {entry.name} takes {_format(size)}, {exceeded}: stream it with data.cache=none")
+        for path in sorted(others, key=_last_used):
+            if sum(others.values()) + size > max_bytes and _evict(path):
+                del others[path]
+        if (in_use := sum(others.values())) + size > max_bytes:
+            raise ValueError(
+                f"decoded, {entry.name} takes {_format(size)}, with the {_format(in_use)} of other datasets in use "
+                f"{exceeded}: wait for their runs to end or raise the limit"
+            )
+        entry.mkdir(exist_ok=True)
+        _extend(entry / "images.u8", size)
 
 
 def _extend(path: Path, size: int) -> None:
     with open(path, "ab") as file:
-        before = os.fstat(file.fileno()).st_size
+        old_size = os.fstat(file.fileno()).st_size
         try:
-            # Real blocks, not a hole: a full disk must show here and not later in the midst of decoding.
+            # Blocks, not a hole: a full disk must fail here and not later, while images are decoded.
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError:
-            os.ftruncate(file.fileno(), before)
+            os.ftruncate(file.fileno(), old_size)
             raise
 
 
-def _evict(place: Path) -> bool:
-    with open(f"{place}.lock", "ab") as file:
+def _evict(entry: Path) -> bool:
+    with open(f"{entry}.lock", "ab") as lock:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        shutil.rmtree(place, ignore_errors=True)
-        return not place.exists()
+        shutil.rmtree(entry, ignore_errors=True)
+        return not entry.exists()
 
 
-def _last_used(place: Path) -> float:
+def _last_used(entry: Path) -> float:
     try:
-        return os.stat(f"{place}.lock").st_mtime
+        return os.stat(f"{entry}.lock").st_mtime
     except FileNotFoundError:
         return 0.0
 
 
-def _plain(size: int) -> str:
+def _format(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""Fetching the sets that torchvision knows, where a network exists."""
+"""Download the datasets that torchvision provides."""
 
 import os
 import shutil
@@ -10,39 +10,39 @@ from contextlib import redirect_stdout
 from aecore.data.remote_path import RemotePath
 from aecore.errors import one_line
 
-FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "cifar-10-batches-py"}  # as torchvision's
-SECONDS = 30  # that a server may stay silent
+FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "cifar-10-batches-py"}  # torchvision's
+TIMEOUT_SECONDS = 30  # without a byte from the server
 
 
 def check_downloadable(dataset: str) -> None:
     """Raise ValueError when `dataset` is not one of FOLDERS."""
     if dataset not in FOLDERS:
-        raise ValueError(f"--download takes {', '.join(FOLDERS)}; {dataset} you must fetch yourself")
+        raise ValueError(f"--download takes {', '.join(FOLDERS)}; {dataset} must be downloaded by hand")
 
 
-def download(dataset: str, place: RemotePath) -> None:
-    """Put `dataset` into the folder `place`, whole or not at all; where its folder is there, nothing is fetched.
+def download(dataset: str, root: RemotePath) -> None:
+    """Download `dataset` into a folder of `root` atomically; do nothing if that folder exists.
 
-    Raises ValueError when `place` is not local or the network does not give it.
+    Raises ValueError when `root` is not local or the download fails.
     """
-    if not place.local:
-        raise ValueError(f"--download needs a local folder as --source, not {place}")
+    if not root.is_local:
+        raise ValueError(f"--download needs a local folder as --source, not {root}")
     folder = FOLDERS[dataset]
-    if (place / folder).exists():
+    if (root / folder).exists():
         return
-    before, made = socket.getdefaulttimeout(), not place.exists()
-    socket.setdefaulttimeout(SECONDS)
+    default_timeout, created = socket.getdefaulttimeout(), not root.exists()
+    socket.setdefaulttimeout(TIMEOUT_SECONDS)
     try:
-        os.makedirs(place.path, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=place.path) as half:
-            _fetch(dataset, half)
-            os.rename(os.path.join(half, folder), (place / folder).path)
+        os.makedirs(root.path, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root.path) as temporary:
+            _fetch(dataset, temporary)
+            os.rename(os.path.join(temporary, folder), (root / folder).path)
     except (OSError, RuntimeError) as error:  # URLError is an OSError, a wrong checksum a RuntimeError
-        if made:
-            shutil.rmtree(place.path, ignore_errors=True)
-        raise ValueError(f"cannot download {dataset} to {place}: {one_line(error)}") from error
+        if created:
+            shutil.rmtree(root.path, ignore_errors=True)
+        raise ValueError(f"cannot download {dataset} to {root}: {one_line(error)}") from error
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(default_timeout)
 
 
 def _fetch(dataset: str, root: str) -> None:
@@ -50,9 +50,9 @@ def _fetch(dataset: str, root: str) -> None:
     from torchvision.datasets.utils import download_and_extract_archive
 
     with redirect_stdout(sys.stderr):
-        if dataset == "cifar10":  # as CIFAR10(download=True), which would then also unpickle it
-            kind = datasets.CIFAR10
-            download_and_extract_archive(kind.url, root, filename=kind.filename, md5=kind.tgz_md5)
+        if dataset == "cifar10":  # what CIFAR10(download=True) does, which would also unpickle it
+            cls = datasets.CIFAR10
+            download_and_extract_archive(cls.url, root, filename=cls.filename, md5=cls.tgz_md5)
         else:
-            kind = datasets.MNIST if dataset == "mnist" else datasets.FashionMNIST
-            kind(root, train=False, download=True)
+            cls = datasets.MNIST if dataset == "mnist" else datasets.FashionMNIST
+            cls(root, train=False, download=True)

@@ -1,4 +1,4 @@
-"""One image between bytes and pixels: decode what users have, cut it square, encode it, decode shard rows."""
+"""Decode image files, crop them to a square, encode them, and decode the rows of a shard."""
 
 import io
 import math
@@ -19,14 +19,14 @@ _ORIENTATION = 0x0112  # the EXIF tag
 
 @dataclass(frozen=True)
 class Crop:
-    """Which square of an upright picture is kept: the middle of `box`, or of the whole, times `fraction`."""
+    """The square of an upright image to keep: the centre of `box`, or of the image, times `fraction`."""
 
     fraction: float = 1.0
     box: tuple[int, int, int, int] | None = None  # left, top, width, height, in pixels of the source
 
     @classmethod
     def parse(cls, text: str) -> "Crop":
-        """Give the crop that `square`, a fraction as in `0.8`, or `left,top,width,height` stands for."""
+        """Parse `square`, a fraction such as `0.8`, or `left,top,width,height`. Raises ValueError for another text."""
         try:
             if text == "square":
                 return cls()
@@ -35,7 +35,7 @@ class Crop:
                 if 0 < fraction <= 1:
                     return cls(fraction)
             else:
-                left, top, width, height = (int(part) for part in text.split(","))
+                left, top, width, height = (int(number) for number in text.split(","))
                 if min(left, top) >= 0 and min(width, height) >= 1:
                     return cls(box=(left, top, width, height))
         except ValueError:
@@ -43,18 +43,18 @@ class Crop:
         raise ValueError(f"crop takes square, a fraction over 0 up to 1, or left,top,width,height, not {text!r}")
 
     def __str__(self) -> str:
-        """Give the text that `parse` takes, one text for equal crops."""
+        """Return the text that `parse` takes, the same for equal crops."""
         if self.box is not None:
             return ",".join(map(str, self.box))
         return "square" if self.fraction == 1 else repr(self.fraction)
 
     def square(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Give left, top, right and bottom in a picture of that size. Raises ValueError when the box leaves it."""
-        left, top, wide, high = self.box or (0, 0, width, height)
-        if left + wide > width or top + high > height:
-            raise ValueError(f"the crop {self} leaves its {width} x {height} pixels")
-        side = max(1, math.floor(min(wide, high) * self.fraction + 0.5))
-        left, top = left + (wide - side) // 2, top + (high - side) // 2
+        """Return left, top, right, bottom in an image of that size. Raises ValueError if the box exceeds it."""
+        left, top, box_width, box_height = self.box or (0, 0, width, height)
+        if left + box_width > width or top + box_height > height:
+            raise ValueError(f"the crop {self} exceeds its {width} x {height} pixels")
+        side = max(1, math.floor(min(box_width, box_height) * self.fraction + 0.5))
+        left, top = left + (box_width - side) // 2, top + (box_height - side) // 2
         return left, top, left + side, top + side
 
 
@@ -62,10 +62,10 @@ CENTRE = Crop()
 
 
 def decode_image(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndarray:
-    """Decode the bytes of an image file to uint8 (H, W, 3), or (H, W, 1) for a gray one; of all formats or these.
+    """Decode the bytes of an image file, of any or of these Pillow `formats`, to uint8 (H, W, 3), or (H, W, 1) if gray.
 
-    EXIF orientation is applied, transparency lies on white, 16 bits become 8, an animation gives its first
-    frame. Raises ValueError with the reason when the bytes are no image, are cut short or are a bomb.
+    EXIF orientation is applied, transparency is composed on white, 16 bits become 8, an animation is its first
+    frame. Raises ValueError with the reason when the bytes are not an image, are cut short or exceed MAX_PIXELS.
     """
     if not data:
         raise ValueError("it is empty (0 bytes)")
@@ -81,7 +81,7 @@ def decode_image(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndar
             return _to_pixels(upright)
     except Image.UnidentifiedImageError:
         raise ValueError(f"it is not an image (it starts with {data[:12]!r})") from None
-    except Image.DecompressionBombError as error:  # Pillow's own limit, of the header too; its text has the number
+    except Image.DecompressionBombError as error:  # Pillow's own limit, on the header too; its text has the count
         pixels = int("".join(re.findall(r"\((\d+) pixels\)", str(error))) or 0)
         raise ValueError(f"{pixels:,} pixels is over the limit of {MAX_PIXELS:,} pixels") from None
     except ValueError:
@@ -91,20 +91,20 @@ def decode_image(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndar
 
 
 def _decode_plain_jpeg(data: bytes, image: Image.Image) -> np.ndarray | None:
-    """Decode an upright RGB or gray JPEG at 2.5 times Pillow's speed; None where Pillow must look at it."""
+    """Decode an upright RGB or gray JPEG at 2.5 times Pillow's speed; return None for one that Pillow must decode."""
     if image.mode not in ("RGB", "L") or image.getexif().get(_ORIENTATION, 1) != 1:
         return None
     try:
         return simplejpeg.decode_jpeg(data, "RGB" if image.mode == "RGB" else "GRAY")
-    except ValueError:  # strict: any irregularity, harmless or not
+    except ValueError:  # simplejpeg is strict: it rejects harmless irregularities too
         return None
 
 
 def _to_pixels(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16-bit gray, in one of several spellings
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        wide[wide == image.info.get("transparency", -1)] = 65535
-        return ((wide + 128) // 257).astype(np.uint8)[..., None]
+    if image.mode.startswith("I"):  # 16-bit gray has several modes
+        gray16 = np.asarray(image).astype(np.int64).clip(0, 65535)
+        gray16[gray16 == image.info.get("transparency", -1)] = 65535
+        return ((gray16 + 128) // 257).astype(np.uint8)[..., None]
     if image.mode == "F":
         raise ValueError("it has floating-point pixels, whose range is unknown; save it with 8 or 16 bits")
     gray = image.mode in ("1", "L", "LA", "La")
@@ -116,18 +116,18 @@ def _to_pixels(image: Image.Image) -> np.ndarray:
 
 
 def fit_square(image: np.ndarray, size: int, channels: int, crop: Crop = CENTRE) -> np.ndarray:
-    """Cut the square that `crop` names out of uint8 (H, W, 1 or 3) and give uint8 (size, size, channels).
+    """Crop uint8 (H, W, 1 or 3) to the square of `crop` and resize it to uint8 (size, size, channels).
 
-    Shrinking is antialiased. Gray becomes colour by repetition, colour becomes gray by ITU-R 601 luma.
-    Raises ValueError when the crop's box leaves the image.
+    Downscaling is antialiased. Gray becomes colour by repetition, colour becomes gray by ITU-R 601 luma.
+    Raises ValueError when the crop's box exceeds the image.
     """
-    height, width, have = image.shape
+    height, width, image_channels = image.shape
     left, top, right, bottom = crop.square(width, height)
     image = image[top:bottom, left:right]
     if right - left != size:
-        pillow = Image.fromarray(np.ascontiguousarray(image[..., 0] if have == 1 else image))
-        image = np.asarray(pillow.resize((size, size), Image.Resampling.BICUBIC)).reshape(size, size, have)
-    if channels == have:
+        pillow = Image.fromarray(np.ascontiguousarray(image[..., 0] if image_channels == 1 else image))
+        image = np.asarray(pillow.resize((size, size), Image.Resampling.BICUBIC)).reshape(size, size, image_channels)
+    if channels == image_channels:
         return image
     if channels == 3:
         return np.repeat(image, 3, axis=2)
@@ -135,15 +135,15 @@ def fit_square(image: np.ndarray, size: int, channels: int, crop: Crop = CENTRE)
 
 
 def encode_image(image: np.ndarray, encoding: str, quality: int = JPEG_QUALITY) -> bytes:
-    """Encode uint8 (H, W, 1 or 3) as 'jpeg' (of that quality, colour at full resolution), 'png' or 'raw' bytes.
+    """Encode uint8 (H, W, 1 or 3) as 'jpeg' (of that quality, chroma not subsampled), 'png' or 'raw' bytes.
 
-    The bytes depend on the arguments alone. Raises ValueError for another encoding.
+    The bytes are a function of the arguments alone. Raises ValueError for another encoding.
     """
     gray = image.shape[2] == 1
     image = np.ascontiguousarray(image)
     if encoding == "jpeg":
-        colours, sampling = ("GRAY", "Gray") if gray else ("RGB", "444")
-        return simplejpeg.encode_jpeg(image, quality, colours, sampling)
+        colour_space, subsampling = ("GRAY", "Gray") if gray else ("RGB", "444")
+        return simplejpeg.encode_jpeg(image, quality, colour_space, subsampling)
     if encoding == "png":
         buffer = io.BytesIO()
         Image.fromarray(image[..., 0] if gray else image).save(buffer, "PNG")
@@ -165,11 +165,11 @@ def decode_rows(
     assert out.shape == (len(encoded), *shape), (out.shape, len(encoded), shape)
     assert out.dtype == np.uint8
     assert out.flags.c_contiguous
-    colours = "GRAY" if channels == 1 else "RGB"
+    colour_space = "GRAY" if channels == 1 else "RGB"
     for index, data in enumerate(encoded):
         try:
             if encoding == "jpeg":
-                decoded = simplejpeg.decode_jpeg(data, colours, buffer=out[index])
+                decoded = simplejpeg.decode_jpeg(data, colour_space, buffer=out[index])
                 if decoded.shape != shape:
                     raise ValueError(f"its shape is {decoded.shape}, not {shape}")
             elif encoding == "raw":

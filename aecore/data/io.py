@@ -1,4 +1,4 @@
-"""Reading and writing whole files on any pyarrow filesystem: a reader sees all of a file or none of it."""
+"""Read and write whole files on any pyarrow file system: a reader gets all of a file or none of it."""
 
 import hashlib
 import json
@@ -13,21 +13,21 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 T = TypeVar("T")
-TRIES = 3  # for what came over a network without an error, and yet is not what was sent
-MARKS = b"\xa5\x5a\xc3"  # one for each try
-PAUSE_SECONDS = 0.5  # before the second try, twice as long before the third
+MAX_ATTEMPTS = 3  # to read data that a network damaged or cut short without an error
+SENTINELS = b"\xa5\x5a\xc3"  # one byte per attempt
+PAUSE_SECONDS = 0.5  # before the second attempt, twice as long before the third
 
 
 def sha256(data: bytes) -> str:
-    """Give the sha256 of `data` as 64 lower-case hex digits."""
+    """Return the sha256 of `data` as 64 lower-case hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def write_atomic(fs: pafs.FileSystem, path: str, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all, replacing what was there; parent folders are made.
+    """Write `data` to `path` atomically, replacing an existing file; parent folders are created.
 
     On a local disk the bytes go to a temporary name beside `path`, are synced, then renamed. An object store
-    shows an object only once it is complete. Raises OSError when the storage refuses (no space, no right).
+    shows an object only once it is complete. Raises OSError when the storage refuses (no space, no permission).
     """
     if not isinstance(fs, pafs.LocalFileSystem):
         with fs.open_output_stream(path) as stream:
@@ -49,7 +49,7 @@ def write_atomic(fs: pafs.FileSystem, path: str, data: bytes) -> None:
 
 
 def read_bytes(fs: pafs.FileSystem, path: str) -> bytes:
-    """Give the whole content of `path`. Raises FileNotFoundError when there is none, OSError when less comes."""
+    """Return the content of `path`. Raises FileNotFoundError when it is missing, OSError when it is cut short."""
     with fs.open_input_file(path) as file:
         size = file.size()
         if not isinstance(fs, pafs.LocalFileSystem):
@@ -58,60 +58,61 @@ def read_bytes(fs: pafs.FileSystem, path: str) -> bytes:
             return bytes(buffer)
         data = file.read(size)
     if len(data) != size:
-        raise OSError(f"{path} came cut short: {len(data):,} of {size:,} bytes")
+        raise OSError(f"{path} was cut short: read {len(data):,} of {size:,} bytes")
     return data
 
 
 def read_range(file: pa.NativeFile, start: int, buffer: memoryview, name: str) -> None:
-    """Fill `buffer` from byte `start` of a remote file that reaches that far. Raises OSError when less comes.
+    """Fill `buffer` from byte `start` of a remote file that is long enough. Raises OSError when it is cut short.
 
-    Two answers of S3 are asked for again here, for pyarrow (25) does not. One that is too short, but as long as its
-    own Content-Length: pyarrow leaves the rest of the buffer as it was and says nothing. So a mark is laid on the last
-    byte first, another one at each try: where it is still there, the answer did not get so far (or that byte is the
-    mark, which the next try tells). And an error, as a 503, whose text is longer than the buffer.
+    Two responses of S3 are retried here because pyarrow (25) does not retry them. One is a body that is too short but
+    agrees with its own Content-Length: pyarrow leaves the rest of the buffer unchanged and reports no error. So the
+    last byte is set to a sentinel first, another one at each attempt: if it is still there, the body ended before it
+    (or that byte equals the sentinel, which the next attempt shows). The other is an error response, such as a 503,
+    whose text is longer than the buffer.
     """
 
     def read(attempt: int) -> None:
         time.sleep(attempt * PAUSE_SECONDS)
-        buffer[-1] = mark = MARKS[attempt]
+        buffer[-1] = sentinel = SENTINELS[attempt]
         file.seek(start)
         try:
-            came = file.readinto(buffer)
+            length = file.readinto(buffer)
         except OSError as error:
-            if "response stream" in str(error):  # it does not take the error's text
-                raise _ShortAnswerError(f"{name} gave an error for {len(buffer):,} bytes from {start:,} on") from error
+            if "response stream" in str(error):  # the buffer is too small for the error's text
+                raise _ShortReadError(f"{name}: error response for {len(buffer):,} bytes at {start:,}") from error
             raise
-        if came != len(buffer) or buffer[-1] == mark:
-            raise _ShortAnswerError(f"{name} came cut short: not all of {len(buffer):,} bytes from {start:,} on")
+        if length != len(buffer) or buffer[-1] == sentinel:
+            raise _ShortReadError(f"{name} was cut short: fewer than {len(buffer):,} bytes at {start:,}")
 
     if len(buffer):
-        retry_read(read, _ShortAnswerError, remote=True)
+        retry_read(read, _ShortReadError, remote=True)
 
 
-class _ShortAnswerError(OSError):
-    """Fewer bytes came than the file holds."""
+class _ShortReadError(OSError):
+    """Fewer bytes were read than the file holds."""
 
 
-def retry_read(read: Callable[[int], T], *wrong: type[Exception], remote: bool) -> T:
-    """Give what `read(attempt)` gives, attempts counting from 0. What is `wrong` but came over a network is read again.
+def retry_read(read: Callable[[int], T], *errors: type[Exception], remote: bool) -> T:
+    """Return `read(attempt)`, attempts counting from 0; retry on `errors` if the file is `remote`.
 
-    For what arrives without a word and is not what was sent; errors of the connection the file system retries itself.
+    This is for data that was damaged in transit without an error; the file system itself retries connection errors.
     """
-    last = TRIES - 1 if remote else 0
+    last = MAX_ATTEMPTS - 1 if remote else 0
     for attempt in range(last):
-        with suppress(*wrong):
+        with suppress(*errors):
             return read(attempt)
     return read(last)
 
 
 def write_json(fs: pafs.FileSystem, path: str, value: Any) -> None:
-    """Write `value` as indented JSON with sorted keys: equal values give equal bytes. NaN is a ValueError."""
+    """Write `value` as indented JSON with sorted keys: equal values give equal bytes. Raises ValueError for NaN."""
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_atomic(fs, path, f"{text}\n".encode())
 
 
 def read_json(fs: pafs.FileSystem, path: str) -> Any:
-    """Give the value in the JSON file `path`. Raises FileNotFoundError, or ValueError when it is not JSON."""
+    """Return the value in the JSON file `path`. Raises FileNotFoundError, or ValueError when it is not JSON."""
     try:
         return json.loads(read_bytes(fs, path))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors

@@ -1,7 +1,7 @@
-"""Where the loop gets its images from: a node cache, the device's memory, or a stream. All give the same batches.
+"""Data loaders: batches from a node cache, from the device's memory or from a stream.
 
-`NodeLoader` and `DeviceLoader` give, bit by bit, the images that `aecore.data.shuffle` plans. `StreamLoader` gives each
-image once per epoch too, but in an order of its own, and begins an epoch only at its start.
+`NodeLoader` and `DeviceLoader` yield bit-identical batches in the order that `aecore.data.shuffle` plans.
+`StreamLoader` also yields each image once per epoch, but in another order, and cannot start within an epoch.
 """
 
 from collections import deque
@@ -19,186 +19,188 @@ from torch import Tensor
 from aecore.data.node_cache import num_threads
 from aecore.data.shuffle import BatchSampler, derive_seed, evenly_spaced, steps_per_epoch
 
-STREAM_BUFFER = 128 << 20  # bytes of images among which a stream is shuffled
-PIECE = 64  # images that change places at once
+SHUFFLE_BUFFER_BYTES = 128 << 20  # of images among which a stream is shuffled
+SWAP_ROWS = 64  # images that are swapped with the shuffle buffer at once
 
 
 @dataclass(frozen=True)
 class Batch:
-    """This worker's part of a global batch of `count` images; it may be empty, on some workers, at an epoch's end.
+    """This worker's slice of a global batch of `count` images; at an epoch's end it may be empty on some workers.
 
-    `images` may be overwritten as soon as the next batch is asked for: who wants to keep them takes a copy.
+    `images` may be overwritten when the next batch is requested: copy them to keep them.
     """
 
     images: Tensor  # uint8 (local, size, size, channels), on the device
-    positions: Tensor  # int64 (local,), places in the global batch, on the device
+    positions: Tensor  # int64 (local,), of the images in the global batch, on the device
     count: int
 
 
 class Loader(Protocol):
-    resumable: bool  # whether `batches` can begin within an epoch
+    resumable: bool  # True if `batches` can start within an epoch
 
     def __len__(self) -> int:
-        """The images of the split, on all workers together."""
+        """Return the number of images in the split, on all workers together."""
         ...
 
     def batches(self, epoch: int | None, first: int = 0) -> Iterator[Batch]:
-        """This worker's parts of the global batches of an epoch, from step `first` on.
+        """Yield this worker's slices of the global batches of an epoch, from step `first` on.
 
-        As many on each worker, and together each image once. `epoch` None: in no order in particular, for judging.
+        All workers get the same number of batches, and together each image once. `epoch` None is for evaluation, in
+        any order.
         """
         ...
 
-    def spread(self, count: int) -> Tensor:
-        """At most `count` images, evenly spread over the split as stored, uint8 on the device."""
+    def spaced_images(self, limit: int) -> Tensor:
+        """Return at most `limit` images evenly spaced over the split in stored order, uint8 on the device."""
         ...
 
 
 class NodeLoader:
-    """Images in memory or a memory-mapped file; the next batches are gathered while the step runs."""
+    """Loads images from memory or a memory-mapped file; threads gather the next batches during a step."""
 
     resumable = True
 
-    def __init__(self, images: np.ndarray, order: BatchSampler, device: torch.device) -> None:
-        self.images, self.order, self.device = images, order, device
+    def __init__(self, images: np.ndarray, sampler: BatchSampler, device: torch.device) -> None:
+        self.images, self.sampler, self.device = images, sampler, device
         self._flat = images.reshape(len(images), -1) if len(images) else images
 
     def __len__(self) -> int:
         return len(self.images)
 
     def batches(self, epoch: int | None, first: int = 0) -> Iterator[Batch]:
-        threads = min(2, num_threads())  # two reach what the memory can give
-        # The yielded one, those in the making and the next: memory fresh from the kernel for each would cost a third.
-        rooms = cycle([self._room() for _ in range(threads + 2)])
+        threads = min(2, num_threads())  # two saturate the memory bandwidth
+        # One for the yielded batch, one per thread, one for the next: a new buffer per batch costs a third of the rate.
+        buffers = cycle([self._new_buffer() for _ in range(threads + 2)])
         with ThreadPoolExecutor(threads, "gather") as gatherers:
-            coming: deque[Future[Batch]] = deque()
-            for step in self.order.steps(len(self), epoch, first):
-                coming.append(gatherers.submit(self._gather, next(rooms), *step))
-                if len(coming) > threads:
-                    yield coming.popleft().result()
-            while coming:
-                yield coming.popleft().result()
+            pending: deque[Future[Batch]] = deque()
+            for step in self.sampler.steps(len(self), epoch, first):
+                pending.append(gatherers.submit(self._gather, next(buffers), *step))
+                if len(pending) > threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
 
-    def spread(self, count: int) -> Tensor:
-        return torch.from_numpy(self.images[evenly_spaced(len(self), count)]).to(self.device)
+    def spaced_images(self, limit: int) -> Tensor:
+        return torch.from_numpy(self.images[evenly_spaced(len(self), limit)]).to(self.device)
 
-    def _room(self) -> Tensor | None:
+    def _new_buffer(self) -> Tensor | None:
         if self.device.type != "cpu":
-            return None  # torch keeps a pool of pinned memory, which knows when the copy to the device is done
-        local = -(-self.order.batch // self.order.world.size)
+            return None  # torch pools pinned memory and reuses it only after the copy to the device
+        local = -(-self.sampler.batch // self.sampler.world.size)
         return torch.empty((local, *self.images.shape[1:]), dtype=torch.uint8)
 
-    def _gather(self, room: Tensor | None, rows: np.ndarray, positions: np.ndarray, count: int) -> Batch:
-        if room is None:
-            room = torch.empty((len(rows), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=True)
-        images = room[: len(rows)]
-        if len(rows):  # "clip" for speed: with "raise" numpy copies twice
+    def _gather(self, buffer: Tensor | None, rows: np.ndarray, positions: np.ndarray, count: int) -> Batch:
+        if buffer is None:
+            buffer = torch.empty((len(rows), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=True)
+        images = buffer[: len(rows)]
+        if len(rows):  # mode "clip" for speed: with "raise" numpy copies twice
             np.take(self._flat, rows, axis=0, out=images.view(len(rows), -1).numpy(), mode="clip")
-        places = torch.from_numpy(positions)
-        return Batch(images.to(self.device, non_blocking=True), places.to(self.device, non_blocking=True), count)
+        device_positions = torch.from_numpy(positions).to(self.device, non_blocking=True)
+        return Batch(images.to(self.device, non_blocking=True), device_positions, count)
 
 
 class DeviceLoader:
-    """Images that lie in the device's memory."""
+    """Loads images from the device's memory."""
 
     resumable = True
 
-    def __init__(self, images: np.ndarray, order: BatchSampler, device: torch.device) -> None:
-        self.order, self.device = order, device
+    def __init__(self, images: np.ndarray, sampler: BatchSampler, device: torch.device) -> None:
+        self.sampler, self.device = sampler, device
         self.images = torch.empty(images.shape, dtype=torch.uint8, device=device)
         for start in range(0, len(images), 4096):
-            part = np.array(images[start : start + 4096])
-            self.images[start : start + len(part)] = torch.from_numpy(part)
+            chunk = np.array(images[start : start + 4096])
+            self.images[start : start + len(chunk)] = torch.from_numpy(chunk)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def batches(self, epoch: int | None, first: int = 0) -> Iterator[Batch]:
-        for rows, positions, count in self.order.steps(len(self), epoch, first):
-            both = torch.from_numpy(np.stack([rows, positions])).to(self.device, non_blocking=True)
-            yield Batch(self.images.index_select(0, both[0]), both[1], count)
+        for rows, positions, count in self.sampler.steps(len(self), epoch, first):
+            indices = torch.from_numpy(np.stack([rows, positions])).to(self.device, non_blocking=True)
+            yield Batch(self.images.index_select(0, indices[0]), indices[1], count)
 
-    def spread(self, count: int) -> Tensor:
-        return self.images[torch.from_numpy(evenly_spaced(len(self), count)).to(self.device)]
+    def spaced_images(self, limit: int) -> Tensor:
+        return self.images[torch.from_numpy(evenly_spaced(len(self), limit)).to(self.device)]
 
 
 class StreamLoader:
-    """Images that go by: `pour(epoch)` gives this worker's share of them, in arrays of any number of rows.
+    """Loads images from a stream: `iter_chunks(epoch)` yields this worker's images in arrays of any length.
 
-    The shares together hold each image once, and none holds more than `share` images. They are shuffled through a
-    buffer. `few` gives what `spread` has to.
+    The workers' streams are disjoint, hold each image once, and at most `max_local` images each. A buffer shuffles
+    them. `read_spaced(limit)` returns the images of `spaced_images`.
     """
 
     resumable = False
 
     def __init__(
-        self, pour: Callable[[int | None], Iterator[np.ndarray]], few: Callable[[int], np.ndarray], count: int,
-        order: BatchSampler, device: torch.device,
+        self, iter_chunks: Callable[[int | None], Iterator[np.ndarray]], read_spaced: Callable[[int], np.ndarray],
+        count: int, sampler: BatchSampler, device: torch.device,
     ) -> None:  # fmt: skip
-        self.pour, self.few, self.count, self.order, self.device = pour, few, count, order, device
+        self.iter_chunks, self.read_spaced, self.count = iter_chunks, read_spaced, count
+        self.sampler, self.device = sampler, device
 
     def __len__(self) -> int:
         return self.count
 
     @property
-    def share(self) -> int:
-        return -(-self.count // self.order.world.size)
+    def max_local(self) -> int:
+        return -(-self.count // self.sampler.world.size)
 
     def batches(self, epoch: int | None, first: int = 0) -> Iterator[Batch]:
-        assert first == 0, "a stream begins at its start"
-        steps, share = steps_per_epoch(self.count, self.order.batch), self.share
-        sizes = [share * (step + 1) // steps - share * step // steps for step in range(steps)]
-        pieces = self.pour(epoch)
+        assert first == 0, "a stream cannot start within an epoch"
+        steps, max_local = steps_per_epoch(self.count, self.sampler.batch), self.max_local
+        sizes = [max_local * (step + 1) // steps - max_local * step // steps for step in range(steps)]
+        chunks = self.iter_chunks(epoch)
         if epoch is not None:
-            seed = derive_seed(self.order.seed, epoch, self.order.world.rank)
-            pieces = shuffled(pieces, np.random.Generator(np.random.Philox(seed)))
-        for images in regrouped(pieces, sizes):
-            here = torch.from_numpy(images).to(self.device)
-            before, count = self._counts(len(images)) if epoch is not None else (0, len(images))
-            yield Batch(here, torch.arange(before, before + len(images), device=self.device), count)
+            seed = derive_seed(self.sampler.seed, epoch, self.sampler.world.rank)
+            chunks = shuffle_rows(chunks, np.random.Generator(np.random.Philox(seed)))
+        for images in regroup(chunks, sizes):
+            local = torch.from_numpy(images).to(self.device)
+            start, count = self._position_and_count(len(images)) if epoch is not None else (0, len(images))
+            yield Batch(local, torch.arange(start, start + len(images), device=self.device), count)
 
-    def spread(self, count: int) -> Tensor:
-        return torch.from_numpy(self.few(count)).to(self.device)
+    def spaced_images(self, limit: int) -> Tensor:
+        return torch.from_numpy(self.read_spaced(limit)).to(self.device)
 
-    def _counts(self, mine: int) -> tuple[int, int]:
-        """How many images of this global batch the workers before this one have, and all of them. A collective."""
-        world = self.order.world
+    def _position_and_count(self, local: int) -> tuple[int, int]:
+        """Return the images of this global batch on lower ranks, and on all ranks. A collective operation."""
+        world = self.sampler.world
         if world.size == 1:
-            return 0, mine
-        every = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(world.size)]
-        dist.all_gather(every, torch.tensor([mine], device=self.device))
-        counts = torch.cat(every).tolist()
+            return 0, local
+        gathered = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(world.size)]
+        dist.all_gather(gathered, torch.tensor([local], device=self.device))
+        counts = torch.cat(gathered).tolist()
         return sum(counts[: world.rank]), sum(counts)
 
 
-def shuffled(pieces: Iterator[np.ndarray], draw: np.random.Generator) -> Iterator[np.ndarray]:
-    """The rows of `pieces`, each once: a few at a time change places with random ones that wait in a buffer."""
+def shuffle_rows(chunks: Iterator[np.ndarray], rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield the rows of `chunks`, each once: a few at a time are swapped with random rows of a buffer."""
     buffer, filled = np.empty(0, np.uint8), 0
-    for piece in pieces:
+    for chunk in chunks:
         if not len(buffer):
-            rows = max(2 * PIECE, STREAM_BUFFER // max(1, piece[0].nbytes)) if len(piece) else 0
-            buffer = np.empty((rows, *piece.shape[1:]), np.uint8)
-        start = min(len(piece), len(buffer) - filled)
-        buffer[filled : filled + start] = piece[:start]
+            rows = max(2 * SWAP_ROWS, SHUFFLE_BUFFER_BYTES // max(1, chunk[0].nbytes)) if len(chunk) else 0
+            buffer = np.empty((rows, *chunk.shape[1:]), np.uint8)
+        start = min(len(chunk), len(buffer) - filled)
+        buffer[filled : filled + start] = chunk[:start]
         filled += start
-        for at in range(start, len(piece), PIECE):
-            part = piece[at : at + PIECE]
-            places = draw.choice(filled, len(part), replace=False, shuffle=False)
-            out = buffer[places]
-            buffer[places] = part
-            yield out
-    for places in np.array_split(draw.permutation(filled), max(1, filled // PIECE)):
-        yield buffer[places]
+        for offset in range(start, len(chunk), SWAP_ROWS):
+            incoming = chunk[offset : offset + SWAP_ROWS]
+            slots = rng.choice(filled, len(incoming), replace=False, shuffle=False)
+            outgoing = buffer[slots]
+            buffer[slots] = incoming
+            yield outgoing
+    for slots in np.array_split(rng.permutation(filled), max(1, filled // SWAP_ROWS)):
+        yield buffer[slots]
 
 
-def regrouped(pieces: Iterator[np.ndarray], sizes: list[int]) -> Iterator[np.ndarray]:
-    """The rows of `pieces` in groups of `sizes`; the last groups are short or empty where the rows do not suffice."""
-    waiting, have = [np.empty(0, np.uint8)], 0
+def regroup(chunks: Iterator[np.ndarray], sizes: list[int]) -> Iterator[np.ndarray]:
+    """Yield the rows of `chunks` in groups of `sizes`; the last groups are short or empty if the rows run out."""
+    pending, count = [np.empty(0, np.uint8)], 0
     for size in sizes:
-        while have < size and (piece := next(pieces, None)) is not None:
-            waiting, have = ([*waiting, piece] if have else [piece]), have + len(piece)
-        rows = np.concatenate(waiting) if len(waiting) > 1 else waiting[0]
+        while count < size and (chunk := next(chunks, None)) is not None:
+            pending, count = ([*pending, chunk] if count else [chunk]), count + len(chunk)
+        rows = np.concatenate(pending) if len(pending) > 1 else pending[0]
         yield rows[:size]
-        waiting, have = [rows[size:]], max(0, have - size)
-    have += sum(len(piece) for piece in pieces)
-    assert not have, f"{have} images more than the {sum(sizes)} that were due"
+        pending, count = [rows[size:]], max(0, count - size)
+    count += sum(len(chunk) for chunk in chunks)
+    assert not count, f"{count} images more than the {sum(sizes)} of the batches"

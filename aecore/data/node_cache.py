@@ -1,10 +1,11 @@
-"""The node cache: one decoded uint8 copy of a split per node, filled once by all local workers, then memory-mapped.
+"""The node cache: one decoded uint8 copy of a split per node, filled by all local workers, then memory-mapped.
 
-`<folder>/<digest>-<split>/` holds images.u8 (rows x size x size x channels), a small file per shard and, written last,
-complete.json. A shard's file is its lock, and holds the checksum of its decoded bytes once they are there; its time is
-when they were last found right. The kernel drops the locks of a process that dies, so another takes its shards over.
-Bytes are only ever replaced by what they should have been, in place: who has a copy mapped is never disturbed. Beside
-the folder lies `<digest>-<split>.lock`, locked by all who use the copy: such a one is not evicted.
+An entry is the folder `<digest>-<split>/`. It holds images.u8 (rows x size x size x channels), a small .crc file per
+shard and complete.json, written last. A .crc file is the shard's lock and, once the shard is decoded, holds the
+checksum of its rows; its modification time is that of the last check. The kernel releases the locks of a dead process,
+so another process takes its shards over. Bytes are replaced only in place and by the correct ones, so processes that
+have the entry mapped are not disturbed. The file `<digest>-<split>.lock` beside the folder is locked by all processes
+that use the entry; a locked entry is not evicted.
 """
 
 import fcntl
@@ -26,65 +27,64 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow.fs as pafs
 
-from aecore.data.cache_eviction import allocate, hold
+from aecore.data.cache_eviction import allocate, mark_in_use
 from aecore.data.dataset import Dataset, shard_offsets
 from aecore.data.io import write_json
 from aecore.data.shards import Shard, UnreadShardError
 
 log = logging.getLogger(__name__)
-LOCAL = pafs.LocalFileSystem()
-BLOCK = 1 << 21  # bytes decoded, written and checked in one go; part of the checksum's definition
-PREFETCH = 2  # shards being read while others are decoded
-TRUSTED_SECONDS = 3600  # for so long a copy that was found right is not read again
+BLOCK_BYTES = 1 << 21  # decoded, written and checked at once; part of the checksum's definition
+PREFETCH = 2  # shards that are read while others are decoded
+TRUSTED_SECONDS = 3600  # after a check, before an entry is checked again
 _buffers = threading.local()
 
 
 def open_cache(
     folder: Path, dataset: Dataset, split: str,
-    filled: Callable[[int], None] = lambda done: None, limit: int | None = None,
+    on_progress: Callable[[int], None] = lambda rows: None, max_bytes: int | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """The split's images, uint8 `(rows, size, size, channels)`, read-only and memory-mapped; filled first if need be.
+    """Return the images of `split`, uint8 `(rows, size, size, channels)`, read-only and memory-mapped; fill them first.
 
-    Damaged parts of an older copy are decoded again. `filled(done)` is called after each shard that this process
-    decoded, with the rows that the copy has by then, whoever decoded them. The copies in `folder` may take `limit`
-    bytes together, by default half of what the disk has for them; those that nobody uses leave, the least recently
-    used first. Raises ValueError for a damaged shard, a folder that cannot be written, or a split over the limit,
-    UnreadShardError where storage does not give a shard.
+    Damaged shards of an older entry are decoded again. `on_progress(rows)` is called after each shard that this process
+    decodes, with the rows that all processes have decoded by then. The entries in `folder` may take `max_bytes`
+    together, by default half of the disk space available to them; entries not in use are evicted, the least recently
+    used first. Raises ValueError for a damaged shard, a folder that is not writable, or a split over the limit,
+    UnreadShardError when storage fails.
     """
-    copy = _Copy(folder / f"{dataset.manifest.digest[:16]}-{split}", dataset, split)
-    if not copy.shape[0]:
-        return np.empty(copy.shape, np.uint8)
+    entry = _CacheEntry(folder / f"{dataset.manifest.digest[:16]}-{split}", dataset, split)
+    if not entry.shape[0]:
+        return np.empty(entry.shape, np.uint8)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = hold(copy.place)
+        usage_lock = mark_in_use(entry.path)
         try:
-            if not copy.is_trusted():
-                allocate(copy.place, copy.bytes, limit)
-                _fill(copy, filled)
-            with open(copy.images, "rb") as file:
-                mapped = mmap.mmap(file.fileno(), copy.bytes, prot=mmap.PROT_READ)
+            if not entry.is_trusted():
+                allocate(entry.path, entry.bytes, max_bytes)
+                _fill(entry, on_progress)
+            with open(entry.images, "rb") as file:
+                mapped = mmap.mmap(file.fileno(), entry.bytes, prot=mmap.PROT_READ)
         except BaseException:
-            held.close()
+            usage_lock.close()
             raise
     except UnreadShardError:
         raise
     except OSError as error:
-        raise ValueError(f"cannot fill the node cache {copy.place}: {error}; ZPOINT_CACHE names its folder") from error
-    weakref.finalize(mapped, held.close)  # in use for as long as any array of it lives
-    return np.frombuffer(mapped, np.uint8).reshape(copy.shape)
+        raise ValueError(f"cannot fill the node cache {entry.path}: {error}; ZPOINT_CACHE names its folder") from error
+    weakref.finalize(mapped, usage_lock.close)  # in use as long as an array of it exists
+    return np.frombuffer(mapped, np.uint8).reshape(entry.shape)
 
 
 def num_threads() -> int:
-    """The threads that this process may use: OMP_NUM_THREADS, which Ray sets for its workers, else its CPUs."""
-    named = os.environ.get("OMP_NUM_THREADS", "")
-    return int(named) if named.isdigit() and int(named) else len(os.sched_getaffinity(0))
+    """Return the threads that this process may use: OMP_NUM_THREADS, which Ray sets for its workers, else its CPUs."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return int(threads) if threads.isdigit() and int(threads) else len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
-class _Copy:
-    """The decoded copy of one split and where it comes from."""
+class _CacheEntry:
+    """The decoded copy of one split and its dataset."""
 
-    place: Path
+    path: Path
     dataset: Dataset
     split: str
 
@@ -102,28 +102,28 @@ class _Copy:
 
     @property
     def images(self) -> Path:
-        return self.place / "images.u8"
+        return self.path / "images.u8"
 
-    def parts(self) -> list["_Part"]:
+    def slots(self) -> list["_ShardSlot"]:
         shards = self.dataset.shards(self.split)
-        starts = shard_offsets(shards).tolist()
-        return [_Part(number, shard, starts[number]) for number, shard in enumerate(shards)]
+        offsets = shard_offsets(shards).tolist()
+        return [_ShardSlot(index, shard, offsets[index]) for index, shard in enumerate(shards)]
 
     def is_trusted(self) -> bool:
-        """Whether the whole copy was found right since the last boot, lately, and not written to after that."""
+        """Return True if the entry was checked since the last boot, recently, and not written to after that."""
         try:
-            done, images = os.stat(self.place / "complete.json"), os.stat(self.images)
+            complete, images = os.stat(self.path / "complete.json"), os.stat(self.images)
         except FileNotFoundError:
             return False
-        recent = time.time() - done.st_mtime < min(TRUSTED_SECONDS, time.clock_gettime(time.CLOCK_BOOTTIME))
-        return recent and done.st_mtime_ns > images.st_mtime_ns and images.st_size == self.bytes
+        recent = time.time() - complete.st_mtime < min(TRUSTED_SECONDS, time.clock_gettime(time.CLOCK_BOOTTIME))
+        return recent and complete.st_mtime_ns > images.st_mtime_ns and images.st_size == self.bytes
 
 
 @dataclass
-class _Part:
-    """One shard's rows in the copy; `lock` is its file while this process holds it."""
+class _ShardSlot:
+    """The rows of one shard in the entry; `lock` is its .crc file while this process holds it."""
 
-    number: int
+    index: int
     shard: Shard
     start: int
     lock: BinaryIO = field(init=False)
@@ -131,141 +131,145 @@ class _Part:
     decoding: list[Future[int]] = field(init=False)
 
     def blocks(self, row_bytes: int) -> Iterator[tuple[int, int]]:
-        """First row and number of rows of each block."""
-        rows = max(1, BLOCK // row_bytes)
-        for first in range(0, self.shard.rows, rows):
-            yield first, min(rows, self.shard.rows - first)
+        """Yield the first row, within the shard, and the number of rows of each block."""
+        rows = max(1, BLOCK_BYTES // row_bytes)
+        for first_row in range(0, self.shard.rows, rows):
+            yield first_row, min(rows, self.shard.rows - first_row)
 
 
-def _fill(copy: _Copy, filled: Callable[[int], None]) -> None:
-    """Make every shard's rows right, together with whichever other processes are at it."""
-    began = time.time()
+def _fill(entry: _CacheEntry, on_progress: Callable[[int], None]) -> None:
+    """Decode or check each shard's rows, together with the other processes that fill the entry."""
+    started = time.time()
     with (
-        open(copy.images, "r+b", buffering=0) as file,
+        open(entry.images, "r+b", buffering=0) as file,
         ThreadPoolExecutor(num_threads(), "decode") as decoders,
         ThreadPoolExecutor(PREFETCH, "read") as readers,
     ):
-        work = CacheFill(copy, file, began, decoders, readers, filled)
-        parts = copy.parts()
-        while left := work.go_through(parts):
-            # Others hold these: they finish them, or die and leave them to us.
-            if len(left) == len(parts):
+        fill = CacheFill(entry, file, started, decoders, readers, on_progress)
+        slots = entry.slots()
+        while locked_slots := fill.fill_unlocked(slots):
+            # Other processes hold these: they finish them, or die and release their locks.
+            if len(locked_slots) == len(slots):
                 time.sleep(0.02)
-            parts = left
-    write_json(LOCAL, str(copy.place / "complete.json"), {"shape": copy.shape, "root": copy.dataset.root})
+            slots = locked_slots
+    write_json(
+        pafs.LocalFileSystem(), str(entry.path / "complete.json"), {"shape": entry.shape, "root": entry.dataset.root}
+    )
 
 
 @dataclass
 class CacheFill:
-    copy: _Copy
+    """One process's pipeline that reads, decodes and writes the shards that no other process has locked."""
+
+    entry: _CacheEntry
     file: BinaryIO
-    began: float
+    started: float
     decoders: ThreadPoolExecutor
     readers: ThreadPoolExecutor
-    filled: Callable[[int], None]
-    read: deque[_Part] = field(default_factory=deque)
-    decoded: deque[_Part] = field(default_factory=deque)
+    on_progress: Callable[[int], None]
+    reading: deque[_ShardSlot] = field(default_factory=deque)
+    decoding: deque[_ShardSlot] = field(default_factory=deque)
 
-    def go_through(self, parts: list[_Part]) -> list[_Part]:
-        """Check or decode those of `parts` that nobody else holds; gives the others.
+    def fill_unlocked(self, slots: list[_ShardSlot]) -> list[_ShardSlot]:
+        """Check or decode those of `slots` that no other process has locked; return the locked ones.
 
-        While one shard's rows are decoded the next ones are read.
+        The next shards are read while one is decoded.
         """
-        left: list[_Part] = []
+        locked: list[_ShardSlot] = []
         try:
-            for part in parts:
-                if not self._claim(part):
-                    left.append(part)
-                elif self._is_whole(part):
-                    part.lock.close()
+            for slot in slots:
+                if not self._lock(slot):
+                    locked.append(slot)
+                elif self._is_intact(slot):
+                    slot.lock.close()
                 else:
-                    part.reading = self.readers.submit(self._read, part)
-                    self.read.append(part)
-                    if len(self.read) > PREFETCH:
+                    slot.reading = self.readers.submit(self._read, slot)
+                    self.reading.append(slot)
+                    if len(self.reading) > PREFETCH:
                         self._decode_next()
-            while self.read:
+            while self.reading:
                 self._decode_next()
-            while self.decoded:
-                self._finish(self.decoded.popleft())
+            while self.decoding:
+                self._finish(self.decoding.popleft())
         finally:
-            for part in (*self.read, *self.decoded):
-                part.lock.close()
-        return left
+            for slot in (*self.reading, *self.decoding):
+                slot.lock.close()
+        return locked
 
-    def _claim(self, part: _Part) -> bool:
-        fd = os.open(self.copy.place / f"{part.number:05d}.crc", os.O_RDWR | os.O_CREAT, 0o666)
-        part.lock = os.fdopen(fd, "r+b", buffering=0)
+    def _lock(self, slot: _ShardSlot) -> bool:
+        fd = os.open(self.entry.path / f"{slot.index:05d}.crc", os.O_RDWR | os.O_CREAT, 0o666)
+        slot.lock = os.fdopen(fd, "r+b", buffering=0)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            part.lock.close()
+            slot.lock.close()
             return False
         return True
 
-    def _is_whole(self, part: _Part) -> bool:
-        noted = part.lock.read(64)
-        if not noted:
+    def _is_intact(self, slot: _ShardSlot) -> bool:
+        checksum = slot.lock.read(64)
+        if not checksum:
             return False
-        if os.fstat(part.lock.fileno()).st_mtime < self.began:  # else another has just decoded or checked it
-            blocks = [self.decoders.submit(self._check, part, *block) for block in part.blocks(self.copy.row_bytes)]
-            if _checksum(blocks) != noted:
-                log.warning("node cache %s: %s is damaged; decoding it again", self.copy.place, part.shard.path)
-                os.ftruncate(part.lock.fileno(), 0)
+        if os.fstat(slot.lock.fileno()).st_mtime < self.started:  # else another process has just decoded or checked it
+            blocks = [self.decoders.submit(self._check, slot, *block) for block in slot.blocks(self.entry.row_bytes)]
+            if _checksum(blocks) != checksum:
+                log.warning("node cache %s: %s is damaged; decoding it again", self.entry.path, slot.shard.path)
+                os.ftruncate(slot.lock.fileno(), 0)
                 return False
-            os.utime(part.lock.fileno())
+            os.utime(slot.lock.fileno())
         return True
 
-    def _read(self, part: _Part) -> list[bytes]:
-        return self.copy.dataset.read_shard(part.shard)["image"].to_pylist()
+    def _read(self, slot: _ShardSlot) -> list[bytes]:
+        return self.entry.dataset.read_shard(slot.shard)["image"].to_pylist()
 
     def _decode_next(self) -> None:
-        part = self.read[0]
-        rows = part.reading.result()
-        part.decoding = [
-            self.decoders.submit(self._decode, part, rows[first : first + count], first)
-            for first, count in part.blocks(self.copy.row_bytes)
+        slot = self.reading[0]
+        encoded = slot.reading.result()
+        slot.decoding = [
+            self.decoders.submit(self._decode, slot, encoded[first_row : first_row + rows], first_row)
+            for first_row, rows in slot.blocks(self.entry.row_bytes)
         ]
-        self.decoded.append(self.read.popleft())
-        if len(self.decoded) > 1:
-            self._finish(self.decoded[0])
-            self.decoded.popleft()
+        self.decoding.append(self.reading.popleft())
+        if len(self.decoding) > 1:
+            self._finish(self.decoding[0])
+            self.decoding.popleft()
 
-    def _finish(self, part: _Part) -> None:
-        checksum = _checksum(part.decoding)
-        os.pwrite(part.lock.fileno(), checksum, 0)
-        self.filled(self._rows_done())
-        part.lock.close()
+    def _finish(self, slot: _ShardSlot) -> None:
+        checksum = _checksum(slot.decoding)
+        os.pwrite(slot.lock.fileno(), checksum, 0)
+        self.on_progress(self._rows_done())
+        slot.lock.close()
 
     def _rows_done(self) -> int:
-        with os.scandir(self.copy.place) as files:
+        with os.scandir(self.entry.path) as files:
             done = {int(file.name[:-4]) for file in files if file.name.endswith(".crc") and file.stat().st_size}
         return sum(
-            shard.rows for number, shard in enumerate(self.copy.dataset.shards(self.copy.split)) if number in done
+            shard.rows for index, shard in enumerate(self.entry.dataset.shards(self.entry.split)) if index in done
         )
 
-    def _decode(self, part: _Part, rows: list[bytes], first: int) -> int:
-        block = _buffer(len(rows) * self.copy.row_bytes)
-        out = np.frombuffer(block, np.uint8).reshape(len(rows), *self.copy.shape[1:])
-        self.copy.dataset.decode_rows(part.shard, rows, first, out)
-        offset, rest = (part.start + first) * self.copy.row_bytes, block
-        while rest:
-            written = os.pwrite(self.file.fileno(), rest, offset)
-            offset, rest = offset + written, rest[written:]
+    def _decode(self, slot: _ShardSlot, encoded: list[bytes], first_row: int) -> int:
+        block = _thread_buffer(len(encoded) * self.entry.row_bytes)
+        images = np.frombuffer(block, np.uint8).reshape(len(encoded), *self.entry.shape[1:])
+        self.entry.dataset.decode_rows(slot.shard, encoded, first_row, images)
+        offset, remaining = (slot.start + first_row) * self.entry.row_bytes, block
+        while remaining:
+            written = os.pwrite(self.file.fileno(), remaining, offset)
+            offset, remaining = offset + written, remaining[written:]
         return zlib.crc32(block)
 
-    def _check(self, part: _Part, first: int, count: int) -> int:
-        block = _buffer(count * self.copy.row_bytes)
-        found = os.preadv(self.file.fileno(), [block], (part.start + first) * self.copy.row_bytes)
-        return zlib.crc32(block[:found])
+    def _check(self, slot: _ShardSlot, first_row: int, rows: int) -> int:
+        block = _thread_buffer(rows * self.entry.row_bytes)
+        length = os.preadv(self.file.fileno(), [block], (slot.start + first_row) * self.entry.row_bytes)
+        return zlib.crc32(block[:length])
 
 
 def _checksum(blocks: list[Future[int]]) -> bytes:
     return b"%08x" % zlib.crc32(np.array([block.result() for block in blocks], "<u4").tobytes())
 
 
-def _buffer(size: int) -> memoryview:
-    """This thread's own memory for a block: reused, so that it stays in the processor's cache."""
-    have = getattr(_buffers, "block", None)
-    if have is None or len(have) < size:
-        have = _buffers.block = memoryview(bytearray(max(size, BLOCK)))
-    return have[:size]
+def _thread_buffer(size: int) -> memoryview:
+    """Return this thread's buffer for a block, reused so that it stays in the processor's cache."""
+    buffer = getattr(_buffers, "block", None)
+    if buffer is None or len(buffer) < size:
+        buffer = _buffers.block = memoryview(bytearray(max(size, BLOCK_BYTES)))
+    return buffer[:size]

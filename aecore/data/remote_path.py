@@ -1,8 +1,9 @@
-"""Where a source's files lie: a local path, or an object on S3 that is read in ranges and never whole on a disk."""
+"""Paths of source files: on a local disk, or objects on S3 that are read in ranges and never copied to a disk."""
 
 import io
 import os
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -10,84 +11,86 @@ import pyarrow.fs as pafs
 
 from aecore.data.io import read_bytes, read_range
 
-AHEAD = 1 << 20  # bytes asked for at once inside a remote zip: neighbours in it come in one request
+BLOCK_BYTES = 1 << 20  # of a remote file per request, so that neighbours inside a zip are read together
+CACHED_BLOCKS = 4  # of each open file: two shards are read from distant ranges of one zip at a time
 
 
 @dataclass(frozen=True)
 class RemotePath:
-    """A file or folder. Local ones are read by Python itself, which knows links and is quicker there."""
+    """A file or folder. Local ones are read by Python itself, which follows links and is faster there."""
 
     fs: pafs.FileSystem = field(hash=False)
     path: str
 
     @property
-    def local(self) -> bool:
-        """Whether it lies on this machine's disks."""
+    def is_local(self) -> bool:
+        """Return True for a path on a disk of this machine."""
         return isinstance(self.fs, pafs.LocalFileSystem)
 
     @property
     def parent(self) -> "RemotePath":
-        """Give the folder that holds it."""
+        """Return the parent folder."""
         return RemotePath(self.fs, str(PurePosixPath(self.path).parent))
 
     def __truediv__(self, name: str) -> "RemotePath":
         return RemotePath(self.fs, str(PurePosixPath(self.path) / name)) if name else self
 
     def __str__(self) -> str:
-        return self.path if self.local else f"s3://{self.path}"
+        return self.path if self.is_local else f"s3://{self.path}"
 
     def exists(self) -> bool:
-        """Whether there is a file or folder."""
-        return os.path.exists(self.path) if self.local else self._info().type is not pafs.FileType.NotFound
+        """Return True if a file or folder exists here."""
+        return os.path.exists(self.path) if self.is_local else self._info().type is not pafs.FileType.NotFound
 
     def is_dir(self) -> bool:
-        """Whether it is a folder, or a prefix of objects."""
-        return os.path.isdir(self.path) if self.local else self._info().type is pafs.FileType.Directory
+        """Return True for a folder or a prefix of objects."""
+        return os.path.isdir(self.path) if self.is_local else self._info().type is pafs.FileType.Directory
 
     def is_file(self) -> bool:
-        """Whether it is a file."""
-        return os.path.isfile(self.path) if self.local else self._info().is_file
+        """Return True for a file."""
+        return os.path.isfile(self.path) if self.is_local else self._info().is_file
 
     def size(self) -> int:
-        """Give its length in bytes. Raises FileNotFoundError when there is no such file."""
-        return os.stat(self.path).st_size if self.local else self._found().size or 0
+        """Return the file's length in bytes. Raises FileNotFoundError when it is missing."""
+        return os.stat(self.path).st_size if self.is_local else self._file_info().size or 0
 
-    def stamp(self) -> int:
-        """Give its time of change in nanoseconds. Raises FileNotFoundError when there is no such file."""
-        return os.stat(self.path).st_mtime_ns if self.local else self._found().mtime_ns or 0
+    def mtime_ns(self) -> int:
+        """Return the file's modification time in nanoseconds. Raises FileNotFoundError when it is missing."""
+        return os.stat(self.path).st_mtime_ns if self.is_local else self._file_info().mtime_ns or 0
 
-    def files(self) -> dict[str, int]:
-        """Give the files below this folder, by their path from here, with their lengths."""
-        if self.local:
+    def file_sizes(self) -> dict[str, int]:
+        """List the files below this folder: their path relative to it, and their length in bytes."""
+        if self.is_local:
             base = Path(self.path)
             return {p.relative_to(base).as_posix(): p.stat().st_size for p in base.rglob("*") if p.is_file()}
-        found = self.fs.get_file_info(pafs.FileSelector(self.path, recursive=True))
-        return {info.path[len(self.path) + 1 :]: info.size or 0 for info in found if info.is_file}
+        infos = self.fs.get_file_info(pafs.FileSelector(self.path, recursive=True))
+        return {info.path[len(self.path) + 1 :]: info.size or 0 for info in infos if info.is_file}
 
     def read(self) -> bytes:
-        """Give the whole file. Raises FileNotFoundError, or OSError when less than all of it comes."""
-        return Path(self.path).read_bytes() if self.local else read_bytes(self.fs, self.path)
+        """Read the whole file. Raises FileNotFoundError when it is missing, OSError when it is cut short."""
+        return Path(self.path).read_bytes() if self.is_local else read_bytes(self.fs, self.path)
 
     def open(self) -> IO[bytes]:
-        """Open it for reading here and there."""
-        return open(self.path, "rb") if self.local else io.BufferedReader(_Ranges(self), AHEAD)
+        """Open the file for random access."""
+        return open(self.path, "rb") if self.is_local else _RemoteFile(self)  # pyright: ignore[reportReturnType]
 
     def _info(self) -> pafs.FileInfo:
         return self.fs.get_file_info(self.path)
 
-    def _found(self) -> pafs.FileInfo:
+    def _file_info(self) -> pafs.FileInfo:
         info = self._info()
         if not info.is_file:
             raise FileNotFoundError(2, "No such file", str(self))
         return info
 
 
-class _Ranges(io.RawIOBase):
-    """A remote file as Python's buffers want it; what does not come whole is asked for again, or an error."""
+class _RemoteFile(io.RawIOBase):
+    """A remote file that is read block by block; `read(n)` returns fewer than n bytes only at the end."""
 
-    def __init__(self, place: RemotePath) -> None:
-        self._file = place.fs.open_input_file(place.path)
-        self._place, self._size = place, self._file.size()
+    def __init__(self, path: RemotePath) -> None:
+        self._file = path.fs.open_input_file(path.path)
+        self._name, self._size, self._position = str(path), self._file.size(), 0
+        self._block = lru_cache(CACHED_BLOCKS)(self._read_block)
 
     def readable(self) -> bool:
         return True
@@ -96,21 +99,33 @@ class _Ranges(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        place = (0, self._file.tell(), self._size)[whence] + offset
-        if place < 0:  # as files of Python say it; zipfile looks for its end so
+        position = (0, self._position, self._size)[whence] + offset
+        if position < 0:  # as Python's own files raise it; zipfile relies on it to find the end of a zip
             raise OSError(22, "Invalid argument")
-        return self._file.seek(place)
+        self._position = position
+        return position
 
     def tell(self) -> int:
-        return self._file.tell()
+        return self._position
 
     def readinto(self, buffer) -> int:
-        start = self._file.tell()
-        wanted = memoryview(buffer)[: max(0, self._size - start)]
-        read_range(self._file, start, wanted, str(self._place))
-        return len(wanted)
+        length = min(len(buffer), max(0, self._size - self._position))
+        done = 0
+        while done < length:
+            index, start = divmod(self._position + done, BLOCK_BYTES)
+            chunk = self._block(index)[start : start + length - done]
+            buffer[done : done + len(chunk)] = chunk
+            done += len(chunk)
+        self._position += done
+        return done
 
     def close(self) -> None:
         if not self.closed:
             self._file.close()
         super().close()
+
+    def _read_block(self, index: int) -> memoryview:
+        start = index * BLOCK_BYTES
+        block = memoryview(bytearray(min(BLOCK_BYTES, self._size - start)))
+        read_range(self._file, start, block, self._name)
+        return block

@@ -1,8 +1,8 @@
-"""Shards and their manifest: the one form in which zpoint stores images.
+"""Shards and their manifest: the storage format of zpoint's datasets.
 
 A dataset is a folder: `manifest.json` and one Parquet file per shard. A shard has the columns `name` (string)
-and `image` (binary, encoded as the manifest says), then what the source knows of each image (label, identity,
-factors).
+and `image` (binary, in the manifest's encoding), then the attributes that the source has of each image (label,
+identity, factors).
 """
 
 import io
@@ -21,7 +21,7 @@ MANIFEST = "manifest.json"
 
 
 class Shard(BaseModel):
-    """One Parquet file of encoded images, as the manifest lists it."""
+    """The manifest's entry for one Parquet file of encoded images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,20 +32,20 @@ class Shard(BaseModel):
 
     @field_validator("path")
     @classmethod
-    def _inside(cls, path: str) -> str:
+    def _check_path(cls, path: str) -> str:
         if path.startswith("/") or ".." in path.split("/"):
             raise ValueError("a shard's path must lie below its manifest")
         return path
 
 
 class Manifest(BaseModel):
-    """The list of a dataset's shards, and all that a reader must know to decode them."""
+    """The list of a dataset's shards, and the format of their images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     dataset: str
-    options: dict[str, JsonValue]  # what ingest was asked for, and the source's fingerprint
+    options: dict[str, JsonValue]  # of ingest, and the source's fingerprint
     size: int = Field(gt=0)
     channels: Literal[1, 3]
     encoding: Encoding
@@ -53,29 +53,29 @@ class Manifest(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Give the sha256 of the content: equal for equal images and options, wherever and whenever made."""
+        """Return the sha256 of the content: equal for equal images and options, on any machine."""
         return sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode())
 
     def shards(self, split: str) -> tuple[Shard, ...]:
-        """Give the shards of `split` in order. Raises ValueError when the dataset has no such split."""
+        """Return the shards of `split` in order. Raises ValueError when the dataset has no such split."""
         if split not in self.splits:
-            raise ValueError(f"the dataset has no split {split!r}, only {', '.join(self.splits)}")
+            raise ValueError(f"the dataset has no split {split!r}; it has {', '.join(self.splits)}")
         return self.splits[split]
 
     def count(self, split: str) -> int:
-        """Give the number of images in `split`. Raises ValueError when the dataset has no such split."""
+        """Return the number of images in `split`. Raises ValueError when the dataset has no such split."""
         return sum(shard.rows for shard in self.shards(split))
 
 
 def shard_table(rows: pa.Table, images: list[bytes]) -> pa.Table:
-    """Put `images` (encoded, one per row) as column `image` after column `name` of `rows`."""
+    """Insert `images` (encoded, one per row) as column `image` after column `name` of `rows`."""
     return rows.add_column(1, "image", pa.array(images, pa.binary()))
 
 
 def write_shard(fs: pafs.FileSystem, root: str, path: str, table: pa.Table) -> Shard:
-    """Write `table` (columns `name`, `image`, ...) as `root/path`, whole, and give its manifest entry.
+    """Write `table` (columns `name`, `image`, ...) to `root/path` atomically and return its manifest entry.
 
-    The bytes depend on the table alone: one row group, no compression (the images are compressed already).
+    The bytes are a function of the table alone: one row group, no compression (the images are compressed already).
     """
     assert table.column_names[:2] == ["name", "image"], table.column_names
     buffer = io.BytesIO()
@@ -93,45 +93,45 @@ def write_shard(fs: pafs.FileSystem, root: str, path: str, table: pa.Table) -> S
 
 
 def read_shard_bytes(fs: pafs.FileSystem, root: str, shard: Shard) -> bytes:
-    """Give the bytes of `shard`. Raises an error that names it.
+    """Return the bytes of `shard`, checked against its sha256.
 
-    That is a ValueError when it is missing or not what was written, an UnreadShardError when storage fails.
+    Raises ValueError when it is missing or damaged, UnreadShardError when storage fails. Both name the shard.
     """
-    mend = "re-run `zpoint ingest` to mend it"
+    fix = "re-run `zpoint ingest` to repair it"
 
     def read(_: int) -> bytes:
         data = read_bytes(fs, f"{root}/{shard.path}")
         if len(data) != shard.bytes:
-            raise ValueError(f"shard {shard.path} has {len(data)} bytes, not {shard.bytes}; {mend}")
+            raise ValueError(f"shard {shard.path} has {len(data)} bytes, not {shard.bytes}; {fix}")
         if sha256(data) != shard.sha256:
-            raise ValueError(f"shard {shard.path} is damaged: its sha256 differs from the manifest's; {mend}")
+            raise ValueError(f"shard {shard.path} is damaged: its sha256 differs from the manifest's; {fix}")
         return data
 
     try:
         return retry_read(read, ValueError, remote=not isinstance(fs, pafs.LocalFileSystem))
     except FileNotFoundError:
-        raise ValueError(f"shard {shard.path} is missing in {root}; {mend}") from None
+        raise ValueError(f"shard {shard.path} is missing in {root}; {fix}") from None
     except OSError as error:
         raise UnreadShardError(f"shard {shard.path} cannot be read: {error}") from error
 
 
 class UnreadShardError(OSError):
-    """Storage did not give a shard: no fault of the shard, and it may give it later."""
+    """Raised when storage fails to return a shard. The shard may be intact, so a retry may succeed."""
 
 
 def read_shard(fs: pafs.FileSystem, root: str, shard: Shard) -> pa.Table:
-    """Read `shard` whole, check it, and give its table. Raises what `read_shard_bytes` does."""
+    """Return the table of `shard`, checked. Raises as `read_shard_bytes`."""
     return pq.ParquetFile(pa.BufferReader(read_shard_bytes(fs, root, shard))).read(use_threads=False)
 
 
 def save_manifest(fs: pafs.FileSystem, root: str, manifest: Manifest) -> None:
-    """Write `root/manifest.json`, with the digest beside the content."""
+    """Write `root/manifest.json`: the manifest and its digest."""
     write_json(fs, f"{root}/{MANIFEST}", {**manifest.model_dump(mode="json"), "digest": manifest.digest})
 
 
 def find_manifest(fs: pafs.FileSystem, root: str) -> Manifest | None:
-    """Give the manifest in folder `root`, None where there is none. Raises ValueError when it is broken."""
-    mend = "delete the folder and re-run `zpoint ingest`"
+    """Return the manifest in folder `root`, or None. Raises ValueError when it is damaged."""
+    fix = "delete the folder and re-run `zpoint ingest`"
     try:
         content = read_json(fs, f"{root}/{MANIFEST}")
         if not isinstance(content, dict):
@@ -142,18 +142,18 @@ def find_manifest(fs: pafs.FileSystem, root: str) -> Manifest | None:
         return None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{root}/{MANIFEST} is broken at {where}: {first['msg']}; {mend}") from error
+        location = ".".join(str(key) for key in first["loc"])
+        raise ValueError(f"{root}/{MANIFEST} is invalid at {location}: {first['msg']}; {fix}") from error
     except ValueError as error:
-        raise ValueError(f"{root}/{MANIFEST} is broken: {error}; {mend}") from error
+        raise ValueError(f"{root}/{MANIFEST} is invalid: {error}; {fix}") from error
     if digest != manifest.digest:
-        raise ValueError(f"{root}/{MANIFEST} is broken: its digest does not match its content; {mend}")
+        raise ValueError(f"{root}/{MANIFEST} is invalid: its digest does not match its content; {fix}")
     return manifest
 
 
 def load_manifest(fs: pafs.FileSystem, root: str) -> Manifest:
-    """Give the manifest in folder `root`. Raises ValueError when there is none or it is broken."""
+    """Return the manifest in folder `root`. Raises ValueError when it is missing or damaged."""
     manifest = find_manifest(fs, root)
     if manifest is None:
-        raise ValueError(f"no dataset at {root}: {MANIFEST} is missing; make one with `zpoint ingest`")
+        raise ValueError(f"no dataset at {root}: {MANIFEST} is missing; create one with `zpoint ingest`")
     return manifest

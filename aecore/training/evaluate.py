@@ -75,7 +75,7 @@ class SampleEvaluator:
 
     @cached_property
     def frechet_distance(self) -> FrechetDistance:
-        return FrechetDistance(hog_features(self.run.train.spread(NUM_REFERENCE).cpu().numpy()))
+        return FrechetDistance(hog_features(self.run.train.spaced_images(NUM_REFERENCE).cpu().numpy()))
 
     @torch.inference_mode()
     def evaluate(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -98,7 +98,7 @@ class SampleEvaluator:
 
     def _reconstructions(self) -> dict[str, np.ndarray]:
         run = self.run
-        originals = (run.valid if len(run.valid) else run.train).spread(NUM_PREVIEWS)
+        originals = (run.valid if len(run.valid) else run.train).spaced_images(NUM_PREVIEWS)
         corrupted = corrupt_images(run, originals, 0)
         images = {"originals": originals.cpu().numpy()}
         if run.recipe.task.kind != "reconstruct":
@@ -114,10 +114,10 @@ def fit_run_latents(
     """Return `fit_latent_stats` of the z-points of at most `limit` evenly spaced training images.
 
     A z-point is a draw from q(z|x) of the image as its task corrupts it: the decoder was trained on such draws.
-    `attributes` (name to values (n,)) are those of the images `run.train.spread(limit)`.
+    `attributes` (name to values (n,)) are those of the images `run.train.spaced_images(limit)`.
     """
     z_points: list[Tensor] = []
-    for step, images in enumerate(run.train.spread(limit).split(BATCH)):
+    for step, images in enumerate(run.train.spaced_images(limit).split(BATCH)):
         posterior = run.model.encode(corrupt_images(run, images, step))
         generator = torch.Generator(run.device).manual_seed(derive_seed(run.recipe.optim.seed, step, LATENT_NOISE))
         noise = torch.randn(posterior.mean.shape, generator=generator, device=run.device)

@@ -106,7 +106,7 @@ def fit(run: TrainingRun) -> Iterator[StepEnd | EpochEnd]:
     # Evaluation data.
     valid_subset, subset_size = run.valid, max(MIN_VALID_IMAGES, len(run.train) // VALID_FRACTION)
     if subset_size < len(run.valid):
-        images = run.valid.spread(subset_size).cpu().numpy()
+        images = run.valid.spaced_images(subset_size).cpu().numpy()
         valid_subset = NodeLoader(images, BatchSampler(optim.seed, optim.batch, run.world), run.device)
     sample_evaluator = SampleEvaluator(run)
     sample_interval = math.ceil(optim.epochs / SAMPLE_EVALUATIONS)

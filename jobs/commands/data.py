@@ -1,4 +1,4 @@
-"""`zpoint data`: what a dataset holds, in numbers and pictures, and whether every byte of it stands."""
+"""`zpoint data`: describe a dataset in numbers and pictures, and verify its shards."""
 
 import os
 import threading
@@ -14,40 +14,41 @@ from aecore.data.dataset import Dataset, shard_offsets
 from aecore.data.images import fit_square
 from aecore.data.io import write_atomic
 from aecore.data.shards import MANIFEST, Manifest, Shard, UnreadShardError, find_manifest
+from aecore.data.shuffle import evenly_spaced
 from aecore.data.splits import SPLITS
 from aecore.image_grid import grid, titled_sheet, to_png
 from cluster.storage import check_uri, open_uri
 
-COLUMNS, THUMB = 16, 128  # of the contact sheet: pictures in a row, and their largest edge
+COLUMNS, MAX_THUMBNAIL_SIZE = 16, 128  # of the contact sheet: images per row, and their edge in pixels
 SHEET_ROWS = {"train": 6, "valid": 2, "test": 2}
 BLOCK_BYTES = 1 << 25  # of pixels that a thread decodes at once
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]  # takes the images done and their total
 
 
-def show(uri: str, out: str, progress: Progress = lambda done, total: None) -> dict[str, Any]:
-    """Give the facts of the dataset at `uri`; write contact-sheet.png and mean-image.png into the folder `out`.
+def show(uri: str, out: str, progress: ProgressCallback = lambda done, total: None) -> dict[str, Any]:
+    """Describe the dataset at `uri`; write contact-sheet.png and mean-image.png into the folder `out`.
 
-    Means and standard deviations are each channel's over every pixel of all splits, 0 to 255; `text` says it all
-    to a person. Every shard is read and checked on the way. Raises ValueError when there is no dataset, one
-    without images, or a shard is missing or damaged, UnreadShardError where storage does not give one.
+    Means and standard deviations are per channel over all pixels of all splits, 0 to 255; `text` is for printing.
+    Each shard is read and checked. Raises ValueError when the dataset is missing or has no images, or a shard is
+    missing or damaged, UnreadShardError when storage fails.
     """
     check_uri(uri)
     dataset = Dataset.open(*open_uri(uri))
     manifest = dataset.manifest
-    if not _images(manifest):
+    if not _count_images(manifest):
         raise ValueError(f"{uri} holds no images")
-    totals = _Totals(manifest)
+    statistics = _ImageStatistics(manifest)
 
     def add_shard(split: str, start: int, shard: Shard) -> None:
-        for first, images in dataset.iter_blocks(shard, BLOCK_BYTES):
-            totals.add(split, start + first, images)
+        for first_row, images in dataset.iter_blocks(shard, BLOCK_BYTES):
+            statistics.add(split, start + first_row, images)
 
-    for _ in _each_shard(manifest, add_shard, progress):
+    for _ in _map_shards(manifest, add_shard, progress):
         pass
     sheet, mean_image = Path(out) / "contact-sheet.png", Path(out) / "mean-image.png"
     try:
-        write_atomic(pafs.LocalFileSystem(), str(sheet), totals.sheet())
-        write_atomic(pafs.LocalFileSystem(), str(mean_image), totals.mean_image())
+        write_atomic(pafs.LocalFileSystem(), str(sheet), statistics.contact_sheet())
+        write_atomic(pafs.LocalFileSystem(), str(mean_image), statistics.mean_image())
     except OSError as error:
         raise ValueError(f"cannot write pictures to --out {out}: {error.strerror}") from error
     facts = {
@@ -62,120 +63,116 @@ def show(uri: str, out: str, progress: Progress = lambda done, total: None) -> d
         "encoding": manifest.encoding,
         "options": manifest.options,
         "digest": manifest.digest,
-        **totals.moments(),
+        **statistics.mean_and_sd(),
         "contact_sheet": str(sheet),
         "mean_image": str(mean_image),
     }
     return facts | {"text": _describe(facts)}
 
 
-def verify(uri: str, progress: Progress = lambda done, total: None) -> dict[str, Any]:
-    """Check that each shard of the dataset at `uri` is there, has its bytes and sha256, and decodes row by row.
+def verify(uri: str, progress: ProgressCallback = lambda done, total: None) -> dict[str, Any]:
+    """Verify that each shard of the dataset at `uri` exists, has its length and sha256, and decodes row by row.
 
-    The result's `bad` names each file that is not in order, with the reason; `exit_status` is 1 if there is one.
-    Raises ValueError when there is no dataset or the storage does not let us in.
+    `bad` in the result lists each faulty file with the reason; `exit_status` is 1 if there is one. Raises ValueError
+    when the dataset is missing or storage denies access.
     """
     check_uri(uri)
     fs, root = open_uri(uri)
     try:
         manifest = find_manifest(fs, root)
     except ValueError as error:
-        return _verdict(uri, 0, 0, [{"shard": MANIFEST, "reason": str(error)}])
+        return _verification(uri, 0, 0, [{"shard": MANIFEST, "reason": str(error)}])
     if manifest is None:
-        raise ValueError(f"no dataset at {uri}: {MANIFEST} is missing; make one with `zpoint ingest`")
+        raise ValueError(f"no dataset at {uri}: {MANIFEST} is missing; create one with `zpoint ingest`")
     dataset = Dataset(fs, root, manifest)
 
-    def check(split: str, start: int, shard: Shard) -> str:
+    def check_shard(split: str, start: int, shard: Shard) -> str:
         try:
             rows = sum(len(images) for _, images in dataset.iter_blocks(shard, BLOCK_BYTES))
         except (UnreadShardError, ValueError) as error:
             return str(error)
         return "" if rows == shard.rows else f"shard {shard.path} has {rows} rows, not {shard.rows}"
 
-    bad = [{"shard": shard.path, "reason": text} for shard, text in _each_shard(manifest, check, progress) if text]
-    return _verdict(uri, sum(len(shards) for shards in manifest.splits.values()), _images(manifest), bad)
+    reasons = _map_shards(manifest, check_shard, progress)
+    bad = [{"shard": shard.path, "reason": reason} for shard, reason in reasons if reason]
+    return _verification(uri, sum(len(shards) for shards in manifest.splits.values()), _count_images(manifest), bad)
 
 
-def _verdict(uri: str, shards: int, images: int, bad: list[dict[str, str]]) -> dict[str, Any]:
-    lines = [f"bad: {each['shard']}: {each['reason']}" for each in bad]
-    end = f"{len(bad)} bad" if bad else "every digest stands and every image decodes"
-    text = "\n".join([*lines, f"{uri}: {shards} shards, {images:,} images: {end}"])
+def _verification(uri: str, shards: int, images: int, bad: list[dict[str, str]]) -> dict[str, Any]:
+    lines = [f"bad: {file['shard']}: {file['reason']}" for file in bad]
+    summary = f"{len(bad)} bad" if bad else "every digest matches and every image decodes"
+    text = "\n".join([*lines, f"{uri}: {shards} shards, {images:,} images: {summary}"])
     return {"uri": uri, "shards": shards, "images": images, "bad": bad, "text": text, "exit_status": int(bool(bad))}
 
 
-def _images(manifest: Manifest) -> int:
+def _count_images(manifest: Manifest) -> int:
     return sum(manifest.count(split) for split in manifest.splits)
 
 
-def _each_shard(
-    manifest: Manifest, work: Callable[[str, int, Shard], Any], progress: Progress
+def _map_shards(
+    manifest: Manifest, function: Callable[[str, int, Shard], Any], progress: ProgressCallback
 ) -> Iterator[tuple[Shard, Any]]:
-    """Give each shard and what `work(split, number of its first image, shard)` said of it, on all cores."""
-    todo = []
+    """Yield each shard and the result of `function(split, row of its first image, shard)`, on all CPUs."""
+    tasks = []
     for split in SPLITS:
         shards = manifest.shards(split)
-        starts = shard_offsets(shards).tolist()
-        todo += [(split, start, shard) for start, shard in zip(starts, shards, strict=False)]
-    done, total = 0, _images(manifest)
+        tasks += [(split, start, shard) for start, shard in zip(shard_offsets(shards).tolist(), shards, strict=False)]
+    done, total = 0, _count_images(manifest)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            for (_, _, shard), said in zip(todo, pool.map(lambda each: work(*each), todo), strict=True):
+            for (_, _, shard), result in zip(tasks, pool.map(lambda task: function(*task), tasks), strict=True):
                 done += shard.rows
                 progress(done, total)
-                yield shard, said
+                yield shard, result
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-class _Totals:
-    """What `show` gathers over all images, from several threads."""
+class _ImageStatistics:
+    """Accumulates sums and thumbnails over all images, from several threads."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self.sums = np.zeros((manifest.size, manifest.size, manifest.channels), np.int64)
         self.squares = np.zeros_like(self.sums)
-        self.chosen = {split: _spread(manifest.count(split), SHEET_ROWS[split]) for split in SPLITS}
-        self.thumbs: dict[tuple[str, int], np.ndarray] = {}
+        self.sheet_rows = {split: evenly_spaced(manifest.count(split), SHEET_ROWS[split] * COLUMNS) for split in SPLITS}
+        self.thumbnails: dict[tuple[str, int], np.ndarray] = {}
         self._lock = threading.Lock()
 
-    def add(self, split: str, first: int, images: np.ndarray) -> None:
-        """Count `images`, of which the first is number `first` of its split."""
+    def add(self, split: str, first_row: int, images: np.ndarray) -> None:
+        """Add `images`, of which the first is row `first_row` of its split."""
         sums = images.sum(axis=0, dtype=np.int64)
         squares = np.square(images, dtype=np.uint16).sum(axis=0, dtype=np.int64)  # 255 * 255 fits
-        picked = self.chosen[split]
-        picked = picked[(picked >= first) & (picked < first + len(images))].tolist()
-        edge = min(self.manifest.size, THUMB)
-        thumbs = {(split, number): fit_square(images[number - first], edge, 3) for number in picked}
+        rows = self.sheet_rows[split]
+        rows = rows[(rows >= first_row) & (rows < first_row + len(images))].tolist()
+        size = min(self.manifest.size, MAX_THUMBNAIL_SIZE)
+        thumbnails = {(split, row): fit_square(images[row - first_row], size, 3) for row in rows}
         with self._lock:
             self.sums += sums
             self.squares += squares
-            self.thumbs |= thumbs
+            self.thumbnails |= thumbnails
 
-    def moments(self) -> dict[str, list[float]]:
-        """Give mean and sd of each channel."""
-        pixels = _images(self.manifest) * self.manifest.size**2
+    def mean_and_sd(self) -> dict[str, list[float]]:
+        """Return the mean and the standard deviation of each channel."""
+        pixels = _count_images(self.manifest) * self.manifest.size**2
         mean = self.sums.sum(axis=(0, 1)) / pixels
         sd = np.sqrt(np.maximum(self.squares.sum(axis=(0, 1)) / pixels - mean**2, 0))
         return {"mean": mean.round(3).tolist(), "sd": sd.round(3).tolist()}
 
     def mean_image(self) -> bytes:
-        """Give the mean of all images as PNG."""
-        mean = np.rint(self.sums / _images(self.manifest)).astype(np.uint8)
+        """Return the mean of all images as PNG."""
+        mean = np.rint(self.sums / _count_images(self.manifest)).astype(np.uint8)
         return to_png(grid([mean[None]]))
 
-    def sheet(self) -> bytes:
-        """Give the contact sheet as PNG: images spread evenly over each split."""
-        parts = []
-        for split, numbers in self.chosen.items():
-            thumbs = [self.thumbs[split, number] for number in numbers.tolist()]
-            rows = [np.stack(thumbs[start : start + COLUMNS]) for start in range(0, len(thumbs), COLUMNS)]
-            if rows:
-                parts.append((f"{split}: {len(thumbs)} of {self.manifest.count(split):,}", rows))
-        return to_png(titled_sheet(parts))
-
-
-def _spread(count: int, rows: int) -> np.ndarray:
-    return np.unique(np.linspace(0, max(count - 1, 0), min(count, rows * COLUMNS)).round().astype(int))
+    def contact_sheet(self) -> bytes:
+        """Return images evenly spaced over each split as PNG."""
+        sections = []
+        for split, rows in self.sheet_rows.items():
+            thumbnails = [self.thumbnails[split, row] for row in rows.tolist()]
+            lines = [np.stack(thumbnails[start : start + COLUMNS]) for start in range(0, len(thumbnails), COLUMNS)]
+            if lines:
+                sections.append((f"{split}: {len(thumbnails)} of {self.manifest.count(split):,}", lines))
+        return to_png(titled_sheet(sections))
 
 
 def _describe(facts: dict[str, Any]) -> str:

@@ -215,7 +215,7 @@ def _make_tasks(source: Source, shard_rows: int, records: dict[str, ShardRecord]
             # A copy: a pickled slice would carry all rows of the table.
             items = table.take(np.arange(start, min(start + shard_rows, table.num_rows)))
             path = f"{split}-{index:05d}.parquet"
-            tasks.append(ShardTask(path, items, source.reader.only(items["name"].to_pylist()), records.get(path)))
+            tasks.append(ShardTask(path, items, source.reader, records.get(path)))
     return tasks
 
 

@@ -137,9 +137,9 @@ def test_a_copy_in_use_is_not_evicted_until_its_user_dies(tmp_path, dataset):
     limit = SHARDS * ROWS * SIZE * SIZE
 
     def open_other() -> np.ndarray:
-        return open_cache(tmp_path / "cache", other, "train", limit=limit)
+        return open_cache(tmp_path / "cache", other, "train", max_bytes=limit)
 
-    with pytest.raises(ValueError, match=r"of other sets in use"):
+    with pytest.raises(ValueError, match=r"of other datasets in use"):
         open_other()
     kill(reader)
     assert np.array_equal(open_other(), pixels(ROWS, SIZE, 1))
@@ -152,7 +152,7 @@ def test_a_full_disk_is_told_in_a_line_and_nothing_is_left_on_it(tmp_path, datas
     (disk / "ballast").write_bytes(b"x" * 900_000)
     for limit, said in ((None, "data.cache=none"), (10**9, r"No space left on device; ZPOINT_CACHE names its folder")):
         with pytest.raises(ValueError, match=said):
-            open_cache(disk / "cache", dataset, "train", limit=limit)
+            open_cache(disk / "cache", dataset, "train", max_bytes=limit)
         left = list((disk / "cache").glob("*/images.u8"))
         assert all(file.stat().st_size == 0 for file in left)
     (disk / "ballast").unlink()

@@ -12,8 +12,8 @@ import pyarrow.fs as pafs
 import torch
 from aecore.data.dataset import Dataset
 from aecore.data.node_cache import open_cache
-from aecore.data.loaders import NodeFeed
-from aecore.data.shuffle import Order
+from aecore.data.loaders import NodeLoader
+from aecore.data.shuffle import BatchSampler
 from aecore.data.shards import Manifest
 
 def private():
@@ -30,13 +30,13 @@ time.sleep(0.05)
 (place / "complete.json").write_text("{}")
 bare = private()
 images = open_cache(Path(sys.argv[1]), Dataset(pafs.LocalFileSystem(), "", manifest), "train")
-feed = NodeFeed(images, Order(0, 256), torch.device("cpu"))
+feed = NodeLoader(images, BatchSampler(0, 256), torch.device("cpu"))
 told, seen = [], 0
 for epoch in range(4):
     for batch in feed.batches(epoch):
         seen += len(batch.images)
     told.append(private() - bare)
-feed.spread(4096)
+feed.spaced_images(4096)
 print(json.dumps({"seen": seen, "told": told, "after": private() - bare}))
 """
 

@@ -101,7 +101,7 @@ def test_a_row_that_does_not_decode_is_named(tmp_path):
 
 
 def test_shards_of_no_and_many_rows_fit(tmp_path, monkeypatch):
-    monkeypatch.setattr(node_cache, "BLOCK", 3 * 64)  # three rows
+    monkeypatch.setattr(node_cache, "BLOCK_BYTES", 3 * 64)  # three rows
     lengths = [0, 1, 7, 3, 0, 12]
     dataset = make_dataset(tmp_path / "data", {"train": lengths})
     images, decoded = opened(tmp_path, dataset)
@@ -130,7 +130,7 @@ def test_the_least_recently_used_copy_leaves_and_one_in_use_stays(tmp_path):
     opened(tmp_path, sets["b"], limit)
     assert copies(tmp_path) == {sets[name].manifest.digest[:16] for name in "bcd"}
     kept = [opened(tmp_path, sets[name], limit)[0] for name in "bcd"]
-    with pytest.raises(ValueError, match=r"0.0 MB of other sets in use .*ZPOINT_CACHE_MAX"):
+    with pytest.raises(ValueError, match=r"0.0 MB of other datasets in use .*ZPOINT_CACHE_MAX"):
         opened(tmp_path, sets["a"], limit)
     assert len(kept) == 3
 

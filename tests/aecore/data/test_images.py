@@ -80,7 +80,7 @@ def test_a_wrong_crop_is_refused(text: str):
 
 
 def test_a_box_that_leaves_the_image_is_a_bad_image():
-    with pytest.raises(ValueError, match="the crop 90,0,10,10 leaves its 96 x 96 pixels"):
+    with pytest.raises(ValueError, match="the crop 90,0,10,10 exceeds its 96 x 96 pixels"):
         fit_square(FACE, 16, 3, Crop.parse("90,0,10,10"))
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aecore.config import check_recipe
-from aecore.data.loaders import Batch, DeviceLoader, NodeLoader, StreamLoader, regrouped, shuffled
+from aecore.data.loaders import Batch, DeviceLoader, NodeLoader, StreamLoader, regroup, shuffle_rows
 from aecore.data.shard_stream import iter_shards
 from aecore.data.shuffle import BatchSampler, World, evenly_spaced, plan_epoch, steps_per_epoch
 from aecore.model.autoencoder import ImageShape, build_model
@@ -73,7 +73,7 @@ def test_a_few_images_are_spread_over_the_split(tmp_path):
     feeds = [NodeLoader(images, order, CPU), DeviceLoader(images, order, CPU), stream_feed(dataset, order)]
     for count in (0, 3, 25, 41, 99):
         for feed in feeds:
-            assert np.array_equal(feed.spread(count).numpy(), images[evenly_spaced(41, count)])
+            assert np.array_equal(feed.spaced_images(count).numpy(), images[evenly_spaced(41, count)])
     assert evenly_spaced(41, 4).tolist() == [0, 10, 20, 30]
     assert {len(feed) for feed in feeds} == {41}
 
@@ -115,7 +115,7 @@ def test_shares_of_a_stream_take_equally_many_steps(size, count, batch, random):
         mine = [row for row in rows[rank * share : (rank + 1) * share] if row >= 0]
         feed = StreamLoader(lambda epoch, mine=mine: iter([images[mine]]), lambda n: images[:n], count,
                           BatchSampler(0, batch, World(rank, size)), CPU)  # fmt: skip
-        feed._counts = lambda mine: (0, mine)
+        feed._position_and_count = lambda mine: (0, mine)
         batches = list(feed.batches(0))
         seen += [n for got in batches if len(got.images) for n in numbers(got.images.numpy())]
         steps.append(len(batches))
@@ -131,11 +131,11 @@ def test_shuffling_and_regrouping_lose_nothing(lengths, size, seed):
     images = pixels(sum(lengths), 2)
     pieces = np.split(images, np.cumsum(lengths)[:-1]) if lengths else []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aecore.data.loaders, "STREAM_BUFFER", 150 * 4)
-        mixed = list(shuffled(iter(pieces), np.random.default_rng(seed)))
+        patch.setattr(aecore.data.loaders, "SHUFFLE_BUFFER_BYTES", 150 * 4)
+        mixed = list(shuffle_rows(iter(pieces), np.random.default_rng(seed)))
     assert sorted(n for piece in mixed if len(piece) for n in numbers(piece)) == list(range(len(images)))
     sizes = [size] * (-(-len(images) // size) + 1)
-    groups = list(regrouped(iter(pieces), sizes))
+    groups = list(regroup(iter(pieces), sizes))
     assert [len(group) for group in groups[:-2]] == sizes[:-2]
     assert len(groups) == len(sizes)
     assert np.array_equal(np.concatenate([images[:0], *[group for group in groups if len(group)]]), images)
@@ -143,7 +143,7 @@ def test_shuffling_and_regrouping_lose_nothing(lengths, size, seed):
 
 def test_a_buffer_mixes_across_shards():
     images = pixels(4096, 2)
-    mixed = np.concatenate(list(shuffled(iter(np.split(images, 16)), np.random.default_rng(0))))
+    mixed = np.concatenate(list(shuffle_rows(iter(np.split(images, 16)), np.random.default_rng(0))))
     places = np.empty(4096)
     places[numbers(mixed)] = np.arange(4096)
     assert abs(np.corrcoef(places, np.arange(4096))[0, 1]) < 0.1
@@ -196,5 +196,5 @@ def test_a_stream_trains_and_begins_its_epoch_again(tmp_path, caplog):
 def test_of_a_large_stream_a_few_shards_are_read(tmp_path):
     dataset = make_dataset(tmp_path, {"train": [2] * 20})
     feed = stream_feed(dataset, BatchSampler(5, 8))
-    assert numbers(feed.spread(4).numpy()) == [0, 10, 20, 30]
-    assert len(set(numbers(feed.spread(30).numpy()))) == 30
+    assert numbers(feed.spaced_images(4).numpy()) == [0, 10, 20, 30]
+    assert len(set(numbers(feed.spaced_images(30).numpy()))) == 30

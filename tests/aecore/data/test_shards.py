@@ -63,7 +63,7 @@ def test_the_manifest_comes_back_with_its_digest(tmp_path: Path):
     assert loaded == manifest
     assert loaded.digest == manifest.digest
     assert (loaded.count("train"), loaded.count("valid")) == (3, 0)
-    with pytest.raises(ValueError, match="no split 'test', only train, valid"):
+    with pytest.raises(ValueError, match="no split 'test'; it has train, valid"):
         loaded.count("test")
     other = manifest.model_copy(update={"dataset": "y"})
     assert other.digest != manifest.digest

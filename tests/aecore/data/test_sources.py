@@ -79,16 +79,16 @@ def test_the_split_rule_is_chosen(tmp_path: Path):
     assert open_source("celeba", SourceOptions(str(tmp_path), split="hash")).splits["test"] != official.splits["test"]
     (tmp_path / "identity_CelebA.txt").unlink()
     (tmp_path / "list_eval_partition.txt").unlink()
-    with pytest.raises(ValueError, match="does not say who is on an image"):
+    with pytest.raises(ValueError, match="has no identities"):
         open_source("celeba", SourceOptions(str(tmp_path), split="identity"))
-    with pytest.raises(ValueError, match="names no split of its own"):
+    with pytest.raises(ValueError, match="has no official splits"):
         open_source("celeba", SourceOptions(str(tmp_path), split="official"))
 
 
 def test_celeba_lists_that_do_not_fit_are_refused(tmp_path: Path):
     write_celeba(tmp_path)
     (tmp_path / "list_eval_partition.txt").write_text("000000.jpg 0\n")
-    with pytest.raises(ValueError, match=r"list_eval_partition.txt does not name the image 000001.jpg"):
+    with pytest.raises(ValueError, match=r"list_eval_partition.txt does not list the image 000001.jpg"):
         open_source("celeba", SourceOptions(str(tmp_path)))
 
 
@@ -142,7 +142,7 @@ def test_cifar10_and_a_pickle_that_wants_to_run_code(tmp_path: Path):
     assert isinstance(pixels, np.ndarray)
     assert pixels.shape == (32, 32, 3)
     write_cifar(tmp_path / "evil", extra=os.getcwd)
-    with pytest.raises(ValueError, match=r"it wants to run posix.getcwd"):
+    with pytest.raises(ValueError, match=r"it would run posix.getcwd"):
         open_source("cifar10", SourceOptions(str(tmp_path / "evil")))
 
 
@@ -203,8 +203,8 @@ def test_generated_faces():
     [
         ("nothing", None, "unknown dataset 'nothing'; it is one of celeba"),
         ("celeba", None, "does not exist; --source takes CelebA's folder"),
-        ("celeba", b"PK\x03\x04 cut", "is not a whole zip file"),
-        ("folder", b"", "is not a whole zip file"),
+        ("celeba", b"PK\x03\x04 cut", "is not a complete zip file"),
+        ("folder", b"", "is not a complete zip file"),
         ("mnist", b"x", "holds no train-labels-idx1-ubyte"),
     ],
 )
@@ -237,7 +237,7 @@ def test_a_damaged_zip_member_is_a_bad_image(tmp_path: Path):
     data[200] ^= 1
     path.write_bytes(data)
     source = open_source("folder", SourceOptions(str(path)))
-    with pytest.raises(ValueError, match=r"the zip does not give it: its bytes are not those .*CRC-32"):
+    with pytest.raises(ValueError, match=r"the zip member cannot be read: Bad CRC-32"):
         list(source.read("train", [0]))
 
 
@@ -251,8 +251,8 @@ def test_a_zip_member_of_another_kind_is_a_bad_image(tmp_path: Path):
     data[data.index(b"PK\1\2", data.index(b"PK\1\2") + 1) + 8] |= 1  # the second one's flags in the list
     path.write_bytes(data)
     reader = open_source("folder", SourceOptions(str(path))).reader
-    for name, match in (("a.png", "method 14.* is neither stored nor deflate"), ("b.png", "it is encrypted")):
-        with pytest.raises(ValueError, match=f"the zip does not give it: .*{match}"):
+    for name, match in (("a.png", "compression 14 is neither stored nor deflate"), ("b.png", "is encrypted")):
+        with pytest.raises(ValueError, match=f"the zip member.*{match}"):
             reader.read(name)
     assert reader.read("c.png") == b"0123456789" * 100
 
@@ -262,7 +262,7 @@ def test_what_travels_of_a_zip_is_what_a_worker_reads(tmp_path: Path):
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(1000):
             archive.writestr(f"{i:03d}.png", bytes([i % 256]) * i)
-    reader = open_source("folder", SourceOptions(str(path))).reader.only(["007.png", "400.png"])
+    reader = open_source("folder", SourceOptions(str(path))).reader
     packed = pickle.dumps(reader)
     assert len(packed) < 1000
     assert pickle.loads(packed).read("400.png") == bytes([400 % 256]) * 400

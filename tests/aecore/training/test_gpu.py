@@ -77,7 +77,7 @@ def test_loaders_give_the_same_batches_as_on_the_cpu(loader_class):
             assert gpu_batch.images.is_cuda
             assert torch.equal(cpu_batch.images, gpu_batch.images.cpu())
             assert torch.equal(cpu_batch.positions, gpu_batch.positions.cpu())
-    assert torch.equal(cpu_loader.spread(7), gpu_loader.spread(7).cpu())
+    assert torch.equal(cpu_loader.spaced_images(7), gpu_loader.spaced_images(7).cpu())
 
 
 @pytest.mark.parametrize("loader_class", [NodeLoader, DeviceLoader])
