@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aecore.config import check_recipe
@@ -23,7 +23,6 @@ CPU = torch.device("cpu")
 WORLDS = [1, 2, 3, 8]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 150), st.integers(1, 40), st.integers(0, 3), st.data())
 @pytest.mark.parametrize("size", WORLDS)
 def test_an_order_is_complete_disjoint_and_resumable(size, count, batch, epoch, data):
@@ -102,7 +101,6 @@ def test_a_stream_gives_each_image_once_in_an_order_of_its_epoch(tmp_path):
     assert orders[3] == list(range(41))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 16), st.randoms())
 @pytest.mark.parametrize("size", WORLDS)
 def test_shares_of_a_stream_take_equally_many_steps(size, count, batch, random):
@@ -123,7 +121,6 @@ def test_shares_of_a_stream_take_equally_many_steps(size, count, batch, random):
     assert set(steps) == {steps_per_epoch(count, batch)}
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 200), max_size=6), st.integers(1, 300), st.integers(0, 5))
 def test_shuffling_and_regrouping_lose_nothing(lengths, size, seed):
     import aecore.data.loaders
