@@ -20,6 +20,7 @@ import pytest
 from aecore.data.dataset import Dataset
 from aecore.data.images import encode_image
 from aecore.data.node_cache import open_cache
+from aecore.data.readers import open_zip
 from aecore.data.shards import UnreadShardError
 from aecore.data.synthetic_faces import draw_face
 from cluster import storage
@@ -28,7 +29,7 @@ from jobs.commands.data import verify
 from jobs.ingest.job import ingest
 from jobs.ingest.shard_task import IngestSpec, ShardError, ShardResult, ShardTask, ShardWriter
 from tests.faults.bad_proxy import BadProxy, Fault
-from tests.synthetic_dataset import make_dataset, pixels
+from tests.synthetic_dataset import make_dataset, noise_images
 
 IMAGES, SIZE, ROWS = 24, 32, 10
 TIMEOUT_SECONDS = 1  # of a request, in place of 30
@@ -55,6 +56,7 @@ def before_write(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
     def write_shards(spec: IngestSpec, queue: deque[ShardTask]) -> Iterator[ShardResult | ShardError]:
         for callback in callbacks:
             callback()
+        open_zip.cache_clear()  # a worker process opens the zip itself
         writer = ShardWriter(pickle.loads(pickle.dumps(spec)))  # as Ray sends it
         while queue:
             yield writer.write(pickle.loads(pickle.dumps(queue.popleft())))
@@ -235,7 +237,7 @@ def fill_cache(uri: str, folder: Path) -> np.ndarray:
 @pytest.mark.parametrize("kind", [*LOSSES, "flip"])
 def test_node_cache_fill_survives_passing_faults(kind, proxy, dataset, tmp_path):
     proxy.faults = [Fault(kind, "GET .*/data/train")]
-    assert np.array_equal(fill_cache(dataset, tmp_path / "cache"), pixels(SHARDS * SHARD_ROWS, SIZE))
+    assert np.array_equal(fill_cache(dataset, tmp_path / "cache"), noise_images(SHARDS * SHARD_ROWS, SIZE))
     assert proxy.injected[kind] >= SHARDS
 
 
@@ -249,7 +251,7 @@ def test_node_cache_fill_names_the_shard_if_a_fault_stays(kind, proxy, dataset, 
     assert time.monotonic() - started < 30
     assert proxy.injected[kind] == 3
     proxy.faults.clear()
-    assert np.array_equal(fill_cache(dataset, tmp_path / "cache"), pixels(SHARDS * SHARD_ROWS, SIZE))
+    assert np.array_equal(fill_cache(dataset, tmp_path / "cache"), noise_images(SHARDS * SHARD_ROWS, SIZE))
 
 
 @pytest.mark.parametrize("kind", [*LOSSES, "flip"])

@@ -7,29 +7,29 @@ from aecore.data.shards import Manifest, shard_table, write_shard
 from tests.synthetic_dataset import FS
 
 
-def told(**columns):
+def attribute_lists(**columns):
     return {name: values.tolist() for name, values in attributes_of(pa.table(columns)).items()}
 
 
-def test_numbers_stay_and_what_is_no_attribute_goes():
+def test_numeric_columns_are_attributes_and_identities_are_not():
     columns = {"name": ["a", "b"], "identity": [7, 8], "Smiling": pa.array([0, 1], pa.int8()), "skin": [0.25, 0.5]}
-    assert told(**columns) == {"Smiling": [0, 1], "skin": [0.25, 0.5]}
+    assert attribute_lists(**columns) == {"Smiling": [0, 1], "skin": [0.25, 0.5]}
 
 
 def test_each_class_is_an_attribute():
-    assert told(label=[3, 0, 3]) == {"label 0": [0, 1, 0], "label 3": [1, 0, 1]}
-    assert told(label=[1, 0], **{"class": ["cat", "ant"]}) == {"ant": [0, 1], "cat": [1, 0]}
-    assert told(label=list(range(500))) == {}
+    assert attribute_lists(label=[3, 0, 3]) == {"label 0": [0, 1, 0], "label 3": [1, 0, 1]}
+    assert attribute_lists(label=[1, 0], **{"class": ["cat", "ant"]}) == {"ant": [0, 1], "cat": [1, 0]}
+    assert attribute_lists(label=list(range(500))) == {}
 
 
-def test_rows_are_found_across_shards(tmp_path):
+def test_attributes_are_read_across_shards(tmp_path):
     shards = []
-    for number in range(3):
-        rows = pa.table({"name": list("abcd"), "height": np.arange(4.0) + 4 * number})
-        shards.append(write_shard(FS, str(tmp_path), f"{number}.parquet", shard_table(rows, [b"not read"] * 4)))
+    for index in range(3):
+        rows = pa.table({"name": list("abcd"), "height": np.arange(4.0) + 4 * index})
+        shards.append(write_shard(FS, str(tmp_path), f"{index}.parquet", shard_table(rows, [b"not read"] * 4)))
     manifest = Manifest(
         dataset="made", options={}, size=8, channels=1, encoding="png", splits={"train": tuple(shards), "valid": ()}
     )
-    found = read_attributes(Dataset(FS, str(tmp_path), manifest), "train", np.array([0, 5, 11]))
-    assert found["height"].tolist() == [0, 5, 11]
+    attributes = read_attributes(Dataset(FS, str(tmp_path), manifest), "train", np.array([0, 5, 11]))
+    assert attributes["height"].tolist() == [0, 5, 11]
     assert read_attributes(Dataset(FS, str(tmp_path), manifest), "valid", np.array([], np.int64)) == {}

@@ -15,7 +15,7 @@ from .test_sources import write_cifar, write_idx
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder and the URL under which it is served."""
+    """Serve a folder over HTTP; return the folder and its URL."""
     folder = tmp_path / "served"
     folder.mkdir()
 
@@ -33,7 +33,7 @@ def md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-def test_mnist_comes_from_the_network_once(server: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_mnist_is_downloaded_once(server: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from torchvision.datasets import MNIST
 
     folder, url = server
@@ -45,12 +45,12 @@ def test_mnist_comes_from_the_network_once(server: tuple[Path, str], tmp_path: P
     assert sum(table.num_rows for table in source.splits.values()) == 20
     for path in files:
         path.unlink()
-    again = open_source("mnist", SourceOptions(str(tmp_path / "to"), download=True))
-    assert again.fingerprint == source.fingerprint
+    second = open_source("mnist", SourceOptions(str(tmp_path / "to"), download=True))
+    assert second.fingerprint == source.fingerprint
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["MNIST"]
 
 
-def test_a_download_that_is_not_what_was_published_leaves_nothing(server, tmp_path: Path, monkeypatch):
+def test_a_download_with_a_wrong_checksum_leaves_no_files(server, tmp_path: Path, monkeypatch):
     from torchvision.datasets import CIFAR10
 
     folder, url = server
@@ -67,7 +67,7 @@ def test_a_download_that_is_not_what_was_published_leaves_nothing(server, tmp_pa
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist", "cifar10"])
-def test_without_a_network_the_error_is_one_line(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_download_is_one_line(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from torchvision import datasets
 
     for kind in (datasets.MNIST, datasets.FashionMNIST):
@@ -81,11 +81,11 @@ def test_without_a_network_the_error_is_one_line(dataset: str, tmp_path: Path, m
 
 
 @pytest.mark.parametrize("dataset", ["celeba", "folder", "generated"])
-def test_other_sets_are_not_downloaded(dataset: str, tmp_path: Path):
+def test_other_datasets_are_not_downloaded(dataset: str, tmp_path: Path):
     with pytest.raises(ValueError, match="--download takes mnist, fashion_mnist, cifar10"):
         open_source(dataset, SourceOptions(str(tmp_path), download=True))
 
 
-def test_a_set_that_is_there_is_not_fetched(tmp_path: Path):
+def test_an_existing_dataset_is_not_downloaded(tmp_path: Path):
     write_idx(tmp_path / "MNIST" / "raw", 3)
     assert open_source("mnist", SourceOptions(str(tmp_path), download=True)).splits["test"].num_rows == 3

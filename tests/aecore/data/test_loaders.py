@@ -1,4 +1,4 @@
-"""The feeds against the plan, against each other, and a stream's own rules; and what is drawn for each image."""
+"""Loaders follow the plan and agree with each other; a stream keeps its own rules; flips depend on counters alone."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -17,7 +17,7 @@ from aecore.model.autoencoder import ImageShape, build_model
 from aecore.model.corruptions import make_training_pair
 from aecore.training import loop
 from aecore.training.state import TrainingRun, TrainState
-from tests.synthetic_dataset import make_dataset, numbers, pixels
+from tests.synthetic_dataset import image_ids, make_dataset, noise_images
 
 CPU = torch.device("cpu")
 WORLDS = [1, 2, 3, 8]
@@ -25,36 +25,36 @@ WORLDS = [1, 2, 3, 8]
 
 @given(st.integers(1, 150), st.integers(1, 40), st.integers(0, 3), st.data())
 @pytest.mark.parametrize("size", WORLDS)
-def test_an_order_is_complete_disjoint_and_resumable(size, count, batch, epoch, data):
+def test_a_sampler_is_complete_disjoint_and_resumable(size, count, batch, epoch, data):
     first = data.draw(st.integers(0, steps_per_epoch(count, batch)))
     plan = plan_epoch(7, epoch, count)
     workers = [list(BatchSampler(7, batch, World(rank, size)).steps(count, epoch, first)) for rank in range(size)]
-    together = [np.concatenate([rows for rows, _, _ in parts]) for parts in zip(*workers, strict=True)]
-    assert np.array_equal(np.concatenate([[], *together]), plan[first * batch :])
-    assert [len(rows) for rows in together] == [count for _, _, count in workers[0]]
+    global_batches = [np.concatenate([rows for rows, _, _ in slices]) for slices in zip(*workers, strict=True)]
+    assert np.array_equal(np.concatenate([[], *global_batches]), plan[first * batch :])
+    assert [len(rows) for rows in global_batches] == [count for _, _, count in workers[0]]
     for rank in range(size):
-        whole = list(BatchSampler(7, batch, World(rank, size)).steps(count, epoch))
-        assert all(same(*both) for both in zip(whole[first:], workers[rank], strict=True))
-        assert len(whole) == steps_per_epoch(count, batch)
+        full = list(BatchSampler(7, batch, World(rank, size)).steps(count, epoch))
+        assert all(equal_steps(*steps) for steps in zip(full[first:], workers[rank], strict=True))
+        assert len(full) == steps_per_epoch(count, batch)
     stored = [
         rows for rank in range(size) for rows, _, _ in BatchSampler(7, batch, World(rank, size)).steps(count, None)
     ]
     assert sorted(np.concatenate(stored)) == list(range(count))
 
 
-def same(one: tuple, two: tuple) -> bool:
+def equal_steps(one: tuple, two: tuple) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 @pytest.mark.parametrize("size", WORLDS)
 @pytest.mark.parametrize(("epoch", "first"), [(0, 0), (3, 2), (None, 0), (1, 6)])
-def test_node_and_device_feeds_are_equal_bit_by_bit(size, epoch, first):
-    images = pixels(41)
+def test_node_and_device_loaders_are_bit_identical(size, epoch, first):
+    images = noise_images(41)
     for rank in range(size):
-        order = BatchSampler(5, 8, World(rank, size))
-        node = NodeLoader(images, order, CPU).batches(epoch, first)  # whose memory comes round again
-        device = DeviceLoader(images, order, CPU).batches(epoch, first)
-        planned = list(order.steps(len(images), epoch, first))
+        sampler = BatchSampler(5, 8, World(rank, size))
+        node = NodeLoader(images, sampler, CPU).batches(epoch, first)  # whose memory comes round sliced
+        device = DeviceLoader(images, sampler, CPU).batches(epoch, first)
+        planned = list(sampler.steps(len(images), epoch, first))
         assert len(planned) == 6 - first
         for one, two, (rows, positions, count) in zip(node, device, planned, strict=True):
             assert torch.equal(one.images, two.images)
@@ -65,37 +65,37 @@ def test_node_and_device_feeds_are_equal_bit_by_bit(size, epoch, first):
             assert one.images.dtype == torch.uint8
 
 
-def test_a_few_images_are_spread_over_the_split(tmp_path):
-    images = pixels(41)
+def test_spaced_images_are_spread_over_the_split(tmp_path):
+    images = noise_images(41)
     dataset = make_dataset(tmp_path, {"train": [20, 20, 1]})
-    order = BatchSampler(5, 8)
-    feeds = [NodeLoader(images, order, CPU), DeviceLoader(images, order, CPU), stream_feed(dataset, order)]
+    sampler = BatchSampler(5, 8)
+    loaders = [NodeLoader(images, sampler, CPU), DeviceLoader(images, sampler, CPU), stream_loader(dataset, sampler)]
     for count in (0, 3, 25, 41, 99):
-        for feed in feeds:
-            assert np.array_equal(feed.spaced_images(count).numpy(), images[evenly_spaced(41, count)])
+        for loader in loaders:
+            assert np.array_equal(loader.spaced_images(count).numpy(), images[evenly_spaced(41, count)])
     assert evenly_spaced(41, 4).tolist() == [0, 10, 20, 30]
-    assert {len(feed) for feed in feeds} == {41}
+    assert {len(loader) for loader in loaders} == {41}
 
 
-def stream_feed(dataset, order) -> StreamLoader:
+def stream_loader(dataset, sampler) -> StreamLoader:
     def local(epoch: int | None) -> Iterator[np.ndarray]:
-        return iter_shards(dataset, "train", order.seed, epoch)
+        return iter_shards(dataset, "train", sampler.seed, epoch)
 
-    return StreamLoader(local, partial(dataset.images, "train"), dataset.count("train"), order, CPU)
+    return StreamLoader(local, partial(dataset.images, "train"), dataset.count("train"), sampler, CPU)
 
 
-def test_a_stream_gives_each_image_once_in_an_order_of_its_epoch(tmp_path):
+def test_a_stream_yields_each_image_once_in_an_order_of_its_epoch(tmp_path):
     dataset = make_dataset(tmp_path, {"train": [9, 9, 9, 9, 5]})
-    feed = stream_feed(dataset, BatchSampler(5, 8))
+    loader = stream_loader(dataset, BatchSampler(5, 8))
     orders = []
     for epoch in (0, 1, 0, None):
-        batches = list(feed.batches(epoch))
+        batches = list(loader.batches(epoch))
         assert [batch.count for batch in batches] == [len(batch.images) for batch in batches]
         assert len(batches) == steps_per_epoch(41, 8)
         assert max(batch.count for batch in batches) - min(batch.count for batch in batches) <= 1
         images = np.concatenate([batch.images.numpy() for batch in batches])
-        assert np.array_equal(images[np.argsort(numbers(images))], pixels(41))
-        orders.append(numbers(images))
+        assert np.array_equal(images[np.argsort(image_ids(images))], noise_images(41))
+        orders.append(image_ids(images))
     assert orders[0] == orders[2]
     assert orders[0] != orders[1]
     assert orders[3] == list(range(41))
@@ -103,21 +103,23 @@ def test_a_stream_gives_each_image_once_in_an_order_of_its_epoch(tmp_path):
 
 @given(st.integers(1, 60), st.integers(1, 16), st.randoms())
 @pytest.mark.parametrize("size", WORLDS)
-def test_shares_of_a_stream_take_equally_many_steps(size, count, batch, random):
-    """Ray gives each worker the same number of rows; of some workers the last ones do not count."""
-    images, share = pixels(count, 2), -(-count // size)
-    rows = [*range(count)] + [-1] * (share * size - count)
+def test_workers_of_a_stream_take_the_same_number_of_steps(size, count, batch, random):
+    """Ray gives each worker the same number of rows; the last ones of some workers are padding."""
+    images, max_local = noise_images(count, 2), -(-count // size)
+    rows = [*range(count)] + [-1] * (max_local * size - count)
     random.shuffle(rows)
-    seen, steps = [], []
+    ids, steps = [], []
     for rank in range(size):
-        mine = [row for row in rows[rank * share : (rank + 1) * share] if row >= 0]
-        feed = StreamLoader(lambda epoch, mine=mine: iter([images[mine]]), lambda n: images[:n], count,
-                          BatchSampler(0, batch, World(rank, size)), CPU)  # fmt: skip
-        feed._position_and_count = lambda mine: (0, mine)
-        batches = list(feed.batches(0))
-        seen += [n for got in batches if len(got.images) for n in numbers(got.images.numpy())]
+        local_rows = [row for row in rows[rank * max_local : (rank + 1) * max_local] if row >= 0]
+        local_images, sampler = images[local_rows], BatchSampler(0, batch, World(rank, size))
+        loader = StreamLoader(
+            lambda epoch, local=local_images: iter([local]), lambda n: images[:n], count, sampler, CPU
+        )
+        loader._position_and_count = lambda local: (0, local)
+        batches = list(loader.batches(0))
+        ids += [n for batch in batches if len(batch.images) for n in image_ids(batch.images.numpy())]
         steps.append(len(batches))
-    assert sorted(seen) == list(range(count))
+    assert sorted(ids) == list(range(count))
     assert set(steps) == {steps_per_epoch(count, batch)}
 
 
@@ -125,64 +127,64 @@ def test_shares_of_a_stream_take_equally_many_steps(size, count, batch, random):
 def test_shuffling_and_regrouping_lose_nothing(lengths, size, seed):
     import aecore.data.loaders
 
-    images = pixels(sum(lengths), 2)
-    pieces = np.split(images, np.cumsum(lengths)[:-1]) if lengths else []
+    images = noise_images(sum(lengths), 2)
+    chunks = np.split(images, np.cumsum(lengths)[:-1]) if lengths else []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(aecore.data.loaders, "SHUFFLE_BUFFER_BYTES", 150 * 4)
-        mixed = list(shuffle_rows(iter(pieces), np.random.default_rng(seed)))
-    assert sorted(n for piece in mixed if len(piece) for n in numbers(piece)) == list(range(len(images)))
+        shuffled = list(shuffle_rows(iter(chunks), np.random.default_rng(seed)))
+    assert sorted(n for chunk in shuffled if len(chunk) for n in image_ids(chunk)) == list(range(len(images)))
     sizes = [size] * (-(-len(images) // size) + 1)
-    groups = list(regroup(iter(pieces), sizes))
+    groups = list(regroup(iter(chunks), sizes))
     assert [len(group) for group in groups[:-2]] == sizes[:-2]
     assert len(groups) == len(sizes)
     assert np.array_equal(np.concatenate([images[:0], *[group for group in groups if len(group)]]), images)
 
 
 def test_a_buffer_mixes_across_shards():
-    images = pixels(4096, 2)
-    mixed = np.concatenate(list(shuffle_rows(iter(np.split(images, 16)), np.random.default_rng(0))))
-    places = np.empty(4096)
-    places[numbers(mixed)] = np.arange(4096)
-    assert abs(np.corrcoef(places, np.arange(4096))[0, 1]) < 0.1
+    images = noise_images(4096, 2)
+    shuffled = np.concatenate(list(shuffle_rows(iter(np.split(images, 16)), np.random.default_rng(0))))
+    positions = np.empty(4096)
+    positions[image_ids(shuffled)] = np.arange(4096)
+    assert abs(np.corrcoef(positions, np.arange(4096))[0, 1]) < 0.1
 
 
 def test_a_flip_depends_on_the_counters_alone():
     recipe = check_recipe({"data": {"flip": True}, "optim": {"seed": 3}})
-    images, count = torch.from_numpy(pixels(24, 16)), 24
-    whole, target = make_training_pair(recipe, Batch(images, torch.arange(count), count), 7)
-    assert torch.equal(whole, target)
+    images, count = torch.from_numpy(noise_images(24, 16)), 24
+    flipped, target = make_training_pair(recipe, Batch(images, torch.arange(count), count), 7)
+    assert torch.equal(flipped, target)
     straight, _ = make_training_pair(check_recipe({}), Batch(images, torch.arange(count), count), 7)
-    mirrored = [not torch.equal(a, b) for a, b in zip(whole, straight, strict=True)]
+    mirrored = [not torch.equal(a, b) for a, b in zip(flipped, straight, strict=True)]
     assert 4 < sum(mirrored) < 20
-    assert all(torch.equal(whole[i], straight[i].flip(2)) for i in range(count) if mirrored[i])
+    assert all(torch.equal(flipped[i], straight[i].flip(2)) for i in range(count) if mirrored[i])
     for size in WORLDS:
-        parts = [torch.from_numpy(p) for p in np.array_split(np.arange(count), size)]
-        again = torch.cat([make_training_pair(recipe, Batch(images[p], p, count), 7)[0] for p in parts])
-        assert torch.equal(whole, again)
+        slices = [torch.from_numpy(p) for p in np.array_split(np.arange(count), size)]
+        sliced = torch.cat([make_training_pair(recipe, Batch(images[p], p, count), 7)[0] for p in slices])
+        assert torch.equal(flipped, sliced)
     other = make_training_pair(recipe, Batch(images, torch.arange(count), count), 8)[0]
-    assert not torch.equal(whole, other)
+    assert not torch.equal(flipped, other)
 
 
-def test_a_stream_trains_and_begins_its_epoch_again(tmp_path, caplog):
-    """Without noise and with weights that stay, the epoch's mean tells that each image was seen once."""
+def test_a_resumed_stream_restarts_its_epoch(tmp_path, caplog):
+    """Without noise and with constant weights, the epoch's mean shows that each image was used once."""
     dataset = make_dataset(tmp_path, {"train": [9, 9, 3]}, size=16)
     model = {"z_dim": 2, "channels": [2, 2, 2, 2], "norm": "none"}
     recipe = check_recipe({"model": model, "loss": {"kl_factor": 0}, "optim": {"epochs": 2, "batch": 8, "lr": 1e-12}})
 
-    def told(feed, progress: TrainState) -> list[loop.EpochEnd]:
+    def train_epochs(loader, progress: TrainState) -> list[loop.EpochEnd]:
         network = build_model(recipe, ImageShape(16, 1))
         run = TrainingRun(
             recipe, network, network, loop.make_optimizer(network, recipe), CPU, World(), progress,
-            train=feed, valid=NodeLoader(images[:7], order, CPU),
+            train=loader, valid=NodeLoader(images[:7], sampler, CPU),
         )  # fmt: skip
         return [event for event in loop.fit(run) if isinstance(event, loop.EpochEnd)]
 
-    images = pixels(21, 16)
-    order = BatchSampler(0, 8)
-    cached = told(NodeLoader(images, order, CPU), TrainState())
-    streamed = told(stream_feed(dataset, order), TrainState())
+    images = noise_images(21, 16)
+    sampler = BatchSampler(0, 8)
+    cached = train_epochs(NodeLoader(images, sampler, CPU), TrainState())
+    streamed = train_epochs(stream_loader(dataset, sampler), TrainState())
     within = TrainState(epochs=1, step=4, samples=29, sums={"recon": 1e9, "kl": 0.0, "count": 8.0})
-    resumed = told(stream_feed(dataset, order), within)
+    resumed = train_epochs(stream_loader(dataset, sampler), within)
     assert "repeating 1 steps of epoch 2" in caplog.text
     assert (within.step, within.samples) == (6, 42)
     for key in ("train_recon", "valid_recon", "valid_psnr"):
@@ -190,8 +192,8 @@ def test_a_stream_trains_and_begins_its_epoch_again(tmp_path, caplog):
         assert cached[-1].metrics[key] == pytest.approx(resumed[-1].metrics[key], rel=1e-5)
 
 
-def test_of_a_large_stream_a_few_shards_are_read(tmp_path):
+def test_spaced_images_of_a_large_stream_are_read_from_few_shards(tmp_path):
     dataset = make_dataset(tmp_path, {"train": [2] * 20})
-    feed = stream_feed(dataset, BatchSampler(5, 8))
-    assert numbers(feed.spaced_images(4).numpy()) == [0, 10, 20, 30]
-    assert len(set(numbers(feed.spaced_images(30).numpy()))) == 30
+    loader = stream_loader(dataset, BatchSampler(5, 8))
+    assert image_ids(loader.spaced_images(4).numpy()) == [0, 10, 20, 30]
+    assert len(set(image_ids(loader.spaced_images(30).numpy()))) == 30

@@ -1,4 +1,4 @@
-"""Images of odd kinds: each comes out with the right pixels, or is refused with the reason."""
+"""Unusual image files: each is decoded to the correct pixels or refused with the reason."""
 
 import io
 import struct
@@ -16,40 +16,40 @@ from aecore.data.synthetic_faces import draw_face
 FACE = draw_face(0, 0)[0]
 
 
-def saved(image: Image.Image, kind: str, **options) -> bytes:
+def encode_with_pillow(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def png(width: int, height: int, depth: int, colour: int, rows: bytes, *more: tuple[bytes, bytes]) -> bytes:
-    """A PNG written by hand: Pillow itself saves no 16-bit colour."""
+    """Return a PNG written by hand: Pillow saves no 16-bit colour."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     chunks = [(b"IHDR", header), *more, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    encoded_chunks = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(encoded_chunks)
 
 
-def sixteen(colour: int, pixels: list) -> bytes:
+def png16(colour: int, pixels: list) -> bytes:
     values = np.array(pixels, ">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in values)
     return png(values.shape[1], values.shape[0], 16, colour, rows)
 
 
-def test_sixteen_bits_become_eight():
-    assert decode_image(sixteen(0, [[0, 257, 32896, 65535]])).ravel().tolist() == [0, 1, 128, 255]
-    colour = decode_image(sixteen(2, [[[0, 257 * 7, 65535], [257 * 200, 0, 257]]]))
+def test_16_bits_are_reduced_to_8():
+    assert decode_image(png16(0, [[0, 257, 32896, 65535]])).ravel().tolist() == [0, 1, 128, 255]
+    colour = decode_image(png16(2, [[[0, 257 * 7, 65535], [257 * 200, 0, 257]]]))
     assert colour.tolist() == [[[0, 7, 255], [200, 0, 1]]]
-    alpha = decode_image(sixteen(6, [[[257 * 9, 0, 0, 65535], [0, 0, 0, 0]]]))
+    alpha = decode_image(png16(6, [[[257 * 9, 0, 0, 65535], [0, 0, 0, 0]]]))
     assert alpha.tolist() == [[[9, 0, 0], [255, 255, 255]]]
-    gray_alpha = decode_image(sixteen(4, [[[257 * 9, 65535], [0, 0]]]))
-    assert gray_alpha.tolist() == [[[9] * 3, [255] * 3]]  # Pillow knows no 16-bit gray with alpha, and makes colour
+    gray_alpha = decode_image(png16(4, [[[257 * 9, 65535], [0, 0]]]))
+    assert gray_alpha.tolist() == [[[9] * 3, [255] * 3]]  # Pillow has no 16-bit gray with alpha and converts to colour
     hidden = png(2, 1, 16, 0, b"\0" + struct.pack(">HH", 257 * 3, 257 * 80), (b"tRNS", struct.pack(">H", 257 * 80)))
     assert decode_image(hidden)[0, :, 0].tolist() == [3, 255]
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_few_bits_become_eight(bits: int):
+def test_1_2_and_4_bits_are_expanded_to_8(bits: int):
     byte = {1: 0b10000000, 2: 0b11000000, 4: 0b11110000}[bits]
     assert decode_image(png(2, 1, bits, 0, bytes([0, byte])))[0, :, 0].tolist() == [255, 0]
 
@@ -58,12 +58,12 @@ def test_cmyk_with_and_without_adobes_inversion():
     inks = np.zeros((16, 32, 4), np.uint8)
     inks[:, :16, 0], inks[:, 16:, 3] = 255, 128  # cyan, gray
     picture = Image.fromarray(inks, "CMYK")
-    for image in (saved(picture, "JPEG", quality=100), saved(picture, "TIFF")):
+    for image in (encode_with_pillow(picture, "JPEG", quality=100), encode_with_pillow(picture, "TIFF")):
         pixels = decode_image(image).astype(int)
         assert pixels.shape == (16, 32, 3)
         assert np.abs(pixels[4, 4] - [0, 255, 255]).max() < 6
         assert np.abs(pixels[4, 28] - 127).max() < 6
-    face = decode_image(saved(Image.fromarray(FACE).convert("CMYK"), "JPEG", quality=95))
+    face = decode_image(encode_with_pillow(Image.fromarray(FACE).convert("CMYK"), "JPEG", quality=95))
     assert np.abs(face.astype(int) - FACE).mean() < 8
 
 
@@ -71,37 +71,37 @@ def test_palettes_with_and_without_transparency():
     palette = Image.new("P", (4, 4), 1)
     palette.putpalette([0, 0, 0, 9, 8, 7])
     for kind in ("PNG", "GIF", "BMP", "TIFF"):
-        assert decode_image(saved(palette, kind))[0, 0].tolist() == [9, 8, 7]
-    assert decode_image(saved(palette, "PNG", transparency=1)).min() == 255
-    assert decode_image(saved(palette, "PNG", transparency=b"\xff\x00")).min() == 255
+        assert decode_image(encode_with_pillow(palette, kind))[0, 0].tolist() == [9, 8, 7]
+    assert decode_image(encode_with_pillow(palette, "PNG", transparency=1)).min() == 255
+    assert decode_image(encode_with_pillow(palette, "PNG", transparency=b"\xff\x00")).min() == 255
     gray = Image.fromarray(np.full((4, 4, 3), 77, np.uint8)).quantize(2)
-    assert (decode_image(saved(gray, "PNG")) == 77).all()
+    assert (decode_image(encode_with_pillow(gray, "PNG")) == 77).all()
 
 
-def test_half_transparent_lies_on_white():
-    half = decode_image(saved(Image.new("RGBA", (2, 2), (200, 0, 100, 128)), "PNG"))
+def test_half_transparent_pixels_are_composed_on_white():
+    half = decode_image(encode_with_pillow(Image.new("RGBA", (2, 2), (200, 0, 100, 128)), "PNG"))
     assert np.abs(half[0, 0].astype(int) - [227, 127, 177]).max() <= 1
-    assert decode_image(saved(Image.new("LA", (2, 2), (0, 0)), "PNG")).tolist() == [[[255]] * 2] * 2
-    assert decode_image(saved(Image.new("RGBA", (2, 2), (1, 2, 3, 0)), "WEBP", lossless=True)).min() == 255
+    assert decode_image(encode_with_pillow(Image.new("LA", (2, 2), (0, 0)), "PNG")).tolist() == [[[255]] * 2] * 2
+    assert decode_image(encode_with_pillow(Image.new("RGBA", (2, 2), (1, 2, 3, 0)), "WEBP", lossless=True)).min() == 255
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_an_animation_gives_its_first_frame(kind: str):
+def test_an_animation_decodes_to_its_first_frame(kind: str):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
     exact = {"lossless": True} if kind == "WEBP" else {}
-    moving = saved(frames[0], kind, save_all=True, append_images=frames[1:], **exact)
+    moving = encode_with_pillow(frames[0], kind, save_all=True, append_images=frames[1:], **exact)
     assert (decode_image(moving) == [255, 0, 0]).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_every_exif_orientation(kind: str, turn: int):
+def test_each_exif_orientation_is_applied(kind: str, turn: int):
     corners = np.zeros((16, 32, 3), np.uint8)
     corners[:8, :16], corners[:8, 16:], corners[8:, :16] = 250, 160, 80
     exif = Image.Exif()
     exif[0x0112] = turn
     exact = {"JPEG": {"quality": 100}, "WEBP": {"lossless": True}}.get(kind, {})
-    pixels = decode_image(saved(Image.fromarray(corners), kind, exif=exif, **exact)).astype(int)
+    pixels = decode_image(encode_with_pillow(Image.fromarray(corners), kind, exif=exif, **exact)).astype(int)
     # How a picture so marked must be turned, by the standard's table, without Pillow's help.
     turned = {
         1: corners, 2: corners[:, ::-1], 3: corners[::-1, ::-1], 4: corners[::-1], 5: corners.transpose(1, 0, 2),
@@ -111,20 +111,20 @@ def test_every_exif_orientation(kind: str, turn: int):
     assert np.abs(pixels - turned).max() < 6
 
 
-def test_a_gray_jpeg_that_is_turned_stays_gray():
+def test_a_rotated_gray_jpeg_stays_gray():
     exif = Image.Exif()
     exif[0x0112] = 6
     gray = Image.fromarray(np.repeat([[0] * 20 + [250] * 20], 20, axis=0).astype(np.uint8))
-    assert decode_image(saved(gray, "JPEG", exif=exif)).shape == (40, 20, 1)
+    assert decode_image(encode_with_pillow(gray, "JPEG", exif=exif)).shape == (40, 20, 1)
 
 
-def test_progressive_and_subsampled_jpegs():
+def test_progressive_and_subsampled_jpegs_decode():
     for options in ({"progressive": True}, {"subsampling": 2}, {"optimize": True}):
-        pixels = decode_image(saved(Image.fromarray(FACE), "JPEG", quality=95, **options))
+        pixels = decode_image(encode_with_pillow(Image.fromarray(FACE), "JPEG", quality=95, **options))
         assert np.abs(pixels.astype(int) - FACE).mean() < 6
 
 
-JPEG, PNG = saved(Image.fromarray(FACE), "JPEG"), saved(Image.fromarray(FACE), "PNG")
+JPEG, PNG = encode_with_pillow(Image.fromarray(FACE), "JPEG"), encode_with_pillow(Image.fromarray(FACE), "PNG")
 
 
 @pytest.mark.parametrize(
@@ -139,21 +139,21 @@ JPEG, PNG = saved(Image.fromarray(FACE), "JPEG"), saved(Image.fromarray(FACE), "
         (PNG[: len(PNG) // 2], "does not decode"),
         (PNG[:20], "not an image|does not decode"),
         (PNG[:3000] + bytes([PNG[3000] ^ 255]) + PNG[3001:], "does not decode"),
-        (saved(Image.fromarray(FACE), "GIF")[:900], "does not decode"),
-        (saved(Image.new("F", (4, 4)), "TIFF"), "floating-point"),
+        (encode_with_pillow(Image.fromarray(FACE), "GIF")[:900], "does not decode"),
+        (encode_with_pillow(Image.new("F", (4, 4)), "TIFF"), "floating-point"),
     ],
 )
-def test_what_is_no_whole_image_is_refused_with_the_reason(data: bytes, reason: str):
+def test_damaged_images_are_refused_with_the_reason(data: bytes, reason: str):
     with pytest.raises(ValueError, match=reason):
         decode_image(data)
 
 
 def bombs() -> dict[str, bytes]:
-    """20,000 x 20,000 in a few bytes, and one that Pillow itself would only warn of."""
+    """Return files of 20,000 x 20,000 pixels in a few bytes, and one that Pillow would only warn of."""
     jpeg = bytearray(JPEG)
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 20_000, 20_000)
-    gif = bytearray(saved(Image.new("P", (4, 4)), "GIF"))
+    gif = bytearray(encode_with_pillow(Image.new("P", (4, 4)), "GIF"))
     gif[6:10] = struct.pack("<HH", 20_000, 20_000)
     return {
         "png": png(20_000, 20_000, 8, 2, b"\0"),

@@ -24,7 +24,7 @@ def table(count: int = 3) -> pa.Table:
     return shard_table(rows, [bytes([i]) * 10 for i in range(count)])
 
 
-def made(root: Path) -> Manifest:
+def write_dataset(root: Path) -> Manifest:
     shard = write_shard(FS, str(root), "train-00000.parquet", table())
     splits = {"train": (shard,), "valid": ()}
     manifest = Manifest(dataset="x", options={"limit": None}, size=8, channels=3, encoding="raw", splits=splits)
@@ -32,7 +32,7 @@ def made(root: Path) -> Manifest:
     return manifest
 
 
-def test_a_shard_comes_back_and_its_bytes_repeat(tmp_path: Path):
+def test_a_shard_round_trips_and_its_bytes_are_reproducible(tmp_path: Path):
     first = write_shard(FS, str(tmp_path / "a"), "train-00000.parquet", table())
     second = write_shard(FS, str(tmp_path / "b"), "train-00000.parquet", table())
     assert first == second
@@ -42,7 +42,7 @@ def test_a_shard_comes_back_and_its_bytes_repeat(tmp_path: Path):
 
 
 def test_a_damaged_or_missing_shard_is_named(tmp_path: Path):
-    shard = made(tmp_path).splits["train"][0]
+    shard = write_dataset(tmp_path).splits["train"][0]
     path = tmp_path / shard.path
     data = bytearray(path.read_bytes())
     data[40] ^= 1
@@ -57,8 +57,8 @@ def test_a_damaged_or_missing_shard_is_named(tmp_path: Path):
         read_shard(FS, str(tmp_path), shard)
 
 
-def test_the_manifest_comes_back_with_its_digest(tmp_path: Path):
-    manifest = made(tmp_path)
+def test_the_manifest_round_trips_with_its_digest(tmp_path: Path):
+    manifest = write_dataset(tmp_path)
     loaded = load_manifest(FS, str(tmp_path))
     assert loaded == manifest
     assert loaded.digest == manifest.digest
@@ -69,14 +69,14 @@ def test_the_manifest_comes_back_with_its_digest(tmp_path: Path):
     assert other.digest != manifest.digest
 
 
-def test_a_missing_or_broken_manifest_is_told_plainly(tmp_path: Path):
+def test_a_missing_or_damaged_manifest_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"no dataset at .*: manifest.json is missing"):
         load_manifest(FS, str(tmp_path))
-    made(tmp_path)
+    write_dataset(tmp_path)
     path = tmp_path / "manifest.json"
     content = json.loads(path.read_text())
-    for broken in ("", "[]", '{"a": 1}', path.read_text().replace('"rows": 3', '"rows": 4')):
-        path.write_text(broken)
+    for damaged in ("", "[]", '{"a": 1}', path.read_text().replace('"rows": 3', '"rows": 4')):
+        path.write_text(damaged)
         with pytest.raises(ValueError, match=r"manifest.json"):
             load_manifest(FS, str(tmp_path))
     content["splits"]["train"][0]["path"] = "../../etc/passwd"
@@ -85,27 +85,27 @@ def test_a_missing_or_broken_manifest_is_told_plainly(tmp_path: Path):
         load_manifest(FS, str(tmp_path))
 
 
-def test_a_manifest_cannot_be_changed():
+def test_a_shard_is_immutable():
     shard = Shard(path="a", rows=1, bytes=1, sha256="0" * 64)
     with pytest.raises(ValueError, match="frozen"):
         shard.rows = 2  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "deep" / "file"
     write_atomic(FS, str(path), b"old")
 
-    def full(descriptor: int) -> None:
+    def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="No space"):
         write_atomic(FS, str(path), b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
 
 
-def test_json_files(tmp_path: Path):
+def test_json_files_round_trip(tmp_path: Path):
     path = str(tmp_path / "a.json")
     write_json(FS, path, {"b": 1, "a": "é"})
     assert read_json(FS, path) == {"a": "é", "b": 1}

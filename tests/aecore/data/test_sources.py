@@ -51,7 +51,7 @@ def test_celeba_in_its_official_layout(tmp_path: Path):
     assert pickle.loads(pickle.dumps(source.reader)).read("000007.jpg") == data
 
 
-def test_celeba_as_zip_folder_and_torchvision_root_are_one(tmp_path: Path):
+def test_celeba_zip_folder_and_torchvision_root_are_equal(tmp_path: Path):
     folder = tmp_path / "celeba"
     folder.mkdir()
     write_celeba(folder)
@@ -65,17 +65,17 @@ def test_celeba_as_zip_folder_and_torchvision_root_are_one(tmp_path: Path):
     assert list(by_folder.read("test", [0])) == list(by_zip.read("test", [0]))
 
 
-def test_the_split_rule_is_chosen(tmp_path: Path):
+def test_the_split_rule_can_be_chosen(tmp_path: Path):
     write_celeba(tmp_path, 40)
-    lines = [f"{i:06d}.jpg {i // 3}" for i in range(40)]  # three images a person
+    lines = [f"{i:06d}.jpg {i // 3}" for i in range(40)]  # three images per person
     (tmp_path / "identity_CelebA.txt").write_text("\n".join(lines))
-    by_person = open_source("celeba", SourceOptions(str(tmp_path), split="identity"))
-    assert by_person.rule == "identity"
-    people = [set(table["identity"].to_pylist()) for table in by_person.splits.values()]
-    assert sum(map(len, people)) == len(set.union(*people)) == 14
+    by_identity = open_source("celeba", SourceOptions(str(tmp_path), split="identity"))
+    assert by_identity.rule == "identity"
+    identities = [set(table["identity"].to_pylist()) for table in by_identity.splits.values()]
+    assert sum(map(len, identities)) == len(set.union(*identities)) == 14
     official = open_source("celeba", SourceOptions(str(tmp_path)))
     assert official.rule == "official"
-    assert official.fingerprint == by_person.fingerprint
+    assert official.fingerprint == by_identity.fingerprint
     assert open_source("celeba", SourceOptions(str(tmp_path), split="hash")).splits["test"] != official.splits["test"]
     (tmp_path / "identity_CelebA.txt").unlink()
     (tmp_path / "list_eval_partition.txt").unlink()
@@ -85,7 +85,7 @@ def test_the_split_rule_is_chosen(tmp_path: Path):
         open_source("celeba", SourceOptions(str(tmp_path), split="official"))
 
 
-def test_celeba_lists_that_do_not_fit_are_refused(tmp_path: Path):
+def test_celeba_lists_of_other_images_are_refused(tmp_path: Path):
     write_celeba(tmp_path)
     (tmp_path / "list_eval_partition.txt").write_text("000000.jpg 0\n")
     with pytest.raises(ValueError, match=r"list_eval_partition.txt does not list the image 000001.jpg"):
@@ -134,7 +134,7 @@ def write_cifar(folder: Path, extra: object = None) -> None:
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
 
 
-def test_cifar10_and_a_pickle_that_wants_to_run_code(tmp_path: Path):
+def test_cifar10_is_read_and_a_pickle_with_code_is_refused(tmp_path: Path):
     write_cifar(tmp_path / "cifar-10-batches-py")
     source = open_source("cifar10", SourceOptions(str(tmp_path)))
     assert counts(source)[2] == 4
@@ -162,14 +162,14 @@ def test_folder_with_splits_and_classes(tmp_path: Path):
     assert source.splits["train"]["label"].to_pylist() == [0, 0, 1, 1]
 
 
-def test_folder_without_splits_is_carved_by_name(tmp_path: Path):
+def test_a_folder_without_splits_is_split_by_name(tmp_path: Path):
     write_images(tmp_path / "photos", [f"{i}.png" for i in range(200)])
     source = open_source("folder", SourceOptions(str(tmp_path)))
     assert sum(counts(source)) == 200
     assert 8 <= counts(source)[1] <= 32
     assert 8 <= counts(source)[2] <= 32
     assert "label" not in source.splits["train"].column_names
-    (tmp_path / "photos" / "0.png").unlink()  # the others stay where they are
+    (tmp_path / "photos" / "0.png").unlink()  # the others keep their split
     fewer = open_source("folder", SourceOptions(str(tmp_path)))
     assert set(names(fewer, "valid")) == set(names(source, "valid")) - {"0.png"}
 
@@ -179,14 +179,14 @@ def test_a_tiny_folder_has_every_split(tmp_path: Path):
     assert min(counts(open_source("folder", SourceOptions(str(tmp_path))))) >= 1
 
 
-def test_a_limit_takes_from_each_split_its_share(tmp_path: Path):
+def test_a_limit_keeps_the_proportions_of_the_splits(tmp_path: Path):
     write_images(tmp_path, [f"train/{i:03d}.png" for i in range(60)] + [f"test/{i}.png" for i in range(20)])
-    whole = open_source("folder", SourceOptions(str(tmp_path)))
-    part = open_source("folder", SourceOptions(str(tmp_path), limit=20))
-    assert sum(counts(part)) == 20
-    assert counts(part)[2] == 5
-    assert set(names(part, "train")) < set(names(whole, "train"))
-    assert names(part, "train") == sorted(names(part, "train"))
+    full = open_source("folder", SourceOptions(str(tmp_path)))
+    limited = open_source("folder", SourceOptions(str(tmp_path), limit=20))
+    assert sum(counts(limited)) == 20
+    assert counts(limited)[2] == 5
+    assert set(names(limited, "train")) < set(names(full, "train"))
+    assert names(limited, "train") == sorted(names(limited, "train"))
 
 
 def test_generated_faces():
@@ -216,15 +216,15 @@ def test_a_wrong_source_is_refused(tmp_path: Path, dataset: str, content: bytes 
         open_source(dataset, SourceOptions(str(path)))
 
 
-def test_other_wrong_requests(tmp_path: Path):
-    for request, match in (
+def test_wrong_options_are_refused(tmp_path: Path):
+    for options, match in (
         (SourceOptions(), "--source is missing"),
         (SourceOptions(str(tmp_path / "no")), "does not exist"),
         (SourceOptions(str(tmp_path)), "holds no images"),
         (SourceOptions(str(tmp_path), limit=0), "limit must be at least 1"),
     ):
         with pytest.raises(ValueError, match=match):
-            open_source("folder", request)
+            open_source("folder", options)
     with pytest.raises(ValueError, match="leave --source out"):
         open_source("generated", SourceOptions(str(tmp_path)))
 
@@ -241,14 +241,14 @@ def test_a_damaged_zip_member_is_a_bad_image(tmp_path: Path):
         list(source.read("train", [0]))
 
 
-def test_a_zip_member_of_another_kind_is_a_bad_image(tmp_path: Path):
+def test_an_encrypted_or_lzma_zip_member_is_a_bad_image(tmp_path: Path):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.png", b"0123456789" * 100, zipfile.ZIP_LZMA)
         archive.writestr("b.png", b"0123456789" * 100)
         archive.writestr("c.png", b"0123456789" * 100, zipfile.ZIP_DEFLATED)
     data = bytearray(path.read_bytes())
-    data[data.index(b"PK\1\2", data.index(b"PK\1\2") + 1) + 8] |= 1  # the second one's flags in the list
+    data[data.index(b"PK\1\2", data.index(b"PK\1\2") + 1) + 8] |= 1  # flags of the second member in the zip's list
     path.write_bytes(data)
     reader = open_source("folder", SourceOptions(str(path))).reader
     for name, match in (("a.png", "compression 14 is neither stored nor deflate"), ("b.png", "is encrypted")):
@@ -257,7 +257,7 @@ def test_a_zip_member_of_another_kind_is_a_bad_image(tmp_path: Path):
     assert reader.read("c.png") == b"0123456789" * 100
 
 
-def test_what_travels_of_a_zip_is_what_a_worker_reads(tmp_path: Path):
+def test_a_pickled_zip_reader_is_small_and_reads(tmp_path: Path):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(1000):

@@ -6,10 +6,10 @@ from aecore.data.synthetic_faces import draw_face, face_factors, paint_face
 
 def test_a_face_is_a_pure_function_of_seed_and_index():
     first, factors = draw_face(3, 7)
-    again, _ = draw_face(3, 7)
+    repeated, _ = draw_face(3, 7)
     assert first.shape == (96, 96, 3)
     assert first.dtype == np.uint8
-    assert (first == again).all()
+    assert (first == repeated).all()
     assert factors == face_factors(3, 7)
     assert (first != draw_face(3, 8)[0]).any()
     assert (first != draw_face(4, 7)[0]).any()
@@ -31,7 +31,7 @@ def test_factors_keep_their_ranges_and_are_independent():
 
 
 @pytest.mark.parametrize("factor", list(face_factors(0, 0)))
-def test_every_factor_shows(factor: str):
+def test_each_factor_changes_the_image(factor: str):
     factors = face_factors(0, 3) | {"hair_length": 0.8, "glasses": 0.0, "fringe": 0.0, "mouth_open": 0.9}
     far = 0.5 if factor in ("background", "clothes") else 1.0  # hues go round
     low, high = paint_face(factors | {factor: 0.0}), paint_face(factors | {factor: far})

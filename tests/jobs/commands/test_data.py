@@ -1,4 +1,4 @@
-"""`zpoint data`: the figures and pictures of a dataset, and what is found when it is damaged."""
+"""`zpoint data`: the statistics and pictures of a dataset, and the verification of its shards."""
 
 import json
 from pathlib import Path
@@ -17,24 +17,24 @@ from jobs.cli import main
 from jobs.commands.data import show, verify
 
 FS = pafs.LocalFileSystem()
-ALL = np.stack([draw_face(0, i, 16)[0] for i in range(80)])  # what the fixture `faces` holds
+FACES = np.stack([draw_face(0, i, 16)[0] for i in range(80)])  # the images of the fixture `faces`
 
 
-def test_show_gives_exact_figures_and_two_pictures(faces: Path, tmp_path: Path, zpoint):
+def test_show_returns_exact_statistics_and_writes_two_pictures(faces: Path, tmp_path: Path, zpoint):
     out = tmp_path / "deep" / "pictures"
     facts = zpoint("data", "show", faces, "--out", out)
-    assert {split: each["images"] for split, each in facts["splits"].items()} == {"train": 48, "valid": 16, "test": 16}
+    assert [facts["splits"][split]["images"] for split in ("train", "valid", "test")] == [48, 16, 16]
     assert facts["splits"]["train"]["bytes"] == sum(p.stat().st_size for p in faces.glob("train*"))
     assert (facts["size"], facts["channels"], facts["encoding"]) == (16, 3, "png")
     assert facts["digest"] == json.loads((faces / "manifest.json").read_text())["digest"]
-    assert facts["mean"] == pytest.approx(ALL.mean((0, 1, 2)), abs=1e-3)
-    assert facts["sd"] == pytest.approx(ALL.std((0, 1, 2)), abs=1e-3)
+    assert facts["mean"] == pytest.approx(FACES.mean((0, 1, 2)), abs=1e-3)
+    assert facts["sd"] == pytest.approx(FACES.std((0, 1, 2)), abs=1e-3)
     mean = np.asarray(Image.open(out / "mean-image.png"))
-    assert (mean == np.rint(ALL.mean(0))).all()
+    assert (mean == np.rint(FACES.mean(0))).all()
     sheet = np.asarray(Image.open(out / "contact-sheet.png"))
-    for first, row in ((0, 0), (47, 2)):  # all of train is shown, 16 in a row
+    for first, row in ((0, 0), (47, 2)):  # all of train, 16 per row
         left, top = 8 + 18 * (first % 16), 22 + 18 * row
-        assert (sheet[top : top + 16, left : left + 16] == ALL[first]).all()
+        assert (sheet[top : top + 16, left : left + 16] == FACES[first]).all()
 
 
 def test_show_of_gray_images(tmp_path: Path):
@@ -49,10 +49,10 @@ def test_show_of_gray_images(tmp_path: Path):
     assert Image.open(facts["mean_image"]).size == (8, 8)
 
 
-def test_a_whole_dataset_verifies(faces: Path, zpoint):
-    seen = []
-    assert verify(str(faces), progress=lambda done, total: seen.append((done, total)))["bad"] == []
-    assert seen == [(16, 80), (32, 80), (48, 80), (64, 80), (80, 80)]
+def test_an_intact_dataset_verifies(faces: Path, zpoint):
+    calls = []
+    assert verify(str(faces), progress=lambda done, total: calls.append((done, total)))["bad"] == []
+    assert calls == [(16, 80), (32, 80), (48, 80), (64, 80), (80, 80)]
     result = zpoint("data", "verify", faces)
     assert (result["shards"], result["images"], result["exit_status"]) == (5, 80, 0)
 
@@ -65,7 +65,7 @@ def damage(faces: Path) -> None:
     (faces / "test-00000.parquet").unlink()
 
 
-def test_every_bad_shard_is_named_and_the_status_is_one(faces: Path, capsys: pytest.CaptureFixture[str]):
+def test_each_bad_shard_is_listed_and_the_exit_status_is_one(faces: Path, capsys: pytest.CaptureFixture[str]):
     damage(faces)
     with pytest.raises(SystemExit) as caught:
         main(["data", "verify", str(faces)])
@@ -88,8 +88,8 @@ def test_show_names_a_damaged_shard_and_writes_nothing(faces: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def rewrite(faces: Path, images: list[bytes], rows: int) -> None:
-    """Put a shard in the place of another whose digest is right, but whose content is not."""
+def replace_shard(faces: Path, images: list[bytes], rows: int) -> None:
+    """Replace a shard by one with a correct digest and wrong content."""
     content = json.loads((faces / "manifest.json").read_text())
     content.pop("digest")
     manifest = Manifest.model_validate(content)
@@ -98,32 +98,32 @@ def rewrite(faces: Path, images: list[bytes], rows: int) -> None:
     save_manifest(FS, str(faces), manifest.model_copy(update={"splits": manifest.splits | {"valid": (shard,)}}))
 
 
-def test_rows_that_are_missing_or_do_not_decode_are_found(faces: Path):
-    face = encode_image(ALL[0], "png")
-    rewrite(faces, [face] * 15, 16)
+def test_rows_that_are_missing_or_do_not_decode_are_reported(faces: Path):
+    face = encode_image(FACES[0], "png")
+    replace_shard(faces, [face] * 15, 16)
     assert verify(str(faces))["bad"][0]["reason"] == "shard valid-00000.parquet has 15 rows, not 16"
-    rewrite(faces, [face] * 15 + [b"rubbish"], 16)
+    replace_shard(faces, [face] * 15 + [b"rubbish"], 16)
     assert "row 15 does not decode" in verify(str(faces))["bad"][0]["reason"]
 
 
-def test_a_broken_manifest_is_bad_and_a_missing_one_a_mistake(faces: Path, refused, tmp_path: Path):
+def test_a_damaged_manifest_is_bad_and_a_missing_one_is_refused(faces: Path, refused, tmp_path: Path):
     text = (faces / "manifest.json").read_text()
     (faces / "manifest.json").write_text(text.replace('"rows": 16', '"rows": 17', 1))
     result = verify(str(faces))
     assert result["exit_status"] == 1
     assert "its digest does not match" in result["bad"][0]["reason"]
-    for what in ("show", "verify"):
-        assert "manifest.json is missing" in refused("data", what, tmp_path / "nothing")
+    for command in ("show", "verify"):
+        assert "manifest.json is missing" in refused("data", command, tmp_path / "nothing")
 
 
 def test_show_and_verify_on_s3(faces: Path, s3: str, tmp_path: Path):
     client = boto3.client("s3")
     for path in faces.iterdir():
         client.upload_file(str(path), s3[5:], f"sets/faces/{path.name}")
-    here = show(str(faces), str(tmp_path / "a"))
-    there = show(f"{s3}/sets/faces", str(tmp_path / "b"))
-    assert (there["digest"], there["mean"]) == (here["digest"], here["mean"])
+    local = show(str(faces), str(tmp_path / "a"))
+    remote = show(f"{s3}/sets/faces", str(tmp_path / "b"))
+    assert (remote["digest"], remote["mean"]) == (local["digest"], local["mean"])
     assert (tmp_path / "a/contact-sheet.png").read_bytes() == (tmp_path / "b/contact-sheet.png").read_bytes()
     assert verify(f"{s3}/sets/faces")["bad"] == []
     client.delete_object(Bucket=s3[5:], Key="sets/faces/train-00000.parquet")
-    assert [each["shard"] for each in verify(f"{s3}/sets/faces")["bad"]] == ["train-00000.parquet"]
+    assert [file["shard"] for file in verify(f"{s3}/sets/faces")["bad"]] == ["train-00000.parquet"]
