@@ -94,8 +94,8 @@ def faces(first, count):
 def test_samples_are_ranked_by_their_likeness_to_training_images(monkeypatch):
     """With a decoder that returns prepared images; the training images' features are computed once."""
     run = make_run({"model": BASE["model"] | {"z_dim": 2}}, faces(0, 600), faces(600, 16))
-    spread_counts, spread = [], run.train.spread
-    monkeypatch.setattr(run.train, "spread", lambda count: spread_counts.append(count) or spread(count))
+    limits, spaced_images = [], run.train.spaced_images
+    monkeypatch.setattr(run.train, "spaced_images", lambda limit: limits.append(limit) or spaced_images(limit))
     sample_evaluator, real = SampleEvaluator(run), faces(1000, NUM_SAMPLES)
     distances = {}
     for name, decoded in {
@@ -108,7 +108,7 @@ def test_samples_are_ranked_by_their_likeness_to_training_images(monkeypatch):
     }.items():
         batches = iter(2 * [*torch.from_numpy(decoded).split(64)])
         monkeypatch.setattr(
-            run.model, "decode", lambda z, batches=batches: next(batches) if len(z) == 64 else spread(len(z))
+            run.model, "decode", lambda z, batches=batches: next(batches) if len(z) == 64 else spaced_images(len(z))
         )
         metrics, images = sample_evaluator.evaluate()
         assert (images["normal"] == decoded[: len(images["normal"])]).all()
@@ -117,4 +117,4 @@ def test_samples_are_ranked_by_their_likeness_to_training_images(monkeypatch):
     assert all(distances["real"] < 0.6 * distances[name] for name in distances if name != "real"), distances
     far = min(distances["one"], distances["noise"], distances["gray"])
     assert max(distances["blurred"], distances["mixed"]) < far, distances
-    assert spread_counts.count(2_048) == 1
+    assert limits.count(2_048) == 1
