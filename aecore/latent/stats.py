@@ -1,4 +1,4 @@
-"""What the z-points of a dataset look like: where they lie, how they are spread, and whether they hang together."""
+"""Statistics of z-points: moments, principal axes, distance from normal, and whether they are one region."""
 
 from dataclasses import dataclass
 
@@ -13,37 +13,41 @@ from aecore.data.shuffle import evenly_spaced
 from aecore.latent.interpolation import principal_axes
 from aecore.model.autoencoder import ACTIVE_VARIANCE, DiagonalGaussian
 
-FAR = 20.0  # a component beyond which few lie
-CORE = 2.0  # sds about the median
-NORMAL_QUARTILES = 1.34898  # from the first to the third, in sds
-NEIGHBOURS, FRAGMENT, CLUSTERED, POINTS = 10, 0.01, 0.05, 2_000
+WITHIN_LIMIT = 20.0  # the bound of `ZStats.within`
+CORE_SDS = 2.0  # the core of a distribution: its values within so many sds of the median
+NORMAL_IQR = 1.34898  # interquartile range of N(0, 1)
+N_NEIGHBOURS = 10  # of the graph whose connected components are fragments
+MIN_FRAGMENT = 0.01  # fraction of the z-points in a fragment
+SILHOUETTE_MARGIN = 0.05  # above a Gaussian's silhouette, z-points count as clustered
+STRUCTURE_POINTS = 2_000
+CLUSTER_COUNTS = range(2, 11)
 
 
 @dataclass(frozen=True)
 class ZStats:
-    """Statistics of z-points `(n, z_dim)`; arrays are float64 numpy. Per component unless something else is said."""
+    """Statistics of z-points `(n, z_dim)`: float64 arrays `(z_dim,)` unless the field says otherwise."""
 
     mean: np.ndarray
     sd: np.ndarray
     skew: np.ndarray
-    kurtosis: np.ndarray  # 0 for a normal distribution
+    kurtosis: np.ndarray  # excess: 0 for a normal distribution
     core_distance: np.ndarray  # see `core_distance`
     kl: np.ndarray  # nats, mean over images; zeros for an AE
-    active: np.ndarray  # bool: whether its mean varies from image to image (Burda 2016, eq. 6: variance over 0.01)
+    active: np.ndarray  # bool: the mean of q(z|x) has a variance over 0.01 over the images (Burda 2016, eq. 6)
     radii: np.ndarray  # (n,) distances from the origin
-    within: float  # share of all components of all z-points with |x_i| < 20
-    correlation: np.ndarray  # (z_dim, z_dim); 0 where a component does not vary
-    variances: np.ndarray  # of the principal axes, greatest first
+    within: float  # fraction of all n * z_dim coordinates with |z_i| < 20
+    correlation: np.ndarray  # (z_dim, z_dim); 0 for a dimension that never varies
+    variances: np.ndarray  # of the principal axes, descending
 
-    def axes_for(self, share: float) -> int:
-        """How many principal axes hold `share` of the variance."""
-        held = np.cumsum(self.variances) / max(self.variances.sum(), 1e-300)
-        return int(np.searchsorted(held, share - 1e-12) + 1)
+    def axes_for(self, fraction: float) -> int:
+        """Return how many principal axes hold `fraction` of the variance."""
+        cumulative = np.cumsum(self.variances) / max(self.variances.sum(), 1e-300)
+        return int(np.searchsorted(cumulative, fraction - 1e-12) + 1)
 
     def summary(self) -> dict[str, float]:
-        """The figures for a table, JSON or MLflow."""
+        """Return scalars for a table, JSON or MLflow."""
         z_dim = len(self.mean)
-        off = self.correlation[~np.eye(z_dim, dtype=bool)]
+        off_diagonal = self.correlation[~np.eye(z_dim, dtype=bool)]
         return {
             "z_dim": z_dim,
             "mean_abs_mean": float(np.abs(self.mean).mean()),
@@ -57,57 +61,59 @@ class ZStats:
             "mean_radius": float(self.radii.mean()),
             "sqrt_z_dim": z_dim**0.5,
             "within_20": self.within,
-            "mean_abs_correlation": float(np.abs(off).mean()),
+            "mean_abs_correlation": float(np.abs(off_diagonal).mean()),
             "axes_90": self.axes_for(0.90),
             "axes_99": self.axes_for(0.99),
         }
 
 
-def compute_z_stats(latent: DiagonalGaussian, z: Tensor) -> ZStats:
-    """Statistics of the z-points `z` (n, z_dim) that were drawn from `latent`, the encoder's answer to n images."""
+def compute_z_stats(posterior: DiagonalGaussian, z: Tensor) -> ZStats:
+    """Compute the statistics of z-points `z` (n, z_dim) that were drawn from `posterior`, the q(z|x) of n images."""
     points = z.double().cpu()
     x, mean, sd = points.numpy(), points.mean(0), points.std(0, correction=0)
-    standard = (points - mean) / sd.clamp_min(1e-12)
+    standardised = (points - mean) / sd.clamp_min(1e-12)
     variances, _ = principal_axes(torch.cov(points.T, correction=0))
     return ZStats(
         mean=mean.numpy(),
         sd=sd.numpy(),
-        skew=standard.pow(3).mean(0).numpy(),
-        kurtosis=standard.pow(4).mean(0).sub(3).numpy(),
+        skew=standardised.pow(3).mean(0).numpy(),
+        kurtosis=standardised.pow(4).mean(0).sub(3).numpy(),
         core_distance=core_distance(x),
-        kl=latent.kl().double().mean(0).cpu().numpy(),
-        active=(latent.mean.double().var(0) > ACTIVE_VARIANCE).cpu().numpy(),
+        kl=posterior.kl().double().mean(0).cpu().numpy(),
+        active=(posterior.mean.double().var(0) > ACTIVE_VARIANCE).cpu().numpy(),
         radii=np.linalg.norm(x, axis=1),
-        within=float((np.abs(x) < FAR).mean()),
-        correlation=(standard.T @ standard / len(x)).numpy(),
+        within=float((np.abs(x) < WITHIN_LIMIT).mean()),
+        correlation=(standardised.T @ standardised / len(x)).numpy(),
         variances=variances.double().numpy(),
     )
 
 
 def core_distance(x: np.ndarray) -> np.ndarray:
-    """How far from normal the core of each component of `x` (n, z_dim) is, (z_dim,).
+    """Return how far the core of each dimension of `x` (n, z_dim) is from normal, float64 (z_dim,) in [0, 1].
 
-    The Kolmogorov-Smirnov distance of its values within 2 sds of the median to a normal distribution cut there; median
-    and sd come from the quartiles. 0 is normal; uniform values have about 0.05, two peaks over 0.1; n normal values
-    about 0.8 / sqrt(n).
+    It is the Kolmogorov-Smirnov distance between the values within 2 sds of the median and a normal distribution
+    truncated there; median and sd come from the quartiles. Typical values: 0 for normal, about 0.05 for uniform, over
+    0.1 for two peaks, about 0.8 / sqrt(n) for n normal values.
     """
-    low, middle, high = np.quantile(x, [0.25, 0.5, 0.75], axis=0)
-    standard = (x - middle) / np.maximum((high - low) / NORMAL_QUARTILES, 1e-12)
+    q1, median, q3 = np.quantile(x, [0.25, 0.5, 0.75], axis=0)
+    standardised = (x - median) / np.maximum((q3 - q1) / NORMAL_IQR, 1e-12)
     distances = np.ones(x.shape[1])
-    for i, column in enumerate(standard.T):
-        core = np.sort(column[np.abs(column) < CORE])
+    for i, column in enumerate(standardised.T):
+        core = np.sort(column[np.abs(column) < CORE_SDS])
         if len(core):
-            wanted = (ndtr(core) - ndtr(-CORE)) / (ndtr(CORE) - ndtr(-CORE))
-            steps = np.arange(len(core) + 1) / len(core)
-            distances[i] = max((steps[1:] - wanted).max(), (wanted - steps[:-1]).max())
+            normal_cdf = (ndtr(core) - ndtr(-CORE_SDS)) / (ndtr(CORE_SDS) - ndtr(-CORE_SDS))
+            empirical_cdf = np.arange(len(core) + 1) / len(core)
+            distances[i] = max((empirical_cdf[1:] - normal_cdf).max(), (normal_cdf - empirical_cdf[:-1]).max())
     return distances
 
 
 @dataclass(frozen=True)
 class RegionStructure:
-    """Whether z-points are one region. `fragments`: parts of their neighbour graph that hold 1 % of them or more;
-    `largest`: the share of the largest part; `silhouette`: of the best division into 2 to 10 clusters (Rousseeuw 1987);
-    `gaussian_silhouette`: the same for a Gaussian of their mean and covariance, which is one region by definition.
+    """Measures of whether z-points are one region.
+
+    `fragments`: connected components of their neighbour graph with at least 1 % of the points. `largest`: fraction of
+    points in the largest one. `silhouette`: of the best k-means clustering into 2 to 10 clusters (Rousseeuw 1987).
+    `gaussian_silhouette`: the same for a Gaussian of equal mean and covariance, which is one region by definition.
     """
 
     fragments: int
@@ -117,37 +123,38 @@ class RegionStructure:
 
     @property
     def coherent(self) -> bool:
-        """Whether they are one region: one part, no better divided than a Gaussian by more than 0.05."""
-        return self.fragments == 1 and self.silhouette < self.gaussian_silhouette + CLUSTERED
+        """Return True for one fragment whose silhouette exceeds the Gaussian's by less than 0.05."""
+        return self.fragments == 1 and self.silhouette < self.gaussian_silhouette + SILHOUETTE_MARGIN
 
 
 def measure_structure(z: Tensor, seed: int = 0) -> RegionStructure:
-    """The structure of z-points `(n, z_dim)`, judged by 2,000 of them, evenly spread."""
-    x = z[evenly_spaced(len(z), POINTS)].double().cpu().numpy()
-    like = np.random.default_rng(seed).multivariate_normal(x.mean(0), np.cov(x.T), len(x), method="eigh")
-    with threadpool_limits(1):  # on busy processors the threads' waiting for each other takes several times as long
-        sizes = _part_sizes(x) / len(x)
-        best, best_like = _silhouette(x, seed), _silhouette(like, seed)
-    return RegionStructure(int((sizes >= FRAGMENT).sum()), float(sizes.max()), best, best_like)
+    """Measure the structure of at most 2,000 evenly spaced rows of z-points `(n, z_dim)`."""
+    x = z[evenly_spaced(len(z), STRUCTURE_POINTS)].double().cpu().numpy()
+    gaussian = np.random.default_rng(seed).multivariate_normal(x.mean(0), np.cov(x.T), len(x), method="eigh")
+    with threadpool_limits(1):  # on busy CPUs several threads are several times slower, waiting for each other
+        fragment_sizes = _connected_component_sizes(x) / len(x)
+        silhouette, gaussian_silhouette = _best_silhouette(x, seed), _best_silhouette(gaussian, seed)
+    n_fragments = int((fragment_sizes >= MIN_FRAGMENT).sum())
+    return RegionStructure(n_fragments, float(fragment_sizes.max()), silhouette, gaussian_silhouette)
 
 
-def _part_sizes(x: np.ndarray) -> np.ndarray:
+def _connected_component_sizes(x: np.ndarray) -> np.ndarray:
     from sklearn.neighbors import kneighbors_graph
 
-    graph = kneighbors_graph(x, min(NEIGHBOURS, len(x) - 1))
+    graph = kneighbors_graph(x, min(N_NEIGHBOURS, len(x) - 1))
     return np.bincount(connected_components(graph, directed=False)[1])
 
 
-def _silhouette(x: np.ndarray, seed: int) -> float:
+def _best_silhouette(x: np.ndarray, seed: int) -> float:
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
 
-    divisions = (KMeans(k, random_state=seed).fit_predict(x) for k in range(2, 11))
-    return float(max(silhouette_score(x, division) for division in divisions))
+    clusterings = (KMeans(k, random_state=seed).fit_predict(x) for k in CLUSTER_COUNTS)
+    return float(max(silhouette_score(x, labels) for labels in clusterings))
 
 
 def tsne(z: Tensor, seed: int = 0) -> np.ndarray:
-    """A map of z-points `(n, z_dim)` that keeps neighbours together, float (n, 2) (van der Maaten 2008)."""
+    """Embed z-points `(n, z_dim)` in the plane by t-SNE, float (n, 2) (van der Maaten and Hinton 2008)."""
     from sklearn.manifold import TSNE
 
     with threadpool_limits(1):

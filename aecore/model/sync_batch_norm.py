@@ -1,4 +1,4 @@
-"""Batch norm over the whole global batch. torch's own `SyncBatchNorm` refuses CPUs, on which zpoint is tested."""
+"""Batch norm over the global batch. torch's own `SyncBatchNorm` refuses CPUs, on which zpoint trains and is tested."""
 
 from typing import Any
 
@@ -7,26 +7,26 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all workers; each worker's gradient is the sum of all workers' gradients by it."""
+class _AllReduceSum(torch.autograd.Function):
+    """Sum a tensor over all workers. The gradient for each worker's input is the sum of all workers' gradients."""
 
     @staticmethod
-    def forward(ctx: Any, mine: Tensor) -> Tensor:
-        every = mine.clone()
-        dist.all_reduce(every)
-        return every
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        total = local.clone()
+        dist.all_reduce(total)
+        return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        every = grads[0].contiguous().clone()
-        dist.all_reduce(every)
-        return every
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` with the mean and variance of all workers' images together (Ioffe 2015; Peng 2018).
+    """`nn.BatchNorm2d` with mean and variance over all workers' images (Ioffe and Szegedy 2015; Peng 2018).
 
-    In training forward is a collective. A worker may have no images at all.
+    In training forward is a collective. A worker may have a batch of 0 images.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -34,11 +34,12 @@ class SyncBatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         assert self.running_mean is not None
         assert self.running_var is not None
-        full = input.float() if input.dtype is torch.bfloat16 else input
-        total = _total(torch.cat([full.sum((0, 2, 3)), full.new_full((1,), full.numel() / full.shape[1])]))
+        x = input.float() if input.dtype is torch.bfloat16 else input
+        sums_and_count = torch.cat([x.sum((0, 2, 3)), x.new_full((1,), x.numel() / x.shape[1])])
+        total = _all_reduce_sum(sums_and_count)
         mean, count = total[:-1] / total[-1], total[-1].detach()
-        centred = full - mean[:, None, None]
-        variance = _total(centred.square().sum((0, 2, 3))) / count
+        centred = x - mean[:, None, None]
+        variance = _all_reduce_sum(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             assert self.momentum
             assert self.num_batches_tracked is not None
@@ -50,7 +51,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
 
-def _total(mine: Tensor) -> Tensor:
-    every = _Sum.apply(mine)
-    assert isinstance(every, Tensor)
-    return every
+def _all_reduce_sum(local: Tensor) -> Tensor:
+    total = _AllReduceSum.apply(local)
+    assert isinstance(total, Tensor)
+    return total

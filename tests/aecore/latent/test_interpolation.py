@@ -17,7 +17,7 @@ def ring(n=400, z_dim=6, radius=10.0):
 
 
 @pytest.mark.parametrize("name", INTERPOLATIONS)
-def test_ends_are_met_in_even_steps(name):
+def test_interpolation_goes_from_start_to_end_in_even_steps(name):
     points = torch.randn(300, 8, generator=torch.manual_seed(0))
     path = INTERPOLATIONS[name](points[0], points[1], STEPS, points)
     assert path.shape == (STEPS, 8)
@@ -27,7 +27,7 @@ def test_ends_are_met_in_even_steps(name):
     assert lengths.max() < 2 * lengths.median()
 
 
-def test_spherical_keeps_its_distance_from_the_centre():
+def test_spherical_changes_the_radius_linearly():
     points = ring()
     centre = points.mean(0)
     start, end = centre.clone(), centre.clone()
@@ -38,7 +38,7 @@ def test_spherical_keeps_its_distance_from_the_centre():
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0, -1.0])
-def test_spherical_without_a_great_circle_goes_straight(factor):
+def test_spherical_without_a_great_circle_is_straight(factor):
     points = torch.randn(50, 3)
     centre, arm = points.mean(0), torch.tensor([1.0, 2, 3])
     path = spherical(centre + arm, centre + factor * arm, 5, points)
@@ -46,7 +46,7 @@ def test_spherical_without_a_great_circle_goes_straight(factor):
     torch.testing.assert_close(path[2], centre + (1 + factor) / 2 * arm, atol=1e-3, rtol=1e-4)
 
 
-def test_neighbours_lead_round_a_hole():
+def test_neighbours_path_goes_around_a_hole():
     points = ring()
     start, end = torch.full((6,), 5.0), torch.full((6,), 5.0)
     start[0], end[0] = 15, -5
@@ -56,7 +56,7 @@ def test_neighbours_lead_round_a_hole():
     assert INTERPOLATIONS["straight"](start, end, STEPS, points)[10, :2].sub(5).norm() < 1e-4
 
 
-def test_neighbours_bridge_parts_that_lie_apart():
+def test_neighbours_path_connects_separate_clusters():
     points = torch.cat([torch.randn(50, 4, generator=torch.manual_seed(0)), torch.randn(50, 4) + 100])
     path = through_neighbours(points[0], points[60], STEPS, points)
     assert torch.isfinite(path).all()
@@ -64,7 +64,7 @@ def test_neighbours_bridge_parts_that_lie_apart():
     assert torch.isfinite(through_neighbours(points[0], points[1], 5, points[:0])).all()
 
 
-def test_principal_axes_are_those_of_the_covariance():
+def test_principal_axes_are_eigenvectors_by_descending_variance():
     variances, axes = principal_axes(torch.diag(torch.tensor([1.0, 9.0, 4.0])))
     torch.testing.assert_close(variances, torch.tensor([9.0, 4, 1]))
     torch.testing.assert_close(axes.abs(), torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]]))

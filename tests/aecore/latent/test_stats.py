@@ -1,4 +1,4 @@
-"""Statistics of z-points against distributions whose statistics are known."""
+"""Statistics of z-points against distributions with closed-form statistics."""
 
 import numpy as np
 import pytest
@@ -14,29 +14,29 @@ def normal(n=N, z_dim=20, seed=0):
     return torch.randn(n, z_dim, generator=torch.manual_seed(seed))
 
 
-def told(z, logvar=None):
+def stats_of(z, logvar=None):
     return compute_z_stats(DiagonalGaussian(z, logvar), z)
 
 
-def test_a_standard_normal():
-    stats = told(normal())
-    numbers = stats.summary()
-    assert numbers["mean_radius"] == pytest.approx(20**0.5, rel=0.02)
-    assert numbers["mean_sd"] == pytest.approx(1, abs=0.02)
-    assert abs(numbers["mean_kurtosis"]) < 0.1
-    assert numbers["mean_abs_skew"] < 0.08
-    assert numbers["core_distance"] < 0.02
-    assert numbers["within_20"] == 1
-    assert (numbers["axes_90"], numbers["axes_99"]) == (18, 20)
-    assert numbers["mean_abs_correlation"] < 0.03
-    assert numbers["active_units"] == 20
+def test_standard_normal():
+    stats = stats_of(normal())
+    summary = stats.summary()
+    assert summary["mean_radius"] == pytest.approx(20**0.5, rel=0.02)
+    assert summary["mean_sd"] == pytest.approx(1, abs=0.02)
+    assert abs(summary["mean_kurtosis"]) < 0.1
+    assert summary["mean_abs_skew"] < 0.08
+    assert summary["core_distance"] < 0.02
+    assert summary["within_20"] == 1
+    assert (summary["axes_90"], summary["axes_99"]) == (18, 20)
+    assert summary["mean_abs_correlation"] < 0.03
+    assert summary["active_units"] == 20
     assert stats.radii.shape == (N,)
 
 
-def test_an_off_centre_correlated_one():
+def test_off_centre_correlated_normal():
     z = normal()
     z[:, 1] = 50 + 30 * z[:, 0] + 0.1 * z[:, 1]
-    stats = told(z)
+    stats = stats_of(z)
     assert stats.mean[1] == pytest.approx(50, abs=1.5)
     assert stats.sd[1] == pytest.approx(30, rel=0.05)
     assert stats.correlation[0, 1] > 0.99
@@ -44,15 +44,15 @@ def test_an_off_centre_correlated_one():
     assert stats.within == pytest.approx(1 - (1 - 0.15) / 20, abs=0.005)
 
 
-def test_skew_kurtosis_and_core_of_other_shapes():
+def test_skew_kurtosis_and_core_distance_of_other_distributions():
     uniform, exponential = torch.rand(N, 4, generator=torch.manual_seed(0)), normal(z_dim=4).exp()
-    assert told(uniform).kurtosis == pytest.approx(-1.2, abs=0.05)
-    assert told(exponential).skew.min() > 2
+    assert stats_of(uniform).kurtosis == pytest.approx(-1.2, abs=0.05)
+    assert stats_of(exponential).skew.min() > 2
     assert 0.03 < core_distance(uniform.numpy()).min() < 0.08
     two_peaks = normal(z_dim=4) * 0.2 + torch.sign(normal(z_dim=4, seed=1))
     assert core_distance(two_peaks.numpy()).min() > 0.1
     heavy = normal(z_dim=4)
-    heavy[::20] *= 20  # far points leave the core as it is
+    heavy[::20] *= 20  # outliers do not change the core
     assert core_distance(heavy.numpy()).max() < 0.03
 
 
@@ -60,41 +60,41 @@ def test_kl_and_active_units():
     mean = normal(z_dim=3)
     mean[:, 1] *= 0.05  # its mean hardly varies: not active
     logvar = torch.zeros(N, 3)
-    stats = told(mean, logvar)
+    stats = stats_of(mean, logvar)
     assert stats.active.tolist() == [True, False, True]
     assert stats.kl == pytest.approx((0.5 * mean.square()).mean(0).numpy(), rel=1e-4)
-    assert told(mean).summary()["kl"] == 0
+    assert stats_of(mean).summary()["kl"] == 0
 
 
-def test_a_component_that_never_varies():
+def test_dimension_that_never_varies_gives_finite_statistics():
     z = normal()
     z[:, 3] = 2
-    numbers = told(z).summary()
-    assert all(np.isfinite(value) for value in numbers.values())
-    assert numbers["active_units"] == 19
-    assert numbers["axes_99"] == 19
+    summary = stats_of(z).summary()
+    assert all(np.isfinite(value) for value in summary.values())
+    assert summary["active_units"] == 19
+    assert summary["axes_99"] == 19
 
 
-def test_one_region_and_fragments_are_told_apart():
-    one = normal(1000, 30) @ torch.diag(torch.linspace(1, 10, 30))
-    assert measure_structure(one).coherent
-    assert measure_structure(one).fragments == 1
+def test_structure_separates_one_region_from_clusters():
+    ellipsoid = normal(1000, 30) @ torch.diag(torch.linspace(1, 10, 30))
+    assert measure_structure(ellipsoid).coherent
+    assert measure_structure(ellipsoid).fragments == 1
     apart = normal(900, 30)
     apart[::3] += 12
     apart[1::3] -= 12
-    found = measure_structure(apart)
-    assert not found.coherent
-    assert found.fragments == 3
-    assert found.largest == pytest.approx(1 / 3, abs=0.01)
-    near = normal(900, 5)
-    near[::2, 0] += 6  # two clusters whose edges touch
-    assert not measure_structure(near).coherent
+    clusters = measure_structure(apart)
+    assert not clusters.coherent
+    assert clusters.fragments == 3
+    assert clusters.largest == pytest.approx(1 / 3, abs=0.01)
+    touching = normal(900, 5)
+    touching[::2, 0] += 6  # two clusters whose edges touch
+    assert not measure_structure(touching).coherent
 
 
 def test_tsne_keeps_clusters_apart():
     z = normal(120, 10)
     z[60:] += 10
-    flat = tsne(z)
-    assert flat.shape == (120, 2)
-    inner = np.linalg.norm(flat[:60] - flat[:60].mean(0), axis=1).mean()
-    assert np.linalg.norm(flat[:60].mean(0) - flat[60:].mean(0)) > 2 * inner
+    embedded = tsne(z)
+    assert embedded.shape == (120, 2)
+    radius = np.linalg.norm(embedded[:60] - embedded[:60].mean(0), axis=1).mean()
+    assert np.linalg.norm(embedded[:60].mean(0) - embedded[60:].mean(0)) > 2 * radius
