@@ -1,4 +1,4 @@
-"""A real browser for the tests of the page."""
+"""Chromium for the browser tests."""
 
 import os
 import shutil
@@ -9,13 +9,13 @@ import pytest
 
 from tests.serving.app_server import make_slot, serve_app
 
-# Two random ends may be neighbours, and then two of the ways between them are one: the same points in each run.
+# A fixed seed: between some random ends two paths coincide.
 SEEDED = "let state = 1; Math.random = () => (state = (state * 16807) % 2147483647) / 2147483647"
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    # No longer than it is needed: while it lives, an event loop runs in the main thread, and none beside it can.
+    # Module scope: playwright runs an event loop in the main thread, and other modules need their own there.
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None and os.environ.get("CI") != "true":
         pytest.skip("no Chromium on the PATH (apt-get install chromium)")
@@ -23,7 +23,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # Chromium's own sandbox does not start as root, which containers are.
+        # Chromium's sandbox does not start as root, the usual user of a container.
         options = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=chromium, args=options)
         yield browser
@@ -38,8 +38,8 @@ def page_url() -> Iterator[str]:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a URL in a tab of its own; at the end of the test no tab may have complained."""
-    said, contexts = [], []
+    """Yield a function that opens a URL in a new context. Fails if a page logs an error or requests another origin."""
+    errors, contexts = [], []
 
     def open_url(url: str, *, allowed: str = "nothing", **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **options})
@@ -47,12 +47,12 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
         context.add_init_script(SEEDED)
         page = context.new_page()
         page.set_default_timeout(10_000)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("console", lambda message: allowed in message.text or said.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: allowed in message.text or errors.append(message.text))
         origin = "/".join(url.split("/")[:3])
         page.on(
             "request",
-            lambda request: request.url.startswith(("data:", f"blob:{origin}", origin)) or said.append(request.url),
+            lambda request: request.url.startswith(("data:", f"blob:{origin}", origin)) or errors.append(request.url),
         )
         page.goto(url)
         return page
@@ -60,4 +60,4 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     yield open_url
     for context in contexts:
         context.close()
-    assert said == []
+    assert errors == []

@@ -1,129 +1,129 @@
-// The endpoint's routes as functions. A point is {z, src, about}: its components, its picture as a data: URL, and
-// a line about where it comes from; a picture that is no point's has no z.
+// The endpoint's routes as functions. A point is {z, src, description}: its z_dim numbers, its image as a data: URL and
+// a line about its origin. An image that was not decoded from a point has no z.
 
-import { calm, tell } from "./dom.js";
+import { clearError, notify } from "./dom.js";
 
-const TRIES = 5;
+const MAX_ATTEMPTS = 5;
 
-export class Refused extends Error {
+export class RequestError extends Error {
   constructor(status, detail) {
     super(detail);
     this.status = status;
   }
 }
 
-/** What /v1/model told, once `load` is done. */
+/** The response of /v1/model, after `loadModel`. */
 export let model = null;
 let token = sessionStorage.getItem("zpoint-token") ?? "";
 
-export function useToken(value) {
+export function setToken(value) {
   token = value;
   sessionStorage.setItem("zpoint-token", value);
 }
 
-export async function load() {
-  model = await (await ask("GET", "v1/model")).json();
-  return model;
+export async function loadModel() {
+  model = await (await request("GET", "v1/model")).json();
 }
 
-/** The pictures of z-points. */
-export async function decode(points) {
-  const answer = await post("v1/decode", { z: points });
-  return answer.images.map((image, i) => ({ z: points[i], src: url(image) }));
+/** Decode z-points to points. */
+export async function decode(zs) {
+  const { images } = await post("v1/decode", { z: zs });
+  return images.map((image, i) => ({ z: zs[i], src: dataUrl(image) }));
 }
 
-/** n points of a sampler with their pictures. */
+/** Draw n points with a sampler. */
 export async function sample(sampler, n, seed, parameters) {
-  const answer = await post("v1/sample", { sampler, n, seed, parameters });
-  return answer.images.map((image, i) => ({ z: answer.z[i], src: url(image) }));
+  return toPoints(await post("v1/sample", { sampler, n, seed, parameters }));
 }
 
-/** `steps` points on a path (one of model.paths) from z-point a to b, both included. */
-export async function interpolate(a, b, steps, path) {
-  const answer = await post("v1/interpolate", { z: [a, b], steps, path });
-  return answer.images.map((image, i) => ({ z: answer.z[i], src: url(image) }));
-}
-
-/** A picture (a data: URL) through the model, changed by a task first: {seen, after}; the second is a point. */
-export async function reconstruct(src, task, parameters, seed) {
-  const answer = await post("v1/reconstruct", { images: [src], task, parameters, seed });
-  return { seen: { src: url(answer.seen[0]) }, after: { z: answer.z[0], src: url(answer.images[0]) } };
-}
-
-/** n new points of the sampler that follows the training images' points best. */
-export async function likely(n) {
+/** Draw n points with the sampler that fits the training images best. */
+export async function sampleLikeData(n) {
   const sampler = ["gmm", "gaussian", "normal"].find((name) => name in model.samplers);
   const seed = Math.floor(Math.random() * 1e6);
   const points = await sample(sampler, n, seed, {});
-  return points.map((point, i) => ({ ...point, about: `${sampler}, seed ${seed}, number ${i + 1}` }));
+  return points.map((point, i) => ({ ...point, description: `${sampler}, seed ${seed}, sample ${i + 1}` }));
+}
+
+/** Return `steps` points on a path (one of model.paths) from z-point `start` to `end`, both included. */
+export async function interpolate(start, end, steps, path) {
+  return toPoints(await post("v1/interpolate", { z: [start, end], steps, path }));
+}
+
+/** Corrupt an image (a data: URL) by a task, encode and decode it: {corrupted, reconstruction}; only the latter has z. */
+export async function reconstruct(src, task, parameters, seed) {
+  const response = await post("v1/reconstruct", { images: [src], task, parameters, seed });
+  return { corrupted: { src: dataUrl(response.seen[0]) }, reconstruction: toPoints(response)[0] };
 }
 
 /**
- * A function that calls `work` with one call under way at a time. Of the calls that come meanwhile the last one
- * runs next and the others never do, so that a dragged slider never falls behind. Failures are told to the user.
+ * Return a function that runs `task` one call at a time. Of the calls during a run only the last one runs next, so that
+ * a dragged slider never lags behind. Errors are shown to the user.
  */
-export function latest(work) {
-  let busy = false;
-  let next = null;
-  return async (...given) => {
-    next = given;
-    if (busy) return;
-    busy = true;
-    while (next) {
-      const now = next;
-      next = null;
+export function latestOnly(task) {
+  let isRunning = false;
+  let pendingArgs = null;
+  return async (...args) => {
+    pendingArgs = args;
+    if (isRunning) return;
+    isRunning = true;
+    while (pendingArgs) {
+      const currentArgs = pendingArgs;
+      pendingArgs = null;
       try {
-        await work(...now);
-        calm();
+        await task(...currentArgs);
+        clearError();
       } catch (error) {
-        tell(error.message, "trouble");
+        notify(error.message, "error");
       }
     }
-    busy = false;
+    isRunning = false;
   };
 }
 
-const url = (base64) => `data:image/png;base64,${base64}`;
+const dataUrl = (base64) => `data:image/png;base64,${base64}`;
+const toPoints = ({ images, z }) => images.map((image, i) => ({ z: z[i], src: dataUrl(image) }));
 
 async function post(path, body) {
-  return (await ask("POST", path, JSON.stringify(body), "application/json")).json();
+  return (await request("POST", path, JSON.stringify(body))).json();
 }
 
-async function ask(method, path, body, type) {
+async function request(method, path, body) {
   const headers = { Accept: "application/json" };
-  if (type) headers["Content-Type"] = type;
-  if (!/^[\x20-\x7e]*$/.test(token)) throw new Refused(401, "No token has such characters.");
+  if (body) headers["Content-Type"] = "application/json";
+  if (!/^[\x20-\x7e]*$/.test(token)) throw new RequestError(401, "A token has ASCII characters only.");
   if (token) headers.Authorization = `Bearer ${token}`;
-  for (let tried = 1; ; tried++) {
-    let answer;
+  for (let attempt = 1; ; attempt++) {
+    let response;
     try {
-      answer = await fetch(path, { method, headers, body, signal: AbortSignal.timeout(30_000) });
+      response = await fetch(path, { method, headers, body, signal: AbortSignal.timeout(30_000) });
     } catch (error) {
-      const late = error.name === "TimeoutError";
-      throw new Refused(0, late ? "The endpoint took longer than 30 s." : "The endpoint does not answer.");
+      const isTimeout = error.name === "TimeoutError";
+      throw new RequestError(0, isTimeout ? "The endpoint timed out after 30 s." : "Cannot reach the endpoint.");
     }
-    if (answer.ok) {
-      noticeSwap(answer);
-      return answer;
+    if (response.ok) {
+      warnIfModelChanged(response);
+      return response;
     }
-    if (answer.status !== 503 || tried === TRIES) throw new Refused(answer.status, await reason(answer));
-    const seconds = Math.min(10, Number(answer.headers.get("Retry-After")) || 0.2 * 2 ** tried);
-    await new Promise((done) => setTimeout(done, 1000 * seconds));
+    if (response.status !== 503 || attempt === MAX_ATTEMPTS) {
+      throw new RequestError(response.status, await errorDetail(response));
+    }
+    const seconds = Math.min(10, Number(response.headers.get("Retry-After")) || 0.2 * 2 ** attempt);
+    await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
   }
 }
 
-async function reason(answer) {
+async function errorDetail(response) {
   try {
-    return (await answer.json()).detail;
+    return (await response.json()).detail;
   } catch {
-    return `The endpoint answered ${answer.status} ${answer.statusText}`;
+    return `The endpoint responded with ${response.status} ${response.statusText}`;
   }
 }
 
-/** Another model answers than the one whose facts are shown: its points mean something else. */
-function noticeSwap(answer) {
-  const served = answer.headers.get("X-Zpoint-Model");
-  if (model && served && served !== `${model.name}/${model.version}`) {
-    tell(`The endpoint serves ${served} now: reload this page to see it.`, "stay");
+/** The z-points on the page belong to the model that was loaded with it; another model decodes them differently. */
+function warnIfModelChanged(response) {
+  const label = response.headers.get("X-Zpoint-Model");
+  if (model && label && label !== `${model.name}/${model.version}`) {
+    notify(`The endpoint now serves ${label}. Reload this page to use it.`, "permanent");
   }
 }

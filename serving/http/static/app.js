@@ -1,76 +1,76 @@
-// The page's start: the token where one is asked for, the views, and the way from one view to another.
+// Entry point: the token dialog, the views and the navigation between them.
 
-import { load, model, Refused, useToken } from "./api.js";
-import { startBetween } from "./between.js";
-import { startChange } from "./change.js";
-import { byId, tell } from "./dom.js";
-import { startFacts } from "./facts.js";
-import { startPicked } from "./picked.js";
-import { startRandom } from "./random.js";
-import { startRebuild } from "./rebuild.js";
+import { loadModel, model, RequestError, setToken } from "./api.js";
+import { byId, notify } from "./dom.js";
+import { startEditing } from "./editing.js";
+import { createImageDialog } from "./image_dialog.js";
+import { startInterpolation } from "./interpolation.js";
+import { showModelInfo } from "./model_info.js";
+import { startReconstruction } from "./reconstruction.js";
+import { startSampling } from "./sampling.js";
 
-const starts = {
-  random: startRandom,
-  change: startChange,
-  between: startBetween,
-  rebuild: startRebuild,
-  model: startFacts,
+const startByView = {
+  sample: startSampling,
+  edit: startEditing,
+  interpolate: startInterpolation,
+  reconstruct: startReconstruction,
+  model: showModelInfo,
 };
-const VIEWS = Object.keys(starts);
+const VIEWS = Object.keys(startByView);
 
-/** A view is made when it is first looked at. */
-const made = {};
-const pick = startPicked({
-  "to-change": (point) => open("change").take(point),
-  "to-start": (point) => open("between").takeStart(point),
-  "to-end": (point) => open("between").takeEnd(point),
-  "to-rebuild": (point) => open("rebuild").take(point),
+/** Views by name; a view is started when it is first shown. */
+const views = {};
+const openImageDialog = createImageDialog({
+  "edit-image": (point) => openView("edit").setPoint(point),
+  "use-as-start": (point) => openView("interpolate").setStart(point),
+  "use-as-end": (point) => openView("interpolate").setEnd(point),
+  "reconstruct-image": (point) => openView("reconstruct").setImage(point),
 });
 
-function open(view) {
-  history.pushState(null, "", `#${view}`);
-  return show();
+function openView(name) {
+  history.pushState(null, "", `#${name}`);
+  return showView();
 }
 
-function show() {
-  const wanted = location.hash.slice(1);
-  const view = VIEWS.includes(wanted) ? wanted : VIEWS[0];
-  for (const name of VIEWS) byId(`view-${name}`).hidden = name !== view;
+function showView() {
+  const hash = location.hash.slice(1);
+  const current = VIEWS.includes(hash) ? hash : VIEWS[0];
+  for (const name of VIEWS) byId(`view-${name}`).hidden = name !== current;
   for (const link of document.querySelectorAll("nav a")) {
-    if (link.hash === `#${view}`) link.setAttribute("aria-current", "page");
+    if (link.hash === `#${current}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   window.scrollTo(0, 0);
-  if (!(view in made)) made[view] = starts[view](pick);
-  return made[view];
+  if (!(current in views)) views[current] = startByView[current](openImageDialog);
+  return views[current];
 }
 
 async function start() {
   try {
-    await load();
+    await loadModel();
   } catch (error) {
-    if (error instanceof Refused && error.status === 401) byId("token").showModal();
-    else tell(error.message, "stay");
+    if (error instanceof RequestError && error.status === 401) byId("token-dialog").showModal();
+    else notify(error.message, "permanent");
     return;
   }
-  byId("served").textContent = `${model.name} ${model.version}, ${model.alias}`;
+  byId("model-label").textContent = `${model.name} ${model.version}, ${model.alias}`;
   document.title = `${model.name} ${model.version}`;
-  window.addEventListener("hashchange", show);
-  show();
+  window.addEventListener("hashchange", showView);
+  showView();
 }
 
-// Its link would take the hash, which names the view.
-document.querySelector(".skip").addEventListener("click", (event) => {
+// The default action would replace the hash, which names the view.
+document.querySelector(".skip-link").addEventListener("click", (event) => {
   event.preventDefault();
   byId("main").focus();
 });
-byId("token").addEventListener("cancel", (event) => event.preventDefault()); // there is nothing to see without one
+byId("token-dialog").addEventListener("cancel", (event) => event.preventDefault()); // without a token the page is empty
 byId("token-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  useToken(byId("token-value").value.trim());
-  byId("token").close();
+  setToken(byId("token-value").value.trim());
+  byId("token-dialog").close();
   await start();
-  if (byId("token").open) byId("token-about").textContent = "The endpoint does not take this token.";
+  if (byId("token-dialog").open) byId("token-help").textContent = "The endpoint rejected this token.";
 });
 
 start();

@@ -1,61 +1,61 @@
-// A square frame over one's own picture, moved by dragging or arrow keys and enlarged by a slider or the wheel.
+// A square frame over the user's image, moved by dragging or arrow keys, zoomed by a slider or the wheel.
 
-import { byId, make, slider } from "./dom.js";
+import { byId, createElement, createSlider } from "./dom.js";
 
-const LARGEST = 1024; // pixels; more are of no use in pictures of at most 512
-const MOST = 5; // times the size that just fills the frame
+const MAX_SIDE = 1024; // pixels; the model's images have at most 512
+const MAX_ZOOM = 5; // relative to the size that just fills the frame
 
-/** `onFrame()` is called when the frame shows another part. Gives `open(file)`, `close()` and `crop(size)`. */
-export function makeCropper(onFrame) {
+/** `onFrame()` is called when the frame moves. Returns `open(file)`, `close()` and `crop(size)`. */
+export function createCropper(onFrame) {
   const canvas = byId("cropper");
-  const paint = canvas.getContext("2d");
+  const context = canvas.getContext("2d");
   const side = canvas.width;
   let bitmap = null;
-  let [x, y] = [0.5, 0.5]; // the part of the picture that is in the frame's middle, as shares of its width and height
-  const zoom = slider({
-    label: "Enlarge", min: 1, max: MOST, step: 0.02, value: 1,
+  let [x, y] = [0.5, 0.5]; // the frame's centre in the image, as fractions of its width and height
+  const zoom = createSlider({
+    label: "Zoom", min: 1, max: MAX_ZOOM, step: 0.02, value: 1,
     format: (value) => `${value.toFixed(1)} ×`, onInput: reframe,
   });
   byId("zoom").append(zoom.element);
 
   const scale = () => (zoom.value * side) / Math.min(bitmap.width, bitmap.height);
 
-  function show() {
+  function draw() {
     const [width, height] = [bitmap.width * scale(), bitmap.height * scale()];
-    const inside = (share, length) => Math.min(1 - side / 2 / length, Math.max(side / 2 / length, share));
-    [x, y] = [inside(x, width), inside(y, height)];
-    paint.imageSmoothingQuality = "high";
-    paint.clearRect(0, 0, side, side);
-    paint.drawImage(bitmap, side / 2 - x * width, side / 2 - y * height, width, height);
+    const clampCentre = (fraction, length) => Math.min(1 - side / 2 / length, Math.max(side / 2 / length, fraction));
+    [x, y] = [clampCentre(x, width), clampCentre(y, height)];
+    context.imageSmoothingQuality = "high";
+    context.clearRect(0, 0, side, side);
+    context.drawImage(bitmap, side / 2 - x * width, side / 2 - y * height, width, height);
   }
 
   function reframe() {
-    show();
+    draw();
     onFrame();
   }
 
-  function move(right, down) {
-    x -= right / (bitmap.width * scale());
-    y -= down / (bitmap.height * scale());
+  function moveImage(dx, dy) {
+    x -= dx / (bitmap.width * scale());
+    y -= dy / (bitmap.height * scale());
     reframe();
   }
 
-  let last = null; // where the pointer that drags was before
+  let previousEvent = null; // of the pointer that drags
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
-    last = event;
+    previousEvent = event;
   });
   canvas.addEventListener("pointermove", (event) => {
     if (!canvas.hasPointerCapture(event.pointerId)) return;
-    const shown = side / canvas.clientWidth;
-    move((event.clientX - last.clientX) * shown, (event.clientY - last.clientY) * shown);
-    last = event;
+    const pixelRatio = side / canvas.clientWidth;
+    moveImage((event.clientX - previousEvent.clientX) * pixelRatio, (event.clientY - previousEvent.clientY) * pixelRatio);
+    previousEvent = event;
   });
   canvas.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: [-6, 0], ArrowRight: [6, 0], ArrowUp: [0, -6], ArrowDown: [0, 6] }[event.key];
     if (!step) return;
     event.preventDefault();
-    move(...step);
+    moveImage(...step);
   });
   canvas.addEventListener(
     "wheel",
@@ -68,32 +68,33 @@ export function makeCropper(onFrame) {
   );
 
   return {
-    /** Frame a picture file. Throws when the browser cannot read it. */
+    /** Load an image file into the frame. Throws if the browser cannot read it. */
     async open(file) {
-      const whole = await createImageBitmap(file);
-      const shrink = Math.min(1, LARGEST / Math.min(whole.width, whole.height));
-      bitmap = await createImageBitmap(whole, {
-        resizeWidth: Math.round(whole.width * shrink),
-        resizeHeight: Math.round(whole.height * shrink),
+      const original = await createImageBitmap(file);
+      const shrink = Math.min(1, MAX_SIDE / Math.min(original.width, original.height));
+      bitmap = await createImageBitmap(original, {
+        resizeWidth: Math.round(original.width * shrink),
+        resizeHeight: Math.round(original.height * shrink),
         resizeQuality: "high",
       });
       [x, y] = [0.5, 0.5];
       zoom.set(1);
       byId("crop").hidden = false;
-      show();
+      draw();
     },
     close() {
       bitmap = null;
       byId("crop").hidden = true;
     },
-    /** What the frame shows as a PNG's data: URL, `size` pixels a side. */
+    /** Return the frame's content as the data: URL of a PNG, `size` pixels a side. */
     crop(size) {
-      const small = make("canvas", { width: size, height: size });
-      const target = small.getContext("2d");
-      target.imageSmoothingQuality = "high";
-      const part = side / scale();
-      target.drawImage(bitmap, x * bitmap.width - part / 2, y * bitmap.height - part / 2, part, part, 0, 0, size, size);
-      return small.toDataURL("image/png");
+      const output = createElement("canvas", { width: size, height: size });
+      const outputContext = output.getContext("2d");
+      outputContext.imageSmoothingQuality = "high";
+      const length = side / scale();
+      const [left, top] = [x * bitmap.width - length / 2, y * bitmap.height - length / 2];
+      outputContext.drawImage(bitmap, left, top, length, length, 0, 0, size, size);
+      return output.toDataURL("image/png");
     },
   };
 }

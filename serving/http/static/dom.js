@@ -1,9 +1,11 @@
-// The few parts that the views are made of: elements, sliders, choices, pictures, and what is told to the user.
+// Elements that the views share: sliders, radio groups, image buttons, SVG and notices.
 
-/** An element with attributes (or properties, where it has one of that name) and children. */
-export function make(tag, given = {}, ...children) {
+export const byId = (id) => document.getElementById(id);
+
+/** Create an element with properties (or attributes, if it has no such property) and children. */
+export function createElement(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(given)) {
+  for (const [name, value] of Object.entries(properties)) {
     if (name in element) element[name] = value;
     else element.setAttribute(name, value);
   }
@@ -11,107 +13,121 @@ export function make(tag, given = {}, ...children) {
   return element;
 }
 
-export const byId = (id) => document.getElementById(id);
+/** Create an SVG element with attributes and children. */
+export function createSvg(tag, attributes = {}, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
 
-/** A labelled range input; `onInput(value)` is called while it moves, `onChange()` once it rests; neither by `set`. */
-export function slider({ label, min, max, step, value, ends, format = short, onInput, onChange }) {
-  const input = make("input", { type: "range", min, max, step, value });
-  const output = make("output", {}, format(value));
-  const show = (now) => {
-    output.value = format(now);
-    input.setAttribute("aria-valuetext", format(now));
+let sliderCount = 0;
+
+/** Create a labelled slider. `onInput(value)` runs while it moves, `onChange()` once it rests; `set` calls neither. */
+export function createSlider({ label, min, max, step, value, ends, format = formatNumber, onInput, onChange }) {
+  const input = createElement("input", { type: "range", min, max, step, value });
+  const output = createElement("output", {}, format(value));
+  const showValue = (newValue) => {
+    output.value = format(newValue);
+    input.setAttribute("aria-valuetext", format(newValue));
   };
-  input.id = `slider-${++sliders}`;
+  input.id = `slider-${++sliderCount}`;
   input.addEventListener("input", () => {
-    show(input.valueAsNumber);
+    showValue(input.valueAsNumber);
     onInput(input.valueAsNumber);
   });
   if (onChange) input.addEventListener("change", onChange);
-  const element = make("div", { className: "slider" }, make("label", { htmlFor: input.id }, label), output, input);
-  if (ends) element.append(make("div", { className: "ends-of quiet" }, ...ends.map((end) => make("span", {}, end))));
+  const labelElement = createElement("label", { htmlFor: input.id }, label);
+  const element = createElement("div", { className: "slider" }, labelElement, output, input);
+  if (ends) {
+    const captions = ends.map((end) => createElement("span", {}, end));
+    element.append(createElement("div", { className: "slider-ends secondary" }, ...captions));
+  }
   return {
     element,
     get value() {
       return input.valueAsNumber;
     },
-    set(now) {
-      input.value = now;
-      show(now);
+    set(newValue) {
+      input.value = newValue;
+      showValue(newValue);
     },
   };
 }
-let sliders = 0;
 
-/** Fills `fieldset` with a radio button for each of `names`, the first chosen, and what `about` says of the chosen. */
-export function choice(fieldset, names, about, onChange) {
-  const line = make("p", { className: "about quiet" });
-  const inputs = names.map((value) => make("input", { type: "radio", name: fieldset.id, value }));
-  const chosen = () => inputs.find((input) => input.checked).value;
-  const show = () => (line.textContent = about[chosen()] ?? "");
+/** Replace the children of `container` by a slider per parameter; return {name: slider}. */
+export function createParameterSliders(container, ranges, onInput) {
+  const sliders = Object.fromEntries(
+    ranges.map(({ name, min, max, value }) => [name, createSlider({ label: name, min, max, step: "any", value, onInput })]),
+  );
+  container.replaceChildren(...Object.values(sliders).map((slider) => slider.element));
+  return sliders;
+}
+
+/** Return {name: value} of {name: slider}. */
+export function sliderValues(sliders) {
+  return Object.fromEntries(Object.entries(sliders).map(([name, slider]) => [name, slider.value]));
+}
+
+/** Fill `fieldset` with a radio button per option, the first checked, and the description of the checked one. */
+export function createRadioGroup(fieldset, options, descriptions, onChange) {
+  const description = createElement("p", { className: "description secondary" });
+  const inputs = options.map((value) => createElement("input", { type: "radio", name: fieldset.id, value }));
+  const checkedValue = () => inputs.find((input) => input.checked).value;
+  const showDescription = () => (description.textContent = descriptions[checkedValue()] ?? "");
   inputs[0].checked = true;
   fieldset.addEventListener("change", () => {
-    show();
+    showDescription();
     onChange();
   });
-  fieldset.append(...inputs.map((input) => make("label", {}, input, input.value)), line);
-  show();
+  fieldset.append(...inputs.map((input) => createElement("label", {}, input, input.value)), description);
+  showDescription();
   return {
     get value() {
-      return chosen();
+      return checkedValue();
     },
   };
 }
 
-/** A picture that can be clicked; `show({src, z, about})` puts another one in its place. */
-export function picture(name, onPick) {
-  const image = make("img", { alt: name, decoding: "sync", draggable: false });
-  let shown = null;
-  const title = "Copy, download or go on from here";
-  const element = make("button", { type: "button", className: "picture", title }, image);
-  element.addEventListener("click", () => shown && onPick(shown));
+/** Create a button that shows a point's image; `show(point)` replaces it, a click calls `onSelect(point)`. */
+export function createImageButton(name, onSelect) {
+  const image = createElement("img", { alt: name, decoding: "sync", draggable: false });
+  let current = null;
+  const title = "Copy, download or use this image";
+  const element = createElement("button", { type: "button", className: "image-button", title }, image);
+  element.addEventListener("click", () => current && onSelect(current));
   return {
     element,
     show(point) {
-      shown = point;
+      current = point;
       image.src = point.src;
-    },
-    get point() {
-      return shown;
     },
   };
 }
 
-/** An SVG element. */
-export function draw(tag, given = {}, ...children) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(given)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
+let hideTimer = 0;
 
 /**
- * A line at the foot of the page: for two seconds; for eight where what the user wanted is "refused" by the page or the
- * browser; as "trouble" until the endpoint answers again; or to "stay".
+ * Show a line at the foot of the page. `kind`: "info" for 2 s, "warning" for 8 s, "error" until a request succeeds,
+ * "permanent" until the page is reloaded.
  */
-export function tell(text, kind = "") {
+export function notify(text, kind = "info") {
   const notice = byId("notice");
-  clearTimeout(hiding);
+  clearTimeout(hideTimer);
   notice.textContent = text;
   notice.className = kind;
   notice.hidden = false;
-  const seconds = { "": 2, refused: 8 }[kind];
-  if (seconds) hiding = setTimeout(() => (notice.hidden = true), 1000 * seconds);
-}
-let hiding = 0;
-
-/** Takes a trouble away once something works again. */
-export function calm() {
-  if (byId("notice").className === "trouble") byId("notice").hidden = true;
+  const seconds = { info: 2, warning: 8 }[kind];
+  if (seconds) hideTimer = setTimeout(() => (notice.hidden = true), 1000 * seconds);
 }
 
-/** A number with three significant digits. */
-export function short(value) {
+/** Hide an error notice. */
+export function clearError() {
+  if (byId("notice").className === "error") byId("notice").hidden = true;
+}
+
+/** Format a number with three significant digits. */
+export function formatNumber(value) {
   if (!Number.isFinite(value)) return String(value);
-  const size = Math.abs(value);
-  return size >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3)));
+  return Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3)));
 }

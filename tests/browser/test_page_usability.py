@@ -1,4 +1,4 @@
-"""How the page behaves in a real browser: keys, dragging, tokens, troubles, small screens, dark and light."""
+"""The page in a browser: keyboard, dragging, tokens, errors, small screens, colour schemes."""
 
 import json
 from typing import Any
@@ -6,55 +6,55 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.browser.looking import changes, sources
+from tests.browser.page_actions import changed_image_urls, image_urls
 from tests.serving.app_server import make_slot, serve_app
 
 pytestmark = pytest.mark.browser
 TOKEN = "of the page's test"
 
 
-def test_keys_alone_suffice(open_page, page_url):
-    """Tab reaches every control in order, and a picture opens, acts and closes without a mouse."""
+def test_page_is_usable_by_keyboard(open_page, page_url):
+    """Tab reaches every control in order, and the image dialog opens and closes without a mouse."""
     page = open_page(page_url)
-    sources(page, "#sheet")
-    reached = []
+    image_urls(page, "#samples")
+    focused = []
     for _ in range(20):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.innerText || document.activeElement.type"))
-    assert reached[0] == "To the pictures"
+        focused.append(page.evaluate("document.activeElement.innerText || document.activeElement.type"))
+    assert focused[0] == "Skip to content"
     page.evaluate("location.hash = 'model'")
-    page.get_by_role("link", name="To the pictures").focus()
+    page.get_by_role("link", name="Skip to content").focus()
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
     assert page.locator("#view-model").is_visible()
-    page.evaluate("location.hash = 'random'")
-    assert [name for name in ("Random", "Change", "Model", "New points") if name not in reached] == []
-    assert "radio" in reached
-    assert "range" in reached
-    picture = page.get_by_role("button", name="Random picture 1", exact=True)
-    picture.focus()
+    page.evaluate("location.hash = 'sample'")
+    assert [name for name in ("Sample", "Edit", "Model", "New samples") if name not in focused] == []
+    assert "radio" in focused
+    assert "range" in focused
+    image = page.get_by_role("button", name="Sample 1", exact=True)
+    image.focus()
     page.keyboard.press("Enter")
-    assert page.locator("#picked").is_visible()
+    assert page.locator("#image-dialog").is_visible()
     page.keyboard.press("Escape")
-    assert not page.locator("#picked").is_visible()
-    assert picture.evaluate("element => element === document.activeElement")
+    assert not page.locator("#image-dialog").is_visible()
+    assert image.evaluate("element => element === document.activeElement")
 
 
-def test_dragging_asks_once_at_a_time_and_ends_where_the_slider_does(open_page, page_url):
+def test_dragging_sends_one_request_at_a_time_and_the_last_position(open_page, page_url):
     page = open_page(page_url)
-    sources(page, "#sheet")
-    under_way, most, asked = 0, 0, []
+    image_urls(page, "#samples")
+    active, max_active, requests = 0, 0, []
 
     def started(request: Any) -> None:
-        nonlocal under_way, most
+        nonlocal active, max_active
         if "/v1/sample" in request.url:
-            asked.append(json.loads(request.post_data))
-            under_way += 1
-            most = max(most, under_way)
+            requests.append(json.loads(request.post_data))
+            active += 1
+            max_active = max(max_active, active)
 
     def ended(request: Any) -> None:
-        nonlocal under_way
-        under_way -= "/v1/sample" in request.url
+        nonlocal active
+        active -= "/v1/sample" in request.url
 
     page.on("request", started)
     page.on("requestfinished", ended)
@@ -65,24 +65,24 @@ def test_dragging_asks_once_at_a_time_and_ends_where_the_slider_does(open_page, 
     page.mouse.up()
     page.wait_for_load_state("networkidle")
     value = page.get_by_role("slider", name="temperature").evaluate("slider => slider.valueAsNumber")
-    assert most == 1
-    assert 1 < len(asked) < 150
-    assert asked[-1]["parameters"] == {"temperature": value}
+    assert max_active == 1
+    assert 1 < len(requests) < 150
+    assert requests[-1]["parameters"] == {"temperature": value}
 
 
-def test_a_token_is_asked_for_and_kept_in_the_tab(open_page):
+def test_token_dialog_accepts_the_token_and_the_tab_keeps_it(open_page):
     with serve_app(make_slot(), TOKEN) as url:
         page = open_page(url, allowed="401")
         for wrong in ("wrong", "\u201cquoted\u201d"):
             page.get_by_role("textbox", name="Token").fill(wrong)
             page.keyboard.press("Enter")
-            page.wait_for_selector("text=does not take this token")
+            page.wait_for_selector("text=The endpoint rejected this token")
         page.get_by_role("textbox", name="Token").fill(TOKEN)
-        page.get_by_role("button", name="Open", exact=True).click()
-        sources(page, "#sheet")
+        page.get_by_role("button", name="Continue", exact=True).click()
+        image_urls(page, "#samples")
         page.reload()
-        sources(page, "#sheet")
-        assert not page.locator("#token").is_visible()
+        image_urls(page, "#samples")
+        assert not page.locator("#token-dialog").is_visible()
 
 
 def test_docs_need_no_token_until_a_route_is_tried(open_page):
@@ -99,51 +99,51 @@ def test_docs_need_no_token_until_a_route_is_tried(open_page):
         page.wait_for_function("document.querySelector('.response img')?.naturalWidth > 0")
         page = open_page(url, allowed="401")
         page.get_by_role("textbox", name="Token").fill(TOKEN)
-        page.get_by_role("button", name="Open", exact=True).click()
+        page.get_by_role("button", name="Continue", exact=True).click()
         page.get_by_role("link", name="Model").click()
         page.get_by_role("link", name="/docs").click()
         page.get_by_role("button", name="POST /v1/decode Decode").wait_for()
 
 
-def test_a_busy_or_absent_endpoint_is_told(open_page, page_url):
+def test_page_retries_an_overloaded_endpoint_and_reports_an_unreachable_one(open_page, page_url):
     page = open_page(page_url, allowed="Failed to load resource")
-    sources(page, "#sheet")
-    busy = {"status": 503, "headers": {"Retry-After": "1"}, "body": "{}"}
-    page.route("**/v1/sample", lambda route: route.fulfill(**busy), times=1)
-    changes(page, "#sheet", lambda: page.get_by_role("button", name="New points").click())
+    image_urls(page, "#samples")
+    overloaded = {"status": 503, "headers": {"Retry-After": "1"}, "body": "{}"}
+    page.route("**/v1/sample", lambda route: route.fulfill(**overloaded), times=1)
+    changed_image_urls(page, "#samples", lambda: page.get_by_role("button", name="New samples").click())
     page.route("**/v1/sample", lambda route: route.abort(), times=1)
-    page.get_by_role("button", name="New points").click()
-    page.wait_for_selector("text=The endpoint does not answer")
-    changes(page, "#sheet", lambda: page.get_by_role("button", name="New points").click())
+    page.get_by_role("button", name="New samples").click()
+    page.wait_for_selector("text=Cannot reach the endpoint")
+    changed_image_urls(page, "#samples", lambda: page.get_by_role("button", name="New samples").click())
     assert not page.locator("#notice").is_visible()
 
 
-def test_another_model_is_told(open_page):
+def test_page_warns_if_another_model_is_served(open_page):
     slot = make_slot()
     with serve_app(slot) as url:
         page = open_page(url)
-        sources(page, "#sheet")
+        image_urls(page, "#samples")
         slot.current = make_slot("8").current
-        page.get_by_role("button", name="New points").click()
-        page.wait_for_selector("text=serves zpoint/8 now")
+        page.get_by_role("button", name="New samples").click()
+        page.wait_for_selector("text=now serves zpoint/8")
 
 
 @pytest.mark.parametrize("width", [320, 390, 820])
-def test_nothing_is_wider_than_a_small_screen(open_page, page_url, width):
+def test_no_view_is_wider_than_the_screen(open_page, page_url, width):
     page = open_page(page_url, viewport={"width": width, "height": 700})
-    for view in ("docs", "#random", "#change", "#between", "#rebuild", "#model"):
+    for view in ("docs", "#sample", "#edit", "#interpolate", "#reconstruct", "#model"):
         page.goto(f"{page_url}/{view}")
         page.wait_for_load_state("networkidle")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, view
-    page.goto(f"{page_url}/#random")
-    page.get_by_role("button", name="Random picture 1", exact=True).click()
-    box = page.locator("#picked").bounding_box()
+    page.goto(f"{page_url}/#sample")
+    page.get_by_role("button", name="Sample 1", exact=True).click()
+    box = page.locator("#image-dialog").bounding_box()
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= width
 
 
 def contrast(first: list[float], second: list[float]) -> float:
-    """WCAG 2.2's contrast ratio of two sRGB colours in 0 to 255."""
+    """Return the contrast ratio of two sRGB colours, 0 to 255, by WCAG 2.2."""
 
     def luminance(colour: list[float]) -> float:
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(colour) / 255]
@@ -154,18 +154,18 @@ def contrast(first: list[float], second: list[float]) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out(open_page, page_url, scheme):
-    """At least 4.5 to 1, what WCAG 2.2 asks of text (1.4.3)."""
+def test_text_contrast_meets_wcag(open_page, page_url, scheme):
+    """WCAG 2.2 requires a contrast of at least 4.5 to 1 (1.4.3)."""
     page = open_page(page_url, color_scheme=scheme)
     script = """names => Object.fromEntries(names.map(name => {
         const probe = document.body.appendChild(document.createElement("i"));
         probe.style.color = `var(--${name})`;
         return [name, getComputedStyle(probe).color.match(/[0-9.]+/g).slice(0, 3).map(Number)];
     }))"""
-    colours = page.evaluate(script, ["paper", "card", "ink", "quiet", "accent", "on-accent", "soft"])
-    assert (np.mean(colours["paper"]) < 128) == (scheme == "dark")
-    for text, ground in [
-        ("ink", "paper"), ("ink", "card"), ("quiet", "paper"), ("quiet", "card"), ("accent", "paper"),
-        ("accent", "soft"), ("on-accent", "accent"),
+    colours = page.evaluate(script, ["background", "card", "text", "secondary", "accent", "on-accent", "accent-soft"])
+    assert (np.mean(colours["background"]) < 128) == (scheme == "dark")
+    for text, background in [
+        ("text", "background"), ("text", "card"), ("secondary", "background"), ("secondary", "card"),
+        ("accent", "background"), ("accent", "accent-soft"), ("on-accent", "accent"),
     ]:  # fmt: skip
-        assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+        assert contrast(colours[text], colours[background]) >= 4.5, (text, background)

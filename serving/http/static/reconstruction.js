@@ -1,0 +1,96 @@
+// The view that reconstructs an image, the user's or a random one, after a task has corrupted it.
+
+import { latestOnly, model, reconstruct, sampleLikeData } from "./api.js";
+import { createCropper } from "./cropper.js";
+import {
+  byId, createElement, createImageButton, createParameterSliders, createRadioGroup, notify, sliderValues,
+} from "./dom.js";
+
+const DESCRIPTIONS = {
+  reconstruct: "No corruption.",
+  denoise: "Adds noise.",
+  drop: "Removes single pixels.",
+  recolor: "Removes the colours.",
+  inpaint: "Removes blocks of pixels.",
+};
+// The sliders' ranges by parameter; parameters without a range keep their default.
+const RANGES = { sigma: [0.01, 2], keep: [0, 0.99], block: [0.03, 1], share: [0.02, 1] };
+const SEED = 0; // the same noise every time, so that only the sliders change the image
+const CAPTIONS = { original: "Original", corrupted: "Encoder input", reconstruction: "Reconstruction" };
+
+export function startReconstruction(onSelect) {
+  const buttons = {};
+  for (const [stage, caption] of Object.entries(CAPTIONS)) {
+    buttons[stage] = createImageButton(caption, onSelect);
+    const figcaption = createElement("figcaption", {}, caption);
+    byId("reconstruction").append(createElement("figure", {}, buttons[stage].element, figcaption));
+  }
+  let source = null; // {getSrc(), description}: the original image as a data: URL
+  let sliders = {};
+  const cropper = createCropper(() => refresh());
+
+  const refresh = latestOnly(async () => {
+    if (!source) return;
+    const { getSrc, description } = source;
+    const original = { src: getSrc() };
+    const stages = { original, ...(await reconstruct(original.src, task.value, sliderValues(sliders), SEED)) };
+    for (const [stage, point] of Object.entries(stages)) {
+      buttons[stage].show({ ...point, description: `${description}, ${task.value}: ${CAPTIONS[stage].toLowerCase()}` });
+    }
+  });
+  const isApplicable = (name) => name !== "recolor" || model.image.channels === 3;
+  const task = createRadioGroup(byId("tasks"), Object.keys(model.tasks).filter(isApplicable), DESCRIPTIONS, () => {
+    createSliders();
+    refresh();
+  });
+
+  function createSliders() {
+    const parameters = Object.entries(model.tasks[task.value]).filter(([name]) => name in RANGES);
+    const ranges = parameters.map(([name, value]) => ({ name, min: RANGES[name][0], max: RANGES[name][1], value }));
+    sliders = createParameterSliders(byId("task-parameters"), ranges, refresh);
+  }
+
+  function setImage(point) {
+    cropper.close();
+    source = { getSrc: () => point.src, description: point.description };
+    refresh();
+  }
+
+  async function openFile(file) {
+    if (!file) return;
+    try {
+      await cropper.open(file);
+    } catch {
+      notify(`Cannot read ${file.name} as an image`, "warning");
+      return;
+    }
+    source = { getSrc: () => cropper.crop(model.image.size), description: file.name };
+    refresh();
+  }
+
+  const setRandomImage = latestOnly(async () => {
+    const sourceBefore = source;
+    const [point] = await sampleLikeData(1);
+    if (source === sourceBefore) setImage(point); // no other image was set meanwhile
+  });
+
+  byId("file").addEventListener("change", (event) => {
+    openFile(event.target.files[0]);
+    event.target.value = ""; // so that the same file can be chosen again
+  });
+  byId("reconstruct-random").addEventListener("click", setRandomImage);
+  const view = byId("view-reconstruct");
+  for (const type of ["dragover", "dragleave", "drop"]) {
+    view.addEventListener(type, (event) => {
+      event.preventDefault();
+      view.classList.toggle("drop-target", type === "dragover");
+      if (type === "drop") openFile(event.dataTransfer.files[0]);
+    });
+  }
+  document.addEventListener("paste", (event) => !view.hidden && openFile(event.clipboardData.files[0]));
+
+  byId("trained-task").textContent = `The model was trained on the task ${model.recipe.task.kind}.`;
+  createSliders();
+  setRandomImage();
+  return { setImage };
+}
