@@ -92,9 +92,9 @@ def parse_body(
 
 def check_json_size(body: bytes, z_dim: int, max_points: int) -> None:
     """Raise TooLarge if a JSON text has more brackets or commas than `max_points` z-points, before it is parsed."""
-    rows, numbers = body.count(b"[") - 1, body.count(b",") + 1
-    if rows > max_points or numbers > max_points * (z_dim + 1):
-        raise TooLarge(f"about {max(rows, numbers // z_dim)} z-points: one request takes at most {max_points}")
+    n_rows, n_values = body.count(b"[") - 1, body.count(b",") + 1
+    if n_rows > max_points or n_values > max_points * (z_dim + 1):
+        raise TooLarge(f"about {max(n_rows, n_values // z_dim)} z-points: one request takes at most {max_points}")
 
 
 def z_from_lists(rows: object, z_dim: int, max_points: int) -> np.ndarray:

@@ -51,9 +51,11 @@ def test_edit_moves_an_image_along_each_direction(open_page, page_url):
         changed_image_urls(page, "#edited-image", lambda label=label: press_slider(page, label))
     strip = image_urls(page, "#direction-strip")
     assert len(strip) == 9
-    before = changed_image_urls(page, "#edited-image", lambda: page.get_by_role("button", name="Mean").click())
+    mean_image = changed_image_urls(page, "#edited-image", lambda: page.get_by_role("button", name="Mean").click())
     changed_image_urls(page, "#edited-image", lambda: press_slider(page, "Smiling"))
-    assert changed_image_urls(page, "#edited-image", lambda: page.get_by_role("button", name="Undo").click()) == before
+    assert (
+        changed_image_urls(page, "#edited-image", lambda: page.get_by_role("button", name="Undo").click()) == mean_image
+    )
     changed_image_urls(page, "#edited-image", lambda: page.get_by_role("button", name="Random", exact=True).click())
 
 

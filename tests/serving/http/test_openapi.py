@@ -20,7 +20,7 @@ def load_schema(token=""):
 
 
 def check_generated_requests(operation, max_examples, check):
-    """Call `check` with generated requests that conform to an operation's schema, and for POST with others that do not."""
+    """Call `check` with requests that conform to an operation's schema and, for POST, with others that do not."""
     modes = [schemathesis.GenerationMode.POSITIVE]
     if operation.method != "get":
         modes.append(schemathesis.GenerationMode.NEGATIVE)
