@@ -41,9 +41,9 @@ ALWAYS = 1e9
 @pytest.fixture
 def proxy(s3: str, s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[BadProxy]:
     """Route all S3 traffic through a proxy, with a short timeout of requests."""
-    proxy, s3_filesystem = BadProxy(s3_server["AWS_ENDPOINT_URL"]), storage._s3
+    proxy, open_s3 = BadProxy(s3_server["AWS_ENDPOINT_URL"]), storage._open_s3
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    monkeypatch.setattr(storage, "_s3", lambda seconds=0, attempts=3: s3_filesystem(TIMEOUT_SECONDS, attempts))
+    monkeypatch.setattr(storage, "_open_s3", lambda timeout_s=0, attempts=3: open_s3(TIMEOUT_SECONDS, attempts))
     yield proxy
     proxy.stop()
 
