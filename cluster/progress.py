@@ -23,7 +23,7 @@ _last_published: dict[str, float] = {}
 _boards: dict[tuple[str, str], Any] = {}  # actors by the Ray job (GCS address, job id) that this process belongs to
 
 
-class Board:
+class ProgressBoard:
     """Hold the last state of each key. Runs as an actor."""
 
     def __init__(self) -> None:
@@ -185,7 +185,7 @@ def _board(create: bool = False) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         _boards[job] = (
-            ray.remote(Board)
+            ray.remote(ProgressBoard)
             .options(
                 name=BOARD_NAME,
                 num_cpus=0,
