@@ -7,13 +7,13 @@ import time
 from collections.abc import Mapping
 from functools import lru_cache
 from http import HTTPStatus
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.ray_connection import is_loopback
 from serving.http.decoding import Limits
 from serving.http.schemas import Problem
 from serving.runtime.batching import Overloaded
@@ -114,14 +114,6 @@ UNAUTHORIZED = problem_response(
 FOREIGN_HOST = problem_response(
     421, "an endpoint without a token responds only at localhost: set ZPOINT_TOKEN where it is started"
 )
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host name or address is this machine's loopback interface."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @lru_cache(64)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.ray_connection import is_loopback
 from cluster.settings import settings
-from serving.http.middleware import is_loopback
 from serving.runtime import haproxy
 from serving.runtime.registry import ModelVersion, find_model_version
 from serving.runtime.replica import build_application
