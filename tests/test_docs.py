@@ -99,6 +99,12 @@ def test_links_and_paths_resolve(page: str):
     assert not missing + [file for file in files if not (REPO / file).exists()]
 
 
+def test_contributing_names_what_exists():
+    names = re.findall(r"`([A-Z]\w+)` of `([\w/.]+)`", PAGES["CONTRIBUTING.md"])
+    assert len(names) > 8
+    assert not [(name, path) for name, path in names if not re.search(rf"(?m)^{name}\b", (REPO / path).read_text())]
+
+
 def test_the_readme_fits_on_a_page():
     lines = PAGES["README.md"].splitlines()
     assert len(lines) <= 150

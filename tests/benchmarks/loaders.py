@@ -1,8 +1,8 @@
 """The training's input against what limits it, images/s: the decoder's ceiling, first and later passes, memory copies.
 
-    python tests/benchmarks/feed.py --dataset URI
+    python tests/benchmarks/loaders.py --dataset URI
 
-The dataset should be of JPEGs; 20,000 of 96x96 are what RESULTS.md speaks of. Each function gives the best of some
+The dataset should be of JPEGs, for example 20,000 of 96x96. Each function gives the best of some
 repetitions, since other work on the machine only ever takes away.
 """
 

@@ -270,7 +270,7 @@ CONTENDERS = {
 
 
 def main() -> None:
-    """Print a table for RESULTS.md."""
+    """Print a table for README.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=4_000)
     parser.add_argument("--size", type=int, default=96)
