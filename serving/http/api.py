@@ -59,9 +59,6 @@ from serving.runtime.model_slot import ModelSlot, ServedModel
 T = TypeVar("T")
 O = TypeVar("O", bound=schemas.Options)  # noqa: E741
 MAX_INLINE_BYTES = 1 << 16  # bodies up to this size are parsed and encoded on the event loop, larger ones in a thread
-POST_ERRORS = (401, 406, 408, 413, 415, 422, 503)
-BINARY_IMAGES = tuple(media_type for media_type in IMAGE_RESPONSES if media_type != JSON)
-IMAGES = "images: one file (a grid of several images), a zip of PNGs, uint8 .npy (n, size, size, channels) or JSON"
 
 v1, health = APIRouter(tags=["HTTP API"]), APIRouter(tags=["Health"])
 
@@ -90,7 +87,7 @@ def create_app(
 @v1.post(
     "/v1/decode",
     response_class=Response,
-    responses=schemas.responses(IMAGES, *POST_ERRORS, model=schemas.ImagesResponse, media_types=BINARY_IMAGES),
+    responses=schemas.image_responses(schemas.ImagesResponse),
     openapi_extra=schemas.request_body(schemas.DecodeRequest, NPY),
 )
 async def decode(request: Request) -> Response:
@@ -104,7 +101,7 @@ async def decode(request: Request) -> Response:
 @v1.post(
     "/v1/sample",
     response_class=Response,
-    responses=schemas.responses(IMAGES, *POST_ERRORS, model=schemas.SampleResponse, media_types=BINARY_IMAGES),
+    responses=schemas.image_responses(schemas.SampleResponse),
     openapi_extra=schemas.request_body(schemas.SampleRequest),
 )
 async def sample(request: Request) -> Response:
@@ -125,7 +122,10 @@ async def sample(request: Request) -> Response:
     "/v1/encode",
     response_class=Response,
     responses=schemas.responses(
-        "z-points: JSON or float32 .npy (n, z_dim)", *POST_ERRORS, model=schemas.EncodeResponse, media_types=(NPY,)
+        "z-points: JSON or float32 .npy (n, z_dim)",
+        *schemas.POST_ERRORS,
+        model=schemas.EncodeResponse,
+        media_types=(NPY,),
     ),
     openapi_extra=schemas.request_body(schemas.EncodeRequest, NPY, *IMAGE_FILES),
 )
@@ -142,7 +142,7 @@ async def encode(request: Request) -> Response:
 @v1.post(
     "/v1/reconstruct",
     response_class=Response,
-    responses=schemas.responses(IMAGES, *POST_ERRORS, model=schemas.ReconstructResponse, media_types=BINARY_IMAGES),
+    responses=schemas.image_responses(schemas.ReconstructResponse),
     openapi_extra=schemas.request_body(schemas.ReconstructRequest, NPY, *IMAGE_FILES),
 )
 async def reconstruct(request: Request, query: Annotated[schemas.ReconstructQuery, Query()]) -> Response:
@@ -163,16 +163,14 @@ async def reconstruct(request: Request, query: Annotated[schemas.ReconstructQuer
 @v1.post(
     "/v1/interpolate",
     response_class=Response,
-    responses=schemas.responses(IMAGES, *POST_ERRORS, model=schemas.InterpolateResponse, media_types=BINARY_IMAGES),
+    responses=schemas.image_responses(schemas.InterpolateResponse),
     openapi_extra=schemas.request_body(schemas.InterpolateZRequest | schemas.InterpolateImagesRequest, NPY),
 )
 async def interpolate(request: Request, query: Annotated[schemas.InterpolateOptions, Query()]) -> Response:
     """Decode evenly spaced z-points from one z-point or image to another. The query is for bodies other than JSON."""
     model: ServedModel = request.state.model
     media_type = _accepted_media_type(request, IMAGE_RESPONSES)
-    ends, options = await _read_input(
-        request, ("z", "images"), schemas.InterpolateOptions, query.model_dump(exclude_unset=True)
-    )
+    ends, options = await _read_input(request, ("z", "images"), schemas.InterpolateOptions, query.model_dump())
     with _client_errors():
         if len(ends) != 2:
             raise ValueError(f"{len(ends)} z-points or images: interpolation needs two")

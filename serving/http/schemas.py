@@ -15,6 +15,7 @@ from aecore.latent.interpolation import INTERPOLATIONS
 from aecore.latent.samplers import SAMPLERS
 from aecore.model.autoencoder import ImageShape
 from serving.http.decoding import JSON
+from serving.http.encoding import IMAGE_RESPONSES
 
 Z = list[list[float]]
 ZPoints = Annotated[Z, Field(min_length=1, description="z-points of z_dim numbers each")]
@@ -183,6 +184,7 @@ ERRORS = {
     422: "the request is invalid; detail names the cause",
     503: "the server is overloaded or the request timed out; retry after Retry-After seconds",
 }
+POST_ERRORS = tuple(ERRORS)
 
 
 def responses(
@@ -196,6 +198,13 @@ def responses(
     return {200: success | ({"model": model} if model else {}), **problems}
 
 
+def image_responses(json_model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Return FastAPI's `responses` of a POST route that returns images."""
+    description = "images: one file (a grid of several), a zip of PNGs, uint8 .npy (n, size, size, channels) or JSON"
+    media_types = [media_type for media_type in IMAGE_RESPONSES if media_type != JSON]
+    return responses(description, *POST_ERRORS, model=json_model, media_types=media_types)
+
+
 def request_body(json_model: Any, *media_types: str) -> dict[str, Any]:
     """Return FastAPI's `openapi_extra` of a route whose body is a JSON `json_model` or one of binary `media_types`."""
     schema = TypeAdapter(json_model).json_schema()
@@ -204,6 +213,7 @@ def request_body(json_model: Any, *media_types: str) -> dict[str, Any]:
 
 
 def _inline(schema: dict[str, Any]) -> dict[str, Any]:
+    # FastAPI adds no `openapi_extra` model to the OpenAPI's components, so that a $ref would lead nowhere.
     definitions = schema.pop("$defs", {})
     return {"anyOf": list(definitions.values())} if definitions else schema
 
