@@ -1,4 +1,4 @@
-"""The recipes that `zpoint train` and `zpoint tune` know by name."""
+"""The recipes that `zpoint train` and `zpoint tune` take by name."""
 
 from pathlib import Path
 

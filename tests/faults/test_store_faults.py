@@ -26,7 +26,8 @@ from tests.faults.bad_proxy import BadProxy, Fault
 from tests.jobs.runs import logged_epochs, model_bytes
 from tests.synthetic_dataset import make_dataset
 
-STEPS, EPOCHS = 6, 6  # of an epoch, 6 steps of 8 images
+pytestmark = pytest.mark.usefixtures("tracking")
+STEPS, EPOCHS = 6, 6  # an epoch has 6 steps of 8 images
 Hooks = dict[int, Callable[[], Any]]
 
 
@@ -45,13 +46,15 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> Hooks:
     return hooks
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Callable[[str], Recipe]:
-    make_dataset(tmp_path / "data", {"train": [STEPS * 8], "valid": [8]}, 16)
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Recipe]:
+    """Write a dataset; gives a function that returns the recipe of the run of a name."""
+    folder = tmp_path_factory.mktemp("data")
+    make_dataset(folder, {"train": [STEPS * 8], "valid": [8]}, 16)
 
     def named(name: str) -> Recipe:
         return check_recipe({
-            "name": name, "data": {"uri": str(tmp_path / "data")}, "scale": {"workers": 0},
+            "name": name, "data": {"uri": str(folder)}, "scale": {"workers": 0},
             "model": {"z_dim": 3, "channels": [4, 4, 4, 4]}, "optim": {"epochs": EPOCHS, "batch": 8},
             "checkpoint": {"every": 4, "minutes": 0},
         })  # fmt: skip
@@ -59,11 +62,19 @@ def recipe(tmp_path: Path) -> Callable[[str], Recipe]:
     return named
 
 
-@pytest.fixture
-def undisturbed(recipe: Callable[[str], Recipe], tracking: None) -> bytes:
-    """Train undisturbed; gives the weights."""
-    train(recipe("undisturbed"), "t")
-    return model_bytes("undisturbed")
+@pytest.fixture(scope="module")
+def undisturbed(
+    recipe: Callable[[str], Recipe], mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> bytes:
+    """Train undisturbed, once for all tests; gives the weights."""
+    home = tmp_path_factory.mktemp("undisturbed")
+    shutil.copy(mlflow_template, home / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZPOINT_HOME", str(home))
+        patch.setenv("ZPOINT_CACHE", str(home / "cache"))
+        patch.setattr("aecore.metrics.pixel.MAX_PATCHES", 256)
+        train(recipe("undisturbed"), "t")
+        return model_bytes("undisturbed")
 
 
 def checkpoint_steps(run: str) -> list[int]:
@@ -93,7 +104,7 @@ def test_signal_saves_before_it_stops(signum: signal.Signals, hooks: Hooks, reci
     assert epochs_in_mlflow("stopped") == list(range(1, EPOCHS + 1))
 
 
-def test_second_ctrl_c_stops_without_a_checkpoint(hooks: Hooks, recipe, tracking: None):
+def test_second_ctrl_c_stops_without_a_checkpoint(hooks: Hooks, recipe):
     def press_ctrl_c_twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)

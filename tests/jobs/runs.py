@@ -1,4 +1,4 @@
-"""What tests read of a run: its epochs in MLflow, its weights, its checkpoints."""
+"""Readers of a run for tests: its epochs in MLflow, its weights, its checkpoints."""
 
 import os
 from pathlib import Path

@@ -45,7 +45,7 @@ def test_two_workers_train_as_one_and_a_killed_worker_changes_nothing(zpoint, wa
     killed_pids: list[int] = []
 
     def kill_a_worker() -> None:
-        wait_until(lambda: has_checkpoint("killed", 8))  # in the second epoch of four
+        wait_until(lambda: has_checkpoint("killed", 8), 300)  # in the second epoch of four
         killed_pids.append(min(descendants("ray::RayTrainWorker")))
         os.kill(killed_pids[0], signal.SIGKILL)
 
