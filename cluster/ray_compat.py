@@ -101,3 +101,27 @@ def call_before_worker_shutdown(function: Callable[[], None], timeout_s: float) 
                 ray.wait(refs, num_returns=len(refs), timeout=timeout_s + 1)  # a dead worker's is done too
 
     return BeforeWorkerShutdown()
+
+
+def shut_down_abandoned_workers() -> Any:
+    """Return a Ray Train callback that shuts down a worker group that the controller has lost track of.
+
+    Without it: if a worker dies as it receives its training loop, the controller fails without ending the group. The
+    group's CPUs stay taken while the driver lives, and the training waits for them when it is started again.
+    Test: tests/jobs/train/test_train_on_ray.py::test_worker_that_dies_between_start_and_loop_is_replaced.
+    Goes when: TrainController ends the worker group if the launch of the training loop fails.
+    """
+    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+
+    class ShutDownAbandonedWorkers(WorkerGroupCallback, ControllerCallback):
+        def __init__(self) -> None:
+            self.worker_group: Any = None
+
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            self.worker_group = worker_group
+
+        async def before_controller_shutdown(self) -> None:
+            if self.worker_group is not None and self.worker_group.has_started():
+                self.worker_group.shutdown()
+
+    return ShutDownAbandonedWorkers()
