@@ -83,7 +83,8 @@ def check_reachable(address: str) -> None:
         if not _accepts_connections(host, int(port)):
             raise unreachable
         return
-    with grpc.insecure_channel(address) as channel:
+    # As in Ray's own channels: a proxy of the environment is not for the cluster.
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=CONNECT_TIMEOUT_S)
         except grpc.RpcError as error:
