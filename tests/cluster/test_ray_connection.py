@@ -4,9 +4,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from pathlib import Path
 
+import grpc
 import pytest
 
 from cluster import ray_connection
@@ -31,6 +33,16 @@ def test_an_address_without_a_ray_fails_within_seconds(silent_port: int, start_m
         with pytest.raises(ValueError, match=f"no Ray answers at RAY_ADDRESS={address}"):
             ray_connection._join(address)
         assert time.monotonic() - started < 15
+
+
+def test_any_answer_of_a_grpc_server_counts_and_proxies_are_bypassed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    server = grpc.server(ThreadPoolExecutor(1))  # without a health service: it answers UNIMPLEMENTED
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    ray_connection.check_reachable(f"127.0.0.1:{port}")
+    server.stop(None)
 
 
 def test_with_tls_a_closed_port_fails_within_seconds(monkeypatch: pytest.MonkeyPatch):
