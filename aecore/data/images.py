@@ -35,7 +35,7 @@ class Crop:
                 if 0 < fraction <= 1:
                     return cls(fraction)
             else:
-                left, top, width, height = (int(number) for number in text.split(","))
+                left, top, width, height = (int(word) for word in text.split(","))
                 if min(left, top) >= 0 and min(width, height) >= 1:
                     return cls(box=(left, top, width, height))
         except ValueError:

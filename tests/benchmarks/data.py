@@ -1,12 +1,11 @@
-"""The data way against its peers: images/s from JPEGs on disk and on S3 to uint8 batches in the training process.
+"""Compare data pipelines: images/s from JPEGs on disk and on S3 to uint8 batches in the training process.
 
     python tests/benchmarks/data.py --images 20000 [--celeba FOLDER] [--rounds 3]
 
-takes CelebA's faces (in its official layout, repeated as often as it takes; without it, drawn faces, whose JPEGs are
-half as long), writes them in every library's own format, serves them from an S3 server on loopback too, and runs each
-contender in a process of its own, one after another; each figure is the best of the rounds. The peers are no
-dependencies of zpoint; install them into a throwaway environment (pip install litdata webdataset mosaicml-streaming),
-else they are left out.
+writes CelebA's faces (official layout, repeated as needed; without it drawn faces, whose JPEGs are half as long) in the
+format of each library, serves them from an S3 server on loopback too, and runs each library in a process of its own,
+one after another. Each rate is the best of the rounds. The libraries are no dependencies of zpoint: install them into
+a temporary environment (pip install litdata webdataset mosaicml-streaming), else they are skipped.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from typing import Any
 REPO = Path(__file__).parents[2]
 sys.path[:0] = [str(REPO), str(Path(__file__).parent)]
 
-import feed  # noqa: E402
+import loaders  # noqa: E402
 
 LATER_PASSES = 3
 S3 = {
@@ -44,7 +43,7 @@ def main() -> None:
     parser.add_argument("--celeba", type=Path, help="folder with CelebA in its official layout")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", nargs="*", help="contenders to run (all)")
-    parser.add_argument("--run", nargs=3, metavar=("NAME", "PLACE", "SCRATCH"), help=argparse.SUPPRESS)
+    parser.add_argument("--run", nargs=3, metavar=("NAME", "ROOT", "SCRATCH"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
         print(json.dumps(measure(*args.run)))
@@ -62,10 +61,10 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
     try:
         for _ in range(args.rounds):
             for name in args.only or contenders():
-                for place in (str(folder / "data"), "s3://bench"):
-                    if place.startswith("s3") and name in LOCAL_ONLY:
+                for root in (str(folder / "data"), "s3://bench"):
+                    if root.startswith("s3") and name in LOCAL_ONLY:
                         continue
-                    rows.append(in_own_process(name, place, folder / "scratch" / f"{len(rows)}"))
+                    rows.append(measure_in_subprocess(name, root, folder / "scratch" / f"{len(rows)}"))
                     shutil.rmtree(folder / "scratch", ignore_errors=True)
                     print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     finally:
@@ -80,26 +79,26 @@ def contenders() -> list[str]:
     return [*OURS, *PEERS]
 
 
-def measure(name: str, place: str, scratch: str) -> dict[str, float]:
-    """Images/s of the first pass, from nothing, and of the passes after it."""
+def measure(name: str, root: str, scratch: str) -> dict[str, float]:
+    """Return the images/s of the first pass, without a cache, and of later passes."""
     from peers import PEERS
 
     if name == CEILINGS:
-        return {"first": feed.decode_ceiling(f"{place}/zpoint"), "later": feed.copy_ceiling(f"{place}/zpoint")}
+        return {"first": loaders.decode_ceiling(f"{root}/zpoint"), "later": loaders.copy_ceiling(f"{root}/zpoint")}
     Path(scratch).mkdir(parents=True, exist_ok=True)
     warm_up(name)
     started = time.perf_counter()
-    batches = (OURS | PEERS)[name](place, Path(scratch))
+    batches = (OURS | PEERS)[name](root, Path(scratch))
     rates = []
     for _ in range(1 + LATER_PASSES):
-        seen = run_through(batches)
-        rates.append(seen / (time.perf_counter() - started))
+        count = count_images(batches)
+        rates.append(count / (time.perf_counter() - started))
         started = time.perf_counter()
-    return {"first": rates[0], "later": sorted(rates[1:])[len(rates[1:]) // 2], "images": seen}
+    return {"first": rates[0], "later": sorted(rates[1:])[len(rates[1:]) // 2], "images": count}
 
 
 def warm_up(name: str) -> None:
-    """Imports and Ray's start are no part of a pass."""
+    """Import libraries and start Ray before the clock starts."""
     import pyarrow.fs
     import simplejpeg
     import torch
@@ -113,54 +112,53 @@ def warm_up(name: str) -> None:
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 
-def run_through(batches: Iterable[Any]) -> int:
-    seen = 0
+def count_images(batches: Iterable[Any]) -> int:
+    count = 0
     for batch in batches:
         images = batch["image"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
         assert str(images.dtype).endswith("uint8")
-        assert images[0, 0, 0, 0] >= 0  # touch it
-        seen += len(images)
-    return seen
+        assert images[0, 0, 0, 0] >= 0  # reads the pixel
+        count += len(images)
+    return count
 
 
-def in_own_process(name: str, place: str, scratch: Path) -> dict[str, Any]:
-    where = "S3" if place.startswith("s3") else "local"
-    command = [sys.executable, __file__, "--run", name, place, str(scratch)]
+def measure_in_subprocess(name: str, root: str, scratch: Path) -> dict[str, Any]:
+    storage = "S3" if root.startswith("s3") else "local"
+    command = [sys.executable, __file__, "--run", name, root, str(scratch)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     try:
-        return {"name": name, "where": where} | json.loads(done.stdout.splitlines()[-1])
+        return {"name": name, "storage": storage} | json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         return {
             "name": name,
-            "where": where,
+            "storage": storage,
             "error": (done.stderr.strip() or "?")[-int(os.environ.get("SHOWN", 200)) :],
         }
 
 
 def prepare(root: Path, count: int, celeba: Path | None) -> None:
-    """The same `count` JPEGs in every format below `root`; zpoint's shards in `root/zpoint`."""
+    """Write the same `count` JPEGs in each format below `root`; zpoint's shards in `root/zpoint`."""
     import ray
-    from ingest import many_copies
+    from ingest import copy_celeba
     from peers import WRITERS
     from pyarrow.fs import LocalFileSystem
 
-    from aecore.data.shards import load_manifest, read_shard
+    from aecore.data.dataset import Dataset
     from jobs.ingest.job import ingest
 
     with tempfile.TemporaryDirectory() as source:
         if celeba:
-            many_copies(celeba, -(-count // 4_500), Path(source))
-        limit = -(-count * 5 // 4)  # of which 0.8, by both sets' splits, are for training
+            copy_celeba(celeba, -(-count // 4_500), Path(source))
+        limit = -(-count * 5 // 4)  # 0.8 of both datasets are in the split train
         ingest("celeba" if celeba else "generated", source if celeba else None, str(root / "zpoint"), limit=limit)
     ray.shutdown()
-    fs, place = LocalFileSystem(), str(root / "zpoint")
-    manifest = load_manifest(fs, place)
-    images = [data for shard in manifest.shards("train") for data in read_shard(fs, place, shard)["image"].to_pylist()]
+    dataset = Dataset.open(LocalFileSystem(), str(root / "zpoint"))
+    images = [data for shard in dataset.shards("train") for data in dataset.read_shard(shard)["image"].to_pylist()]
     for write in WRITERS:
         try:
             write(images, root)
         except ImportError as error:
-            print(f"left out: {write.__name__} ({error})", file=sys.stderr)
+            print(f"skipped: {write.__name__} ({error})", file=sys.stderr)
 
 
 def serve_s3(root: Path) -> tuple[subprocess.Popen[bytes], str]:
@@ -193,24 +191,24 @@ def table(rows: list[dict[str, Any]], count: int) -> str:
         "| contender | from | first pass, images/s | later passes, images/s |",
         "|---|---|---|---|",
     ]
-    for (name, where), of_one in itertools.groupby(sorted(rows, key=_who), _who):
-        tries = list(of_one)
-        errors = [row["error"] for row in tries if "error" in row]
-        first, later = (max(row.get(key, 0) for row in tries) for key in ("first", "later"))
-        lines.append(f"| {name} | {where} | {errors[0] if errors else f'{first:,.0f} | {later:,.0f}'} |")
+    for (name, storage), group in itertools.groupby(sorted(rows, key=_name_and_storage), _name_and_storage):
+        rounds = list(group)
+        errors = [row["error"] for row in rounds if "error" in row]
+        first, later = (max(row.get(key, 0) for row in rounds) for key in ("first", "later"))
+        lines.append(f"| {name} | {storage} | {errors[0] if errors else f'{first:,.0f} | {later:,.0f}'} |")
     return "\n".join(lines)
 
 
-def _who(row: dict[str, Any]) -> tuple[str, str]:
-    return row["name"], row["where"]
+def _name_and_storage(row: dict[str, Any]) -> tuple[str, str]:
+    return row["name"], row["storage"]
 
 
-def zpoint(place: str, scratch: Path) -> Iterable[Any]:
+def zpoint(root: str, scratch: Path) -> Iterable[Any]:
     from peers import Passes
 
-    images = feed.open_feed(f"{place}/zpoint", scratch)
+    loader = loaders.open_loader(f"{root}/zpoint", scratch)
     epochs = itertools.count()
-    return Passes(lambda: (batch.images for batch in images.batches(next(epochs))))
+    return Passes(lambda: (batch.images for batch in loader.batches(next(epochs))))
 
 
 CEILINGS = "limits: decoding without I/O; numpy's gather"
