@@ -12,7 +12,7 @@ TEXT_COLOUR, BACKGROUND = (40, 40, 40), (255, 255, 255)
 def grid(rows: list[np.ndarray]) -> np.ndarray:
     """Return a uint8 image (H, W, 3) with one row per array of images uint8 (n, size, size, channels).
 
-    Not torchvision's `make_grid`: it frames the grid on all sides, and pads a short row with black.
+    torchvision's `make_grid` has no rows of different lengths, draws a frame around the grid and imports torch.
     """
     height, width = rows[0].shape[1:3]
     columns = max(len(row) for row in rows)
