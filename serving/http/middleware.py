@@ -22,7 +22,8 @@ from serving.runtime.model_slot import ModelSlot
 
 log = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected before its request was complete
-# These paths and /static/ need no token, since a browser sends none when it follows a link; a wrong token is refused
+STATIC_PREFIX = "/static/"
+# These paths and the static files need no token, since a browser sends none when it follows a link; a wrong token is refused
 # here too. They reveal nothing about the model.
 PUBLIC_PATHS = frozenset({"/", "/docs", "/healthz", "/openapi.json", "/readyz"})
 
@@ -101,7 +102,7 @@ class GatewayMiddleware:
             return None if _is_loopback_host(headers.get(b"host", b"localhost")) else FOREIGN_HOST
         authorization = headers.get(b"authorization")
         if authorization is None:
-            is_public = scope["path"] in PUBLIC_PATHS or scope["path"].startswith("/static/")
+            is_public = scope["path"] in PUBLIC_PATHS or scope["path"].startswith(STATIC_PREFIX)
             return None if is_public else UNAUTHORIZED
         auth_scheme, _, token = authorization.partition(b" ")
         is_valid = hmac.compare_digest(token.strip(), self._token) and auth_scheme.lower() == b"bearer"
@@ -126,4 +127,6 @@ def _is_loopback_host(host_header: bytes) -> bool:
 
 def _route_label(scope: Scope) -> str:
     # The path of the matched route: paths that clients invent must not become labels without bound.
+    if scope["path"].startswith(STATIC_PREFIX):
+        return STATIC_PREFIX
     return getattr(scope.get("route"), "path", "other")

@@ -151,6 +151,7 @@ def test_metrics_count_requests_by_route_and_status():
     for n in (1, 2):
         post_decode(http, make_z(n))
     http.get("/nothing/made/up")
+    http.get("/static/app.js")
     http.post("/v1/decode", content=b"{}")
     response = http.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
@@ -158,6 +159,7 @@ def test_metrics_count_requests_by_route_and_status():
     assert 'zpoint_requests_total{replica="",route="/v1/decode",status="200"} 2.0' in lines
     assert 'zpoint_requests_total{replica="",route="/v1/decode",status="415"} 1.0' in lines
     assert 'zpoint_requests_total{replica="",route="other",status="404"} 1.0' in lines
+    assert 'zpoint_requests_total{replica="",route="/static/",status="200"} 1.0' in lines
     assert 'zpoint_request_seconds_count{replica="",route="/v1/decode"} 3.0' in lines
 
 
