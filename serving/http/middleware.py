@@ -23,8 +23,8 @@ from serving.runtime.model_slot import ModelSlot
 log = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected before its request was complete
 STATIC_PREFIX = "/static/"
-# These paths and the static files need no token, since a browser sends none when it follows a link; a wrong token is refused
-# here too. They reveal nothing about the model.
+# These paths and the static files need no token, since a browser sends none when it follows a link; a wrong token is
+# refused here too. They reveal only the model's name and version.
 PUBLIC_PATHS = frozenset({"/", "/docs", "/healthz", "/openapi.json", "/readyz"})
 
 
