@@ -52,7 +52,7 @@ def test_node_and_device_loaders_are_bit_identical(size, epoch, first):
     images = noise_images(41)
     for rank in range(size):
         sampler = BatchSampler(5, 8, World(rank, size))
-        node = NodeLoader(images, sampler, CPU).batches(epoch, first)  # whose memory comes round sliced
+        node = NodeLoader(images, sampler, CPU).batches(epoch, first)  # reuses its buffers
         device = DeviceLoader(images, sampler, CPU).batches(epoch, first)
         planned = list(sampler.steps(len(images), epoch, first))
         assert len(planned) == 6 - first
