@@ -1,8 +1,8 @@
-"""Other ways to bring 20,000 JPEGs to a training loop, each as its users would set it up, with 2 worker processes.
+"""Load 20,000 JPEGs with other libraries, each set up as in its documentation, with 2 worker processes.
 
-Where a library leaves the decoder to its user it gets zpoint's own (simplejpeg), so that what is compared is the way
-of the data and not the decoder. Each function gives an iterable of passes' batches: call it once, iterate it anew for
-each pass; a batch is uint8 and holds BATCH images. The libraries are no dependencies of zpoint: see data.py.
+A library that leaves the decoder to its user gets zpoint's (simplejpeg), so that the loaders are compared and not the
+decoders. Each function returns an iterable: call it once, and iterate it again for each pass. A batch is uint8 and
+holds BATCH images. The libraries are not dependencies of zpoint: see data.py.
 """
 
 import io
@@ -16,7 +16,7 @@ import numpy as np
 import simplejpeg
 import torch
 
-BATCH, WORKERS, TARS = 256, 2, 20
+BATCH, WORKERS, N_TARS = 256, 2, 20
 
 
 def decode(data: bytes) -> torch.Tensor:
@@ -24,16 +24,16 @@ def decode(data: bytes) -> torch.Tensor:
 
 
 class Passes:
-    """An iterable that begins a new pass each time it is iterated."""
+    """An iterable that starts a new pass each time it is iterated."""
 
-    def __init__(self, begin: Callable[[], Iterable[Any]]):
-        self.begin = begin
+    def __init__(self, start_pass: Callable[[], Iterable[Any]]):
+        self.start_pass = start_pass
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.begin())
+        return iter(self.start_pass())
 
 
-# Writing each library's own format, once.
+# Write each library's format, once.
 
 
 def write_folder(images: list[bytes], root: Path) -> None:
@@ -45,10 +45,10 @@ def write_folder(images: list[bytes], root: Path) -> None:
 
 def write_webdataset(images: list[bytes], root: Path) -> None:
     (root / "webdataset").mkdir(parents=True)
-    each = -(-len(images) // TARS)
-    for number, start in enumerate(range(0, len(images), each)):
-        with tarfile.open(root / "webdataset" / f"{number:05d}.tar", "w") as tar:
-            for index, data in enumerate(images[start : start + each], start):
+    images_per_tar = -(-len(images) // N_TARS)
+    for tar_index, start in enumerate(range(0, len(images), images_per_tar)):
+        with tarfile.open(root / "webdataset" / f"{tar_index:05d}.tar", "w") as tar:
+            for index, data in enumerate(images[start : start + images_per_tar], start):
                 info = tarfile.TarInfo(f"{index:06d}.jpg")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -73,29 +73,29 @@ def write_litdata(images: list[bytes], root: Path) -> None:
     writer.merge(1)
 
 
-# Reading.
+# Read it.
 
 
-def image_folder(place: str, scratch: Path) -> Iterable[Any]:
+def image_folder(uri: str, scratch: Path) -> Iterable[Any]:
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import PILToTensor
 
-    data = ImageFolder(f"{place}/folder", PILToTensor())
+    data = ImageFolder(f"{uri}/folder", PILToTensor())
     return DataLoader(data, BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True)
 
 
-def web_dataset(place: str, scratch: Path) -> Iterable[Any]:
+def web_dataset(uri: str, scratch: Path) -> Iterable[Any]:
     import webdataset as wds
 
-    names = [f"{number:05d}.tar" for number in range(TARS)]
-    if place.startswith("s3://"):
-        host = f"{os.environ['AWS_ENDPOINT_URL']}/{place.removeprefix('s3://')}"
+    names = [f"{index:05d}.tar" for index in range(N_TARS)]
+    if uri.startswith("s3://"):
+        host = f"{os.environ['AWS_ENDPOINT_URL']}/{uri.removeprefix('s3://')}"
         urls = [f"pipe:curl -s -f {host}/webdataset/{name}" for name in names]
         cache = scratch / "webdataset"
         cache.mkdir()
     else:
-        urls, cache = [f"{place}/webdataset/{name}" for name in names], None
+        urls, cache = [f"{uri}/webdataset/{name}" for name in names], None
     data = (
         wds.WebDataset(urls, shardshuffle=20, empty_check=False, cache_dir=cache and str(cache))
         .shuffle(1000)
@@ -106,36 +106,36 @@ def web_dataset(place: str, scratch: Path) -> Iterable[Any]:
     return wds.WebLoader(data, batch_size=None, num_workers=WORKERS, persistent_workers=True)
 
 
-def mosaic(place: str, scratch: Path) -> Iterable[Any]:
+def mosaic(uri: str, scratch: Path) -> Iterable[Any]:
     from streaming import StreamingDataset
     from torch.utils.data import DataLoader
 
     class Images(StreamingDataset):
-        def __getitem__(self, at: int) -> Any:
-            return decode(super().__getitem__(at)["image"])
+        def __getitem__(self, index: int) -> Any:
+            return decode(super().__getitem__(index)["image"])
 
-    where = {"local": str(scratch / "mosaic"), "remote": f"{place}/mosaic"} if place.startswith("s3://") else {
-        "local": f"{place}/mosaic"
+    location = {"local": str(scratch / "mosaic"), "remote": f"{uri}/mosaic"} if uri.startswith("s3://") else {
+        "local": f"{uri}/mosaic"
     }  # fmt: skip
-    data = Images(**where, shuffle=True, batch_size=BATCH)
+    data = Images(**location, shuffle=True, batch_size=BATCH)
     return DataLoader(data, BATCH, num_workers=WORKERS, persistent_workers=True)
 
 
-def lit_data(place: str, scratch: Path) -> Iterable[Any]:
+def lit_data(uri: str, scratch: Path) -> Iterable[Any]:
     from litdata import StreamingDataLoader, StreamingDataset
 
     class Images(StreamingDataset):
-        def __getitem__(self, at: Any) -> Any:
-            return decode(super().__getitem__(at))
+        def __getitem__(self, index: Any) -> Any:
+            return decode(super().__getitem__(index))
 
     options: dict[str, Any] = {}
-    if place.startswith("s3://"):
+    if uri.startswith("s3://"):
         options = {"storage_options": {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}}
-    data = Images(f"{place}/litdata", shuffle=True, **options)
+    data = Images(f"{uri}/litdata", shuffle=True, **options)
     return StreamingDataLoader(data, batch_size=BATCH, num_workers=WORKERS, persistent_workers=True)
 
 
-def ray_data(place: str, scratch: Path, *, materialize: bool = False) -> Iterable[Any]:
+def ray_data(uri: str, scratch: Path, *, materialize: bool = False) -> Iterable[Any]:
     import ray
     import ray.data
 
@@ -143,26 +143,26 @@ def ray_data(place: str, scratch: Path, *, materialize: bool = False) -> Iterabl
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    fs, root = open_uri(f"{place}/zpoint")
+    fs, root = open_uri(f"{uri}/zpoint")
 
     def decoded(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"image": np.stack([simplejpeg.decode_jpeg(data, "RGB") for data in batch["image"]])}
 
     files = [f"{root}/{info.base_name}" for info in fs.get_file_info(_selector(root)) if "train-" in info.base_name]
     data = ray.data.read_parquet(files, filesystem=fs, columns=["image"]).map_batches(decoded, batch_size=BATCH)
-    kept: list[Any] = []
+    materialized: list[Any] = []
 
-    def begin() -> Iterable[Any]:
-        if materialize and not kept:
-            kept.append(data.materialize())
-        source = kept[0] if kept else data
+    def start_pass() -> Iterable[Any]:
+        if materialize and not materialized:
+            materialized.append(data.materialize())
+        source = materialized[0] if materialized else data
         return source.iter_batches(batch_size=BATCH, local_shuffle_buffer_size=1000)
 
-    return Passes(begin)
+    return Passes(start_pass)
 
 
-def ray_data_materialized(place: str, scratch: Path) -> Iterable[Any]:
-    return ray_data(place, scratch, materialize=True)
+def ray_data_materialized(uri: str, scratch: Path) -> Iterable[Any]:
+    return ray_data(uri, scratch, materialize=True)
 
 
 def _selector(root: str) -> Any:

@@ -1,16 +1,16 @@
-"""The endpoint against the bare decoder and against other servers, side by side on one machine, over loopback.
+"""Measure the endpoint against the bare decoder and other servers, side by side on one machine, over loopback.
 
     python tests/benchmarks/serve.py --folder /tmp/bench [--only goals ceiling zpoint-1 zpoint-2 fastapi litserve ...]
 
-LitServe and BentoML come from a folder of their own (`pip install --target FOLDER litserve bentoml`, then --peers
-FOLDER), whose packages nothing else sees. Each is given the same random model (z_dim 200, 96x96, default channels),
-the same requests and the same load generator (load.py, a process of its own). Results of each part are kept as
-JSON in the folder, and the last thing printed is a table of all that are there: requests/s, p50 and p99 in ms.
+Install LitServe and BentoML into a folder of their own (`pip install --target FOLDER litserve bentoml`) and pass it as
+--peers FOLDER. Every server gets the same random model (z_dim 200, 96x96, default channels), the same requests and the
+same load generator (load.py, in its own process). The results are written into --folder as JSON, one file for each
+name of --only; the last output is a table of all results there: requests/s, p50 and p99 in ms.
 
-`goals` is the bare decoder and two replicas in turn, ROUNDS times, since what else the machine does comes and goes:
-of each round the endpoint's share of what the decoder gave in it, and the p99 at half load as a multiple of the p50.
-Beside the latter the same of the bare decoder in two processes that are asked for as many z-points a second in even
-steps, and the share of the cores' time that the machine under this one took away meanwhile (Linux counts it as steal).
+`goals` alternates between the bare decoder and two replicas, ROUNDS times, since the load of the machine varies. Each
+round gives the endpoint's throughput divided by the bare decoder's, and p99 / p50 at half load. For comparison with
+the latter: p99 / p50 of the bare decoder in two processes at the same rate in even steps, and the fraction of the
+cores' time that the hypervisor took away meanwhile (steal time in Linux).
 """
 
 import argparse
@@ -34,12 +34,12 @@ HERE = Path(__file__).parent
 Z_DIM, SIZE = 200, 96
 NPY, PNG = "application/x-npy", "image/png"
 CONNECTIONS = (1, 8, 32, 128)
-KINDS = {"1 z, raw": (1, NPY), "1 z, PNG": (1, PNG), "64 z, raw": (64, NPY)}
-PARTS = ("ceiling", "goals", "zpoint-1", "zpoint-2", "fastapi", "litserve", "bentoml")
+REQUEST_KINDS = {"1 z, raw": (1, NPY), "1 z, PNG": (1, PNG), "64 z, raw": (64, NPY)}
+RESULT_NAMES = ("ceiling", "goals", "zpoint-1", "zpoint-2", "fastapi", "litserve", "bentoml")
 
 
 def save_random(source: str, seed: int) -> None:
-    """A model of random weights in the folder that the URI `source` names."""
+    """Save a model with random weights in the folder at the URI `source`."""
     import torch
 
     from aecore.config import Recipe
@@ -54,7 +54,7 @@ def save_random(source: str, seed: int) -> None:
 
 
 def make_model(folder: Path) -> str:
-    """A registered model under ZPOINT_HOME = folder, the champion; gives its folder."""
+    """Register a model under ZPOINT_HOME = folder as the champion, once; return the URI of its folder."""
     from cluster import tracking
 
     source = f"file://{folder}/model"
@@ -68,34 +68,34 @@ def make_model(folder: Path) -> str:
 
 
 def ceiling(
-    source: str, seconds: float, sizes: Sequence[int] = (1, 8, 32, 64), threads: Sequence[int] = (1, 2)
+    source: str, seconds: float, batch_sizes: Sequence[int] = (1, 8, 32, 64), threads: Sequence[int] = (1, 2)
 ) -> dict[str, float]:
-    """z-points a second of the bare compiled decoder called in a loop, for so many z a call, on so many threads."""
+    """Return z-points/s of the bare compiled decoder called in a loop, for each batch size and number of threads."""
     code = f"""
 import json, sys, time
 sys.path[:0] = [{str(HERE)!r}]
 from serve_peers import open_decoder
 import numpy as np, torch
 decode, _ = open_decoder({source!r})
-found = {{}}
+rates = {{}}
 for threads in {tuple(threads)!r}:
     torch.set_num_threads(threads)
-    for n in {tuple(sizes)!r}:
+    for n in {tuple(batch_sizes)!r}:
         z = np.random.default_rng(0).standard_normal((n, {Z_DIM})).astype(np.float32)
         for _ in range(10):
             decode(z)
-        began, calls = time.perf_counter(), 0
-        while time.perf_counter() - began < {seconds}:
+        start, calls = time.perf_counter(), 0
+        while time.perf_counter() - start < {seconds}:
             decode(z)
             calls += 1
-        found[f"{{n}} z, {{threads}} threads"] = calls * n / (time.perf_counter() - began)
-print(json.dumps(found))
+        rates[f"{{n}} z, {{threads}} threads"] = calls * n / (time.perf_counter() - start)
+print(json.dumps(rates))
 """
     return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def paced(source: str, rate: float, seconds: float, processes: int = 2) -> float:
-    """p99 / p50 of one z-point's time from when it was due, where each process makes its share of `rate` a second."""
+def paced_p99_ratio(source: str, rate: float, seconds: float, processes: int = 2) -> float:
+    """Return p99 / p50 of the bare decoder's latency from the due time, at `rate` z-points/s split over processes."""
     code = f"""
 import json, sys, time
 sys.path[:0] = [{str(HERE)!r}]
@@ -107,42 +107,42 @@ for _ in range(100):
     decode(z)
 print("ready", flush=True)
 input()
-taken, due = [], time.perf_counter()
+latencies, due = [], time.perf_counter()
 end = due + {seconds}
 while due < end:
     time.sleep(max(0.0, due - time.perf_counter()))
     decode(z)
-    taken.append(time.perf_counter() - due)
+    latencies.append(time.perf_counter() - due)
     due += {processes / rate}
-print(json.dumps(taken))
+print(json.dumps(latencies))
 """
-    words, pipe = [sys.executable, "-c", code], subprocess.PIPE
-    running = [subprocess.Popen(words, stdin=pipe, stdout=pipe, bufsize=0) for _ in range(processes)]
-    ends: list[tuple[Any, Any]] = [(each.stdin, each.stdout) for each in running]
-    assert all(told.readline() == b"ready\n" for _, told in ends)
-    for start, _ in ends:
-        start.write(b"\n")
-    taken = [value for each in running for value in json.loads(each.communicate()[0])]
-    return float(np.percentile(taken, 99) / np.percentile(taken, 50))
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    decoders = [subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0) for _ in range(processes)]
+    pipes: list[tuple[Any, Any]] = [(decoder.stdin, decoder.stdout) for decoder in decoders]
+    assert all(stdout.readline() == b"ready\n" for _, stdout in pipes)
+    for stdin, _ in pipes:
+        stdin.write(b"\n")
+    latencies = [latency for decoder in decoders for latency in json.loads(decoder.communicate()[0])]
+    return float(np.percentile(latencies, 99) / np.percentile(latencies, 50))
 
 
-def stolen() -> float:
-    """Seconds, of all cores, that the machine under this one took away since it began; 0 where there is none."""
+def steal_seconds() -> float:
+    """Return the steal time of all cores since boot: what the hypervisor gave to other machines; 0 without one."""
     with open("/proc/stat") as file:
         return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def server(name: str, source: str, port: int, peers: str) -> Iterator[None]:
-    """A server of that name at 127.0.0.1:port, once it answers."""
+    """Run the server `name` at 127.0.0.1:port inside the block, which starts once it answers."""
     if name.startswith("zpoint-"):
-        words = ["-m", "jobs.cli", "serve", "--port", str(port), "--replicas", name.partition("-")[2]]
+        arguments = ["-m", "jobs.cli", "serve", "--port", str(port), "--replicas", name.partition("-")[2]]
     else:
-        words = [str(HERE / "serve_peers.py"), name, source, str(port)]
+        arguments = [str(HERE / "serve_peers.py"), name, source, str(port)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     folders = [str(HERE.parents[1]), *([peers] if name in ("litserve", "bentoml") else [])]
     environment["PYTHONPATH"] = os.pathsep.join(folders)
-    process = subprocess.Popen([sys.executable, *words], env=environment, start_new_session=True)
+    process = subprocess.Popen([sys.executable, *arguments], env=environment, start_new_session=True)
     try:
         wait_until_decoding(port, process)
         yield
@@ -154,8 +154,8 @@ def server(name: str, source: str, port: int, peers: str) -> Iterator[None]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def wait_until_decoding(port: int, process: subprocess.Popen, seconds: float = 150) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until_decoding(port: int, process: subprocess.Popen, timeout_s: float = 150) -> None:
+    deadline = time.monotonic() + timeout_s
     while True:
         with suppress(subprocess.CalledProcessError, json.JSONDecodeError):
             if measure(port, 1, NPY, 1, 0.2, warm=0)["statuses"].get("200"):
@@ -168,74 +168,80 @@ def wait_until_decoding(port: int, process: subprocess.Popen, seconds: float = 1
 def measure(
     port: int, points: int, accept: str, connections: int, seconds: float, rate: float = 0, warm: float = 0.5
 ) -> dict[str, Any]:
-    """What load.py, a process of its own, says of one load."""
+    """Run load.py in its own process and return its result."""
     options = {"port": port, "points": points, "accept": accept, "connections": connections, "seconds": seconds}
-    words = [f"--{key}={value}" for key, value in (options | {"rate": rate, "warm": warm, "z-dim": Z_DIM}).items()]
-    done = subprocess.run([sys.executable, str(HERE / "load.py"), *words], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    flags = [f"--{key}={value}" for key, value in (options | {"rate": rate, "warm": warm, "z-dim": Z_DIM}).items()]
+    process = subprocess.run(
+        [sys.executable, str(HERE / "load.py"), *flags], capture_output=True, text=True, check=True
+    )
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def measure_all(port: int, seconds: float) -> dict[str, Any]:
-    """Each kind of request at each number of connections; one z also at half of what 32 connections gave."""
-    measure(port, 1, NPY, 64, 2.0)  # batches of all sizes, seen once
-    found = {
+    """Measure each kind of request at each number of connections; one z also at half the rate of 32 connections."""
+    measure(port, 1, NPY, 64, 2.0)  # warm up batches of all sizes
+    results = {
         f"{kind} x {connections}": measure(port, points, accept, connections, seconds)
-        for kind, (points, accept) in KINDS.items()
+        for kind, (points, accept) in REQUEST_KINDS.items()
         for connections in CONNECTIONS
     }
-    half = found["1 z, raw x 32"]["requests_per_second"] / 2
-    return found | {"half load": measure(port, 1, NPY, 32, 2 * seconds, rate=half)}
+    half_rate = results["1 z, raw x 32"]["requests_per_second"] / 2
+    return results | {"half load": measure(port, 1, NPY, 32, 2 * seconds, rate=half_rate)}
 
 
 def measure_goals(source: str, port: int, seconds: float, rounds: int) -> dict[str, list[float]]:
-    """Of each round the shares of the bare decoder on both cores, p99 / p50 at half load, and what they are made of."""
-    measure(port, 1, NPY, 64, 2.0)  # batches of all sizes, seen once
+    """Return for each round the throughput relative to the bare decoder on both cores, and p99 / p50 at half load."""
+    measure(port, 1, NPY, 64, 2.0)  # warm up batches of all sizes
     names = (
         "1 z x 32", "64 z x 8", "half load, p99 / p50", "the same of the bare decoder", "stolen at half load",
         "half load, requests/s", "half load, p50 in ms", "half load, p99 in ms",
     )  # fmt: skip
-    found: dict[str, list[float]] = {name: [] for name in names}
+    results: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         bare = ceiling(source, seconds, (1, 64), (2,))
         one, many = measure(port, 1, NPY, 32, seconds), measure(port, 64, NPY, 8, seconds)
-        rate, before, began = one["requests_per_second"] / 2, stolen(), time.monotonic()
+        rate, steal_before, start = one["requests_per_second"] / 2, steal_seconds(), time.monotonic()
         half = measure(port, 1, NPY, 32, 2 * seconds, rate=rate)
-        taken = (stolen() - before) / (time.monotonic() - began) / (os.cpu_count() or 1)
+        steal_fraction = (steal_seconds() - steal_before) / (time.monotonic() - start) / (os.cpu_count() or 1)
         values = (
             one["requests_per_second"] / bare["1 z, 2 threads"],
             64 * many["requests_per_second"] / bare["64 z, 2 threads"],
             half["p99_ms"] / half["p50_ms"],
-            paced(source, rate, 2 * seconds),
-            taken,
+            paced_p99_ratio(source, rate, 2 * seconds),
+            steal_fraction,
             half["requests_per_second"],
             half["p50_ms"],
             half["p99_ms"],
         )
         for name, value in zip(names, values, strict=True):
-            found[name].append(value)
-    return found
+            results[name].append(value)
+    return results
 
 
 def table(folder: Path) -> str:
-    """Markdown of all results in `folder`."""
-    found = {name: json.loads(path.read_text()) for name in PARTS if (path := folder / f"{name}.json").exists()}
+    """Return Markdown tables of all results in `folder`."""
+    results = {
+        name: json.loads(path.read_text()) for name in RESULT_NAMES if (path := folder / f"{name}.json").exists()
+    }
     lines = []
-    for name, values in found.pop("goals", {}).items():
-        lines.append(f"{name}: median {statistics.median(values):.2f} of {', '.join(f'{each:.2f}' for each in values)}")
-    if bare := found.pop("ceiling", None):
+    for name, values in results.pop("goals", {}).items():
+        lines.append(
+            f"{name}: median {statistics.median(values):.2f} of {', '.join(f'{value:.2f}' for value in values)}"
+        )
+    if bare := results.pop("ceiling", None):
         lines += ["| the bare compiled decoder | z-points/s |", "|---|---|"]
         lines += [f"| {name} | {rate:,.0f} |" for name, rate in bare.items()] + [""]
-    lines += [f"| request x connections | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
-    for load in [f"{kind} x {c}" for kind in KINDS for c in CONNECTIONS] + ["half load"]:
-        cells = [_cell(results[load]) for results in found.values()]
+    lines += [f"| request x connections | {' | '.join(results)} |", "|---" * (len(results) + 1) + "|"]
+    for load in [f"{kind} x {c}" for kind in REQUEST_KINDS for c in CONNECTIONS] + ["half load"]:
+        cells = [_cell(server_results[load]) for server_results in results.values()]
         lines.append(f"| {load} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _cell(result: dict[str, Any]) -> str:
-    bad = sum(count for status, count in result["statuses"].items() if status != "200") + result["failures"]
+    failed = sum(count for status, count in result["statuses"].items() if status != "200") + result["failures"]
     text = f"{result['requests_per_second']:,.0f}/s, {result['p50_ms']:.1f}, {result['p99_ms']:.1f}"
-    return f"{text} ({bad} failed)" if bad else text
+    return f"{text} ({failed} failed)" if failed else text
 
 
 def free_port() -> int:
@@ -246,13 +252,13 @@ def free_port() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the model and the results are kept")
-    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
-    parser.add_argument("--peers", default="", help="folder of LitServe and BentoML")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each load")
-    parser.add_argument("--rounds", type=int, default=5, help="of the goals")
+    parser.add_argument("--folder", type=Path, required=True, help="for the model and the results")
+    parser.add_argument("--only", nargs="*", choices=RESULT_NAMES, default=RESULT_NAMES)
+    parser.add_argument("--peers", default="", help="folder with LitServe and BentoML")
+    parser.add_argument("--seconds", type=float, default=4.0, help="duration of each load")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of `goals`")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and no server is left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that no server is left running
     args.folder.mkdir(parents=True, exist_ok=True)
     os.environ["ZPOINT_HOME"] = str(args.folder.absolute())
     source = make_model(args.folder.absolute())

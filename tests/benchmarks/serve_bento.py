@@ -1,4 +1,4 @@
-"""The service that serve_peers.py has BentoML serve: a mounted ASGI route, since its own batches take JSON alone."""
+"""BentoML's service for serve_peers.py: a mounted ASGI route, since BentoML's own batching takes JSON alone."""
 
 import asyncio
 import os
@@ -12,21 +12,21 @@ from starlette.routing import Route
 
 from serving.http.encoding import encode_images
 
-FOUND = []
+SERVICES = []  # the one service, for the route
 
 
-async def answer(request: Request) -> Response:
-    service, kind = FOUND[0], request.headers["accept"]
-    images = await asyncio.to_thread(service.network, service.read(await request.body()))
-    return Response(encode_images(images, kind), media_type=kind)
+async def decode(request: Request) -> Response:
+    service, media_type = SERVICES[0], request.headers["accept"]
+    images = await asyncio.to_thread(service.decode, service.parse(await request.body()))
+    return Response(encode_images(images, media_type), media_type=media_type)
 
 
 @bentoml.service(workers=1, traffic={"timeout": 60, "max_concurrency": 512}, metrics={"enabled": False})
-@bentoml.asgi_app(Starlette(routes=[Route("/v1/decode", answer, methods=["POST"])]))
+@bentoml.asgi_app(Starlette(routes=[Route("/v1/decode", decode, methods=["POST"])]))
 class Decoder:
     def __init__(self) -> None:
-        self.network, self.read = open_decoder(os.environ["ZPOINT_BENCH_MODEL"])
-        FOUND.append(self)
+        self.decode, self.parse = open_decoder(os.environ["ZPOINT_BENCH_MODEL"])
+        SERVICES.append(self)
 
     @bentoml.api
     def ready(self) -> bool:

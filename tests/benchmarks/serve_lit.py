@@ -1,4 +1,4 @@
-"""The service that serve_peers.py has LitServe serve: its worker processes import the class from a module."""
+"""LitServe's service for serve_peers.py: its worker processes import the class from a module."""
 
 from typing import Annotated, Any
 
@@ -10,30 +10,30 @@ from serve_peers import open_decoder
 from serving.http.encoding import encode_images
 
 
-async def asked(request: Request) -> dict[str, Any]:
-    return {"body": await request.body(), "kind": request.headers["accept"]}
+async def read_request(request: Request) -> dict[str, Any]:
+    return {"body": await request.body(), "media_type": request.headers["accept"]}
 
 
 class Decoder(ls.LitAPI):
-    """Requests in batches of up to 64, gathered for 2 ms at most."""
+    """Decode requests in batches of at most 64, gathered for at most 2 ms."""
 
     def __init__(self, folder: str):
         super().__init__(max_batch_size=64, batch_timeout=0.002, api_path="/v1/decode")
         self.folder = folder
 
     def setup(self, device: str) -> None:
-        self.network, self.read = open_decoder(self.folder)
+        self.decode, self.parse = open_decoder(self.folder)
 
-    def decode_request(self, request: Annotated[dict, Depends(asked)]):
-        return self.read(request["body"]), request["kind"]
+    def decode_request(self, request: Annotated[dict, Depends(read_request)]):
+        return self.parse(request["body"]), request["media_type"]
 
     def batch(self, inputs):
         return inputs
 
     def predict(self, x):
-        images = self.network(np.concatenate([z for z, _ in x]))
-        parts = np.split(images, np.cumsum([len(z) for z, _ in x])[:-1])
-        return [(part, kind) for part, (_, kind) in zip(parts, x, strict=True)]
+        images = self.decode(np.concatenate([z for z, _ in x]))
+        images_of_requests = np.split(images, np.cumsum([len(z) for z, _ in x])[:-1])
+        return [(images, media_type) for images, (_, media_type) in zip(images_of_requests, x, strict=True)]
 
     def unbatch(self, output):
         return output

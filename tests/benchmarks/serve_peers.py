@@ -1,8 +1,8 @@
-"""The same decoder behind other servers, each as its own documentation shows it, for tests/benchmarks/serve.py.
+"""Serve the same decoder with other servers, each set up as in its documentation, for tests/benchmarks/serve.py.
 
     python tests/benchmarks/serve_peers.py fastapi|litserve|bentoml MODEL_FOLDER PORT
 
-They read the z-points and write the images with zpoint's own functions, so that the servers alone differ.
+They parse z-points and encode images with zpoint's functions, so that only the servers differ.
 """
 
 import os
@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 
 
 def open_decoder(folder: str):
-    """The compiled decoder of a model folder: float32 z (n, z_dim) to uint8 images; and what reads a request's body."""
+    """Return a folder's compiled decoder, float32 z (n, z_dim) to uint8 images, and the parser of request bodies."""
     from aecore.training.checkpoint import load_model
     from cluster.storage import open_uri
     from serving.runtime.model_loading import build_networks
@@ -29,33 +29,33 @@ def open_decoder(folder: str):
     saved = load_model(*open_uri(folder))
     decode = build_networks(saved.model, compiled=True)[0]
 
-    def read(body: bytes) -> np.ndarray:
+    def parse(body: bytes) -> np.ndarray:
         return parse_body(body, NPY, ("z",), saved.model.image, saved.model.z_dim, Limits())[0]
 
-    return decode, read
+    return decode, parse
 
 
 def fastapi(folder: str, port: int) -> None:
-    """FastAPI + uvicorn: the decoder in the thread pool, one call per request."""
+    """Serve with FastAPI + uvicorn: one decoder call per request, in the thread pool."""
     import asyncio
 
     import uvicorn
     from fastapi import FastAPI, Request, Response
 
-    decode, read = open_decoder(folder)
+    decode, parse = open_decoder(folder)
     app = FastAPI()
 
     @app.post("/v1/decode")
-    async def answer(request: Request) -> Response:
-        z, kind = read(await request.body()), request.headers["accept"]
+    async def decode_route(request: Request) -> Response:
+        z, media_type = parse(await request.body()), request.headers["accept"]
         images = await asyncio.to_thread(decode, z)
-        return Response(encode_images(images, kind), media_type=kind)
+        return Response(encode_images(images, media_type), media_type=media_type)
 
     uvicorn.run(app, port=port, log_level="warning")
 
 
 def litserve(folder: str, port: int) -> None:
-    """LitServe with dynamic batches, one worker: serve_lit.py."""
+    """Serve with LitServe, dynamic batches, one worker: serve_lit.py."""
     import litserve as ls
 
     sys.path.insert(0, str(Path(__file__).parent))
@@ -66,13 +66,13 @@ def litserve(folder: str, port: int) -> None:
 
 
 def bentoml(folder: str, port: int) -> None:
-    """BentoML's own HTTP server, one worker: serve_bento.py."""
+    """Serve with BentoML's HTTP server, one worker: serve_bento.py."""
     os.environ["ZPOINT_BENCH_MODEL"] = folder
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
     os.chdir(Path(__file__).parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    words = ["-m", "bentoml", "serve", "serve_bento:Decoder", "--port", str(port), "--host", "127.0.0.1"]
-    os.execv(sys.executable, [sys.executable, *words])
+    arguments = ["-m", "bentoml", "serve", "serve_bento:Decoder", "--port", str(port), "--host", "127.0.0.1"]
+    os.execv(sys.executable, [sys.executable, *arguments])
 
 
 if __name__ == "__main__":
