@@ -6,6 +6,7 @@ test that fails then, and what would let it go. tests/test_private_names.py allo
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -125,3 +126,52 @@ def shut_down_abandoned_workers() -> Any:
                 self.worker_group.shutdown()
 
     return ShutDownAbandonedWorkers()
+
+
+def close_replica_grpc_port() -> None:
+    """Keep this Serve replica from opening its port for calls between deployments. Call it in the replica's __init__.
+
+    Without it: the replica listens on every interface and unpickles what arrives there, so anyone who reaches the
+    machine runs code on it. zpoint's endpoint has one deployment, which is called over HTTP alone.
+    Test: tests/serving/runtime/test_serve.py::test_serving_listens_on_loopback_only.
+    Goes when: Serve binds this port to `http_options.host` or opens it on demand.
+    """
+    import ray.serve._private.replica as serve_replica
+
+    if not hasattr(serve_replica, "add_port_to_grpc_server"):
+        raise RuntimeError("cannot close the replica's gRPC port, which unpickles: this version of Ray opens it anew")
+    serve_replica.add_port_to_grpc_server = lambda server, address: 0  # pyright: ignore[reportPrivateImportUsage]
+
+
+def haproxy_binary() -> str:
+    """Return the path of the haproxy binary that Serve would run; serving/runtime/haproxy.py wraps it.
+
+    Without it: Serve's HAProxy listens on every interface and serves /-/routes to everybody, see that module.
+    Test: tests/serving/runtime/test_serve.py::test_serving_answers_only_own_routes.
+    Goes when: Serve has options for what the wrapper edits, or documents where its binary is.
+    """
+    from ray.serve._private.haproxy import get_haproxy_binary
+
+    return get_haproxy_binary()
+
+
+def shut_down_serve(timeout_s: float) -> None:
+    """Stop Serve on the connected Ray; wait for its controller's end, at most `timeout_s` seconds.
+
+    Without it: `serve.shutdown` waits inside the controller that it ends, and Ray prints a failed task at each Ctrl-C.
+    Test: tests/serving/runtime/test_serve.py::test_stop_leaves_no_process_port_or_actor.
+    Goes when: `serve.shutdown` ends without an error message.
+    """
+    import ray
+    from ray import serve
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    try:
+        ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE).graceful_shutdown.remote(wait=False)
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+            ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
+    except ValueError:  # the controller has ended
+        pass
+    serve.shutdown()

@@ -17,11 +17,6 @@ FILES = [path for name in PACKAGES for path in sorted((REPO / name).rglob("*.py"
 ALLOWED = "cluster/ray_compat.py"
 PRIVATE_MODULES = ("ray.core.generated", "ray.experimental.internal_kv")
 SETTINGS = ("torch.backends", "torch._dynamo.config", "torch._inductor.config")  # documented as torch's options
-# Files that still have some; they must not be more, and this list must end empty.
-EXCEPTIONS = {
-    "serving/runtime/deployment.py",
-    "serving/runtime/replica.py",
-}
 
 
 def private_names(tree: ast.AST) -> set[str]:
@@ -86,9 +81,7 @@ def _is_private(name: str) -> bool:
 def test_no_private_names_of_other_packages(path: Path):
     file = path.relative_to(REPO).as_posix()
     names = private_names(ast.parse(path.read_text()))
-    if file in EXCEPTIONS:
-        assert names, f"{file} has none any more: take it off the list"
-    elif file != ALLOWED:
+    if file != ALLOWED:
         assert names == set()
 
 

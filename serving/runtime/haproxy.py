@@ -1,14 +1,16 @@
-"""What Ray Serve is told to run as its haproxy: haproxy itself, with some faults of that set-up mended.
+"""A wrapper that Ray Serve runs as its haproxy: it edits the configuration that Ray wrote, then runs haproxy itself.
 
-Run as a script by the file that `wrap` writes; imports nothing but the standard library, and costs 10 ms.
+The file that `write_wrapper` writes runs this module as a script; it imports only the standard library: 10 ms.
 
-- Ray's configuration has statistics and metrics listen on every interface: here on loopback only.
-- It serves /-/healthz and /-/routes to everybody: here only what the app itself serves.
-- It lets a client take an hour for its request line and headers: here 10 seconds.
-- It sends a request on before its body is there, and can then not give it to another replica when that one dies: here
-  it waits for the body, or the first 16 kB of it.
-- Where no replica answers it says 500 in plain text: here a 503 that says when to try again, as the app does.
-- An haproxy whose Ray died by SIGKILL would stay for ever and hold the port: here it ends with its parent.
+- Ray's statistics and metrics listen on every interface; the edited ones on loopback.
+- Ray serves /-/healthz and /-/routes to everybody; the edited configuration answers 404 to all of /-/.
+- Ray lets a client take an hour for its request line and headers; the edited configuration 10 s.
+- Ray forwards a request before its body has arrived, and cannot send it to another replica when that one dies; the
+  edited configuration waits for the body, or the first 16 kB of it.
+- If no replica answers, Ray answers 500 in plain text; the edited configuration 503 with Retry-After, as the app does.
+- After a SIGKILL of Ray its haproxy would run on and hold the port; the wrapped one ends with its parent.
+
+It can go when Serve has options for these (Ray 2.60 has none: ray/serve/_private/haproxy_templates.py).
 """
 
 import ctypes
@@ -20,32 +22,42 @@ import sys
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
-HIDDEN = "    http-request return status 404 if { path_beg /-/ }"
-DEFAULTS = "    timeout http-request 10s\n    option http-buffer-request"
+HIDE_SYSTEM_ROUTES = "    http-request return status 404 if { path_beg /-/ }"
+CLIENT_LIMITS = "    timeout http-request 10s\n    option http-buffer-request"
 
 
-def wrap(folder: Path, binary: str) -> Path:
-    """An executable in `folder` that runs this file before `binary`; for RAY_SERVE_HAPROXY_BINARY_PATH."""
+def write_wrapper(folder: Path, binary: str) -> Path:
+    """Write an executable into `folder` that runs this module before `binary`; for RAY_SERVE_HAPROXY_BINARY_PATH."""
     script = folder / "haproxy"
     script.write_text(f"#!/bin/sh\nexec '{sys.executable}' -I -S '{__file__}' '{binary}' \"$@\"\n")
     script.chmod(0o700)
     return script
 
 
-def mend(config: str, errors: Path) -> str:
-    """An haproxy configuration of Ray's without the faults above; `errors` is the folder of `write_errors`."""
-    if HIDDEN in config:  # by this very function, before a reload
+def edit_config(config: str, errors: Path) -> str:
+    """Return Ray's haproxy configuration with the edits above; `errors` is the folder of `write_error_files`.
+
+    Raises RuntimeError naming the pattern if the configuration does not contain what an edit replaces.
+    """
+    if HIDE_SYSTEM_ROUTES in config:  # edited before a reload
         return config
-    config = on_loopback(config)
-    config = re.sub(r"(?m)^(\s+errorfile (\d+)) .*$", rf"\g<1> {errors}/\g<2>.http", config)
-    config = re.sub(r"(?m)^(frontend http_frontend\n\s+bind .*)$", rf"\g<1>\n{HIDDEN}", config)
-    return re.sub(r"(?m)^(defaults\n\s+mode http)$", rf"\g<1>\n{DEFAULTS}", config)
+    config = listen_on_loopback(config)
+    config = _substitute(r"^(\s+errorfile (\d+)) .*$", rf"\g<1> {errors}/\g<2>.http", config, count=3)
+    config = _substitute(r"^(frontend http_frontend\n\s+bind .*)$", rf"\g<1>\n{HIDE_SYSTEM_ROUTES}", config)
+    return _substitute(r"^(defaults\n\s+mode http)$", rf"\g<1>\n{CLIENT_LIMITS}", config)
 
 
-def write_errors(folder: Path) -> None:
-    """The files 502.http, 503.http and 504.http in `folder`: what haproxy answers where no replica does."""
+def listen_on_loopback(config: str) -> str:
+    """Return an haproxy configuration with the listeners `prometheus` and `stats` on 127.0.0.1."""
+    for section in ("frontend prometheus", "listen stats"):
+        config = _substitute(rf"^({section}\n\s+bind )(?:\*|127\.0\.0\.1)?:", r"\g<1>127.0.0.1:", config)
+    return config
+
+
+def write_error_files(folder: Path) -> None:
+    """Write 502.http, 503.http and 504.http into `folder`: haproxy's responses if no replica answers."""
     for status, title in (("502", "Bad Gateway"), ("503", "Service Unavailable"), ("504", "Gateway Timeout")):
-        # All of them are 503 to a client, which had better try again.
+        # The client sees 503 for all of them, since it had better retry.
         detail = f"no replica answers now: {title.lower()}"
         body = json.dumps({"status": 503, "title": "Service Unavailable", "detail": detail})
         head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 2"
@@ -53,18 +65,23 @@ def write_errors(folder: Path) -> None:
         (folder / f"{status}.http").write_bytes(text.encode())
 
 
-def on_loopback(config: str) -> str:
-    """An haproxy configuration of Ray's with the listeners `prometheus` and `stats` on 127.0.0.1."""
-    return re.sub(r"(?m)^((?:frontend prometheus|listen stats)\n\s+bind )\*?:", r"\g<1>127.0.0.1:", config)
-
-
 def main(binary: str, *arguments: str) -> None:
     if "-f" in arguments:
         config = Path(arguments[arguments.index("-f") + 1])
-        write_errors(config.parent)
-        config.write_text(mend(config.read_text(), config.parent))
+        write_error_files(config.parent)
+        config.write_text(edit_config(config.read_text(), config.parent))
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(binary, [binary, *arguments])
+
+
+def _substitute(pattern: str, replacement: str, config: str, count: int = 1) -> str:
+    edited, matches = re.subn(pattern, replacement, config, flags=re.MULTILINE)
+    if matches != count:
+        raise RuntimeError(
+            f"Ray's haproxy configuration contains {pattern!r} {matches} times, not {count}: "
+            "Ray has changed it, so zpoint cannot secure it; install the Ray version that zpoint pins"
+        )
+    return edited
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What /metrics tells Prometheus of one replica."""
+"""Prometheus metrics of one replica, served at /metrics."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
-ITEMS = (1, 2, 4, 8, 16, 32, 64)
+SECONDS_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class EndpointMetrics:
-    """Counters of one process, each with the label `replica`."""
+    """The metrics of one process, all with the label `replica`; the label `work` is "decode" or "encode"."""
 
     def __init__(self, replica: str = ""):
         self._registry, self._replica = CollectorRegistry(), replica
@@ -16,33 +16,35 @@ class EndpointMetrics:
             return kind(f"zpoint_{name}", help, ["replica", *labels], registry=self._registry, **options)
 
         self._requests = make(Counter, "requests", "requests answered", "route", "status")
-        self._seconds = make(Histogram, "request_seconds", "from the first byte to the last", "route", buckets=SECONDS)
+        self._seconds = make(
+            Histogram, "request_seconds", "from the first byte to the last", "route", buckets=SECONDS_BUCKETS
+        )
         self._items = make(Counter, "items", "z-points decoded, images encoded", "work")
-        self._batch = make(Histogram, "batch_items", "how many went through the model together", "work", buckets=ITEMS)
-        self._busy = make(Counter, "busy_seconds", "time in the model", "work")
-        self._waiting = make(Gauge, "waiting_items", "admitted and not done", "work")
-        self._shed = make(Counter, "shed", "requests refused with 503 because too much waits", "work")
-        self._swaps = make(Counter, "swaps", "moves of the alias that were followed")
-        self._refusals = make(Counter, "refused_versions", "versions that the alias named and that did not load")
-        self._model = make(Gauge, "model", "1 for what is served", "name", "version")
+        self._batch_items = make(Histogram, "batch_items", "items in one batch", "work", buckets=BATCH_SIZE_BUCKETS)
+        self._busy_seconds = make(Counter, "busy_seconds", "time in the model", "work")
+        self._waiting_items = make(Gauge, "waiting_items", "items of requests that are not answered yet", "work")
+        self._shed = make(Counter, "shed", "requests refused with 503 because the server is overloaded", "work")
+        self._swaps = make(Counter, "swaps", "swaps of the model after the alias moved")
+        self._refused_versions = make(Counter, "refused_versions", "versions of the alias that did not load")
+        self._model = make(Gauge, "model", "1 for the version that is served", "name", "version")
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(self._replica, route, str(status)).inc()
         self._seconds.labels(self._replica, route).observe(seconds)
 
-    def observe_batch(self, work: str, items: int, seconds: float) -> None:
-        self._items.labels(self._replica, work).inc(items)
-        self._batch.labels(self._replica, work).observe(items)
-        self._busy.labels(self._replica, work).inc(seconds)
+    def observe_batch(self, operation: str, items: int, seconds: float) -> None:
+        self._items.labels(self._replica, operation).inc(items)
+        self._batch_items.labels(self._replica, operation).observe(items)
+        self._busy_seconds.labels(self._replica, operation).inc(seconds)
 
-    def set_waiting(self, work: str, items: int) -> None:
-        self._waiting.labels(self._replica, work).set(items)
+    def set_waiting(self, operation: str, items: int) -> None:
+        self._waiting_items.labels(self._replica, operation).set(items)
 
-    def count_shed(self, work: str) -> None:
-        self._shed.labels(self._replica, work).inc()
+    def count_shed(self, operation: str) -> None:
+        self._shed.labels(self._replica, operation).inc()
 
     def count_refused_version(self) -> None:
-        self._refusals.labels(self._replica).inc()
+        self._refused_versions.labels(self._replica).inc()
 
     def set_served_version(self, name: str, version: str, *, swap: bool) -> None:
         self._model.clear()
@@ -51,5 +53,5 @@ class EndpointMetrics:
             self._swaps.labels(self._replica).inc()
 
     def exposition(self) -> bytes:
-        """The text exposition format of Prometheus, 0.0.4."""
+        """Return the metrics in Prometheus' text exposition format, 0.0.4."""
         return generate_latest(self._registry)

@@ -1,8 +1,10 @@
-"""The alias decides what is served: a thread of each replica looks where it points and swaps the model.
+"""Follow the alias: a thread of each replica polls MLflow and swaps the model when the alias names another version.
 
-The new version is loaded and warmed beside the old one, which goes on answering; then `slot.current` is put, and
-requests that had begun end on the model they began with. A version that does not load is refused, and the old one
-stays; after RETRY_SECONDS it is tried again. Where MLflow does not answer, everything stays as it is.
+The new version is loaded and warmed up beside the old one, which keeps serving. Then `slot.current` is assigned;
+requests in progress end on the model they began with. A version that does not load is refused, the old one stays, and
+after RETRY_SECONDS loading is tried again. If MLflow does not answer, nothing changes.
+
+Serve's `user_config` would not do: it changes only on a redeploy, and the alias moves in MLflow without one.
 """
 
 import ctypes
@@ -11,90 +13,86 @@ import threading
 import time
 from collections.abc import Callable
 
-from aecore.errors import one_line
 from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_slot import ModelSlot, ServedModel
 from serving.runtime.registry import ModelVersion, find_model_version
 
 log = logging.getLogger(__name__)
 POLL_SECONDS, RETRY_SECONDS = 2.0, 60.0
-GONE_LOOKS = 5  # after so many the requests that had begun on the model before have ended: a batcher's patience
-Load = Callable[[ModelVersion], ServedModel]
+DRAIN_POLLS = 5  # after this many polls the old model's requests have ended: they wait at most 10 s in its batchers
+LoadFn = Callable[[ModelVersion], ServedModel]
+SaveFn = Callable[[ModelVersion], None]
 
 
-def first_that_loads(candidates: list[ModelVersion], load: Load) -> ModelSlot:
-    """The slot of a starting replica: the first of `candidates` that loads, with the refusal of the first of all.
+def load_first_loadable(candidates: list[ModelVersion], load: LoadFn) -> ModelSlot:
+    """Return a slot with the first of `candidates` that loads; its `refused` says why the very first did not.
 
-    Raises what the last one raised when none does.
+    Raises the error of the last one if none loads.
     """
     refused = None
-    for index, champion in enumerate(candidates):
+    for index, version in enumerate(candidates):
         try:
-            return ModelSlot(load(champion), refused)
+            return ModelSlot(load(version), refused)
         except Exception as error:
             if index == len(candidates) - 1:
                 raise
-            refused = refused or _refusal(champion, error)
-    raise ValueError("there is no model to serve")
+            refused = refused or _refuse(version, error)
+    raise ValueError("no candidate versions to serve")
 
 
-def follow(
-    slot: ModelSlot, alias: str, load: Load, note: Callable[[ModelVersion], None], metrics: EndpointMetrics
-) -> None:
-    """Keep `slot` at what `alias` names, for ever; `note` is told of each version that is served."""
-    pause, silent = threading.Event(), False
-    served, looks = slot.current.info.version, 0
-    while not pause.wait(POLL_SECONDS):
-        looks += 1
-        if looks == GONE_LOOKS:
-            _give_back_memory()
+def follow_alias(slot: ModelSlot, alias: str, load: LoadFn, save_served: SaveFn, metrics: EndpointMetrics) -> None:
+    """Keep `slot` at the version that `alias` names; never returns. `save_served` gets each version after its swap."""
+    sleeper, unreachable = threading.Event(), False
+    served_version, polls_since_swap = slot.current.info.version, 0
+    while not sleeper.wait(POLL_SECONDS):
+        polls_since_swap += 1
+        if polls_since_swap == DRAIN_POLLS:
+            _release_memory()
         try:
-            found, silent = find_model_version(alias), False
+            version, unreachable = find_model_version(alias), False
         except Exception as error:
-            if not silent:
-                log.warning(
-                    "the alias '%s' cannot be looked up, so %s stays: %s", alias, slot.current.info.label, error
-                )
-            silent = True
+            if not unreachable:
+                log.warning("cannot resolve alias '%s': %s; still serving %s", alias, error, slot.current.info.label)
+            unreachable = True
             continue
         try:
-            look(slot, found, load, note, metrics)
-        except Exception:  # the cluster's memory of what is served, say: this thread must go on
-            log.exception("what the alias '%s' names was looked at in vain", alias)
-        if slot.current.info.version != served:
-            served, looks = slot.current.info.version, 0
+            update_slot(slot, version, load, save_served, metrics)
+        except Exception:  # of `save_served`, for example; this thread must go on
+            log.exception("cannot follow alias '%s'; still serving %s", alias, slot.current.info.label)
+        if slot.current.info.version != served_version:
+            served_version, polls_since_swap = slot.current.info.version, 0
 
 
-def look(
-    slot: ModelSlot, found: ModelVersion, load: Load, note: Callable[[ModelVersion], None], metrics: EndpointMetrics
+def update_slot(
+    slot: ModelSlot, version: ModelVersion, load: LoadFn, save_served: SaveFn, metrics: EndpointMetrics
 ) -> None:
-    """Put the version that the alias names now into `slot`, unless it is there or was refused a moment ago."""
-    if found.version == slot.current.info.version:
+    """Load `version` into `slot`, unless it is there already or was refused less than RETRY_SECONDS ago."""
+    if version.version == slot.current.info.version:
         slot.refused = None
         return
-    if slot.refused and slot.refused["version"] == found.version and time.monotonic() < slot.retry_at:
+    if slot.refused and slot.refused["version"] == version.version and time.monotonic() < slot.retry_at:
         return
-    before = slot.current.info.label
+    old_label = slot.current.info.label
     try:
-        slot.current = load(found)
+        slot.current = load(version)
     except Exception as error:
-        slot.refused, slot.retry_at = _refusal(found, error), time.monotonic() + RETRY_SECONDS
+        slot.refused, slot.retry_at = _refuse(version, error), time.monotonic() + RETRY_SECONDS
         metrics.count_refused_version()
         return
     slot.refused = None
-    metrics.set_served_version(found.name, found.version, swap=True)
-    note(found)
-    log.warning("serving %s/%s in the place of %s", found.name, found.version, before)
+    metrics.set_served_version(version.name, version.version, swap=True)
+    save_served(version)
+    log.warning("serving %s/%s instead of %s", version.name, version.version, old_label)
 
 
-def _give_back_memory() -> None:
-    """Return what loading and the model before have freed: glibc keeps it, 60 MB more at each swap of a 25 MB model."""
+def _release_memory() -> None:
+    """Return freed memory to the system: glibc keeps it, 60 MB more at each swap of a 25 MB model."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
 
 
-def _refusal(champion: ModelVersion, error: Exception) -> dict[str, str]:
-    reason = one_line(error, limit=500)
-    log.error("%s version %s cannot be served and is refused: %s", champion.name, champion.version, reason)
-    return {"version": champion.version, "reason": reason}
+def _refuse(version: ModelVersion, error: Exception) -> dict[str, str]:
+    reason = " ".join(str(error).split())[:500] or type(error).__name__
+    log.error("cannot load %s version %s, so it is refused: %s", version.name, version.version, reason)
+    return {"version": version.version, "reason": reason}

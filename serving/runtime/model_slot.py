@@ -1,4 +1,4 @@
-"""One model version, ready to answer: what is told of it, its decoder and its encoder; and the slot it stands in."""
+"""A model version ready to serve (`ServedModel`), its description (`ModelInfo`), and the slot that holds it."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,12 +12,12 @@ from aecore.latent.samplers import LatentStats, attribute_directions
 from aecore.model.autoencoder import ImageShape
 from serving.http.operations import available_paths, available_samplers
 
-AXES = 32  # principal axes that /v1/model tells
+MAX_AXES = 32  # principal axes in /v1/model
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the endpoint tells of its model, and the statistics `latents` that its samplers draw from."""
+    """The description of a served model that /v1/model returns, and the statistics that its samplers draw from."""
 
     name: str
     version: str
@@ -44,41 +44,41 @@ class ModelInfo:
 
     @cached_property
     def latent_space(self) -> dict[str, Any]:
-        """The latent statistics as JSON: mean and sd by component, the first principal axes, attribute directions.
+        """The latent statistics as JSON: mean and sd per dimension, the first principal axes, attribute directions.
 
         An axis is a unit vector of z_dim numbers with the sd of the training images' z-points along it; a direction
-        is how z moves as its attribute grows by 1.
+        is the change of z as its attribute grows by 1.
         """
         variances, axes = principal_axes(self.latents["covariance"])
-        first = zip(variances[:AXES].sqrt(), axes[:AXES], strict=True)
+        first_axes = zip(variances[:MAX_AXES].sqrt(), axes[:MAX_AXES], strict=True)
         return {
-            "mean": _short(self.latents["mean"]),
-            "sd": _short(self.latents["covariance"].diagonal().sqrt()),
-            "axes": [{"sd": _short(sd), "direction": _short(axis)} for sd, axis in first],
-            "attributes": {name: _short(each) for name, each in attribute_directions(self.latents).items()},
+            "mean": _rounded(self.latents["mean"]),
+            "sd": _rounded(self.latents["covariance"].diagonal().sqrt()),
+            "axes": [{"sd": _rounded(sd), "direction": _rounded(axis)} for sd, axis in first_axes],
+            "attributes": {name: _rounded(vector) for name, vector in attribute_directions(self.latents).items()},
         }
 
 
 class ServedModel(Protocol):
-    """A loaded model. Both methods raise `serving.runtime.batching.Overloaded` when too much waits."""
+    """A loaded model. Both methods raise `serving.runtime.batching.Overloaded` if the queue is too long."""
 
     info: ModelInfo
 
-    async def decode(self, z: np.ndarray) -> np.ndarray:
-        """Images uint8 (n, size, size, channels) of z-points float32 (n, z_dim)."""
+    async def decode(self, z: np.ndarray, /) -> np.ndarray:
+        """Return the images uint8 (n, size, size, channels) of z-points float32 (n, z_dim)."""
         ...
 
-    async def encode(self, images: np.ndarray) -> np.ndarray:
-        """z-points float32 (n, z_dim), the means of the encoder, of images uint8 (n, size, size, channels)."""
+    async def encode(self, images: np.ndarray, /) -> np.ndarray:
+        """Return the z-points float32 (n, z_dim), the encoder's means, of images uint8 (n, size, size, channels)."""
         ...
 
 
 @dataclass
 class ModelSlot:
-    """What is served. `current` is put whole when the alias moves; a request takes it once.
+    """The model that is served. When the alias moves, `current` is replaced in one assignment; a request reads it once.
 
-    `refused`: the version that the alias names and that could not be loaded, and why; None when all is well. It is
-    tried again at `retry_at` (time.monotonic): what failed may have been the network.
+    `refused`: the version that the alias names if it could not be loaded, and the reason; else None. Loading it is
+    tried again at `retry_at` (time.monotonic), since the cause may have been the network.
     """
 
     current: ServedModel
@@ -86,5 +86,5 @@ class ModelSlot:
     retry_at: float = 0.0
 
 
-def _short(value: Tensor) -> Any:
-    return np.round(value.double().numpy(), 6).tolist()
+def _rounded(values: Tensor) -> Any:
+    return np.round(values.double().numpy(), 6).tolist()

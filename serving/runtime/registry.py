@@ -1,4 +1,4 @@
-"""Which version an alias names in MLflow's registry, and where its model folder is read."""
+"""The model version that an alias names in MLflow's registry, and its model folder."""
 
 import tempfile
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from cluster import tracking
 from cluster.settings import settings
 from cluster.storage import open_uri
 
-if TYPE_CHECKING:  # torch is not needed to ask what an alias names
+if TYPE_CHECKING:  # resolving an alias does not need torch
     from aecore.training.checkpoint import SavedModel
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A registered model version: where its model folder lies, and what to tell of it."""
+    """A registered model version. `source` is the URI of its model folder."""
 
     name: str
     version: str
@@ -26,28 +26,23 @@ class ModelVersion:
 
 
 def find_model_version(alias: str = "champion") -> ModelVersion:
-    """The version that `alias` names in MLflow's registry. Raises ValueError when there is none."""
+    """Return the version that `alias` names in MLflow's registry. Raises ValueError if there is none."""
     from mlflow.exceptions import MlflowException
 
     client = tracking.client()
     try:
-        found = client.get_model_version_by_alias(tracking.MODEL_NAME, alias)
+        entry = client.get_model_version_by_alias(tracking.MODEL_NAME, alias)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         raise ValueError(f"no model has the alias '{alias}': promote a run first (zpoint promote RUN)") from None
     return ModelVersion(
-        tracking.MODEL_NAME,
-        str(found.version),
-        alias,
-        found.run_id or "",
-        found.source,
-        settings().tracking_uri,
+        tracking.MODEL_NAME, str(entry.version), alias, entry.run_id or "", entry.source, settings().tracking_uri
     )
 
 
 def read_model(source: str, tracking_uri: str) -> "SavedModel":
-    """The model in the artifact folder `source`: a path, file://, s3:// or what only MLflow reads."""
+    """Return the model in the artifact folder `source`: a path, file://, s3://, or a URI that only MLflow reads."""
     from aecore.model.autoencoder import default_device
     from aecore.training.checkpoint import load_model
 

@@ -1,4 +1,4 @@
-"""Concurrent requests in common batches."""
+"""Dynamic batches of concurrent requests."""
 
 import asyncio
 import threading
@@ -14,101 +14,101 @@ def double(items):
     return items * 2
 
 
-def items(n, seed=0):
+def make_items(n, seed=0):
     return np.random.default_rng(seed).normal(size=(n, 3)).astype(np.float32)
 
 
-def test_concurrent_requests_are_batched_and_get_their_own():
-    sizes, lock = [], threading.Lock()
+def test_concurrent_requests_share_batches_and_get_their_own_results():
+    batch_sizes, lock = [], threading.Lock()
 
-    def work(batch):
+    def batch_fn(batch):
         with lock:
-            sizes.append(len(batch))
+            batch_sizes.append(len(batch))
         return double(batch)
 
     async def run():
-        batcher = Batcher("work", work, most=16)
-        requests = [items(n, seed) for seed, n in enumerate([1, 3, 40, 1, 1, 7, 16, 2])]
+        batcher = Batcher("decode", batch_fn, max_batch_size=16)
+        requests = [make_items(n, seed) for seed, n in enumerate([1, 3, 40, 1, 1, 7, 16, 2])]
         return requests, await asyncio.gather(*map(batcher, requests))
 
-    requests, answers = asyncio.run(run())
-    assert max(sizes) <= 16
-    assert len(sizes) < sum(-(-len(each) // 16) for each in requests)
-    for each, answer in zip(requests, answers, strict=True):
-        np.testing.assert_array_equal(answer, each * 2)
+    requests, results = asyncio.run(run())
+    assert max(batch_sizes) <= 16
+    assert len(batch_sizes) < sum(-(-len(request) // 16) for request in requests)
+    for request, result in zip(requests, results, strict=True):
+        np.testing.assert_array_equal(result, request * 2)
 
 
-def test_a_failing_batch_fails_its_requests_and_no_others():
-    def work(batch):
+def test_a_failing_batch_fails_only_its_own_requests():
+    def batch_fn(batch):
         if (batch == 666).any():
             raise RuntimeError("no")
         return double(batch)
 
     async def run():
-        batcher = Batcher("work", work)
+        batcher = Batcher("decode", batch_fn)
         with pytest.raises(RuntimeError, match="no"):
             await batcher(np.full((1, 3), 666, np.float32))
-        gone = asyncio.ensure_future(batcher(items(1)))
-        kept = asyncio.ensure_future(batcher(items(2)))
+        cancelled = asyncio.ensure_future(batcher(make_items(1)))
+        other = asyncio.ensure_future(batcher(make_items(2)))
         await asyncio.sleep(0)
-        gone.cancel()
-        return await kept
+        cancelled.cancel()
+        return await other
 
-    np.testing.assert_array_equal(asyncio.run(run()), items(2) * 2)
+    np.testing.assert_array_equal(asyncio.run(run()), make_items(2) * 2)
 
 
-def test_what_would_wait_too_long_is_refused_and_what_is_admitted_ends():
-    def slow(batch):
+def test_requests_beyond_max_wait_are_refused_and_admitted_ones_are_answered():
+    def batch_fn(batch):
         time.sleep(0.02 * len(batch))
         return double(batch)
 
     async def run():
-        batcher = Batcher("work", slow, most=4, patience=0.5)
-        await batcher(items(2))  # now it knows its pace
-        answers = await asyncio.gather(*(batcher(items(4, seed)) for seed in range(40)), return_exceptions=True)
-        await batcher(items(1))  # afterwards it takes requests again
-        return answers
+        batcher = Batcher("decode", batch_fn, max_batch_size=4, max_wait_s=0.5)
+        await batcher(make_items(2))  # measures the throughput
+        results = await asyncio.gather(*(batcher(make_items(4, seed)) for seed in range(40)), return_exceptions=True)
+        await batcher(make_items(1))  # the overload has passed
+        return results
 
-    answers = asyncio.run(run())
-    refused = [answer for answer in answers if isinstance(answer, Overloaded)]
-    served = [(seed, answer) for seed, answer in enumerate(answers) if isinstance(answer, np.ndarray)]
-    assert len(refused) + len(served) == 40
+    results = asyncio.run(run())
+    refused = [result for result in results if isinstance(result, Overloaded)]
+    answered = [(seed, result) for seed, result in enumerate(results) if isinstance(result, np.ndarray)]
+    assert len(refused) + len(answered) == 40
     assert 20 < len(refused) < 39
     assert all(1 <= error.retry_after_s <= 30 for error in refused)
-    for seed, answer in served:
-        np.testing.assert_array_equal(answer, items(4, seed) * 2)
+    for seed, result in answered:
+        np.testing.assert_array_equal(result, make_items(4, seed) * 2)
 
 
-def test_one_slow_item_after_full_batches_refuses_nobody():
-    """The machine may be busy for a moment; by the item a batch is far quicker, and it is batches that a rush makes."""
-    first_alone = True
+def test_one_slow_item_after_full_batches_refuses_no_request():
+    """A busy moment of the machine is no overload: per item, the full batches of a rush are far faster."""
+    first_single = True
 
-    def work(batch):
-        nonlocal first_alone
-        if len(batch) == 1 and first_alone:
-            first_alone = False
+    def batch_fn(batch):
+        nonlocal first_single
+        if len(batch) == 1 and first_single:
+            first_single = False
             time.sleep(0.5)
         return double(batch)
 
     async def run():
-        batcher = Batcher("work", work, patience=2.0)
-        await asyncio.gather(*(batcher(items(64, seed)) for seed in range(8)))
-        await batcher(items(1))
-        return await asyncio.gather(*(batcher(items(1, seed)) for seed in range(100)))
+        batcher = Batcher("decode", batch_fn, max_wait_s=2.0)
+        await asyncio.gather(*(batcher(make_items(64, seed)) for seed in range(8)))
+        await batcher(make_items(1))
+        return await asyncio.gather(*(batcher(make_items(1, seed)) for seed in range(100)))
 
     assert len(asyncio.run(run())) == 100
 
 
-def test_a_cancelled_request_leaves_no_trace():
+def test_a_cancelled_request_leaves_nothing_in_the_queue():
     async def run():
-        batcher = Batcher("work", double, patience=0.0)
+        batcher = Batcher("decode", double, max_wait_s=0.0)
         for _ in range(3):
-            task = asyncio.ensure_future(batcher(items(2)))
+            task = asyncio.ensure_future(batcher(make_items(2)))
             await asyncio.sleep(0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
         await asyncio.sleep(0.1)
-        return await batcher(items(2))
+        return await batcher(make_items(2))
 
-    np.testing.assert_array_equal(asyncio.run(run()), items(2) * 2)
+    np.testing.assert_array_equal(asyncio.run(run()), make_items(2) * 2)

@@ -1,4 +1,7 @@
-"""The endpoint behind HAProxy, and its client."""
+"""A running `zpoint serve` on Ray behind HAProxy, and its client.
+
+The tests share one endpoint of two replicas, in the order of this file; the last ones stop it.
+"""
 
 import io
 import os
@@ -23,38 +26,64 @@ from cluster import tracking
 from cluster.storage import open_uri
 from jobs.commands.serve import serve
 from serving.client import Client
-from serving.runtime import deployment, haproxy
+from serving.runtime import deployment, haproxy, last_served
 from serving.runtime.deployment import SERVE_ENV, free_port, start_endpoint, stop_endpoint
 from serving.runtime.registry import find_model_version
-from serving.runtime.replica import _recall
 from tests.serving.request_load import TOKEN, Z_DIM, RequestLoad, all_replicas, make_z
-from tests.sockets import listening_addresses
+from tests.sockets import descendants, listening_addresses
 
 
-def haproxies(port):
-    """Pids of the haproxy processes that listen at `port`, by their configuration."""
-    found = []
+def haproxy_pids(port):
+    """Return the pids of the haproxy processes that listen at `port`, by their configuration."""
+    pids = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            words = (process / "cmdline").read_bytes().decode().split("\0")
-            if "haproxy" in words[0] and f":{port}\n" in Path(words[words.index("-f") + 1]).read_text():
-                found.append(int(process.name))
+            arguments = (process / "cmdline").read_bytes().decode().split("\0")
+            config = Path(arguments[arguments.index("-f") + 1])
+            if "haproxy" in arguments[0] and f":{port}\n" in config.read_text():
+                pids.append(int(process.name))
         except (OSError, ValueError):
             continue
-    return found
+    return pids
+
+
+def replica_pids():
+    """Return the pids of this Ray's replicas."""
+    from ray._private.worker import get_dashboard_url
+    from ray.util.state import list_actors
+
+    address = f"http://{get_dashboard_url()}"  # else it queries any Ray on this machine, maybe another test's
+    filters = [("class_name", "=", "ServeReplica:zpoint:decoder"), ("state", "=", "ALIVE")]
+    return [actor.pid for actor in list_actors(address=address, filters=filters)]
+
+
+def actor_names():
+    import ray
+
+    return {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
+
+
+def replica_logs():
+    """Return the logs of all replicas of this Ray."""
+    from ray.serve._private.logging_utils import get_serve_logs_dir
+
+    return "".join(path.read_text() for path in Path(get_serve_logs_dir()).glob("replica_zpoint_*.log"))
+
+
+def set_alias(version):
+    tracking.client().set_registered_model_alias(tracking.MODEL_NAME, "champion", version)
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
+def empty_home(tmp_path, monkeypatch):
     monkeypatch.setenv("ZPOINT_HOME", str(tmp_path))
-    monkeypatch.delenv("ZPOINT_TOKEN", raising=False)
-    monkeypatch.delenv("ZPOINT_STORE", raising=False)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in ("ZPOINT_TOKEN", "ZPOINT_STORE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")
 def champion(tmp_path_factory):
-    """A random model, registered, with the alias champion; ZPOINT_HOME points at it."""
+    """Register three versions of a random model, alias champion at 1; yield the model and its latent statistics."""
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("home")
         patch.setenv("ZPOINT_HOME", str(home))
@@ -68,8 +97,8 @@ def champion(tmp_path_factory):
         save_model(*open_uri(source), model, recipe, latents, {"psnr": 21.0})
         registry = tracking.client()
         registry.create_registered_model(tracking.MODEL_NAME)
-        for place in (source, source, f"file://{home}/nothing"):  # version 3 will not load
-            registry.create_model_version(tracking.MODEL_NAME, place)
+        for version_source in (source, source, f"file://{home}/nothing"):  # version 3 does not load
+            registry.create_model_version(tracking.MODEL_NAME, version_source)
         registry.set_registered_model_alias(tracking.MODEL_NAME, "champion", "1")
         yield model, latents
 
@@ -82,30 +111,13 @@ def served(ray_cluster, champion):
         stop_endpoint()
 
 
-def point_alias_to(version):
-    tracking.client().set_registered_model_alias(tracking.MODEL_NAME, "champion", version)
-
-
-def replicas():
-    """Pids of this Ray's replicas."""
-    from ray._private.worker import get_dashboard_url
-    from ray.util.state import list_actors
-
-    here = f"http://{get_dashboard_url()}"  # else it asks whichever Ray it finds first, maybe another test's
-    wanted = [("class_name", "=", "ServeReplica:zpoint:decoder"), ("state", "=", "ALIVE")]
-    actors = list_actors(address=here, filters=wanted)
-    return [actor.pid for actor in actors]
-
-
-def told():
-    """What all replicas of this Ray have written to their logs."""
-    from ray.serve._private.logging_utils import get_serve_logs_dir
-
-    return "".join(path.read_text() for path in Path(get_serve_logs_dir()).glob("replica_zpoint_*.log"))
+@pytest.fixture(scope="module")
+def port(served):
+    return int(served.url.rpartition(":")[2])
 
 
 @pytest.fixture
-def endpoint(served):
+def client(served):
     with Client(served.url, TOKEN) as client:
         yield client
 
@@ -114,195 +126,159 @@ def decoded(champion, z):
     return champion[0].decode(torch.from_numpy(z)).numpy()
 
 
-def close(images, wanted):
-    return images.shape == wanted.shape and np.abs(images.astype(int) - wanted).max() <= 1
+def images_close(images, expected):
+    return images.shape == expected.shape and np.abs(images.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.ray
-def test_haproxy_listens_and_the_model_answers(served, endpoint, champion):
-    port = int(served.url.rpartition(":")[2])
-    assert len(haproxies(port)) >= 1
+def test_haproxy_listens_and_the_model_answers(served, port, client, champion):
+    assert len(haproxy_pids(port)) >= 1
     assert (served.model, served.version) == ("zpoint", "1")
-    remembered = _recall(find_model_version("champion"))  # what a new replica falls back to
-    assert remembered is not None
-    assert remembered.version == "1"
-    assert endpoint.model()["metrics"] == {"psnr": 21.0}
+    assert {last_served.ACTOR_NAME, "SERVE_CONTROLLER_ACTOR"} <= actor_names()
+    version = find_model_version("champion")
+    assert last_served.load(version.tracking_uri, "champion") == version
+    assert client.model()["metrics"] == {"psnr": 21.0}
     z = make_z(300)
-    assert close(endpoint.decode(z), decoded(champion, z))
-    picture = np.asarray(Image.open(io.BytesIO(endpoint.decode_png(z[:1]))))
-    assert close(picture, decoded(champion, z[:1])[0])
-    drawn = sample("gaussian", 4, champion[1], 5, temperature=0.5).numpy()
-    assert close(endpoint.sample("gaussian", 4, 5, temperature=0.5), decoded(champion, drawn))
-    assert endpoint.sample_png(n=4).startswith(b"\x89PNG")
+    assert images_close(client.decode(z), decoded(champion, z))
+    image = np.asarray(Image.open(io.BytesIO(client.decode_png(z[:1]))))
+    assert images_close(image, decoded(champion, z[:1])[0])
+    sampled_z = sample("gaussian", 4, champion[1], 5, temperature=0.5).numpy()
+    assert images_close(client.sample("gaussian", 4, 5, temperature=0.5), decoded(champion, sampled_z))
+    assert client.sample_png(n=4).startswith(b"\x89PNG")
 
 
 @pytest.mark.ray
-def test_concurrent_decodes_equal_single_ones(endpoint, champion):
+def test_concurrent_decodes_equal_single_ones(client, champion):
     requests = [make_z(n, seed) for seed, n in enumerate([1, 2, 1, 70, 1, 3] * 8)]
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(endpoint.decode, requests))
-    assert all(close(images, decoded(champion, z)) for images, z in zip(answers, requests, strict=True))
+        results = list(pool.map(client.decode, requests))
+    assert all(images_close(images, decoded(champion, z)) for images, z in zip(results, requests, strict=True))
 
 
 @pytest.mark.ray
-def test_what_the_endpoint_refuses_is_a_value_error(served, endpoint):
+def test_a_refused_request_is_a_value_error(served, client):
     with pytest.raises(ValueError, match="this model takes z_dim 8"):
-        endpoint.decode(np.zeros((1, 9)))
+        client.decode(np.zeros((1, 9)))
     with pytest.raises(ValueError, match="finite"):
-        endpoint.decode_png(np.full((1, Z_DIM), np.inf))
+        client.decode_png(np.full((1, Z_DIM), np.inf))
     with pytest.raises(ValueError, match="unknown sampler 'magic'"):
-        endpoint.sample("magic")
+        client.sample("magic")
     start = time.perf_counter()
     with pytest.raises(ValueError, match="one request takes 4096 z-points"):
-        endpoint.decode(np.zeros((10_000_000, Z_DIM), np.float32))
+        client.decode(np.zeros((10_000_000, Z_DIM), np.float32))
     assert time.perf_counter() - start < 10
-    with Client(served.url, "wrong") as stranger, pytest.raises(ValueError, match="Authorization: Bearer"):
-        stranger.model()
+    with Client(served.url, "wrong") as unauthorized, pytest.raises(ValueError, match="Authorization: Bearer"):
+        unauthorized.model()
     assert httpx2.get(f"{served.url}/healthz").json() == {"status": "ok"}
 
 
 @pytest.mark.ray
-def test_moving_the_alias_swaps_the_model_without_a_failed_request(served, endpoint):
+def test_moving_the_alias_swaps_the_model_without_a_failed_request(served, client):
     with RequestLoad(served.url, retries=False) as load:
         load.wait_until(lambda: load.versions["zpoint/1"] > 20)
-        point_alias_to("2")
+        set_alias("2")
         load.wait_until(lambda: load.versions["zpoint/2"] > 20)
-        load.wait_until(lambda: all_replicas(endpoint, lambda model: model["version"] == "2"))
-        point_alias_to("3")  # does not load: refused, and version 2 goes on
-        load.wait_until(lambda: all_replicas(endpoint, lambda model: model["refused"]))
-        model = endpoint.model()
+        load.wait_until(lambda: all_replicas(client, lambda model: model["version"] == "2"))
+        set_alias("3")  # does not load: refused, and version 2 stays
+        load.wait_until(lambda: all_replicas(client, lambda model: model["refused"]))
+        model = client.model()
         assert (model["version"], model["refused"]["version"]) == ("2", "3")
         assert "nothing" in model["refused"]["reason"]
-        point_alias_to("1")
-        before = load.versions["zpoint/1"]
-        load.wait_until(lambda: load.versions["zpoint/1"] > before + 20)
-        load.wait_until(lambda: all_replicas(endpoint, lambda model: not model["refused"]))
+        set_alias("1")
+        count = load.versions["zpoint/1"]
+        load.wait_until(lambda: load.versions["zpoint/1"] > count + 20)
+        load.wait_until(lambda: all_replicas(client, lambda model: not model["refused"]))
     assert load.failures == []
     assert set(load.versions) == {"zpoint/1", "zpoint/2"}
-    log = told()
-    assert "serving zpoint/2 in the place of zpoint/1" in log
-    assert "zpoint version 3 cannot be served and is refused" in log
-    assert "/v1/decode" not in log
+    logs = replica_logs()
+    assert "serving zpoint/2 instead of zpoint/1" in logs
+    assert "cannot load zpoint version 3, so it is refused" in logs
+    assert "/v1/decode" not in logs
 
 
 @pytest.mark.ray
-def test_a_killed_replica_costs_no_more_than_it_held_and_nothing_with_retries(served):
-    """HAProxy gives most of what it held to another, and nothing new to the dead one."""
-    with RequestLoad(served.url, threads=2) as patient, RequestLoad(served.url, threads=8, retries=False) as plain:
-        patient.wait_until(lambda: patient.versions["any"] > 20)
-        before = replicas()
-        assert len(before) == 2
-        os.kill(before[0], signal.SIGKILL)
-        patient.wait_until(lambda: len(set(replicas()) - {before[0]}) == 2, 120)
-        seen = patient.versions["any"]
-        patient.wait_until(lambda: patient.versions["any"] > seen + 20)
-    assert patient.failures == []
+def test_a_killed_replica_fails_few_requests_and_none_with_retries(served):
+    """HAProxy sends most of the dead replica's requests to the other one, and no new ones to the dead one."""
+    with RequestLoad(served.url, threads=2) as retrying, RequestLoad(served.url, threads=8, retries=False) as plain:
+        retrying.wait_until(lambda: retrying.versions["any"] > 20)
+        assert len(replica_pids()) == 2
+        killed = replica_pids()[0]
+        os.kill(killed, signal.SIGKILL)
+        retrying.wait_until(lambda: len(set(replica_pids()) - {killed}) == 2, 120)
+        answered = retrying.versions["any"]
+        retrying.wait_until(lambda: retrying.versions["any"] > answered + 20)
+    assert retrying.failures == []
     assert len(plain.failures) <= 4  # half of the threads
 
 
 @pytest.mark.ray
-def test_a_new_replica_serves_the_last_good_version_while_the_alias_names_a_bad_one(served, endpoint):
-    point_alias_to("2")
+def test_a_new_replica_serves_the_last_good_version_while_the_alias_names_a_broken_one(served, client):
+    set_alias("2")
     with RequestLoad(served.url, retries=False) as load:
         load.wait_until(lambda: load.versions["zpoint/2"] > 20)
-        load.wait_until(lambda: all_replicas(endpoint, lambda model: model["version"] == "2"))
-    point_alias_to("3")
-    killed = replicas()[0]
+        load.wait_until(lambda: all_replicas(client, lambda model: model["version"] == "2"))
+    set_alias("3")
+    killed = replica_pids()[0]
     os.kill(killed, signal.SIGKILL)
     with RequestLoad(served.url) as load:
-        load.wait_until(lambda: len(set(replicas()) - {killed}) == 2, 120)
+        load.wait_until(lambda: len(set(replica_pids()) - {killed}) == 2, 120)
     with RequestLoad(served.url) as load:
         load.wait_until(lambda: load.versions["any"] > 50)
-        load.wait_until(lambda: all_replicas(endpoint, lambda model: model["refused"]))
-    assert endpoint.model()["version"] == "2"
-    point_alias_to("1")
-    load.wait_until(lambda: all_replicas(endpoint, lambda model: model["version"] == "1"))
+        load.wait_until(lambda: all_replicas(client, lambda model: model["refused"]))
+    assert client.model()["version"] == "2"
+    set_alias("1")
+    load.wait_until(lambda: all_replicas(client, lambda model: model["version"] == "1"))
 
 
 @pytest.mark.ray
-def test_nothing_listens_beyond_loopback(served):
-    addresses = listening_addresses([*replicas(), *haproxies(int(served.url.rpartition(":")[2]))])
-    assert len(addresses) >= 4
-    assert set(addresses) == {"127.0.0.1"}
+def test_serving_listens_on_loopback_only(served, port):
+    for pid in [*replica_pids(), *haproxy_pids(port)]:
+        assert listening_addresses([pid])
+    assert {*listening_addresses(descendants(os.getpid()))} == {"127.0.0.1"}
 
 
 @pytest.mark.ray
-def test_replicas_are_started_with_two_heaps(served):
-    environments = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in replicas()]
+def test_replicas_run_with_two_malloc_arenas(served):
+    environments = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in replica_pids()]
     assert environments
-    assert all(b"MALLOC_ARENA_MAX=2" in each for each in environments)
+    assert all(b"MALLOC_ARENA_MAX=2" in environment for environment in environments)
 
 
 @pytest.mark.ray
-def test_only_its_own_routes_are_served(served):
+def test_serving_answers_only_own_routes(served):
     for path in ("/-/routes", "/-/healthz", "/-/", "/v2/decode"):
         assert httpx2.get(f"{served.url}{path}").status_code in (401, 404)
+    assert httpx2.get(f"{served.url}/-/routes").status_code == 404
 
 
 @pytest.mark.ray
-def test_idle_and_slow_clients_do_not_keep_others_waiting(served, endpoint):
-    address = ("127.0.0.1", int(served.url.rpartition(":")[2]))
-    idle = [socket.create_connection(address) for _ in range(1000)]
+def test_idle_and_slow_clients_do_not_delay_others(port, client):
+    connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(1000)]
     try:
-        for each in idle[:50]:  # a head that never ends
-            each.sendall(b"POST /v1/decode HTTP/1.1\r\nHost: x\r\n")
+        for connection in connections[:50]:  # endless headers
+            connection.sendall(b"POST /v1/decode HTTP/1.1\r\nHost: x\r\n")
         head = f"Authorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
-        for each in idle[50:100]:  # a body that never ends
-            each.sendall(b"POST /v1/decode HTTP/1.1\r\nHost: x\r\n" + head.encode() + b'{"z":')
+        for connection in connections[50:100]:  # an endless body
+            connection.sendall(b"POST /v1/decode HTTP/1.1\r\nHost: x\r\n" + head.encode() + b'{"z":')
         start = time.perf_counter()
         for _ in range(20):
-            assert endpoint.decode(make_z(1)).shape == (1, 16, 16, 3)
+            assert client.decode(make_z(1)).shape == (1, 16, 16, 3)
         assert time.perf_counter() - start < 10
-        idle[0].settimeout(30)
-        assert b" 408 " in idle[0].recv(1000).split(b"\r\n")[0]
-        idle[50].settimeout(60)
-        assert b" 408 " in idle[50].recv(1000).split(b"\r\n")[0]
+        connections[0].settimeout(30)
+        assert b" 408 " in connections[0].recv(1000).split(b"\r\n")[0]
+        connections[50].settimeout(60)
+        assert b" 408 " in connections[50].recv(1000).split(b"\r\n")[0]
     finally:
-        for each in idle:
-            each.close()
+        for connection in connections:
+            connection.close()
 
 
 @pytest.mark.ray
-def test_a_second_endpoint_on_the_same_ray_is_refused(served):
+def test_a_second_endpoint_on_the_same_ray_is_refused(served, port):
     with pytest.raises(ValueError, match="this Ray serves already"):
         start_endpoint(port=free_port())
     with pytest.raises(ValueError, match="cannot listen at"):
-        start_endpoint(port=int(served.url.rpartition(":")[2]))
-
-
-@pytest.mark.ray
-def test_stop_leaves_nothing(ray_cluster, champion):
-    stop_endpoint()
-    port = free_port()
-    start_endpoint(port=port, compiled=True)
-    stop_endpoint()
-    assert haproxies(port) == []
-    with socket.create_server(("127.0.0.1", port)):
-        pass
-
-
-@pytest.mark.ray
-def test_sigterm_while_it_starts_leaves_nothing(ray_cluster, champion, monkeypatch):
-    import ray
-    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-
-    stop_endpoint()
-    monkeypatch.setattr(deployment, "_wait_until_ready", lambda url: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(KeyboardInterrupt):
-        serve("champion", "127.0.0.1", port := free_port())
-    assert haproxies(port) == []
-    with pytest.raises(ValueError, match=SERVE_CONTROLLER_NAME):
-        ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
-
-
-def test_an_open_host_wants_a_token(home):
-    with pytest.raises(ValueError, match="set ZPOINT_TOKEN"):
-        start_endpoint(host="0.0.0.0")
-
-
-def test_an_alias_that_nothing_has(home):
-    with pytest.raises(ValueError, match="no model has the alias 'champion'"):
-        find_model_version()
+        start_endpoint(port=port)
 
 
 @pytest.mark.ray
@@ -311,15 +287,45 @@ def test_the_config_file_for_a_cluster_loads_and_scales(ray_cluster, champion, m
     from ray.serve.schema import ServeDeploySchema
 
     text = (Path(haproxy.__file__).parents[1] / "serve.yaml").read_text()
-    whole = ServeDeploySchema.model_validate(yaml.safe_load(text))
-    assert whole.controller_options.runtime_env == {"env_vars": SERVE_ENV}
-    described = whole.applications[0]
-    build = import_attr(described.import_path)
-    deployment = build(described.args)._bound_deployment
-    assert deployment._deployment_config.autoscaling_config.max_replicas == 4
+    config = ServeDeploySchema.model_validate(yaml.safe_load(text))
+    assert config.controller_options.runtime_env == {"env_vars": SERVE_ENV}
+    application = config.applications[0]
+    build = import_attr(application.import_path)
+    bound = build(application.args)._bound_deployment
+    assert bound._deployment_config.autoscaling_config.max_replicas == 4
     for wrong, message in (({"alias": "nobody"}, "no model has the alias"), ({"port": 1}, "not port")):
         with pytest.raises(ValueError, match=message):
-            build(described.args | wrong)
+            build(application.args | wrong)
     monkeypatch.delenv("ZPOINT_TOKEN")
     with pytest.raises(ValueError, match="set ZPOINT_TOKEN"):
-        build(described.args)
+        build(application.args)
+
+
+@pytest.mark.ray
+def test_stop_leaves_no_process_port_or_actor(served, port):
+    stop_endpoint()
+    assert haproxy_pids(port) == []
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+    assert not {last_served.ACTOR_NAME, "SERVE_CONTROLLER_ACTOR"} & actor_names()
+
+
+@pytest.mark.ray
+def test_sigterm_during_the_start_leaves_nothing(ray_cluster, champion, monkeypatch):
+    """This start also compiles the decoder, as `zpoint serve` does."""
+    stop_endpoint()
+    monkeypatch.setattr(deployment, "_wait_until_ready", lambda url: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        serve("champion", "127.0.0.1", port := free_port())
+    assert haproxy_pids(port) == []
+    assert not {last_served.ACTOR_NAME, "SERVE_CONTROLLER_ACTOR"} & actor_names()
+
+
+def test_an_open_host_needs_a_token(empty_home):
+    with pytest.raises(ValueError, match="set ZPOINT_TOKEN"):
+        start_endpoint(host="0.0.0.0")
+
+
+def test_an_unassigned_alias_raises(empty_home):
+    with pytest.raises(ValueError, match="no model has the alias 'champion'"):
+        find_model_version()
