@@ -49,7 +49,7 @@ export async function interpolate(start, end, steps, path) {
   return toPoints(await post("v1/interpolate", { z: [start, end], steps, path }));
 }
 
-/** Corrupt an image (a data: URL) by a task, encode and decode it: {corrupted, reconstruction}; only the latter has z. */
+/** Corrupt an image (a data: URL) by a task, encode and decode it: {corrupted, reconstruction}; the latter has z. */
 export async function reconstruct(src, task, parameters, seed) {
   const response = await post("v1/reconstruct", { images: [src], task, parameters, seed });
   return { corrupted: { src: dataUrl(response.seen[0]) }, reconstruction: toPoints(response)[0] };

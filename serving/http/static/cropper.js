@@ -48,7 +48,8 @@ export function createCropper(onFrame) {
   canvas.addEventListener("pointermove", (event) => {
     if (!canvas.hasPointerCapture(event.pointerId)) return;
     const pixelRatio = side / canvas.clientWidth;
-    moveImage((event.clientX - previousEvent.clientX) * pixelRatio, (event.clientY - previousEvent.clientY) * pixelRatio);
+    const [dx, dy] = [event.clientX - previousEvent.clientX, event.clientY - previousEvent.clientY];
+    moveImage(dx * pixelRatio, dy * pixelRatio);
     previousEvent = event;
   });
   canvas.addEventListener("keydown", (event) => {

@@ -57,9 +57,10 @@ export function createSlider({ label, min, max, step, value, ends, format = form
 
 /** Replace the children of `container` by a slider per parameter; return {name: slider}. */
 export function createParameterSliders(container, ranges, onInput) {
-  const sliders = Object.fromEntries(
-    ranges.map(({ name, min, max, value }) => [name, createSlider({ label: name, min, max, step: "any", value, onInput })]),
-  );
+  const sliders = {};
+  for (const { name, min, max, value } of ranges) {
+    sliders[name] = createSlider({ label: name, min, max, step: "any", value, onInput });
+  }
   container.replaceChildren(...Object.values(sliders).map((slider) => slider.element));
   return sliders;
 }

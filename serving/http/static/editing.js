@@ -7,7 +7,9 @@ import { coordinate, directions, geometry, moveAlong } from "./latent_space.js";
 const STRIP_LENGTH = 9;
 const RANGE = 3; // standard deviations of the training images' z-points, each way from the mean
 
-const formatSigned = (value) => (Math.abs(value) < 0.05 ? "0.0" : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(1)}`);
+function formatSigned(value) {
+  return Math.abs(value) < 0.05 ? "0.0" : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(1)}`;
+}
 
 export function startEditing(onSelect) {
   const edited = createImageButton("The edited image", onSelect);

@@ -17,7 +17,9 @@ export function startInterpolation(onSelect) {
   const startButton = createImageButton("The start", onSelect);
   const endButton = createImageButton("The end", onSelect);
   const currentButton = createImageButton("The image at the slider's position", onSelect);
-  const strip = Array.from({ length: STRIP_LENGTH }, (_, i) => createImageButton(`Step ${i + 1} of ${STRIP_LENGTH}`, onSelect));
+  const strip = Array.from({ length: STRIP_LENGTH }, (_, i) =>
+    createImageButton(`Step ${i + 1} of ${STRIP_LENGTH}`, onSelect),
+  );
   byId("start-image").append(startButton.element);
   byId("end-image").append(endButton.element);
   byId("current-image").append(currentButton.element);
@@ -41,7 +43,8 @@ export function startInterpolation(onSelect) {
   const refresh = latestOnly(async () => {
     if (ends.includes(null)) return;
     const points = await interpolate(ends[0].z, ends[1].z, FRAME_COUNT, path.value);
-    frames = points.map((point, i) => ({ ...point, description: `${path.value} path, ${percent(i)} from start to end` }));
+    const description = `${path.value} path`;
+    frames = points.map((point, i) => ({ ...point, description: `${description}, ${percent(i)} from start to end` }));
     strip.forEach((button, i) => button.show(frames[(i * (FRAME_COUNT - 1)) / (STRIP_LENGTH - 1)]));
     showCurrentFrame();
   });

@@ -9,8 +9,8 @@ const scale = (vector, factor) => vector.map((value) => value * factor);
 const dot = (a, b) => sum(a.map((value, i) => value * b[i]));
 
 /**
- * Return statistics of the training images' z-points: `mean`, total `variance`, `radius` (root mean square distance from
- * the origin) and its approximate standard deviation `radiusSd`; `priorRadius` is sqrt(z_dim), the radius of N(0, 1).
+ * Return statistics of the training images' z-points: `mean`, total `variance`, `radius` (root mean square distance
+ * from the origin) and its approximate standard deviation `radiusSd`; `priorRadius` is sqrt(z_dim), that of N(0, 1).
  */
 export function geometry() {
   const { mean, sd, axes } = model.latents;
@@ -25,7 +25,7 @@ export function geometry() {
 /** Return the fraction of the variance along each principal axis. */
 export const explainedVariance = () => model.latents.axes.map((axis) => axis.sd ** 2 / geometry().variance);
 
-/** Return the directions in which a point can be moved: {group, name, label, step}; a step is one standard deviation. */
+/** Return the directions of the sliders: {group, name, label, step}; a step is one standard deviation. */
 export function directions() {
   const { axes, attributes } = model.latents;
   const fractions = explainedVariance();
@@ -38,7 +38,8 @@ export function directions() {
   const axisDirections = axes.slice(0, MAX_AXES).map(({ sd, direction }, i) => {
     const percent = (100 * fractions[i]).toFixed(fractions[i] < 0.1 ? 1 : 0);
     const name = `Axis ${i + 1}`;
-    return { group: "Principal axes", name, label: `${name}, ${percent} % of the variance`, step: scale(direction, sd) };
+    const label = `${name}, ${percent} % of the variance`;
+    return { group: "Principal axes", name, label, step: scale(direction, sd) };
   });
   return [...attributeDirections, ...axisDirections].filter(({ step }) => dot(step, step) > 0);
 }

@@ -44,11 +44,13 @@ function createVarianceChart() {
   const width = 600 / fractions.length;
   const bars = fractions.map((fraction, i) => {
     const height = (110 * fraction) / fractions[0];
-    return createSvg("rect", { class: "bar", x: i * width, y: 120 - height, width: Math.max(0.5, 0.8 * width), height });
+    const barWidth = Math.max(0.5, 0.8 * width);
+    return createSvg("rect", { class: "bar", x: i * width, y: 120 - height, width: barWidth, height });
   });
   const total = (100 * fractions.reduce((a, b) => a + b)).toFixed(0);
   const first = (100 * fractions[0]).toFixed(1);
-  const text = `Variance along the first ${fractions.length} principal axes: ${total} % of the total, ${first} % along the first.`;
+  const axes = `the first ${fractions.length} principal axes`;
+  const text = `Variance along ${axes}: ${total} % of the total, ${first} % along the first.`;
   const svg = createSvg("svg", { viewBox: "0 0 600 120", role: "img", "aria-label": text }, ...bars);
   return createElement("figure", { className: "chart" }, svg, createElement("figcaption", {}, text));
 }

@@ -2,7 +2,8 @@
 
 import { latestOnly, model, sample } from "./api.js";
 import {
-  byId, createElement, createImageButton, createParameterSliders, createRadioGroup, createSvg, formatNumber, sliderValues,
+  byId, createElement, createImageButton, createParameterSliders, createRadioGroup, createSvg, formatNumber,
+  sliderValues,
 } from "./dom.js";
 import { geometry } from "./latent_space.js";
 
@@ -74,7 +75,7 @@ function showDistances(points) {
   const distances = points.map(({ z }) => Math.hypot(...z));
   const largest = 1.1 * Math.max(radius + 2 * radiusSd, ...distances);
   const x = (distance) => (300 * Math.max(0, distance)) / largest;
-  const left = x(radius - 2 * radiusSd);
+  const [left, right] = [x(radius - 2 * radiusSd), x(radius + 2 * radiusSd)];
   const meanDistance = distances.reduce((a, b) => a + b) / distances.length;
   byId("distances").hidden = false;
   byId("distances").replaceChildren(
@@ -82,13 +83,14 @@ function showDistances(points) {
       "svg",
       { viewBox: "0 0 300 34", role: "img", "aria-label": "Distances from the origin" },
       createSvg("line", { class: "axis-line", x1: 0, x2: 300, y1: 15, y2: 15 }),
-      createSvg("rect", { class: "data-range", x: left, y: 4, width: x(radius + 2 * radiusSd) - left, height: 22, rx: 6 }),
+      createSvg("rect", { class: "data-range", x: left, y: 4, width: right - left, height: 22, rx: 6 }),
       ...distances.map((distance) => createSvg("circle", { class: "dot", cx: x(distance), cy: 15, r: 4 })),
     ),
     createElement(
       "figcaption",
       {},
-      `Mean distance from the origin: ${formatNumber(meanDistance)} (dots). Training images: about ${formatNumber(radius)} (box).`,
+      `Mean distance from the origin: ${formatNumber(meanDistance)} (dots).`,
+      ` Training images: about ${formatNumber(radius)} (box).`,
     ),
   );
 }
