@@ -1,4 +1,4 @@
-"""FID, KID, precision and recall in the features of an Inception network, where its weights lie in a local file.
+"""FID, KID, precision and recall in the features of an Inception network whose weights are in a local file.
 
 Heusel 2017, Binkowski 2018, Kynkaanniemi 2019, as torch-fidelity computes them. Nothing is downloaded.
 """
@@ -14,13 +14,15 @@ from torch.utils.data import Dataset
 from aecore.data.io import sha256
 from aecore.metrics.distribution import FrechetDistance
 
-KID_SUBSET = 1_000  # images that one estimate of KID takes, of which it is the mean
+KID_SUBSET = 1_000  # images in each of the subsets over which KID is averaged
 BATCH = 64
-LAYER = "2048"  # whose features, as many, all four figures compare
+LAYER = "2048"  # its 2,048 features are those of all four metrics
 MetricFn = Callable[[np.ndarray], dict[str, float]]
 
 
-class _Images(Dataset):
+class _ImageDataset(Dataset):
+    """Images uint8 (n, size, size, 1 or 3) as tensors uint8 (3, size, size)."""
+
     def __init__(self, images: np.ndarray):
         self.images = images
 
@@ -33,19 +35,21 @@ class _Images(Dataset):
 
 
 class Inception:
-    """The network with the weights of one file, whose sha256 is `digest`."""
+    """An Inception network; `digest` is the sha256 of its weights file."""
 
     def __init__(self, weights: Path) -> None:
         """`weights`: torch-fidelity's file of the network, weights-inception-2015-12-05-6726825d.pth.
 
-        Raises ValueError where it or the package is missing, or where it is another file.
+        Raises ValueError if the file or torch-fidelity is missing, or the file holds something else.
         """
         if not weights.is_file():
             raise ValueError(f"no Inception weights at {weights}: name torch-fidelity's file of them")
         try:
-            torch.load(weights, map_location="cpu", weights_only=True)  # torch-fidelity would run what a pickle says
+            torch.load(weights, map_location="cpu", weights_only=True)  # torch-fidelity would execute a pickle's code
         except (UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(f"{weights} is no file of weights alone, and is not read") from error
+            raise ValueError(
+                f"{weights} does not hold weights alone, so it is not loaded: name torch-fidelity's file"
+            ) from error
         try:
             from torch_fidelity.utils import create_feature_extractor  # pyright: ignore[reportMissingImports]
         except ImportError as error:
@@ -60,33 +64,33 @@ class Inception:
         self.digest = sha256(weights.read_bytes())
 
     def metric_fn(self, reference: np.ndarray) -> MetricFn:
-        """What gives `fid`, `kid`, `precision` and `recall` of images against `reference`.
+        """Return a function that computes `fid`, `kid`, `precision` and `recall` of images against `reference`.
 
-        Both uint8 (n, size, size, 1 or 3). The reference's features are computed once.
+        Both uint8 (n, size, size, 1 or 3). The features of the reference are computed once.
         """
         from torch_fidelity.metric_kid import kid_features_to_metric  # pyright: ignore[reportMissingImports]
         from torch_fidelity.metric_prc import prc_features_to_metric  # pyright: ignore[reportMissingImports]
 
-        wanted = self._features(reference)
-        distance = FrechetDistance(wanted.numpy())
+        reference_features = self._features(reference)
+        frechet_distance = FrechetDistance(reference_features.numpy())
 
-        def scored(images: np.ndarray) -> dict[str, float]:
+        def compute_metrics(images: np.ndarray) -> dict[str, float]:
             features = self._features(images)
-            subset = min(KID_SUBSET, len(features), len(wanted))
-            kid = kid_features_to_metric(features, wanted, kid_subset_size=subset, verbose=False)
-            near = prc_features_to_metric(features, wanted, save_cpu_ram=True, verbose=False)
+            subset = min(KID_SUBSET, len(features), len(reference_features))
+            kid = kid_features_to_metric(features, reference_features, kid_subset_size=subset, verbose=False)
+            prc = prc_features_to_metric(features, reference_features, save_cpu_ram=True, verbose=False)
             return {
-                "fid": distance(features.numpy()), "kid": kid["kernel_inception_distance_mean"],
-                "precision": near["precision"], "recall": near["recall"],
+                "fid": frechet_distance(features.numpy()), "kid": kid["kernel_inception_distance_mean"],
+                "precision": prc["precision"], "recall": prc["recall"],
             }  # fmt: skip
 
-        return scored
+        return compute_metrics
 
     def _features(self, images: np.ndarray) -> torch.Tensor:
         from torch_fidelity.utils import get_featuresdict_from_dataset  # pyright: ignore[reportMissingImports]
 
-        found = get_featuresdict_from_dataset(
-            _Images(images), self._network, BATCH, torch.cuda.is_available(),
-            save_cpu_ram=True, verbose=False,  # the former: no worker processes
+        features = get_featuresdict_from_dataset(
+            _ImageDataset(images), self._network, BATCH, torch.cuda.is_available(),
+            save_cpu_ram=True, verbose=False,  # save_cpu_ram: no worker processes
         )  # fmt: skip
-        return found[LAYER]
+        return features[LAYER]

@@ -1,10 +1,10 @@
-"""How meaningful decoded images are: every metric of a set of images against real ones, by name, in one place.
+"""All metrics of a set of decoded images against a dataset's real images, by name.
 
-    scores = Scores(train, test)                 # uint8 (n, size, size, channels)
-    scores(decoded)                              # {"faces": 0.94, "hog_frechet": 1.4, ...}
-    scores.real                                  # what the test images themselves get: the best to hope for
+    suite = MetricSuite(train, test)             # uint8 (n, size, size, channels)
+    suite(decoded)                               # {"faces": 0.94, "hog_frechet": 1.4, ...}
+    suite.real                                   # the metrics of the test images: the bound that decoded ones approach
 
-Add a metric by writing a function and naming it in METRICS.
+To add a metric, write a function and list it in METRICS.
 """
 
 from collections.abc import Callable
@@ -20,42 +20,44 @@ from aecore.metrics.face_detector import face_hits
 from aecore.metrics.pixel import SlicedWasserstein
 from aecore.model.autoencoder import to_float
 
-PYRAMIDS = 512  # training images whose pyramids others' are compared with
+SWD_REFERENCE = 512  # training images that the sliced Wasserstein distance compares with
 
 
 class MetricSuite:
-    """The metrics of one dataset. What they need of the real images is computed once, when first asked for."""
+    """The metrics of one dataset. Features of the real images are computed once, when a metric first needs them."""
 
     def __init__(self, train: np.ndarray, test: np.ndarray, labels: np.ndarray | None = None):
-        """`train` and `test`: real images uint8 (n, size, size, channels), at least 64 each; of each 2,048 are used,
-        evenly spread. `labels` (n,) int of all of `train`: given these, a classifier stands in for the face detector.
+        """`train` and `test`: real images uint8 (n, size, size, channels), at least 64 each.
+
+        At most 2,048 evenly spaced ones of each are used. With `labels` (n,) int of all of `train` a classifier
+        replaces the face detector.
         """
-        self.train, self.test = (some[evenly_spaced(len(some), NUM_REFERENCE)] for some in (train, test))
+        self.train, self.test = (images[evenly_spaced(len(images), NUM_REFERENCE)] for images in (train, test))
         self._labelled = None if labels is None else (train, labels)
 
     def __call__(self, images: np.ndarray) -> dict[str, float]:
-        """Every metric that this dataset has, of decoded images uint8 (n, size, size, channels)."""
-        return {key: value for metric in METRICS.values() for key, value in metric(self, images).items()}
+        """Return all metrics of decoded images uint8 (n, size, size, channels)."""
+        return {name: value for metric in METRICS.values() for name, value in metric(self, images).items()}
 
     @cached_property
     def real(self) -> dict[str, float]:
         return self(self.test)
 
     @cached_property
-    def shapes(self) -> np.ndarray:
+    def train_features(self) -> np.ndarray:
         return hog_features(self.train)
 
     @cached_property
-    def frechet(self) -> FrechetDistance:
-        return FrechetDistance(self.shapes)
+    def frechet_distance(self) -> FrechetDistance:
+        return FrechetDistance(self.train_features)
 
     @cached_property
     def coverage(self) -> Coverage:
-        return Coverage(self.shapes)
+        return Coverage(self.train_features)
 
     @cached_property
-    def sliced(self) -> SlicedWasserstein:
-        rows = evenly_spaced(len(self.train), PYRAMIDS)
+    def sliced_wasserstein(self) -> SlicedWasserstein:
+        rows = evenly_spaced(len(self.train), SWD_REFERENCE)
         return SlicedWasserstein(to_float(torch.from_numpy(self.train[rows])))
 
     @cached_property
@@ -63,23 +65,23 @@ class MetricSuite:
         return None if self._labelled is None else train_classifier(*self._labelled)
 
 
-def _recognised(scores: MetricSuite, images: np.ndarray) -> dict[str, float]:
-    if scores.classifier is None:
+def _recognised(suite: MetricSuite, images: np.ndarray) -> dict[str, float]:
+    if suite.classifier is None:
         return {"faces": float(face_hits(images).mean())}
-    return scores.classifier.score(images)
+    return suite.classifier.score(images)
 
 
-def _shapes(scores: MetricSuite, images: np.ndarray) -> dict[str, float]:
+def _shapes(suite: MetricSuite, images: np.ndarray) -> dict[str, float]:
     features = hog_features(images)
-    return {"hog_frechet": scores.frechet(features), "coverage": scores.coverage(features)}
+    return {"hog_frechet": suite.frechet_distance(features), "coverage": suite.coverage(features)}
 
 
-def _sliced_wasserstein(scores: MetricSuite, images: np.ndarray) -> dict[str, float]:
-    return {"swd": scores.sliced(to_float(torch.from_numpy(np.array(images))))}
+def _sliced_wasserstein(suite: MetricSuite, images: np.ndarray) -> dict[str, float]:
+    return {"swd": suite.sliced_wasserstein(to_float(torch.from_numpy(np.array(images))))}
 
 
-def _nearest(scores: MetricSuite, images: np.ndarray) -> dict[str, float]:
-    nearest = nearest_images(images, scores.train)
+def _nearest(suite: MetricSuite, images: np.ndarray) -> dict[str, float]:
+    nearest = nearest_images(images, suite.train)
     return {"nearest_train": float(np.median(nearest.ratio)), "copied": nearest.copied}
 
 

@@ -3,35 +3,35 @@ import pytest
 import torch
 
 from aecore.data.io import sha256
-from aecore.metrics.inception import Inception, _Images
+from aecore.metrics.inception import Inception, _ImageDataset
 
 
 def noise(seed, count=12):
     return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 1), np.uint8)
 
 
-def test_missing_weights_are_named(tmp_path):
+def test_missing_weights_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no Inception weights at .*none\.pth"):
         Inception(tmp_path / "none.pth")
 
 
 @pytest.mark.parametrize("content", [b"<html>not here</html>", b"", b"PK\x03\x04 half a zip"])
-def test_a_file_of_something_else_is_refused(tmp_path, content):
+def test_file_without_weights_is_refused(tmp_path, content):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"weights\.pth is no file of weights alone, and is not read"):
+    with pytest.raises(ValueError, match=r"weights\.pth does not hold weights alone, so it is not loaded"):
         Inception(path)
 
 
-def test_a_pickle_that_could_run_code_is_refused(tmp_path):
+def test_pickle_with_code_is_refused(tmp_path):
     path = tmp_path / "evil.pth"
     torch.save({"hook": print}, path)
-    with pytest.raises(ValueError, match="is no file of weights alone"):
+    with pytest.raises(ValueError, match="does not hold weights alone"):
         Inception(path)
 
 
 @pytest.mark.parametrize("weights", [{"conv.weight": torch.zeros(2)}, torch.zeros(2)])
-def test_the_weights_of_another_network_are_refused(tmp_path, weights):
+def test_weights_of_another_network_are_refused(tmp_path, weights):
     pytest.importorskip("torch_fidelity")
     path = tmp_path / "other.pth"
     torch.save(weights, path)
@@ -40,8 +40,8 @@ def test_the_weights_of_another_network_are_refused(tmp_path, weights):
 
 
 @pytest.mark.parametrize("zipped", [True, False])  # files from before 2020 are not
-def test_scores_with_weights_of_any_kind(tmp_path, zipped):
-    """With a network that was never trained: equal sets have distance 0, others what torch-fidelity says."""
+def test_metrics_equal_those_of_torch_fidelity(tmp_path, zipped):
+    """With an untrained network: equal sets have distance 0."""
     extractor = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     path = tmp_path / "weights.pth"
     with pytest.MonkeyPatch.context() as patch:
@@ -50,19 +50,19 @@ def test_scores_with_weights_of_any_kind(tmp_path, zipped):
         network = extractor.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
         torch.save(network.state_dict(), path, _use_new_zipfile_serialization=zipped)
     inception = Inception(path)
-    scored = inception.metric_fn(noise(0))
-    same, other = scored(noise(0)), scored(noise(1) // 4)
+    compute_metrics = inception.metric_fn(noise(0))
+    same, other = compute_metrics(noise(0)), compute_metrics(noise(1) // 4)
     assert same["fid"] == pytest.approx(0, abs=1e-2)
     assert other["fid"] > same["fid"]
     assert same["precision"] == same["recall"] == 1
-    found = pytest.importorskip("torch_fidelity").calculate_metrics(
-        input1=_Images(noise(1) // 4), input2=_Images(noise(0)), fid=True, kid=True, prc=True, cache=False,
+    expected = pytest.importorskip("torch_fidelity").calculate_metrics(
+        input1=_ImageDataset(noise(1) // 4), input2=_ImageDataset(noise(0)), fid=True, kid=True, prc=True, cache=False,
         feature_extractor="inception-v3-compat", feature_layer_prc="2048", kid_subset_size=12, save_cpu_ram=True,
         feature_extractor_weights_path=str(path), cuda=torch.cuda.is_available(), verbose=False,
     )  # fmt: skip
     assert other == {
-        "fid": pytest.approx(found["frechet_inception_distance"], rel=1e-3),
-        "kid": pytest.approx(found["kernel_inception_distance_mean"], rel=1e-3),
-        "precision": found["precision"], "recall": found["recall"],
+        "fid": pytest.approx(expected["frechet_inception_distance"], rel=1e-3),
+        "kid": pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3),
+        "precision": expected["precision"], "recall": expected["recall"],
     }  # fmt: skip
     assert inception.digest == sha256(path.read_bytes())

@@ -9,18 +9,18 @@ from jobs.tune.selection import ScoredModel, choose_best, pareto_front
 
 
 def blobs(n, seed):
-    """Images with structure: one bright disc at a random place on a random shade."""
+    """Return images with one bright disc at a random position on a random shade, float (n, 3, 32, 32)."""
     generator = torch.Generator().manual_seed(seed)
-    at = torch.rand(n, 2, 1, 1, generator=generator) * 24 + 4
+    centre = torch.rand(n, 2, 1, 1, generator=generator) * 24 + 4
     y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
-    disc = (((y - at[:, :1]) ** 2 + (x - at[:, 1:]) ** 2) < 30).float()
+    disc = (((y - centre[:, :1]) ** 2 + (x - centre[:, 1:]) ** 2) < 30).float()
     shade = torch.rand(n, 3, 1, 1, generator=generator) * 0.5
     return (shade + disc * 0.5).clamp(0, 1)
 
 
-def test_sliced_wasserstein_orders_sets_as_an_eye_does():
+def test_sliced_wasserstein_ranks_sets_by_likeness():
     real, more = blobs(256, 0), blobs(256, 1)
-    scores = {
+    distances = {
         "itself": sliced_wasserstein(real, real),
         "more of it": sliced_wasserstein(more, real),
         "blurred": sliced_wasserstein(torch.nn.functional.avg_pool2d(more, 5, 1, 2), real),
@@ -28,48 +28,48 @@ def test_sliced_wasserstein_orders_sets_as_an_eye_does():
         "gray": sliced_wasserstein(torch.full_like(real, 0.4), real),
         "noise": sliced_wasserstein(torch.rand_like(real), real),
     }
-    assert scores["itself"] < 1e-3
-    assert scores["more of it"] < 0.5 * min(scores[k] for k in ("blurred", "one repeated", "gray", "noise"))
-    assert scores["gray"] > scores["blurred"]
+    assert distances["itself"] < 1e-3
+    assert distances["more of it"] < 0.5 * min(distances[k] for k in ("blurred", "one repeated", "gray", "noise"))
+    assert distances["gray"] > distances["blurred"]
 
 
-def test_psnr():
+def test_psnr_in_decibels():
     assert psnr(torch.tensor([1.0, 0.01])).tolist() == pytest.approx([0.0, 20.0])
 
 
-def test_chroma_is_that_of_jpeg_and_does_not_see_blur_in_gray():
+def test_chroma_equals_that_of_jpeg_and_is_zero_for_gray():
     images = blobs(4, 0)
     pixels = (images * 255).round().to(torch.uint8)
-    for image, found in zip(pixels, chroma(pixels / 255.0), strict=True):
-        wanted = np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("YCbCr"))[..., 1:]
-        assert found.permute(1, 2, 0).mul(255).add(128).numpy() == pytest.approx(wanted, abs=1)
+    for image, image_chroma in zip(pixels, chroma(pixels / 255.0), strict=True):
+        expected = np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("YCbCr"))[..., 1:]
+        assert image_chroma.permute(1, 2, 0).mul(255).add(128).numpy() == pytest.approx(expected, abs=1)
     gray = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     assert chroma(gray).abs().max() < 1e-6
 
 
-def plain_ssim(a, b):
-    """Wang 2004 with scipy's Gaussian filter, cut where the window leaves the image."""
+def reference_ssim(a, b):
+    """Compute SSIM as in Wang 2004 with scipy's Gaussian filter, at positions with the window inside the image."""
     blur = lambda x: gaussian_filter(x, 1.5, truncate=3.5)[5:-5, 5:-5]  # noqa: E731
-    mean, wanted = blur(a), blur(b)
-    variance, variance_wanted = blur(a * a) - mean**2, blur(b * b) - wanted**2
-    covariance = blur(a * b) - mean * wanted
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    covariance = blur(a * b) - mean_a * mean_b
     c1, c2 = 0.01**2, 0.03**2
-    top = (2 * mean * wanted + c1) * (2 * covariance + c2)
-    return (top / ((mean**2 + wanted**2 + c1) * (variance + variance_wanted + c2))).mean()
+    numerator = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return (numerator / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean()
 
 
 @pytest.mark.parametrize("size", [16, 33])
-def test_ssim_is_that_of_wang(size):
+def test_ssim_equals_the_reference(size):
     real = torch.nn.functional.interpolate(blobs(6, 0), size=size, mode="bilinear")
     other = (real + 0.1 * torch.randn(real.shape, generator=torch.manual_seed(0))).clamp(0, 1)
-    wanted = [
-        np.mean([plain_ssim(a, b) for a, b in zip(x, y, strict=True)])
+    expected = [
+        np.mean([reference_ssim(a, b) for a, b in zip(x, y, strict=True)])
         for x, y in zip(real.double().numpy(), other.double().numpy(), strict=True)
     ]
-    assert ssim(real, other).tolist() == pytest.approx(wanted, abs=1e-4)
+    assert ssim(real, other).tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_ssim_orders_as_an_eye_does():
+def test_ssim_ranks_images_by_likeness():
     real = blobs(64, 0)
     noise = torch.rand(real.shape, generator=torch.manual_seed(0))
     means = {
@@ -84,7 +84,7 @@ def test_ssim_orders_as_an_eye_does():
     assert means["noise"].abs() < 0.05
 
 
-def test_the_rule_takes_the_front_within_the_slack():
+def test_best_model_is_on_the_front_within_the_slack():
     models = [
         ScoredModel("sharp", 25, 90),
         ScoredModel("both", 23, 40),

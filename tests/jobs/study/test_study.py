@@ -129,7 +129,7 @@ def test_inception_metrics_appear_only_with_a_weights_file(
     zpoint: Callable, refused: Callable, two_runs: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     Path("wrong.pth").write_bytes(b"<html>")
-    for weights, error in {"none.pth": "no Inception weights at none.pth", "wrong.pth": "no file of weights"}.items():
+    for weights, error in {"none.pth": "no Inception weights at none.pth", "wrong.pth": "not hold weights"}.items():
         assert error in refused("study", "ae", "--inception", weights, "--out", "never")
     assert not Path("never").exists()
     reference_sizes = []
