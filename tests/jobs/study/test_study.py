@@ -35,11 +35,16 @@ OPTIONS = ("--num-samples", NUM_SAMPLES)
 
 
 @pytest.fixture
-def two_runs(zpoint: Callable, tiny: str, many_faces: Path) -> list[str]:
-    overrides = (f"data.uri={many_faces}", "optim.epochs=1")
-    zpoint("train", tiny, *overrides, "name=ae", "loss.kl_factor=0")
-    zpoint("train", tiny, *overrides, "name=vae", "model.z_dim=4", "task.kind=denoise")
-    return ["ae", "vae"]
+def ae(zpoint: Callable, tiny: str, many_faces: Path) -> str:
+    zpoint("train", tiny, f"data.uri={many_faces}", "optim.epochs=1", "name=ae", "loss.kl_factor=0")
+    return "ae"
+
+
+@pytest.fixture
+def two_runs(zpoint: Callable, tiny: str, many_faces: Path, ae: str) -> list[str]:
+    overrides = (f"data.uri={many_faces}", "optim.epochs=1", "model.z_dim=4", "task.kind=denoise")
+    zpoint("train", tiny, *overrides, "name=vae")
+    return [ae, "vae"]
 
 
 def test_study_writes_one_page_without_external_resources(zpoint: Callable, two_runs: list[str]):
@@ -83,7 +88,7 @@ def test_stored_measurements_of_earlier_versions_are_reused():
 
 
 def test_interrupted_study_resumes_and_repeated_study_measures_nothing(
-    zpoint: Callable, two_runs: list[str], monkeypatch: pytest.MonkeyPatch
+    zpoint: Callable, ae: str, monkeypatch: pytest.MonkeyPatch
 ):
     measured: list[str] = []
 
@@ -102,26 +107,26 @@ def test_interrupted_study_resumes_and_repeated_study_measures_nothing(
     interrupted = {name: record_calls(name, measure, True) for name, measure in measurements.items()}
     monkeypatch.setattr(analysis, "MEASUREMENTS", interrupted)
     with pytest.raises(SystemExit) as exit_info:
-        main(["study", "ae", *map(str, OPTIONS)])
+        main(["study", ae, *map(str, OPTIONS)])
     assert exit_info.value.code == 130
     assert not list(Path(os.environ["ZPOINT_HOME"], "studies").rglob("*.*"))
 
     complete = {name: record_calls(name, measure, False) for name, measure in measurements.items()}
     monkeypatch.setattr(analysis, "MEASUREMENTS", complete)
-    first = zpoint("study", "ae", *OPTIONS)
+    first = zpoint("study", ae, *OPTIONS)
     assert measured == list(names)
-    assert zpoint("study", "ae", *OPTIONS)["findings"] == first["findings"]
+    assert zpoint("study", ae, *OPTIONS)["findings"] == first["findings"]
     assert len(measured) == len(names)
     page = Path(first["report"]).read_text()
-    zpoint("study", "ae", *OPTIONS, "--fresh")
+    zpoint("study", ae, *OPTIONS, "--fresh")
     assert len(measured) == 2 * len(names)
     assert Path(first["report"]).read_text() == page
 
 
-def test_report_says_which_runs_were_stored_without_a_mixture(zpoint: Callable, two_runs: list[str]):
-    path = Path(find_run("ae").uri) / "model" / "latents.safetensors"
+def test_report_says_which_runs_were_stored_without_a_mixture(zpoint: Callable, ae: str):
+    path = Path(find_run(ae).uri) / "model" / "latents.safetensors"
     save_file({name: value for name, value in load_file(path).items() if not name.startswith("gmm")}, path)
-    page = Path(zpoint("study", *two_runs, *OPTIONS, "--fresh")["report"]).read_text()
+    page = Path(zpoint("study", ae, *OPTIONS)["report"]).read_text()
     assert "Stored without a mixture: ae. This study fitted one" in page
 
 
