@@ -20,7 +20,7 @@ def slow_train_loop(**arguments: Any) -> None:
     import jobs.train.ray_trainer
     from jobs.train.stopping import Action, StopConsensus
 
-    aecore.metrics.pixel.MAX_PATCHES = 256
+    aecore.metrics.pixel.N_PATCHES = 256
     after_step = StopConsensus.after_step
 
     def record_step(self: StopConsensus, step: int) -> Action:

@@ -42,7 +42,7 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> Hooks:
 
     monkeypatch.setattr(stopping.StopConsensus, "after_step", call_hook)
     monkeypatch.setattr(stopping, "SYNC_SECONDS", 0.0)
-    monkeypatch.setattr("aecore.metrics.pixel.MAX_PATCHES", 256)
+    monkeypatch.setattr("aecore.metrics.pixel.N_PATCHES", 256)
     return hooks
 
 
@@ -72,7 +72,7 @@ def undisturbed(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZPOINT_HOME", str(home))
         patch.setenv("ZPOINT_CACHE", str(home / "cache"))
-        patch.setattr("aecore.metrics.pixel.MAX_PATCHES", 256)
+        patch.setattr("aecore.metrics.pixel.N_PATCHES", 256)
         train(recipe("undisturbed"), "t")
         return model_bytes("undisturbed")
 
