@@ -63,8 +63,9 @@ def make_options(manifest: Manifest, limit: int, num_samples: int) -> dict[str, 
 
 
 def open_common_dataset(runs: list[FinishedRun], limit: int) -> Dataset:
-    """Open the dataset that all runs were trained on. Raises ValueError if there are several, or it changed, or is
-    too small.
+    """Open the dataset that all runs were trained on.
+
+    Raises ValueError if the runs have different datasets, or if the dataset has changed or is too small.
     """
     from jobs.study.images import check_image_count
 
