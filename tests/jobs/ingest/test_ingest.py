@@ -175,10 +175,10 @@ def test_failing_storage_is_reported_in_one_line(tmp_path: Path):
         ({"quality": 101}, "quality must be 1 to 100"),
         ({"quality": 90, "encoding": "png"}, "quality applies to jpeg, but the images are encoded as png"),
         ({"quality": 90}, "encoded as png: omit it or choose jpeg"),  # the default at 32 pixels
-        ({"crop": "round"}, "left,top,width,height"),
+        ({"crop": "round"}, "crop takes square, a fraction over 0 up to 1, or left,top,width,height"),
         ({"split": "random"}, "one of official, identity, hash"),
-        ({"split": "identity"}, "identity"),
-        ({"split": "official"}, "official|split"),
+        ({"split": "identity"}, "this source has no identities"),
+        ({"split": "official"}, "this source has no official splits"),
         ({"download": True}, "--download takes mnist"),
     ],
 )
