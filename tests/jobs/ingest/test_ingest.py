@@ -1,4 +1,5 @@
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,14 @@ def read_files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    """Ingest faces once for all tests that compare with them; a test that changes the folder takes a copy."""
+    root = tmp_path_factory.mktemp("dataset")
+    ingest_faces(root)
+    return root
+
+
 def read_train_images(root: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Yield name and pixels of each train image."""
     dataset = Dataset.open(FS, str(root))
@@ -36,32 +45,29 @@ def read_train_images(root: Path) -> Iterator[tuple[str, np.ndarray]]:
     yield from zip(names, dataset.images("train"), strict=True)
 
 
-def test_same_source_gives_same_bytes_and_exact_pixels(tmp_path: Path):
+def test_same_source_gives_same_bytes_and_exact_pixels(tmp_path: Path, dataset: Path):
     updates = []
-    result = ingest_faces(tmp_path / "a", progress=lambda done, total: updates.append((done, total)))
-    assert ingest_faces(tmp_path / "b")["digest"] == result["digest"]
-    assert read_files(tmp_path / "a") == read_files(tmp_path / "b")
+    result = ingest_faces(tmp_path, progress=lambda done, total: updates.append((done, total)))
+    assert read_files(tmp_path) == read_files(dataset)
     assert updates[-1] == (120, 120)
     assert updates[0] == (0, 120)  # when the first worker is ready
     assert len(set(updates)) == 1 + result["shards"] > 4
-    manifest = load_manifest(FS, str(tmp_path / "a"))
-    assert manifest.digest == result["digest"]
+    assert load_manifest(FS, str(tmp_path)).digest == result["digest"]
     assert sum(result["counts"].values()) == 120
-    for name, pixels in read_train_images(tmp_path / "a"):
+    for name, pixels in read_train_images(tmp_path):
         assert (pixels == draw_face(0, int(name), 32)[0]).all()  # png is lossless
 
 
-def test_second_run_writes_nothing_and_repairs_a_damaged_shard(tmp_path: Path):
-    first = ingest_faces(tmp_path)
-    files = read_files(tmp_path)
-    second = ingest_faces(tmp_path)
+def test_second_run_writes_nothing_and_repairs_a_damaged_shard(tmp_path: Path, dataset: Path):
+    root = shutil.copytree(dataset, tmp_path / "copy")
+    second = ingest_faces(root)
     assert second["unchanged"]
     assert second["skipped_shards"] == second["shards"]
-    (tmp_path / "train-00001.parquet").write_bytes(b"damage")
-    repaired = ingest_faces(tmp_path)
+    (root / "train-00001.parquet").write_bytes(b"damage")
+    repaired = ingest_faces(root)
     assert repaired["skipped_shards"] == repaired["shards"] - 1
-    assert repaired["digest"] == first["digest"]
-    assert read_files(tmp_path) == files
+    assert repaired["digest"] == second["digest"]
+    assert read_files(root) == read_files(dataset)
 
 
 def test_changed_options_are_refused_and_leave_the_dataset_unchanged(tmp_path: Path):
@@ -109,23 +115,20 @@ def interrupt_after_two_shards(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
 
-def test_interrupted_run_resumes(tmp_path: Path):
+def test_interrupted_run_resumes(tmp_path: Path, dataset: Path):
     with pytest.raises(KeyboardInterrupt):
-        ingest_faces(tmp_path / "a", progress=interrupt_after_two_shards)
-    assert not (tmp_path / "a" / "manifest.json").exists()
-    result = ingest_faces(tmp_path / "a")
-    assert result["skipped_shards"] >= 2
-    ingest_faces(tmp_path / "b")
-    assert read_files(tmp_path / "a") == read_files(tmp_path / "b")
+        ingest_faces(tmp_path, progress=interrupt_after_two_shards)
+    assert not (tmp_path / "manifest.json").exists()
+    assert ingest_faces(tmp_path)["skipped_shards"] >= 2
+    assert read_files(tmp_path) == read_files(dataset)
 
 
-def test_interrupted_run_with_other_options_is_discarded(tmp_path: Path):
+def test_interrupted_run_with_other_options_is_discarded(tmp_path: Path, dataset: Path):
     with pytest.raises(KeyboardInterrupt):
-        ingest_faces(tmp_path / "a", shard_rows=8, progress=interrupt_after_two_shards)
-    ingest_faces(tmp_path / "a")
-    ingest_faces(tmp_path / "b")
-    assert set(read_files(tmp_path / "b")) <= set(read_files(tmp_path / "a"))
-    assert (tmp_path / "a/manifest.json").read_bytes() == (tmp_path / "b/manifest.json").read_bytes()
+        ingest_faces(tmp_path, shard_rows=8, progress=interrupt_after_two_shards)
+    ingest_faces(tmp_path)
+    assert set(read_files(dataset)) <= set(read_files(tmp_path))
+    assert (tmp_path / "manifest.json").read_bytes() == (dataset / "manifest.json").read_bytes()
 
 
 def write_zip_with_bad_images(path: Path) -> None:
