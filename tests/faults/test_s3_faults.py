@@ -5,7 +5,6 @@ error names the shard within a bounded time, and no image is counted as bad beca
 """
 
 import json
-import pickle
 import time
 import zipfile
 from collections import deque
@@ -20,15 +19,15 @@ import pytest
 from aecore.data.dataset import Dataset
 from aecore.data.images import encode_image
 from aecore.data.node_cache import open_cache
-from aecore.data.readers import open_zip
 from aecore.data.shards import UnreadShardError
 from aecore.data.synthetic_faces import draw_face
 from cluster import storage
 from cluster.storage import open_uri
 from jobs.commands.data import verify
 from jobs.ingest.job import ingest
-from jobs.ingest.shard_task import IngestSpec, ShardError, ShardResult, ShardTask, ShardWriter
+from jobs.ingest.shard_task import IngestSpec, ShardError, ShardResult, ShardTask
 from tests.faults.bad_proxy import BadProxy, Fault
+from tests.jobs.ingest import in_process
 from tests.synthetic_dataset import make_dataset, noise_images
 
 IMAGES, SIZE, ROWS = 24, 32, 10
@@ -53,15 +52,12 @@ def before_write(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
     """Run ingest's tasks in this process, one by one; return a list of functions to call before the first task."""
     callbacks: list[Callable[[], None]] = []
 
-    def write_shards(spec: IngestSpec, queue: deque[ShardTask]) -> Iterator[ShardResult | ShardError]:
+    def write_shards(spec: IngestSpec, queue: deque[ShardTask]) -> Iterator[ShardResult | ShardError | None]:
         for callback in callbacks:
             callback()
-        open_zip.cache_clear()  # a worker process opens the zip itself
-        writer = ShardWriter(pickle.loads(pickle.dumps(spec)))  # as Ray sends it
-        while queue:
-            yield writer.write(pickle.loads(pickle.dumps(queue.popleft())))
+        yield from in_process.write_shards(spec, queue)
 
-    monkeypatch.setattr("jobs.ingest.job.connect", lambda: None)
+    in_process.patch_ingest(monkeypatch)
     monkeypatch.setattr("jobs.ingest.job.write_shards", write_shards)
     return callbacks
 
@@ -210,7 +206,8 @@ def test_resume_survives_passing_faults_of_records_and_shards(kind, proxy, s3, i
     expected = undisturbed("folder")
 
     def interrupt(done: int, total: int) -> None:
-        raise KeyboardInterrupt
+        if done:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         ingest_images(images / "folder", f"{s3}/to", progress=interrupt)

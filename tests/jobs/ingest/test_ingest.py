@@ -14,11 +14,16 @@ from aecore.data.images import encode_image
 from aecore.data.shards import load_manifest, read_shard
 from aecore.data.synthetic_faces import draw_face
 from jobs.ingest.job import ingest
+from tests.jobs.ingest.in_process import patch_ingest
 
 TEST_DATA = Path(os.environ.get("ZPOINT_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
 FS = pafs.LocalFileSystem()
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run ingest without Ray: for tests of what is written, not of the actors that write it."""
+    patch_ingest(monkeypatch)
 
 
 def ingest_faces(root: Path, **options: Any) -> dict[str, Any]:
@@ -31,10 +36,12 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
-    """Ingest faces once for all tests that compare with them; a test that changes the folder takes a copy."""
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ingest faces once, without Ray, for the tests that compare with them."""
     root = tmp_path_factory.mktemp("dataset")
-    ingest_faces(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch_ingest(patch)
+        ingest_faces(root)
     return root
 
 
@@ -45,7 +52,8 @@ def read_train_images(root: Path) -> Iterator[tuple[str, np.ndarray]]:
     yield from zip(names, dataset.images("train"), strict=True)
 
 
-def test_same_source_gives_same_bytes_and_exact_pixels(tmp_path: Path, dataset: Path):
+@pytest.mark.usefixtures("ray_cluster")
+def test_actors_write_the_same_bytes_as_one_process_and_exact_pixels(tmp_path: Path, dataset: Path):
     updates = []
     result = ingest_faces(tmp_path, progress=lambda done, total: updates.append((done, total)))
     assert read_files(tmp_path) == read_files(dataset)
@@ -58,6 +66,7 @@ def test_same_source_gives_same_bytes_and_exact_pixels(tmp_path: Path, dataset: 
         assert (pixels == draw_face(0, int(name), 32)[0]).all()  # png is lossless
 
 
+@pytest.mark.usefixtures("in_process")
 def test_second_run_writes_nothing_and_repairs_a_damaged_shard(tmp_path: Path, dataset: Path):
     root = shutil.copytree(dataset, tmp_path / "copy")
     second = ingest_faces(root)
@@ -70,6 +79,7 @@ def test_second_run_writes_nothing_and_repairs_a_damaged_shard(tmp_path: Path, d
     assert read_files(root) == read_files(dataset)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_changed_options_are_refused_and_leave_the_dataset_unchanged(tmp_path: Path):
     options = {"crop": "0.50", "encoding": "jpeg", "quality": 80, "split": "hash"}
     result = ingest_faces(tmp_path, **options)
@@ -95,6 +105,7 @@ def test_changed_options_are_refused_and_leave_the_dataset_unchanged(tmp_path: P
 
 @pytest.mark.parametrize("encoding", ["jpeg", "png", "raw"])
 @pytest.mark.parametrize(("crop", "box"), [("0.5", slice(8, 24)), ("4,4,16,16", slice(4, 20))])
+@pytest.mark.usefixtures("in_process")
 def test_crop_selects_the_pixels(tmp_path: Path, encoding: str, crop: str, box: slice):
     write_zip_with_bad_images(tmp_path / "set.zip")
     options = {"size": 16, "crop": crop, "encoding": encoding, "max_bad": 2}
@@ -104,6 +115,7 @@ def test_crop_selects_the_pixels(tmp_path: Path, encoding: str, crop: str, box: 
         assert np.abs(pixels.astype(int) - expected).mean() < (5 if encoding == "jpeg" else 1e-9)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_crop_box_outside_the_images_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"bad images, 0 allowed .*0,0,33,33.* 32 x 32 pixels"):
         ingest_faces(tmp_path / "to", crop="0,0,33,33")
@@ -115,6 +127,7 @@ def interrupt_after_two_shards(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_interrupted_run_resumes(tmp_path: Path, dataset: Path):
     with pytest.raises(KeyboardInterrupt):
         ingest_faces(tmp_path, progress=interrupt_after_two_shards)
@@ -123,6 +136,7 @@ def test_interrupted_run_resumes(tmp_path: Path, dataset: Path):
     assert read_files(tmp_path) == read_files(dataset)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_interrupted_run_with_other_options_is_discarded(tmp_path: Path, dataset: Path):
     with pytest.raises(KeyboardInterrupt):
         ingest_faces(tmp_path, shard_rows=8, progress=interrupt_after_two_shards)
@@ -139,6 +153,7 @@ def write_zip_with_bad_images(path: Path) -> None:
         archive.writestr("empty.png", b"")
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_bad_images_are_named_and_nothing_is_written(tmp_path: Path):
     write_zip_with_bad_images(tmp_path / "bad.zip")
     root = tmp_path / "to"
@@ -147,6 +162,7 @@ def test_bad_images_are_named_and_nothing_is_written(tmp_path: Path):
     assert not root.exists()
 
 
+@pytest.mark.usefixtures("in_process")
 def test_bad_images_up_to_max_bad_are_skipped_and_listed(tmp_path: Path):
     write_zip_with_bad_images(tmp_path / "bad.zip")
     root = tmp_path / "to"
@@ -161,6 +177,7 @@ def test_bad_images_up_to_max_bad_are_skipped_and_listed(tmp_path: Path):
     assert "empty (0 bytes)" in rejects
 
 
+@pytest.mark.usefixtures("in_process")
 def test_failing_storage_is_reported_in_one_line(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot write to"):
@@ -185,6 +202,7 @@ def test_failing_storage_is_reported_in_one_line(tmp_path: Path):
         ({"download": True}, "--download takes mnist"),
     ],
 )
+@pytest.mark.usefixtures("in_process")
 def test_invalid_options_are_refused(tmp_path: Path, options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         ingest_faces(tmp_path / "to", **options)
@@ -193,6 +211,7 @@ def test_invalid_options_are_refused(tmp_path: Path, options: dict, message: str
 
 @pytest.mark.real
 @pytest.mark.skipif(not TEST_DATA.exists(), reason=f"no official data sets at {TEST_DATA} (ZPOINT_TEST_DATA)")
+@pytest.mark.usefixtures("ray_cluster")
 def test_celeba_has_the_official_split_and_identities(tmp_path: Path):
     result = ingest("celeba", str(TEST_DATA / "celeba"), str(tmp_path), limit=300)
     assert result["counts"] == {"train": 239, "valid": 29, "test": 32}
