@@ -83,9 +83,9 @@ def test_an_address_without_a_dashboard_fails_within_seconds(start_moto, monkeyp
         for address in ("http://127.0.0.1:1", "127.0.0.1:1", silent_url, "ray://127.0.0.1:1", start_moto()):
             monkeypatch.setenv("RAY_ADDRESS", address)
             started = time.monotonic()
-            with pytest.raises(ValueError, match=r"no Ray|take http://host:8265") as caught:
+            with pytest.raises(ValueError, match=r"no Ray|take http://host:8265") as error:
                 list_jobs()
-            assert address in str(caught.value)
+            assert address in str(error.value)
             assert time.monotonic() - started < 10
 
 
