@@ -1,10 +1,10 @@
-"""The decoder as the endpoint runs it beside the same one as it was trained: CPU milliseconds by z-points a call.
+"""Compare the decoder as served with the decoder as trained: CPU milliseconds by z-points a call.
 
     python tests/benchmarks/decode.py [--rounds 200]
 
-One thread, random weights (z_dim 200, 96x96, default channels). The contenders, each with weights of its
-own, are called in turns: none finds its weights in the cache from its last call, as between requests on a machine that
-does other work. The figures are medians; the last column is the share of the time of the decoder as it was trained.
+One thread, random weights (z_dim 200, 96x96, default channels). The contenders, each with a copy of the weights, are
+called in turn, so that no call finds its weights in the CPU cache, as between the requests of a busy machine. Values
+are medians; the last column is the ratio to the time of the decoder as trained.
 """
 
 import argparse
@@ -36,16 +36,16 @@ def main() -> None:
         "as served, not compiled": build_networks(model, compiled=False)[0],
         "as served": build_networks(model, compiled=True)[0],
     }
-    print(f"| z a call | {' | '.join(contenders)} | share |", "|---:" * (len(contenders) + 2) + "|", sep="\n")
+    print(f"| z a call | {' | '.join(contenders)} | ratio |", "|---:" * (len(contenders) + 2) + "|", sep="\n")
     for n in SIZES:
         z = np.random.default_rng(0).standard_normal((n, Z_DIM)).astype(np.float32)
-        taken: dict[str, list[float]] = {name: [] for name in contenders}
+        times_ms: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(max(5, rounds // n)):
             for name, decode in contenders.items():
-                began = time.thread_time()
+                start = time.thread_time()
                 decode(z)
-                taken[name].append(1000 * (time.thread_time() - began))
-        medians = [statistics.median(values) for values in taken.values()]
+                times_ms[name].append(1000 * (time.thread_time() - start))
+        medians = [statistics.median(values) for values in times_ms.values()]
         print(f"| {n} | {' | '.join(f'{value:.2f}' for value in medians)} | {medians[-1] / medians[0]:.2f} |")
 
 

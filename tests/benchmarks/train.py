@@ -1,12 +1,12 @@
-"""Training against what limits it and against other ways to do it: images/s of the reference net, side by side.
+"""Compare the training speed of zpoint, a bare step, a tutorial loop and pythae: images/s of the reference network.
 
     python tests/benchmarks/train.py [--images 4000] [--size 96] [--batch 64] [--seconds 20] [--rounds 3]
-    python tests/benchmarks/train.py --whole 25        # zpoint's own command too, and what a whole run spends on what
+    python tests/benchmarks/train.py --whole 25        # zpoint's own command too, and how its time is spent
     python tests/benchmarks/train.py --images 100000 --batch 512 --epochs 25      # on a GPU: the reference run too
 
-Rounds go through all contenders in turn, each in this process and for `seconds`; the best round counts. What needs
-aecore alone (all but `--whole`) runs without Ray, with torch 2.11 and Python 3.12 too. Missing packages (torchvision,
-pythae) leave their contender out.
+Each round runs all contenders in turn, in this process, for `seconds` each; the best round counts. All but `--whole`
+needs aecore alone: it runs without Ray, with torch 2.11 and Python 3.12 too. A contender whose package (torchvision,
+pythae) is missing is skipped.
 """
 
 import argparse
@@ -37,11 +37,11 @@ from aecore.training import loop  # noqa: E402
 from aecore.training.state import TrainingRun, TrainState  # noqa: E402
 from tests.benchmarks.limits import peak_bytes, peak_flops, step_bytes, step_flops  # noqa: E402
 
-Rate = Callable[[float], float]  # trains for about so many seconds and gives images/s
+Rate = Callable[[float], float]  # trains for about that many seconds and returns images/s
 
 
 class Setting:
-    """What all contenders share: the recipe, the images, the device."""
+    """The recipe, the images and the device of all contenders."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.device = default_device()
@@ -59,7 +59,7 @@ class Setting:
 
 
 def bare_step(setting: Setting) -> Rate:
-    """Forward, loss, backward, fused Adam on one random batch that lies on the device; nothing else at all."""
+    """Run forward, loss, backward and fused Adam on one random batch on the device, and nothing else."""
     batch, device = setting.recipe.optim.batch, setting.device
     model = build_model(setting.recipe, setting.shape).to(device)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
@@ -76,11 +76,11 @@ def bare_step(setting: Setting) -> Rate:
         optimizer.step()
         return batch
 
-    return paced(setting, step)
+    return timed(setting, step)
 
 
 def zpoint_fit(setting: Setting) -> Rate:
-    """zpoint's loop in this process, as `zpoint train ... scale.workers=0` runs it between two epochs."""
+    """Run zpoint's loop in this process, as `zpoint train ... scale.workers=0` does between two epochs."""
     # Evaluation is measured by --whole: here the validation split is 8 images, and epochs seldom decode samples.
     run = make_run(setting, setting.recipe, n_valid=8)
     steps = iter(loop.fit(run))
@@ -91,23 +91,24 @@ def zpoint_fit(setting: Setting) -> Rate:
             next(steps)
         return run.state.samples - before
 
-    return paced(setting, step)
+    return timed(setting, step)
 
 
 def whole_loop(setting: Setting, epochs: int) -> str:
-    """A run of so many epochs by aecore alone, from the first step on, with its validating and judging."""
+    """Run `epochs` epochs by aecore alone, from the first step on, with validation and decoded samples."""
     recipe = setting.recipe.model_copy(update={"optim": setting.recipe.optim.model_copy(update={"epochs": epochs})})
     run = make_run(setting, recipe, n_valid=len(setting.images) // 20)
     setting.wait()
-    began, found = time.perf_counter(), {}
+    start, metrics = time.perf_counter(), {}
     for event in loop.fit(run):
         if isinstance(event, loop.EpochEnd):
-            found = event.metrics
-    seconds = time.perf_counter() - began
+            metrics = event.metrics
+    seconds = time.perf_counter() - start
     count = epochs * len(setting.images)
+    memory_mb = metrics.get("gpu_memory_mb", metrics["memory_mb"])
     return (
         f"{epochs} epochs of {len(setting.images):,} images: {seconds:.1f} s, {count / seconds:,.0f} images/s; "
-        f"valid PSNR {found['valid_psnr']:.1f} dB, memory {found.get('gpu_memory_mb', found['memory_mb']):,.0f} MB"
+        f"valid PSNR {metrics['valid_psnr']:.1f} dB, memory {memory_mb:,.0f} MB"
     )
 
 
@@ -124,7 +125,7 @@ def make_run(setting: Setting, recipe: Recipe, n_valid: int) -> TrainingRun:
 
 
 def tutorial(setting: Setting) -> Rate:
-    """ImageFolder + DataLoader, Adam and loss.item() at each step, as a tutorial writes it."""
+    """Train with ImageFolder, DataLoader, Adam and loss.item() at each step, as tutorials do."""
     import torchvision.transforms as transforms
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
@@ -150,11 +151,11 @@ def tutorial(setting: Setting) -> Rate:
                 yield len(images)
 
     steps = batches()
-    return paced(setting, lambda: next(steps))
+    return timed(setting, lambda: next(steps))
 
 
 def pythae(setting: Setting) -> Rate:
-    """pythae's VAE and trainer around the same net, its images as floats in memory."""
+    """Train the same network with pythae's VAE and trainer, with the images as floats in memory."""
     os.environ["TQDM_DISABLE"] = "1"
     from pythae.data.datasets import BaseDataset
     from pythae.models import VAE, VAEConfig
@@ -200,7 +201,7 @@ def pythae(setting: Setting) -> Rate:
         trainer.train_step(1)
         return len(images)
 
-    return paced(setting, epoch)
+    return timed(setting, epoch)
 
 
 def write_folder(images: np.ndarray, folder: Path) -> None:
@@ -211,53 +212,53 @@ def write_folder(images: np.ndarray, folder: Path) -> None:
         (folder / f"{index:06d}.jpg").write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(image), 95))
 
 
-def paced(setting: Setting, step: Callable[[], int]) -> Rate:
-    """`step` as often as fits into the seconds; it gives the images that it took."""
-    warm = [step() for _ in range(3)]
-    assert warm
+def timed(setting: Setting, step: Callable[[], int]) -> Rate:
+    """Return a Rate that repeats `step`, which returns its number of images, after three warm-up steps."""
+    for _ in range(3):
+        step()
 
     def rate(seconds: float) -> float:
         setting.wait()
-        began, done = time.perf_counter(), 0
-        while time.perf_counter() - began < seconds:
-            done += step()
+        start, n_images = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            n_images += step()
         setting.wait()
-        return done / (time.perf_counter() - began)
+        return n_images / (time.perf_counter() - start)
 
     return rate
 
 
 def whole_runs(args: argparse.Namespace) -> list[str]:
-    """`zpoint train` with one worker of all threads and with two of one: images/s, and the time not spent on steps."""
+    """Run `zpoint train` with one worker and with two: images/s, and the time not spent on steps."""
     lines = []
     with tempfile.TemporaryDirectory(prefix="zpoint-bench-") as home:
-        surroundings = os.environ | {"ZPOINT_HOME": home, "PYTHONPATH": str(REPO)}
+        environment = os.environ | {"ZPOINT_HOME": home, "PYTHONPATH": str(REPO)}
         command = [sys.executable, "-m", "jobs.cli"]
         data = f"{home}/faces"
         count = -(-args.images * 5 // 4)
         ingest = ["ingest", "generated", "--size", str(args.size), "--limit", str(count), "--to", data]
-        subprocess.run([*command, *ingest], env=surroundings, check=True)
+        subprocess.run([*command, *ingest], env=environment, check=True)
         for workers in (1, 2):
             name = f"bench-{workers}"
             recipe = [f"name={name}", f"data.uri={data}", f"optim.batch={args.batch}", f"optim.epochs={args.whole}"]
             recipe += [f"scale.workers={workers}"]
-            subprocess.run([*command, "train", "celeba-vae", *recipe], env=surroundings, check=True)
-            lines.append(shares(Path(home, "runs", name), workers))
+            subprocess.run([*command, "train", "celeba-vae", *recipe], env=environment, check=True)
+            lines.append(time_fractions(Path(home, "runs", name), workers))
     return lines
 
 
-def shares(run: Path, workers: int) -> str:
-    """What the files of a finished run tell: images/s of its epochs, and the rest of the time from the first one on."""
+def time_fractions(run: Path, workers: int) -> str:
+    """Return images/s of a finished run's median epoch, and the fraction of its time not spent on steps."""
     epochs = [json.loads(path.read_text())["metrics"] for path in sorted(run.glob("epochs/*.json"))]
     first = (run / "epochs/epoch-001.json").stat().st_mtime
     seconds = (run / "model/config.json").stat().st_mtime - first
     count = round(epochs[0]["epoch_seconds"] * epochs[0]["images_per_second"])
     steps = sum(count / epoch["images_per_second"] for epoch in epochs[1:])
-    best = sorted(epoch["images_per_second"] for epoch in epochs)[len(epochs) // 2]
-    waited = sum(epoch["data_wait"] for epoch in epochs) / len(epochs)
+    median = sorted(epoch["images_per_second"] for epoch in epochs)[len(epochs) // 2]
+    data_wait = sum(epoch["data_wait"] for epoch in epochs) / len(epochs)
     return (
-        f"| zpoint train, workers: {workers}, {len(epochs)} epochs of {count:,} images | {best:,.0f} (median epoch) "
-        f"| all but steps {1 - steps / seconds:.1%} of the time, waiting for data {waited:.1%} |"
+        f"| zpoint train, workers: {workers}, {len(epochs)} epochs of {count:,} images | {median:,.0f} (median epoch) "
+        f"| all but steps {1 - steps / seconds:.1%} of the time, waiting for data {data_wait:.1%} |"
     )
 
 
@@ -282,11 +283,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=0, help="of a whole run by aecore alone")
     args = parser.parse_args()
     setting, contenders = Setting(args), {}
-    for name, make in CONTENDERS.items():
+    for name, make_rate in CONTENDERS.items():
         try:
-            contenders[name] = make(setting)
+            contenders[name] = make_rate(setting)
         except ImportError as error:
-            print(f"left out: {name} ({error})", file=sys.stderr)
+            print(f"skipped: {name} ({error})", file=sys.stderr)
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(args.rounds):
         for name, rate in contenders.items():
@@ -296,22 +297,22 @@ def main() -> None:
     threads = torch.get_num_threads()
     print(f"{date.today()}, {machine}, {threads} threads, torch {torch.__version__}, batch {args.batch}")
     print("| contender | images/s, best round | of the bare step, median of the rounds |\n|---|---|---|")
-    bare = next(iter(rates.values()))
-    for name, found in rates.items():
-        ratios = sorted(one / other for one, other in zip(found, bare, strict=True))
-        print(f"| {name} | {max(found):,.0f} | {ratios[len(ratios) // 2]:.2f} |")
+    bare_rates = next(iter(rates.values()))
+    for name, round_rates in rates.items():
+        ratios = sorted(rate / bare for rate, bare in zip(round_rates, bare_rates, strict=True))
+        print(f"| {name} | {max(round_rates):,.0f} | {ratios[len(ratios) // 2]:.2f} |")
     if args.epochs:
         print(whole_loop(setting, args.epochs))
     if args.whole:
         print("\n".join(whole_runs(args)))
     peak, flops = peak_flops(setting.device), step_flops(setting.shape, setting.recipe)
     bandwidth = peak_bytes(setting.device)
-    width = 2 if setting.device.type == "cuda" and args.precision != "float32" else 4
-    moved = step_bytes(setting.shape, setting.recipe, width)
+    bytes_per_value = 2 if setting.device.type == "cuda" and args.precision != "float32" else 4
+    bytes_moved = step_bytes(setting.shape, setting.recipe, bytes_per_value)
     print(
-        f"\na step does {flops / 1e6:,.0f} MFLOP per image and moves {moved / 1e6:,.1f} MB; the bare step reaches "
-        f"{max(bare) * flops / peak:.0%} of the {peak / 1e9:,.0f} GFLOP/s of a matrix product and "
-        f"{max(bare) * moved / bandwidth:.0%} of the {bandwidth / 1e9:,.0f} GB/s of a copy"
+        f"\na step takes {flops / 1e6:,.0f} MFLOP per image and moves {bytes_moved / 1e6:,.1f} MB; the bare step "
+        f"reaches {max(bare_rates) * flops / peak:.0%} of the {peak / 1e9:,.0f} GFLOP/s of a matrix product and "
+        f"{max(bare_rates) * bytes_moved / bandwidth:.0%} of the {bandwidth / 1e9:,.0f} GB/s of a copy"
     )
 
 

@@ -8,42 +8,42 @@ from aecore.model.autoencoder import Autoencoder, DiagonalGaussian, ImageShape, 
 @pytest.mark.parametrize("size", [16, 28, 32, 50, 96])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kl_factor", [0, 1])
-def test_shapes(size, channels, kl_factor):
+def test_output_shapes_for_all_image_shapes(size, channels, kl_factor):
     recipe = check_recipe({"model": {"z_dim": 5}, "loss": {"kl_factor": kl_factor}})
     model = build_model(recipe, ImageShape(size, channels)).eval()
     images = torch.rand(2, channels, size, size)
-    logits, latent = model(images, torch.randn(2, 5))
+    logits, posterior = model(images, torch.randn(2, 5))
     assert logits.shape == images.shape
-    assert latent.mean.shape == (2, 5)
-    assert (latent.logvar is None) == (kl_factor == 0)
+    assert posterior.mean.shape == (2, 5)
+    assert (posterior.logvar is None) == (kl_factor == 0)
     assert model.decode(torch.randn(3, 5)).shape == (3, size, size, channels)
 
 
 @pytest.mark.parametrize("z_dim", [2, 1200])
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
-def test_z_dims_and_norms(z_dim, norm):
+def test_extreme_z_dims_and_all_norms_decode(z_dim, norm):
     recipe = check_recipe({"model": {"z_dim": z_dim, "norm": norm}})
     model = build_model(recipe, ImageShape(28, 1))
     assert model.decode(torch.randn(2, z_dim)).dtype == torch.uint8
 
 
-def test_layers_are_the_stated_ones():
+def test_layers_have_the_documented_shapes():
     model = Autoencoder(check_recipe({}).model, ImageShape(96, 3), variational=True)
     convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
     assert [m.out_channels for m in convolutions] == [32, 64, 128, 256]
-    back = [m for m in model.modules() if isinstance(m, torch.nn.ConvTranspose2d)]
-    assert [m.out_channels for m in back] == [128, 64, 32, 3]
+    transposed = [m for m in model.modules() if isinstance(m, torch.nn.ConvTranspose2d)]
+    assert [m.out_channels for m in transposed] == [128, 64, 32, 3]
     assert all(m.kernel_size == (3, 3) and m.stride == (2, 2) for m in convolutions)
-    assert all(m.kernel_size == (4, 4) and m.stride == (2, 2) for m in back)
+    assert all(m.kernel_size == (4, 4) and m.stride == (2, 2) for m in transposed)
 
 
-@pytest.mark.parametrize("bad", [(15, 3), (1024, 3), (96, 2)])
-def test_impossible_images_are_refused(bad):
+@pytest.mark.parametrize("shape", [(15, 3), (1024, 3), (96, 2)])
+def test_unsupported_image_shapes_are_refused(shape):
     with pytest.raises(ValueError, match="image"):
-        ImageShape(*bad)
+        ImageShape(*shape)
 
 
-def test_weights_are_a_function_of_the_seed():
+def test_weights_are_a_function_of_the_seed_alone():
     shape, recipe = ImageShape(28, 1), check_recipe({"optim": {"seed": 3}})
     first, torch_state = build_model(recipe, shape), torch.get_rng_state()
     second = build_model(recipe, shape)
@@ -52,25 +52,25 @@ def test_weights_are_a_function_of_the_seed():
 
 
 @pytest.mark.parametrize("size", [28, 96])
-def test_without_norms_the_signal_keeps_its_size(size):
-    """So that the first layers of a fresh network have gradients, whatever the images' size."""
+def test_without_norms_the_signal_keeps_its_scale(size):
+    """The first layers of a new network then have gradients, at any image size."""
     model = build_model(check_recipe({"loss": {"kl_factor": 0}}), ImageShape(size, 3))
     decoder = [lambda z: model.from_latent(z).view(-1, *model._feature_shape), *model.decoder]
-    hidden, sizes = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(0)), []
+    hidden, sds = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(0)), []
     for layer in (*model.encoder, model.to_latent, *decoder):
         hidden = layer(hidden)
-        sizes.append(hidden.std().item())
-    assert 0.05 < min(sizes) <= max(sizes) < 3
+        sds.append(hidden.std().item())
+    assert 0.05 < min(sds) <= max(sds) < 3
 
 
-def test_kl_against_torch_distributions():
-    latent = DiagonalGaussian(torch.randn(6, 4), torch.randn(6, 4))
-    ours = latent.kl()
-    q = torch.distributions.Normal(latent.mean, torch.exp(0.5 * latent.logvar))
-    theirs = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0))
-    torch.testing.assert_close(ours, theirs)
+def test_kl_equals_that_of_torch_distributions():
+    posterior = DiagonalGaussian(torch.randn(6, 4), torch.randn(6, 4))
+    kl = posterior.kl()
+    q = torch.distributions.Normal(posterior.mean, torch.exp(0.5 * posterior.logvar))
+    expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0))
+    torch.testing.assert_close(kl, expected)
 
 
-def test_uint8_round_trip():
+def test_uint8_round_trip_is_exact():
     images = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
     assert torch.equal(to_uint8(to_float(images)), images)

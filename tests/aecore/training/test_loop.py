@@ -137,7 +137,7 @@ def test_nonfinite_loss_stops_the_run_with_the_weights_before_it(optim):
 
 
 def test_steps_after_a_nonfinite_loss_change_no_weights():
-    """As on a GPU, where the host reads the step of the nonfinite loss only later."""
+    """The host of a GPU run reads the step of the nonfinite loss only later."""
     run = make_run(make_recipe(optim={"batch": 8, "lr": 1e30}), n_train=64)
     after_steps = weights_by_step(run)
     assert all(torch.equal(after_steps[0], later) for later in after_steps)
@@ -190,6 +190,12 @@ def test_events_hold_metrics_kl_and_images():
     assert [bool(event.images) for event in epochs] == [event.epoch in (3, 6, 9, 12) for event in epochs]
 
 
+def run_workers(worker, args, size):
+    """Run `worker(rank, *args)` in processes forked from a server that has imported torch once."""
+    mp.get_context("forkserver").set_forkserver_preload(["torch.nn.parallel", "aecore.training.loop"])
+    mp.start_processes(worker, args, nprocs=size, start_method="forkserver")
+
+
 def start_worker(rank, size, port):
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     torch.set_num_threads(1)
@@ -212,7 +218,7 @@ def train_worker(rank, size, port, path, norm):
 
 def train_on_workers(size, folder, norm, port):
     path = str(folder / f"{norm}-{size}.pt")
-    mp.spawn(train_worker, (size, port, path, norm), nprocs=size)
+    run_workers(train_worker, (size, port, path, norm), size)
     return torch.load(path, weights_only=True)
 
 
@@ -263,7 +269,7 @@ def first_step_gradients(world, wrap=lambda model: model):
 
 def test_gradients_of_three_workers_equal_those_of_one_in_float64(tmp_path, free_port):
     one = first_step_gradients(World())
-    mp.spawn(gradient_worker, (3, free_port, str(tmp_path / "grad")), nprocs=3)
+    run_workers(gradient_worker, (3, free_port, str(tmp_path / "grad")), 3)
     for rank in range(3):
         torch.testing.assert_close(torch.load(tmp_path / f"grad-{rank}"), one, rtol=1e-9, atol=1e-9)
 
