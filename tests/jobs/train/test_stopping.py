@@ -1,4 +1,4 @@
-"""When a training saves and stops, and what signals do."""
+"""Saving, stopping and signals of a training."""
 
 import signal
 import threading
