@@ -18,7 +18,7 @@ def use_loopback(enabled: bool) -> None:
     Without it: a local Ray listens on every interface of the machine, and runs whatever code reaches it; a Ray that
     listens on 127.0.0.1 alone cannot be joined by that address, since Ray replaces it by the machine's outward one.
     Test: tests/cluster/test_ray_connection.py::test_a_local_ray_listens_on_loopback_only.
-    Goes when: `ray.init` takes the address to bind (https://github.com/ray-project/ray/issues/18730).
+    Goes when: `ray.init` takes the address to bind (asked for in https://github.com/ray-project/ray/issues/22732).
     """
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0" if enabled else "1"  # read when Ray is imported
     if "ray" in sys.modules:
