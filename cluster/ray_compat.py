@@ -6,10 +6,13 @@ test that fails then, and what would let it go. tests/test_private_names.py allo
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+
+_environment_lock = threading.Lock()
 
 
 def use_loopback(enabled: bool) -> None:
@@ -40,6 +43,28 @@ def slow_down_metrics() -> None:
     os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
 
 
+@contextmanager
+def ray_api_address(address: str) -> Iterator[None]:
+    """Point Ray's API clients in this process at `address`, a URL or host:port, inside the block.
+
+    Ray prefers RAY_API_SERVER_ADDRESS and RAY_ADDRESS to the address that a client is constructed with, and without
+    either takes any Ray that it finds on this machine. One thread at a time holds the variable: others wait.
+    Without it: `zpoint submit --address URL` sends the job to the cluster that RAY_ADDRESS names.
+    Test: tests/jobs/commands/test_submit.py::test_two_threads_leave_no_api_address_behind.
+    Goes when: Ray's clients prefer the address that they are constructed with.
+    """
+    name = "RAY_API_SERVER_ADDRESS"
+    with _environment_lock:
+        previous = os.environ.get(name)
+        os.environ[name] = address
+        try:
+            yield
+        finally:
+            os.environ.pop(name, None)
+            if previous is not None:
+                os.environ[name] = previous
+
+
 def own_state_api() -> AbstractContextManager[None]:
     """Return a context in which Ray Train's processes query the state API of the connected Ray.
 
@@ -50,8 +75,6 @@ def own_state_api() -> AbstractContextManager[None]:
     """
     import ray
     from ray.train.v2._internal import constants
-
-    from cluster.ray_connection import ray_api_address
 
     constants.ENV_VARS_TO_PROPAGATE.add("RAY_API_SERVER_ADDRESS")
     return ray_api_address(ray.get_runtime_context().gcs_address)

@@ -8,9 +8,6 @@ import logging
 import os
 import socket
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,6 @@ from cluster.settings import S3_KEYS, disable_telemetry, exported_env, settings
 
 CONNECT_TIMEOUT_S = 8
 PACKAGES = ("aecore", "cluster", "jobs", "serving")
-_environment_lock = threading.Lock()
 
 
 def connect(*, niceness: int = 15) -> None:
@@ -110,25 +106,6 @@ def use_token(host: str) -> None:
     """
     if is_loopback(host) and (Path.home() / ".ray" / "auth_token").exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-@contextmanager
-def ray_api_address(address: str) -> Iterator[None]:
-    """Point Ray's API clients in this process at `address`, a URL or host:port, inside the block.
-
-    Ray prefers RAY_API_SERVER_ADDRESS and RAY_ADDRESS to the address that a client is constructed with, and without
-    either takes any Ray that it finds on this machine. One thread at a time holds the variable: others wait.
-    """
-    name = "RAY_API_SERVER_ADDRESS"
-    with _environment_lock:
-        previous = os.environ.get(name)
-        os.environ[name] = address
-        try:
-            yield
-        finally:
-            os.environ.pop(name, None)
-            if previous is not None:
-                os.environ[name] = previous
 
 
 def _start_local(niceness: int) -> None:

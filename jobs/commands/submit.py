@@ -23,7 +23,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from cluster.ray_connection import check_reachable, is_loopback, ray_api_address, runtime_env, use_token
+from cluster.ray_compat import ray_api_address
+from cluster.ray_connection import check_reachable, is_loopback, runtime_env, use_token
 from cluster.settings import disable_telemetry, settings
 
 JOBS = ("ingest", "train", "tune", "study", "claims", "promote")

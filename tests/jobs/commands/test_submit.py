@@ -15,7 +15,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from cluster.ray_connection import ray_api_address, runtime_env
+from cluster.ray_compat import ray_api_address
+from cluster.ray_connection import runtime_env
 from jobs.commands import submit as submit_module
 from jobs.commands.submit import _connect, job_logs, list_jobs, stop_job, submit
 
