@@ -22,6 +22,14 @@ def descendants(pid: int) -> list[int]:
     return pids
 
 
+def command_line(pid: int) -> str:
+    """Return the command line of a process, "" if it has exited."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
 def listening_addresses(pids: list[int]) -> list[str]:
     """Return the IP address of each TCP socket that the processes `pids` listen on; IPv4 in IPv6 as IPv4."""
     listeners: dict[str, str] = {}
