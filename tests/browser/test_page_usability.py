@@ -1,6 +1,7 @@
 """The page in a browser: keyboard, dragging, tokens, errors, small screens, colour schemes."""
 
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -63,11 +64,13 @@ def test_dragging_sends_one_request_at_a_time_and_the_last_position(open_page, p
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] - 20, box["y"] + box["height"] / 2, steps=150)
     page.mouse.up()
-    page.wait_for_load_state("networkidle")
     value = page.get_by_role("slider", name="temperature").evaluate("slider => slider.valueAsNumber")
+    until = time.monotonic() + 30
+    while (active or requests[-1]["parameters"] != {"temperature": value}) and time.monotonic() < until:
+        page.wait_for_timeout(50)  # handles the events of the page meanwhile
+    assert requests[-1]["parameters"] == {"temperature": value}
     assert max_active == 1
     assert 1 < len(requests) < 150
-    assert requests[-1]["parameters"] == {"temperature": value}
 
 
 def test_token_dialog_accepts_the_token_and_the_tab_keeps_it(open_page):

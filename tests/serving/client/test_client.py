@@ -122,7 +122,7 @@ def test_interpolate_and_model(call, url):
         ("sample", ["magic"], 422, "unknown sampler 'magic'"),
         ("reconstruct", [FACES, "magic"], 422, "unknown task 'magic'"),
         ("encode", [[b"no picture"]], 422, "images"),
-        ("interpolate", [Z], 422, "5 ends"),
+        ("interpolate", [Z], 422, "5 z-points or images: interpolation needs two"),
         ("decode", [np.zeros((5000, Z_DIM), np.float32)], 413, "at most 4096"),
     ],
 )
