@@ -1,5 +1,6 @@
 """The measurements of a study on an untrained model: the arrays match the metrics, and both are reproducible."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from aecore import analysis
-from aecore.analysis import StudiedModel
+from aecore.analysis import Measurement, StudiedModel
 from aecore.config import Recipe
 from aecore.data.shuffle import evenly_spaced
 from aecore.data.synthetic_faces import draw_face
@@ -30,10 +31,28 @@ def make_model(channels: int = 3, **recipe_sections) -> StudiedModel:
     return StudiedModel(saved, train, held_out, MetricSuite(train, held_out), NUM_SAMPLES)
 
 
-@pytest.fixture(scope="module")
-def model() -> StudiedModel:
+@pytest.fixture(scope="module", autouse=True)
+def few_patches() -> Iterator[None]:
+    """Use one thread, since two would mostly wait for each other, and few patches in the metric `swd`."""
     torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aecore.metrics.pixel.N_PATCHES", 256)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(few_patches: None) -> StudiedModel:
     return make_model()
+
+
+@pytest.fixture(scope="module")
+def samplers(model: StudiedModel) -> Measurement:
+    return analysis.measure_samplers(model)
+
+
+@pytest.fixture(scope="module")
+def z_points(model: StudiedModel) -> Measurement:
+    return analysis.measure_z_points(model)
 
 
 def test_sweep_decodes_the_same_directions_at_each_value(model: StudiedModel):
@@ -95,11 +114,10 @@ def test_directions_pass_through_the_mean(model: StudiedModel):
         assert np.abs(images[analysis.DIRECTION_STEPS // 2].astype(int) - mean_image).max() <= 1
 
 
-def test_z_points_are_drawn_from_the_posterior_of_the_training_images(model: StudiedModel):
-    measurement = analysis.measure_z_points(model)
-    assert measurement.metrics["encoded"] == IMAGES_PER_SPLIT
-    assert sum(measurement.metrics["radius_shares"]) == pytest.approx(1)
-    assert measurement.arrays["plane"].shape == measurement.arrays["tsne"].shape == (IMAGES_PER_SPLIT, 2)
+def test_z_points_are_drawn_from_the_posterior_of_the_training_images(model: StudiedModel, z_points: Measurement):
+    assert z_points.metrics["encoded"] == IMAGES_PER_SPLIT
+    assert sum(z_points.metrics["radius_shares"]) == pytest.approx(1)
+    assert z_points.arrays["plane"].shape == z_points.arrays["tsne"].shape == (IMAGES_PER_SPLIT, 2)
     assert (make_model().train_z == model.train_z).all()
     assert (model.train_z != model.posterior.mean).any()
     assert make_model(loss={"kl_factor": 0}).posterior.logvar is None
@@ -114,34 +132,32 @@ def test_correlations_are_those_of_the_dimensions_with_the_greatest_sd(
     np.testing.assert_allclose(correlation, np.corrcoef(model.train_z[:, dims].numpy().T), atol=1e-4)
 
 
-def test_mixture_is_fitted_if_none_is_stored(model: StudiedModel):
+def test_mixture_is_fitted_if_none_is_stored(model: StudiedModel, samplers: Measurement, z_points: Measurement):
     stored = {name: value for name, value in model.saved.latents.items() if not name.startswith("gmm")}
     without_mixture = replace(model, saved=replace(model.saved, latents=stored))
-    assert analysis.measure_z_points(model).metrics["mixture_stored"]
+    assert z_points.metrics["mixture_stored"]
     assert not analysis.measure_z_points(without_mixture).metrics["mixture_stored"]
-    samplers = analysis.measure_samplers(without_mixture).metrics
-    assert set(samplers) == set(analysis.measure_samplers(model).metrics)
+    assert set(analysis.measure_samplers(without_mixture).metrics) == set(samplers.metrics)
     fitted = fit_latent_stats(model.train_z)
     latent_stats = without_mixture.latent_stats
     assert all(torch.equal(latent_stats[name], fitted[name]) for name in fitted if name.startswith("gmm"))
     assert all(latent_stats[name] is value for name, value in stored.items())
 
 
-def test_inception_scores_the_same_images_as_the_other_metrics(model: StudiedModel):
+def test_inception_scores_the_same_images_as_the_other_metrics(model: StudiedModel, samplers: Measurement):
     measurement = analysis.measure_inception(model, lambda images: {"fid": float(images.mean())})
     spaced = model.held_out_images[evenly_spaced(len(model.held_out_images), NUM_SAMPLES)]
     assert (model.scored_images == spaced).all()  # not only the first classes of a split
     assert measurement.metrics["real"] == {"fid": spaced.mean()}
-    assert set(measurement.metrics["samplers"]) == set(analysis.measure_samplers(model).metrics)
+    assert set(measurement.metrics["samplers"]) == set(samplers.metrics)
     normal = sample("normal", NUM_SAMPLES, model.saved.latents, analysis.SEED)
     assert measurement.metrics["samplers"]["normal"] == {"fid": model.decode(normal).mean()}
 
 
-def test_samplers_are_measured_beside_reconstructions_and_real_images(model: StudiedModel):
-    measurement = analysis.measure_samplers(model)
-    assert set(measurement.metrics) == {
+def test_samplers_are_measured_beside_reconstructions_and_real_images(model: StudiedModel, samplers: Measurement):
+    assert set(samplers.metrics) == {
         "reconstructions", "normal", "sphere", "diagonal", "gaussian", "gmm", "sphere, own radius",
     }  # fmt: skip
     reconstructions = model.decode(model.held_out_z)[: analysis.IMAGES_STORED]
-    assert (measurement.arrays["reconstructions"] == reconstructions).all()
+    assert (samplers.arrays["reconstructions"] == reconstructions).all()
     assert analysis.measure_real_images(model).metrics["nearest_train"] > 0

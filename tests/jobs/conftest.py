@@ -118,15 +118,23 @@ def session_tracking(mlflow_template: Path) -> None:
         shutil.copy(mlflow_template, database)
 
 
-@pytest.fixture
-def trained_runs(trained_home: Path, isolated_folders: None) -> list[str]:
-    """Copy the finished runs `a` and `b`, with their MLflow database, to the test's ZPOINT_HOME; gives their names."""
+def copy_home(source: Path) -> None:
+    """Copy a ZPOINT_HOME with its runs and MLflow database to the test's ZPOINT_HOME."""
+    from mlflow.tracking._tracking_service import utils
+
+    utils._artifact_repos_cache.clear()  # by run id alone: artifacts would be logged to the source
     home = Path(os.environ["ZPOINT_HOME"])
-    shutil.copytree(trained_home, home)
+    shutil.copytree(source, home, dirs_exist_ok=True)
     with closing(sqlite3.connect(home / "mlflow.db")) as database, database:
         for table, column in {"experiments": "artifact_location", "runs": "artifact_uri"}.items():
             update = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
-            database.execute(update, (str(trained_home), str(home)))
+            database.execute(update, (str(source), str(home)))
+
+
+@pytest.fixture
+def trained_runs(trained_home: Path, isolated_folders: None) -> list[str]:
+    """Copy the finished runs `a` and `b`, with their MLflow database, to the test's ZPOINT_HOME; gives their names."""
+    copy_home(trained_home)
     return ["a", "b"]
 
 

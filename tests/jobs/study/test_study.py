@@ -1,11 +1,15 @@
 """`zpoint study`: a page without external resources, stored measurements, refusals that write nothing."""
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from aecore import analysis
+from aecore.config import load_recipe
 from aecore.data.dataset import Dataset
 from aecore.data.images import encode_image
 from aecore.data.shards import shard_table, write_shard
@@ -24,27 +29,72 @@ from cluster import tracking
 from jobs.cli import main
 from jobs.dataset import open_dataset
 from jobs.run_store import find_run
-from jobs.study.images import read_labels
+from jobs.study.charts import Chart
+from jobs.study.images import read_images, read_labels
 from jobs.study.measurement_store import load_measurement, measurement_path, save_measurement
-from jobs.study.measurements import make_options
+from jobs.study.measurements import DEFAULT_LIMIT, MeasuredRun, find_finished_run, make_options
+from jobs.train.job import train
+from tests.jobs.conftest import RECIPE, copy_home, small_trainings
 
-pytestmark = pytest.mark.usefixtures("tracking")
+pytestmark = [pytest.mark.usefixtures("tracking"), pytest.mark.xdist_group("study")]  # one process trains for all
 FS, ROWS, SIZE = pafs.LocalFileSystem(), 64, 16
 NUM_SAMPLES = 12
 OPTIONS = ("--num-samples", NUM_SAMPLES)
 
 
+@pytest.fixture(scope="module")
+def measured_home(many_faces: Path, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train and measure the runs `ae` and `vae`; return their ZPOINT_HOME."""
+    folder = tmp_path_factory.mktemp("measured")
+    (folder / "tiny.yaml").write_text(RECIPE)
+    home = folder / "home"
+    home.mkdir()
+    shutil.copy(mlflow_template, home / "mlflow.db")
+    dataset = open_dataset(str(many_faces))
+    load_images = cache(partial(read_images, dataset, DEFAULT_LIMIT))
+    options = make_options(dataset.manifest, DEFAULT_LIMIT, NUM_SAMPLES)
+    with small_trainings() as patch:
+        patch.setenv("ZPOINT_HOME", str(home))
+        patch.setenv("ZPOINT_CACHE", str(folder / "cache"))
+        for name, overrides in {"ae": ["loss.kl_factor=0"], "vae": ["model.z_dim=4", "task.kind=denoise"]}.items():
+            all_overrides = [f"data.uri={many_faces}", "optim.epochs=1", f"name={name}", *overrides]
+            train(load_recipe(folder / "tiny.yaml", all_overrides), "tiny")
+            run = MeasuredRun(find_finished_run(name), load_images, options)
+            for measurement_name in analysis.MEASUREMENTS:
+                run.measure(measurement_name)
+    return home
+
+
 @pytest.fixture
-def ae(zpoint: Callable, tiny: str, many_faces: Path) -> str:
-    zpoint("train", tiny, f"data.uri={many_faces}", "optim.epochs=1", "name=ae", "loss.kl_factor=0")
+def two_runs(measured_home: Path, isolated_folders: None) -> Iterator[list[str]]:
+    """Copy the runs `ae` and `vae` with their measurements to the test's ZPOINT_HOME; return their names."""
+    copy_home(measured_home)
+    with small_trainings():
+        yield ["ae", "vae"]
+
+
+@pytest.fixture
+def ae(two_runs: list[str]) -> str:
+    """Delete the measurements of `ae`; return its name."""
+    shutil.rmtree(Path(find_run("ae").uri) / "study")
     return "ae"
 
 
 @pytest.fixture
-def two_runs(zpoint: Callable, tiny: str, many_faces: Path, ae: str) -> list[str]:
-    overrides = (f"data.uri={many_faces}", "optim.epochs=1", "model.z_dim=4", "task.kind=denoise")
-    zpoint("train", tiny, *overrides, "name=vae")
-    return [ae, "vae"]
+def digests_as_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace each chart by a digest of its values: drawing the charts of one report takes seconds."""
+
+    def to_json(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return value.tolist()
+        return list(value) if isinstance(value, range) else vars(value)
+
+    def draw_digest(name: str, title: str, *values: Any) -> Chart:
+        digest = hashlib.sha256(json.dumps(values, default=to_json).encode()).hexdigest()
+        return Chart(name, title, png=digest.encode(), svg=f"<svg><text>{digest}</text></svg>")
+
+    for kind in ("line", "dot", "histogram", "scatter", "matrix"):
+        monkeypatch.setattr(f"jobs.study.study_charts.{kind}_chart", draw_digest)
 
 
 def test_study_writes_one_page_without_external_resources(zpoint: Callable, two_runs: list[str]):
@@ -87,6 +137,7 @@ def test_stored_measurements_of_earlier_versions_are_reused():
     assert measurement_path("run", "samplers", options) == "run/study/samplers-68f7899a.npz"
 
 
+@pytest.mark.usefixtures("digests_as_charts")
 def test_interrupted_study_resumes_and_repeated_study_measures_nothing(
     zpoint: Callable, ae: str, monkeypatch: pytest.MonkeyPatch
 ):
@@ -123,6 +174,7 @@ def test_interrupted_study_resumes_and_repeated_study_measures_nothing(
     assert Path(first["report"]).read_text() == page
 
 
+@pytest.mark.usefixtures("digests_as_charts")
 def test_report_says_which_runs_were_stored_without_a_mixture(zpoint: Callable, ae: str):
     path = Path(find_run(ae).uri) / "model" / "latents.safetensors"
     save_file({name: value for name, value in load_file(path).items() if not name.startswith("gmm")}, path)
@@ -130,6 +182,7 @@ def test_report_says_which_runs_were_stored_without_a_mixture(zpoint: Callable, 
     assert "Stored without a mixture: ae. This study fitted one" in page
 
 
+@pytest.mark.usefixtures("digests_as_charts")
 def test_inception_metrics_appear_only_with_a_weights_file(
     zpoint: Callable, refused: Callable, two_runs: list[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -162,13 +215,14 @@ def test_inception_metrics_appear_only_with_a_weights_file(
     assert reference_sizes == [128]  # the third study reuses the measurements of the second
 
 
-def test_invalid_studies_are_refused(refused: Callable, zpoint: Callable, tiny: str, faces: Path, two_runs: list):
+@pytest.mark.usefixtures("two_runs")
+def test_invalid_studies_are_refused(refused: Callable, trained_home: Path):
     assert "no run or campaign 'nonesuch'" in refused("study", "nonesuch")
     Path("report").touch()
     assert "--out report is a file" in refused("study", "ae", "--out", "report")
-    zpoint("train", tiny, f"data.uri={faces}", "optim.epochs=1", "name=other")
-    assert "a study compares runs on one dataset: 'ae' was trained on" in refused("study", "ae", "other")
-    assert "at least 64 images in each split, found 48 in train" in refused("study", "other")
+    shutil.copytree(trained_home / "runs" / "a", Path(find_run("ae").uri).with_name("a"))
+    assert "a study compares runs on one dataset: 'ae' was trained on" in refused("study", "ae", "a")
+    assert "at least 64 images in each split, found 48 in train" in refused("study", "a")
     (Path(find_run("vae").uri) / "model" / "config.json").unlink()
     assert "run 'vae' has not finished" in refused("study", "ae", "vae")
 
