@@ -4,6 +4,7 @@ Ray is pinned to one minor version in pyproject.toml. Each docstring says what a
 test that fails then, and what would let it go. tests/test_private_names.py allows private names in this module alone.
 """
 
+import logging
 import os
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+log = logging.getLogger(__name__)
 _environment_lock = threading.Lock()
 
 
@@ -63,6 +65,18 @@ def ray_api_address(address: str) -> Iterator[None]:
             os.environ.pop(name, None)
             if previous is not None:
                 os.environ[name] = previous
+
+
+def log_lost_nodes() -> None:
+    """Send the log that Ray prints of a lost node to this module's logger instead of stdout.
+
+    Without it: the last line that `zpoint train --json` writes to stdout is Ray's, if a node was lost meanwhile.
+    Test: tests/faults/test_train_faults.py::test_training_resizes_with_the_cluster_and_survives_a_killed_worker.
+    Goes when: `log_to_driver=False` holds for the logs of lost nodes too.
+    """
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda data, **_: log.debug("log of a Ray node: %s", data["lines"])
 
 
 def own_state_api() -> AbstractContextManager[None]:

@@ -134,6 +134,7 @@ def _join(address: str) -> None:
     if address != "auto":
         check_reachable(address)
         ray_compat.use_loopback(is_loopback(host) and not _accepts_connections(_outward_ip(), int(port)))
+    ray_compat.log_lost_nodes()
     import ray
     from ray.exceptions import AuthenticationError
 
