@@ -8,7 +8,7 @@ the job: progress that cannot be shown is dropped.
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -19,8 +19,14 @@ LINE_INTERVAL_S = 10.0  # between two lines if stderr is no terminal
 CALL_TIMEOUT_S = 2.0
 BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n:,}/{total:,}  {rate_noinv_fmt}  {remaining} left{postfix}"
 
+ProgressCallback = Callable[[int, int, str], None]  # called with the amount done, the total and a text
+
 _last_published: dict[str, float] = {}
 _boards: dict[tuple[str, str], Any] = {}  # actors by the Ray job (GCS address, job id) that this process belongs to
+
+
+def no_progress(done: int, total: int, text: str) -> None:
+    """Show nothing."""
 
 
 class ProgressBoard:

@@ -3,7 +3,7 @@
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 
 from aecore.config import load_recipe
 from aecore.data.io import write_atomic, write_json
-from cluster.progress import Bar
+from cluster.progress import Bar, ProgressCallback, no_progress
 from cluster.settings import settings
 from jobs.dataset import open_dataset
 from jobs.ingest.job import ingest
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 GENERATED_FACES, GENERATED_OVERRIDES = 4_000, ["optim.batch=16"]  # a small dataset needs small batches
 CLAIM_KEYS = ("model.z_dim", "loss.kl_factor", "task.kind")  # recipe keys that the claims themselves set
-ProgressCallback = Callable[[int, int, str], None]  # claims done, total claims, name of the current claim
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class ClaimResult:
 
 def claims(
     arguments: list[str], out: str | None = None, *, claim_names: list[str] | None = None,
-    num_samples: int = DEFAULT_NUM_SAMPLES, progress: ProgressCallback = lambda done, total, text: None,
+    num_samples: int = DEFAULT_NUM_SAMPLES, progress: ProgressCallback = no_progress,
 ) -> dict[str, Any]:  # fmt: skip
     """Check the claims on the given datasets, by default on generated faces. Return the verdicts and the report's path.
 

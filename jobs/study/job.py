@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import pyarrow.fs as pafs
 from aecore.data.dataset import Dataset
 from aecore.data.io import write_atomic
 from cluster import tracking
+from cluster.progress import ProgressCallback, no_progress
 from cluster.settings import settings
 from cluster.storage import check_uri
 from jobs.study.measurements import (
@@ -27,13 +27,11 @@ from jobs.study.measurements import (
 if TYPE_CHECKING:
     from aecore.metrics.inception import Inception
 
-ProgressCallback = Callable[[int, int, str], None]  # steps done, total steps, description of the current step
-
 
 def study(
     run_names: list[str], out: str | None = None, *, limit: int = DEFAULT_LIMIT,
     num_samples: int = DEFAULT_NUM_SAMPLES, inception: str | None = None, fresh: bool = False,
-    progress: ProgressCallback = lambda done, total, text: None,
+    progress: ProgressCallback = no_progress,
 ) -> dict[str, Any]:  # fmt: skip
     """Study finished runs that were trained on one dataset. Return the report's path, the findings and the seconds.
 

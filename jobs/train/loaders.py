@@ -1,12 +1,12 @@
 """The image loaders of a training worker: node cache, GPU memory or a stream, as `data.cache` of the recipe says."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from aecore.config import Recipe
 from aecore.data.dataset import Dataset
 from aecore.data.splits import SPLITS
+from cluster.progress import ProgressCallback, no_progress
 from cluster.settings import settings
 
 if TYPE_CHECKING:
@@ -14,12 +14,6 @@ if TYPE_CHECKING:
 
     from aecore.data.loaders import Loader
     from aecore.data.shuffle import World
-
-ProgressCallback = Callable[[int, int, str], None]  # called with the amount done, the total and a text
-
-
-def no_progress(done: int, total: int, text: str) -> None:
-    """Show nothing."""
 
 
 def open_loaders(

@@ -18,8 +18,9 @@ from aecore.image_grid import titled_sheet, to_png
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.training import checkpoint, evaluate, loop
 from aecore.training.state import TrainingRun
+from cluster.progress import ProgressCallback, no_progress
 from jobs.run_store import RunStore
-from jobs.train.loaders import ProgressCallback, no_progress, open_loaders
+from jobs.train.loaders import open_loaders
 from jobs.train.stopping import Action, StopConsensus, StopRequest
 
 IMAGE_TITLES = {
