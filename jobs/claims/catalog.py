@@ -48,6 +48,9 @@ class Claim:
     check: Callable[[Runs], Verdict]
 
 
+# The rule of `verdicts.check_task`.
+TASK_RULE = "the PSNR rises by 0.5 dB or more, and outputs show a face at least 0.9 times as often as real images do"
+
 CLAIMS = (
     Claim(
         "reconstruct", "faces", "A plain AE reconstructs held-out faces.",
@@ -56,13 +59,11 @@ CLAIMS = (
     ),
     Claim(
         "denoise", "faces", "A plain AE denoises held-out faces that noise nearly hides.",
-        "the PSNR rises by 0.5 dB or more, and outputs show a face at least 0.9 times as often as real images do",
-        ("denoise",), verdicts.check_task,
+        TASK_RULE, ("denoise",), verdicts.check_task,
     ),
     Claim(
         "drop", "faces", "A plain AE restores held-out faces of which four pixels in five are dropped.",
-        "the PSNR rises by 0.5 dB or more, and outputs show a face at least 0.9 times as often as real images do",
-        ("drop",), verdicts.check_task,
+        TASK_RULE, ("drop",), verdicts.check_task,
     ),
     Claim(
         "recolor", "faces", "A plain AE colours gray images of held-out faces.",

@@ -242,25 +242,29 @@ def _direction_rows(run: RunMetrics, arrays: RunArrays) -> Iterator[ImageRow]:
 
 def _z_point_table(study: StudyMetrics) -> Table:
     runs = study["runs"]
-    rows = [[label, *(format_value(run["points"]) for run in runs)] for label, format_value in Z_POINT_ROWS]
+    rows = [
+        [header, *(format_value(run["points"][key]) for run in runs)]
+        for key, (header, format_value) in Z_POINT_ROWS.items()
+    ]
     return Table(["", *(run["run"] for run in runs)], rows)
 
 
-Z_POINT_ROWS: list[tuple[str, Callable[[RunMetrics], str]]] = [
-    ("mean radius", lambda points: f"{points['mean_radius']:.1f}"),
-    ("sqrt(z_dim), the radius of N(0, 1)", lambda points: f"{points['sqrt_z_dim']:.1f}"),
-    ("distance of the mean from the origin", lambda points: f"{points['centre_radius']:.2f}"),
-    ("values with |x| < 20", lambda points: format_rate(points["within_20"])),
-    ("sd per latent dimension, mean", lambda points: f"{points['mean_sd']:.2f}"),
-    ("|skew| per latent dimension, mean", lambda points: f"{points['mean_abs_skew']:.2f}"),
-    ("excess kurtosis per latent dimension, mean", lambda points: f"{points['mean_kurtosis']:.2f}"),
-    ("distance of the core from normal (0: normal, 0.05: uniform)", lambda points: f"{points['core_distance']:.3f}"),
-    ("|correlation| of two latent dimensions, mean", lambda points: f"{points['mean_abs_correlation']:.2f}"),
-    ("principal axes that explain 90 % of the variance", lambda points: f"{points['axes_90']}"),
-    ("principal axes that explain 99 % of the variance", lambda points: f"{points['axes_99']}"),
-    ("KL, nats", lambda points: f"{points['kl_sum']:,.1f}"),
-    ("active units", lambda points: f"{points['active_units']}"),
-    ("fragments of the neighbour graph", lambda points: f"{points['fragments']}"),
-    ("silhouette of the best clustering", lambda points: f"{points['silhouette']:.2f}"),
-    ("silhouette of the best clustering of one Gaussian", lambda points: f"{points['gaussian_silhouette']:.2f}"),
-]
+# The key of a z-point metric: its row header, and the format of a value.
+Z_POINT_ROWS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "mean_radius": ("mean radius", "{:.1f}".format),
+    "sqrt_z_dim": ("sqrt(z_dim), the radius of N(0, 1)", "{:.1f}".format),
+    "centre_radius": ("distance of the mean from the origin", "{:.2f}".format),
+    "within_20": ("values with |x| < 20", format_rate),
+    "mean_sd": ("sd per latent dimension, mean", "{:.2f}".format),
+    "mean_abs_skew": ("|skew| per latent dimension, mean", "{:.2f}".format),
+    "mean_kurtosis": ("excess kurtosis per latent dimension, mean", "{:.2f}".format),
+    "core_distance": ("distance of the core from normal (0: normal, 0.05: uniform)", "{:.3f}".format),
+    "mean_abs_correlation": ("|correlation| of two latent dimensions, mean", "{:.2f}".format),
+    "axes_90": ("principal axes that explain 90 % of the variance", "{}".format),
+    "axes_99": ("principal axes that explain 99 % of the variance", "{}".format),
+    "kl_sum": ("KL, nats", "{:,.1f}".format),
+    "active_units": ("active units", "{}".format),
+    "fragments": ("fragments of the neighbour graph", "{}".format),
+    "silhouette": ("silhouette of the best clustering", "{:.2f}".format),
+    "gaussian_silhouette": ("silhouette of the best clustering of one Gaussian", "{:.2f}".format),
+}
