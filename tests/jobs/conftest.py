@@ -93,20 +93,25 @@ def tiny(tmp_path: Path) -> Iterator[str]:
         yield str(path)
 
 
-@pytest.fixture(scope="session")
-def trained_home(written_faces: Path, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train the tiny recipe in this process as runs `a`, of 2 epochs, and `b`, of 1; gives their ZPOINT_HOME."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "tiny.yaml").write_text(RECIPE)
-    home = folder / "home"
+@contextmanager
+def tiny_trainings(folder: Path, mlflow_template: Path) -> Iterator[tuple[Path, Path]]:
+    """Create a ZPOINT_HOME below `folder` and use it inside the block; yield it and the path of the tiny recipe."""
+    home, recipe = folder / "home", folder / "tiny.yaml"
+    recipe.write_text(RECIPE)
     home.mkdir()
     shutil.copy(mlflow_template, home / "mlflow.db")
     with small_trainings() as patch:
         patch.setenv("ZPOINT_HOME", str(home))
         patch.setenv("ZPOINT_CACHE", str(folder / "cache"))
+        yield home, recipe
+
+
+@pytest.fixture(scope="session")
+def trained_home(written_faces: Path, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train the tiny recipe in this process as runs `a`, of 2 epochs, and `b`, of 1; gives their ZPOINT_HOME."""
+    with tiny_trainings(tmp_path_factory.mktemp("trained"), mlflow_template) as (home, recipe):
         for name, epochs in {"a": 2, "b": 1}.items():
-            overrides = [f"data.uri={written_faces}", f"name={name}", f"optim.epochs={epochs}"]
-            train(load_recipe(folder / "tiny.yaml", overrides), "tiny")
+            train(load_recipe(recipe, [f"data.uri={written_faces}", f"name={name}", f"optim.epochs={epochs}"]), "tiny")
     return home
 
 

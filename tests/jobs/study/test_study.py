@@ -34,7 +34,7 @@ from jobs.study.images import read_images, read_labels
 from jobs.study.measurement_store import load_measurement, measurement_path, save_measurement
 from jobs.study.measurements import DEFAULT_LIMIT, MeasuredRun, find_finished_run, make_options
 from jobs.train.job import train
-from tests.jobs.conftest import RECIPE, copy_home, small_trainings
+from tests.jobs.conftest import copy_home, small_trainings, tiny_trainings
 
 pytestmark = [pytest.mark.usefixtures("tracking"), pytest.mark.xdist_group("study")]  # one process trains for all
 FS, ROWS, SIZE = pafs.LocalFileSystem(), 64, 16
@@ -45,20 +45,13 @@ OPTIONS = ("--num-samples", NUM_SAMPLES)
 @pytest.fixture(scope="module")
 def measured_home(many_faces: Path, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train and measure the runs `ae` and `vae`; return their ZPOINT_HOME."""
-    folder = tmp_path_factory.mktemp("measured")
-    (folder / "tiny.yaml").write_text(RECIPE)
-    home = folder / "home"
-    home.mkdir()
-    shutil.copy(mlflow_template, home / "mlflow.db")
     dataset = open_dataset(str(many_faces))
     load_images = cache(partial(read_images, dataset, DEFAULT_LIMIT))
     options = make_options(dataset.manifest, DEFAULT_LIMIT, NUM_SAMPLES)
-    with small_trainings() as patch:
-        patch.setenv("ZPOINT_HOME", str(home))
-        patch.setenv("ZPOINT_CACHE", str(folder / "cache"))
+    with tiny_trainings(tmp_path_factory.mktemp("measured"), mlflow_template) as (home, recipe):
         for name, overrides in {"ae": ["loss.kl_factor=0"], "vae": ["model.z_dim=4", "task.kind=denoise"]}.items():
             all_overrides = [f"data.uri={many_faces}", "optim.epochs=1", f"name={name}", *overrides]
-            train(load_recipe(folder / "tiny.yaml", all_overrides), "tiny")
+            train(load_recipe(recipe, all_overrides), "tiny")
             run = MeasuredRun(find_finished_run(name), load_images, options)
             for measurement_name in analysis.MEASUREMENTS:
                 run.measure(measurement_name)
