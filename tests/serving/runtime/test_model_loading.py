@@ -1,0 +1,132 @@
+"""The networks of the endpoint against the model they are built from."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from aecore.config import Recipe, check_recipe
+from aecore.latent.samplers import fit_latent_stats
+from aecore.model.autoencoder import Autoencoder, ImageShape, build_model
+from aecore.training.checkpoint import save_model
+from cluster.storage import open_uri
+from serving.runtime import model_loading
+from serving.runtime.model_loading import build_networks, fold_norms, load_version
+from serving.runtime.registry import ModelVersion
+
+NORMS = ("batch", "sync_batch", "group", "none")
+CHANNELS = ([4, 6, 8, 10], [4, 4, 4, 4])  # with equal channels a weight that is folded transposed fits too
+Z_DIM = 5
+
+
+def make_recipe(norm: str, channels: list[int], seed: int = 0) -> Recipe:
+    return check_recipe(
+        {
+            "model": {"z_dim": Z_DIM, "channels": channels, "norm": norm},
+            "loss": {"kl_factor": 1},
+            "optim": {"seed": seed},
+        }
+    )
+
+
+def make_model(norm: str, channels: list[int], image: ImageShape, seed: int = 0) -> Autoencoder:
+    """Return a model as after a training: its norms have weights, biases and running statistics of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    model = build_model(make_recipe(norm, channels, seed), image).eval().requires_grad_(False)
+    for layer in model.modules():
+        if isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm)):
+            layer.weight.uniform_(0.5, 2, generator=generator)
+            layer.bias.normal_(generator=generator)
+        if isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            layer.running_mean.normal_(generator=generator)
+            layer.running_var.uniform_(0.2, 5, generator=generator)
+    return model
+
+
+def make_z(n: int) -> np.ndarray:
+    return np.random.default_rng(n).normal(size=(n, Z_DIM)).astype(np.float32)
+
+
+def assert_close(images: np.ndarray, expected: np.ndarray) -> None:
+    """Assert that two arrays of images are equal but for single steps of few pixels: sums in another order."""
+    assert (images.dtype, images.shape) == (np.uint8, expected.shape)
+    difference = np.abs(images.astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.01
+
+
+@pytest.mark.parametrize("channels", CHANNELS, ids=str)
+@pytest.mark.parametrize("norm", NORMS)
+def test_folding_norms_changes_nothing_in_float64(norm: str, channels: list[int]):
+    model = make_model(norm, channels, ImageShape(28, 3)).double()
+    weights = copy.deepcopy(model.state_dict())
+    folded = fold_norms(model)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    images, z = torch.rand(3, 3, 28, 28).double(), torch.from_numpy(make_z(3)).double()
+    for network in (lambda m: m.logits(z), lambda m: m.encode(images).mean, lambda m: m.encode(images).logvar):
+        torch.testing.assert_close(network(folded), network(model), rtol=1e-10, atol=1e-10)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("image", [ImageShape(28, 1), ImageShape(16, 3)], ids=str)
+@pytest.mark.parametrize("norm", NORMS)
+def test_networks_equal_those_of_the_model(norm: str, image: ImageShape):
+    model = make_model(norm, [4, 6, 8, 10], image)
+    decode, encode = build_networks(model, compiled=False)
+    for n in (1, 3, 64):
+        images = decode(make_z(n))
+        assert_close(images, model.decode(torch.from_numpy(make_z(n))).numpy())
+        z = encode(images)
+        assert z.dtype == np.float32
+        expected = model.encode(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).mean
+        np.testing.assert_allclose(z, expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_decoder_equals_the_model_also_after_a_swap(caplog: pytest.LogCaptureFixture):
+    for seed in (0, 1):  # the second model has the shapes of the first: only its weights may differ
+        model = make_model("batch", [4, 6, 8, 10], ImageShape(28, 1), seed)
+        decode, _ = build_networks(model, compiled=True)
+        for n in (1, 2, 3, 64):
+            images = decode(make_z(n))
+            assert_close(images, model.decode(torch.from_numpy(make_z(n))).numpy())
+            assert images.flags.c_contiguous
+            assert images.std() > 10
+    assert [record for record in caplog.records if record.name == model_loading.__name__] == []
+
+
+def test_decoder_that_cannot_be_compiled_runs_uncompiled(monkeypatch: pytest.MonkeyPatch, caplog):
+    def fail(*_: object) -> None:
+        raise RuntimeError("no C++ compiler\nfound")
+
+    monkeypatch.setattr(model_loading, "_compiled_decode", lambda: fail)
+    model = make_model("none", [4, 4, 4, 4], ImageShape(16, 3))
+    decode, _ = build_networks(model, compiled=True)
+    assert_close(decode(make_z(3)), model.decode(torch.from_numpy(make_z(3))).numpy())
+    assert "cannot compile the decoder, so it runs uncompiled: no C++ compiler found" in caplog.text
+
+
+def save_version(folder: Path, stats_z_dim: int = Z_DIM) -> ModelVersion:
+    """Save a random model with latent statistics of `stats_z_dim` dimensions; return its version."""
+    recipe = make_recipe("batch", [4, 4, 4, 4])
+    model = build_model(recipe, ImageShape(16, 3)).eval()
+    save_model(*open_uri(str(folder)), model, recipe, fit_latent_stats(torch.randn(50, stats_z_dim)), {"psnr": 21.0})
+    return ModelVersion("zpoint", "3", "champion", "run-3", str(folder), "sqlite:///x.db")
+
+
+def test_loaded_version_has_the_description_of_its_folder(tmp_path: Path):
+    info = load_version(save_version(tmp_path), compiled=False).info
+    assert (info.label, info.alias, info.run_id, info.z_dim) == ("zpoint/3", "champion", "run-3", Z_DIM)
+    assert (info.image, info.metrics) == (ImageShape(16, 3), {"psnr": 21.0})
+    assert info.recipe["model"]["z_dim"] == Z_DIM
+
+
+def test_latent_statistics_of_another_z_dim_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="the latent statistics have z_dim 4, the model has 5"):
+        load_version(save_version(tmp_path, stats_z_dim=4), compiled=False)
