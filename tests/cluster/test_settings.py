@@ -1,12 +1,109 @@
 """Reading the settings from the environment, and refusing invalid ones."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from cluster import tracking
-from cluster.settings import settings
+from cluster.settings import apply_env, disable_telemetry, exported_env, settings
+
+EXPORTED = (  # of docs/configuration.md: what a worker or a job on the cluster gets of the submitter's environment
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI",
+    "ZPOINT_HOME", "ZPOINT_STORE", "ZPOINT_CACHE", "ZPOINT_CACHE_MAX",
+)  # fmt: skip
+LOCAL = ("ZPOINT_TOKEN", "ZPOINT_CPUS", "ZPOINT_DEBUG", "RAY_ADDRESS", "HTTP_PROXY", "PATH")
+
+
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*EXPORTED, *LOCAL[:-1]):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_worker_gets_each_exported_variable_and_no_other(no_settings: None, monkeypatch: pytest.MonkeyPatch):
+    values = {name: f"/value of {name}" for name in EXPORTED} | {"ZPOINT_CACHE_MAX": "5GB"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    for name in LOCAL[:-1]:
+        monkeypatch.setenv(name, "1")
+    assert exported_env() == values
+    for name in EXPORTED:
+        monkeypatch.delenv(name)
+    apply_env(values)
+    assert {name: os.environ.pop(name) for name in EXPORTED} == values
+
+
+def test_a_worker_gets_absolute_paths_and_of_the_defaults_only_the_home(no_settings: None, monkeypatch):
+    assert exported_env() == {"ZPOINT_HOME": str(Path(".zpoint").absolute())}
+    for name in ("ZPOINT_HOME", "ZPOINT_CACHE", "ZPOINT_STORE"):
+        monkeypatch.setenv(name, "here")
+    here = str(Path("here").absolute())
+    assert exported_env() == {"ZPOINT_HOME": here, "ZPOINT_CACHE": here, "ZPOINT_STORE": here}
+    monkeypatch.setenv("ZPOINT_STORE", "s3://bucket/runs/")
+    assert exported_env()["ZPOINT_STORE"] == "s3://bucket/runs"
+
+
+def test_defaults(no_settings: None):
+    current, home = settings(), Path(".zpoint").absolute()
+    assert (current.home, current.store, current.cache) == (home, str(home), home / "cache")
+    assert (current.runs_uri, current.artifacts_uri) == (f"{home}/runs", f"{home}/mlflow-artifacts")
+    assert current.tracking_uri == f"sqlite:///{home}/mlflow.db"
+    assert (current.cpus, current.cache_max, current.debug, current.token) == (None, None, False, "")
+    assert (current.ray_address, current.s3_endpoint, current.s3_region) == ("", "", "")
+
+
+def test_cache_and_store_lie_in_the_home_unless_named(no_settings: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ZPOINT_HOME", "/home/z")
+    assert (settings().cache, settings().store) == (Path("/home/z/cache"), "/home/z")
+    monkeypatch.setenv("ZPOINT_CACHE", "/fast")
+    monkeypatch.setenv("ZPOINT_STORE", "s3://bucket/zpoint/")
+    assert (settings().cache, settings().runs_uri) == (Path("/fast"), "s3://bucket/zpoint/runs")
+    assert settings().tracking_uri == "sqlite:////home/z/mlflow.db"
+
+
+def test_the_special_s3_variables_precede_the_general_ones(no_settings: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://general")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-default-1")
+    assert (settings().s3_endpoint, settings().s3_region) == ("http://general", "eu-default-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://s3")
+    monkeypatch.setenv("AWS_REGION", "eu-own-1")
+    assert (settings().s3_endpoint, settings().s3_region) == ("http://s3", "eu-own-1")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("", None), ("1", 1), ("500", 500), ("2K", 2_000), ("2kb", 2_000), ("500MB", 500_000_000),
+     ("1.5 G", 1_500_000_000), ("20GB", 20_000_000_000), ("3T", 3_000_000_000_000), ("7B", 7)],
+)  # fmt: skip
+def test_size_of_the_cache(no_settings: None, monkeypatch: pytest.MonkeyPatch, text: str, size: int | None):
+    monkeypatch.setenv("ZPOINT_CACHE_MAX", text)
+    assert settings().cache_max == size
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*(("ZPOINT_CACHE_MAX", text) for text in ("0", "-1", "20 GiB", "many", "1e9")),
+     *(("ZPOINT_CPUS", text) for text in ("0", "-1", "two", "1.5"))],
+)  # fmt: skip
+def test_invalid_numbers_are_refused(no_settings: None, monkeypatch: pytest.MonkeyPatch, name: str, value: str):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"{name} takes .*, not '{value}'"):
+        settings()
+
+
+def test_telemetry_is_off_unless_the_user_has_set_it(monkeypatch: pytest.MonkeyPatch):
+    names = ("RAY_USAGE_STATS_ENABLED", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")
+    for name in names:
+        monkeypatch.setenv(name, "")  # restored after the test
+        monkeypatch.delenv(name)
+    disable_telemetry()
+    assert [os.environ[name] for name in names] == ["0", "true", "true"]
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    disable_telemetry()
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
 
 
 @pytest.mark.parametrize(("text", "token"), [("", ""), ("abc", "abc"), (" abc\n", "abc"), ("a-b.c~/+=", "a-b.c~/+=")])

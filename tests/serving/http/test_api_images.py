@@ -71,6 +71,30 @@ def test_reconstruct_corrupts_by_the_task_and_returns_the_corrupted_images(task)
     assert (body["seen"] == uncorrupted["seen"]) == (task == "reconstruct")
 
 
+NOISY_TASKS = ("task=denoise", "task=drop", "task=drop&fill=random", "task=inpaint", "task=inpaint&fill=random")
+
+
+@pytest.mark.parametrize("query", NOISY_TASKS)
+def test_a_seed_repeats_the_noise_of_a_task_and_another_changes_it(query):
+    http, image = make_client(), read_image(make_image_file(16, 16))
+    body = encode_npy(np.stack([image, image]))
+
+    def corrupt(options=""):
+        headers = {"content-type": NPY, "accept": JSON}
+        response = http.post(f"/v1/reconstruct?{query}{options}", content=body, headers=headers)
+        assert response.status_code == 200, response.text
+        return response
+
+    first = corrupt("&seed=3")
+    assert corrupt("&seed=3").content == first.content
+    assert corrupt("&seed=4").json()["seen"] != first.json()["seen"]
+    seen = first.json()["seen"]
+    assert seen[0] != seen[1]  # equal images get noise of their own
+    unseeded = corrupt()
+    assert corrupt().json()["seen"] != unseeded.json()["seen"]
+    assert corrupt(f"&seed={unseeded.headers['x-zpoint-seed']}").content == unseeded.content
+
+
 def test_reconstruct_takes_parameters_of_the_task_from_the_query():
     headers = {"content-type": PNG, "accept": JSON}
 
