@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -153,6 +154,19 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no official data sets at {folder} (ZPOINT_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., None]:
+    """Return a function that waits until a condition holds; only a hang takes until the timeout."""
+
+    def wait(condition: Callable[[], Any], timeout_s: float = 120) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f"not true within {timeout_s} s"
+            time.sleep(0.002)
+
+    return wait
 
 
 def _free_port() -> int:

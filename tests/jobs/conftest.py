@@ -7,7 +7,6 @@ import shutil
 import signal
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -183,19 +182,6 @@ def home_files() -> dict[str, bytes]:
     """Return the files of the test's own folder, without node caches and locks; of MLflow's database only the name."""
     paths = (p for p in sorted(Path.cwd().rglob("*")) if p.is_file() and "cache" not in p.parts and p.suffix != ".lock")
     return {str(path): b"" if path.name == "mlflow.db" else path.read_bytes() for path in paths}
-
-
-@pytest.fixture(scope="session")
-def wait_until() -> Callable[..., None]:
-    """Wait until a condition holds."""
-
-    def wait(condition: Callable[[], Any], timeout_s: float = 120) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline, f"not true within {timeout_s} s"
-            time.sleep(0.002)
-
-    return wait
 
 
 @pytest.fixture

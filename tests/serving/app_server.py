@@ -42,7 +42,9 @@ def make_model() -> Autoencoder:
 @contextmanager
 def serve_app(slot: ModelSlot, token: str = "") -> Iterator[str]:
     """Serve the app of `slot` inside the block; yield its URL."""
-    server = uvicorn.Server(uvicorn.Config(create_app(slot, token=token), port=0, log_level="warning"))
+    app = create_app(slot, token=token)
+    # It does not close an idle connection before the client does.
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_keep_alive=600))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -2,15 +2,16 @@
 
 import asyncio
 import io
+import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,6 +29,7 @@ from tests.serving.app_server import IMAGE, Z_DIM, make_model, make_slot, serve_
 TOKEN = "of the clients' test"
 SLOT, MODEL = make_slot(), make_model()
 Z = np.random.default_rng(0).normal(size=(5, Z_DIM)).astype(np.float32)
+NOW = datetime(2026, 11, 29, 12, 0, 0, tzinfo=UTC)
 FACES = np.stack([draw_face(index, 0, IMAGE.size)[0] for index in range(3)])
 
 
@@ -56,8 +58,17 @@ def call(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "FIRST_DELAY_S", 0.001)
+def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """List the seconds that the clients would sleep before a retry. Time stands still at NOW; jitter is at its most."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(client_module, "time", SimpleNamespace(sleep=slept.append, time=NOW.timestamp))
+    monkeypatch.setattr(client_module, "asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(client_module, "random", SimpleNamespace(uniform=lambda low, high: high))
+    return slept
 
 
 def images_close(images: np.ndarray, expected: np.ndarray) -> bool:
@@ -143,10 +154,10 @@ class ScriptedHandler(BaseHTTPRequestHandler):
     """Sends `responses` one after the other: (status, headers, body), or None to close the connection."""
 
     responses: ClassVar[list[Any]] = []
-    request_times: ClassVar[list[float]] = []
+    requests: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
-        self.request_times.append(time.monotonic())
+        self.requests.append(self.path)
         response = self.responses.pop(0)
         if response is None:
             self.close_connection = True
@@ -165,7 +176,7 @@ class ScriptedHandler(BaseHTTPRequestHandler):
 @pytest.fixture
 def scripted_url() -> Iterator[str]:
     ScriptedHandler.responses.clear()
-    ScriptedHandler.request_times.clear()
+    ScriptedHandler.requests.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), ScriptedHandler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -179,19 +190,36 @@ OK = (200, {"content-type": "application/json"}, b'{"a": 1}')
 BUSY = (503, {"content-type": "text/plain"}, b"busy")
 
 
-def test_transient_failures_are_retried(call, scripted_url):
+def test_transient_failures_are_retried(call, scripted_url, delays):
     # HAProxy answers 500 in plain text while no replica is up, and a replica that dies closes the connection.
-    ScriptedHandler.responses += [BUSY, (500, {"content-type": "text/plain"}, b""), None, (502, {}, b""), OK]
+    ScriptedHandler.responses += [BUSY, (500, {"content-type": "text/plain"}, b""), None, (502, {}, b"")]
+    ScriptedHandler.responses += [(504, {}, b""), OK]
     assert call(scripted_url, "model") == {"a": 1}
-    assert len(ScriptedHandler.request_times) == 5
+    assert ScriptedHandler.requests == ["/v1/model"] * 6
+    assert delays == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2])
 
 
-def test_retries_end_after_max_attempts(call, scripted_url):
+def test_retries_end_after_eight_attempts_and_no_delay_exceeds_five_seconds(call, scripted_url, delays):
     ScriptedHandler.responses += [BUSY] * 20
     with pytest.raises(EndpointError, match="answered 503 busy") as caught:
         call(scripted_url, "model")
     assert caught.value.status == 503
-    assert len(ScriptedHandler.request_times) == client_module.MAX_ATTEMPTS
+    assert delays == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 5, 5])
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 429])
+def test_other_failures_are_not_retried(call, scripted_url, delays, status):
+    ScriptedHandler.responses += [(status, {}, b"no"), OK]
+    with pytest.raises(EndpointError, match=f"answered {status} no") as caught:
+        call(scripted_url, "model")
+    assert (caught.value.status, delays) == (status, [])
+
+
+def test_delays_have_jitter(call, scripted_url, delays, monkeypatch):
+    monkeypatch.setattr(client_module, "random", SimpleNamespace(uniform=lambda low, high: low))
+    ScriptedHandler.responses += [BUSY, BUSY, (503, {"retry-after": "7"}, b""), OK]
+    call(scripted_url, "model")
+    assert delays == pytest.approx([0.1, 0.2, 7])
 
 
 def test_an_internal_error_of_the_endpoint_is_not_retried(call, scripted_url):
@@ -199,45 +227,45 @@ def test_an_internal_error_of_the_endpoint_is_not_retried(call, scripted_url):
     ScriptedHandler.responses += [(500, {"content-type": "application/problem+json"}, body), OK]
     with pytest.raises(EndpointError, match="see the log"):
         call(scripted_url, "model")
-    assert len(ScriptedHandler.request_times) == 1
+    assert ScriptedHandler.requests == ["/v1/model"]
 
 
-def test_retry_after_is_respected_in_seconds_and_as_a_date(call, scripted_url):
-    date = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
-    ScriptedHandler.responses += [(503, {"retry-after": "1"}, b""), (503, {"retry-after": date}, b""), OK]
+@pytest.mark.parametrize(
+    ("retry_after", "delay"),
+    [
+        ("1", 1.2), ("0", 0.2), ("30", 30.2), (format_datetime(NOW + timedelta(seconds=3), usegmt=True), 3.2),
+        (format_datetime(NOW - timedelta(hours=1), usegmt=True), 0.2), ("soon", 0.2), ("-1", 0.2),
+    ],
+)  # fmt: skip
+def test_retry_after_is_respected_in_seconds_and_as_a_date(call, scripted_url, delays, retry_after, delay):
+    ScriptedHandler.responses += [(503, {"retry-after": retry_after}, b""), OK]
     assert call(scripted_url, "model") == {"a": 1}
-    first, second, third = ScriptedHandler.request_times
-    assert 1.0 <= second - first < 1.9
-    assert third - first >= 1.9  # dates have whole seconds
+    assert delays == pytest.approx([delay])
 
 
-def test_a_retry_after_beyond_the_limit_raises_at_once(call, scripted_url):
-    ScriptedHandler.responses += [(503, {"retry-after": "3600"}, b"come back later"), OK]
+@pytest.mark.parametrize("retry_after", ["31", "3600", format_datetime(NOW + timedelta(days=1), usegmt=True)])
+def test_a_retry_after_beyond_the_limit_raises_at_once(call, scripted_url, delays, retry_after):
+    ScriptedHandler.responses += [(503, {"retry-after": retry_after}, b"come back later"), OK]
     with pytest.raises(EndpointError, match="come back later"):
         call(scripted_url, "model")
+    assert delays == []
 
 
-def test_a_response_later_than_the_timeout_raises(call):
-    with serve_app(SlowSlot()) as url, pytest.raises(EndpointError, match=r"no answer from .* within 0.3 s") as caught:
-        call(url, "decode", Z, timeout=0.3)
-    assert caught.value.status == 0
+def test_a_response_later_than_the_timeout_raises(call, delays):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts the connection
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(EndpointError, match=r"no answer from .* within 0.3 s") as caught:
+            call(url, "decode", Z, timeout=0.3)
+    assert (caught.value.status, delays) == (0, [])
 
 
-class SlowSlot:
-    """A slot whose model takes a second to decode."""
-
-    def __init__(self) -> None:
-        self.current, self.refused = self, None
-        self.info = SLOT.current.info
-
-    async def decode(self, z: np.ndarray) -> np.ndarray:
-        await asyncio.sleep(1)
-        return decoded(z)
-
-
-def test_an_unreachable_endpoint_and_a_bad_url_raise(call):
-    with pytest.raises(EndpointError, match="no endpoint answers at"):
+def test_an_unreachable_endpoint_is_tried_five_times(call, delays):
+    with pytest.raises(EndpointError, match=r"no endpoint answers at .*; start one with: zpoint serve"):
         call("http://127.0.0.1:9", "model")
+    assert delays == pytest.approx([0.2, 0.4, 0.8, 1.6])
+
+
+def test_a_bad_url_raises(call):
     for url in ("localhost:8000", "ftp://127.0.0.1", "", "http://[", "http://host:port"):
         with pytest.raises(EndpointError, match=r"."):
             call(url, "model")

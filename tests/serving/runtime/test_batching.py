@@ -2,12 +2,21 @@
 
 import asyncio
 import threading
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from serving.runtime import batching
 from serving.runtime.batching import Batcher, Overloaded
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Replace the module's clock by one that only a batch advances."""
+    fake = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(batching, "time", SimpleNamespace(perf_counter=lambda: fake.seconds))
+    return fake
 
 
 def double(items):
@@ -57,9 +66,9 @@ def test_a_failing_batch_fails_only_its_own_requests():
     np.testing.assert_array_equal(asyncio.run(run()), make_items(2) * 2)
 
 
-def test_requests_beyond_max_wait_are_refused_and_admitted_ones_are_answered():
+def test_requests_beyond_max_wait_are_refused_and_admitted_ones_are_answered(clock):
     def batch_fn(batch):
-        time.sleep(0.02 * len(batch))
+        clock.seconds += 0.02 * len(batch)
         return double(batch)
 
     async def run():
@@ -72,22 +81,40 @@ def test_requests_beyond_max_wait_are_refused_and_admitted_ones_are_answered():
     results = asyncio.run(run())
     refused = [result for result in results if isinstance(result, Overloaded)]
     answered = [(seed, result) for seed, result in enumerate(results) if isinstance(result, np.ndarray)]
-    assert len(refused) + len(answered) == 40
-    assert 20 < len(refused) < 39
-    assert all(1 <= error.retry_after_s <= 30 for error in refused)
+    assert (len(refused), len(answered)) == (33, 7)  # 25 items take 0.5 s
     for seed, result in answered:
         np.testing.assert_array_equal(result, make_items(4, seed) * 2)
 
 
-def test_one_slow_item_after_full_batches_refuses_no_request():
+@pytest.mark.parametrize(("n", "wait_s", "retry_after_s"), [(11, 11, 1), (25, 25, 15), (100, 100, 30)])
+def test_refused_request_may_retry_once_the_wait_is_short_enough(clock, n, wait_s, retry_after_s):
+    def batch_fn(batch):
+        clock.seconds += len(batch)
+        return double(batch)
+
+    async def run():
+        batcher = Batcher("decode", batch_fn, max_wait_s=10)
+        await batcher(make_items(2))  # 1 s per item
+        admitted = asyncio.ensure_future(batcher(make_items(n)))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match=f"server overloaded; retry after {retry_after_s} s") as refused:
+            await batcher(make_items(1))
+        await admitted
+        return refused.value.retry_after_s
+
+    assert asyncio.run(run()) == pytest.approx(min(30, wait_s - 10))
+
+
+def test_one_slow_item_after_full_batches_refuses_no_request(clock):
     """A busy moment of the machine is no overload: per item, the full batches of a rush are far faster."""
     first_single = True
 
     def batch_fn(batch):
         nonlocal first_single
+        clock.seconds += 0.0001 * len(batch)
         if len(batch) == 1 and first_single:
             first_single = False
-            time.sleep(0.5)
+            clock.seconds += 0.5
         return double(batch)
 
     async def run():
@@ -108,7 +135,6 @@ def test_a_cancelled_request_leaves_nothing_in_the_queue():
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        await asyncio.sleep(0.1)
         return await batcher(make_items(2))
 
     np.testing.assert_array_equal(asyncio.run(run()), make_items(2) * 2)

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -56,18 +55,21 @@ def test_haproxy_statistics_listen_on_loopback(template):
     assert haproxy.listen_on_loopback(edited) == edited
 
 
-def test_haproxy_ends_with_its_parent(tmp_path):
+def test_haproxy_ends_with_its_parent(tmp_path, wait_until):
     script = haproxy.write_wrapper(tmp_path, "/bin/sleep")
-    start = f"print(subprocess.Popen([{str(script)!r}, '60']).pid, flush=True)"
-    code = f"import subprocess, time; {start}; time.sleep(60)"
+    start = f"print(subprocess.Popen([{str(script)!r}, '600']).pid, flush=True)"
+    code = f"import subprocess, time; {start}; time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        deadline = time.monotonic() + 5
-        while b"sleep" not in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0]:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: b"sleep" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0])
         os.kill(parent.pid, signal.SIGKILL)
-    while Path(f"/proc/{child}/stat").exists() and Path(f"/proc/{child}/stat").read_text().split()[2] != "Z":
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: has_ended(child))
+
+
+def has_ended(pid):
+    """Return true if the process is gone or a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
