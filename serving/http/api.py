@@ -14,9 +14,10 @@
 | GET /, /static/NAME | | the web page |
 
 z: JSON {"z": [[...], ...]} or .npy float (n, z_dim). Images in requests: an image file (PNG, JPEG, WebP), .npy uint8
-(n, H, W, 1 or 3) or JSON {"images": ["base64 of an image file", ...]}; they are cropped to squares and resized. Options
-stand in the JSON beside z or images, and for other bodies in the URL's query, whose other keys are parameters of the
-task: `?task=denoise&sigma=0.4&seed=1`. Images in responses, by Accept: image/png (default), image/jpeg, image/webp (a
+(n, H, W, 1 or 3) or JSON {"images": ["base64 of an image file", ...]}; they are cropped to squares and resized. A body
+without a content type is recognised by its content. Options stand in the JSON beside z or images, or in the URL's
+query, whose other keys are parameters of the task or sampler: `?task=denoise&sigma=0.4&seed=1`. An option that is
+unknown or stands in both is refused. Images in responses, by Accept: image/png (default), image/jpeg, image/webp (a
 grid of several), application/zip (PNGs), application/x-npy (uint8 (n, size, size, channels)) or application/json
 {"model": "name/version", "images": ["base64 PNG", ...], ...}. z, by Accept: application/json {"model", "z"} or .npy.
 
@@ -29,11 +30,10 @@ import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from fastapi import APIRouter, FastAPI, Query, Request, Security
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter, FastAPI, Request, Security
 from fastapi.responses import PlainTextResponse, Response
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -41,7 +41,19 @@ from starlette.exceptions import HTTPException
 
 from aecore.config import TASKS
 from serving.http import operations, schemas
-from serving.http.decoding import IMAGE_FILES, JSON, NPY, Limits, TooLarge, load_json, parse_body
+from serving.http.decoding import (
+    ANY_IMAGE,
+    IMAGE_FILES,
+    JSON,
+    NPY,
+    PNG,
+    Limits,
+    TooLarge,
+    canonical_media_type,
+    detect_media_type,
+    load_json,
+    parse_body,
+)
 from serving.http.encoding import (
     ARRAY_RESPONSES,
     IMAGE_RESPONSES,
@@ -75,7 +87,6 @@ def create_app(
     app.state.slot, app.state.limits, app.state.metrics = slot, limits or Limits(), metrics or EndpointMetrics()
     app.add_middleware(GatewayMiddleware, slot=slot, token=token, limits=app.state.limits, metrics=app.state.metrics)
     app.add_exception_handler(HTTPException, _http_problem)
-    app.add_exception_handler(RequestValidationError, _query_problem)
     app.add_exception_handler(Overloaded, _overloaded_problem)
     # The middleware checks the token; this only tells Swagger UI to ask for one.
     app.include_router(v1, dependencies=[Security(HTTPBearer(auto_error=False))] if token else [])
@@ -88,7 +99,7 @@ def create_app(
     "/v1/decode",
     response_class=Response,
     responses=schemas.image_responses(schemas.ImagesResponse),
-    openapi_extra=schemas.request_body(schemas.DecodeRequest, NPY),
+    openapi_extra=schemas.request_inputs(schemas.DecodeRequest, NPY),
 )
 async def decode(request: Request) -> Response:
     """Decode z-points to images."""
@@ -102,7 +113,7 @@ async def decode(request: Request) -> Response:
     "/v1/sample",
     response_class=Response,
     responses=schemas.image_responses(schemas.SampleResponse),
-    openapi_extra=schemas.request_body(schemas.SampleRequest),
+    openapi_extra=schemas.request_inputs(schemas.SampleRequest, options=schemas.SampleRequest, required=False),
 )
 async def sample(request: Request) -> Response:
     """Draw z-points with a sampler and decode them."""
@@ -111,7 +122,7 @@ async def sample(request: Request) -> Response:
     _check_content_type(request, JSON)
     body = await _read_body(request, MAX_INLINE_BYTES, "a sampler, n, seed and parameters")
     with _client_errors():
-        options = schemas.validate(schemas.SampleRequest, load_json(body))
+        options = _merge_options(request, schemas.SampleRequest, load_json(body or b"{}"))
         request.app.state.limits.check_option("n", options.n, model.info.image)
         seed = _choose_seed(options.seed)
         z = await asyncio.to_thread(operations.sample_z, options, model.info.latents, seed)
@@ -127,7 +138,7 @@ async def sample(request: Request) -> Response:
         model=schemas.EncodeResponse,
         media_types=(NPY,),
     ),
-    openapi_extra=schemas.request_body(schemas.EncodeRequest, NPY, *IMAGE_FILES),
+    openapi_extra=schemas.request_inputs(schemas.EncodeRequest, NPY, *IMAGE_FILES),
 )
 async def encode(request: Request) -> Response:
     """Encode images to z-points: the means of q(z|x)."""
@@ -143,14 +154,15 @@ async def encode(request: Request) -> Response:
     "/v1/reconstruct",
     response_class=Response,
     responses=schemas.image_responses(schemas.ReconstructResponse),
-    openapi_extra=schemas.request_body(schemas.ReconstructRequest, NPY, *IMAGE_FILES),
+    openapi_extra=schemas.request_inputs(
+        schemas.ReconstructRequest, NPY, *IMAGE_FILES, options=schemas.ReconstructOptions
+    ),
 )
-async def reconstruct(request: Request, query: Annotated[schemas.ReconstructQuery, Query()]) -> Response:
-    """Corrupt images as a task does in training, encode and decode them. The query is for bodies other than JSON."""
+async def reconstruct(request: Request) -> Response:
+    """Corrupt images as a task does in training, encode and decode them."""
     model: ServedModel = request.state.model
     media_type = _accepted_media_type(request, IMAGE_RESPONSES)
-    query_options = {"task": query.task, "seed": query.seed, "parameters": query.model_extra}
-    images, options = await _read_input(request, ("images",), schemas.ReconstructOptions, query_options)
+    images, options = await _read_input(request, ("images",), schemas.ReconstructOptions)
     seed = _choose_seed(options.seed)
     with _client_errors():
         task = operations.resolve_task(options)
@@ -164,13 +176,15 @@ async def reconstruct(request: Request, query: Annotated[schemas.ReconstructQuer
     "/v1/interpolate",
     response_class=Response,
     responses=schemas.image_responses(schemas.InterpolateResponse),
-    openapi_extra=schemas.request_body(schemas.InterpolateZRequest | schemas.InterpolateImagesRequest, NPY),
+    openapi_extra=schemas.request_inputs(
+        schemas.InterpolateZRequest | schemas.InterpolateImagesRequest, NPY, options=schemas.InterpolateOptions
+    ),
 )
-async def interpolate(request: Request, query: Annotated[schemas.InterpolateOptions, Query()]) -> Response:
-    """Decode evenly spaced z-points from one z-point or image to another. The query is for bodies other than JSON."""
+async def interpolate(request: Request) -> Response:
+    """Decode evenly spaced z-points from one z-point or image to another."""
     model: ServedModel = request.state.model
     media_type = _accepted_media_type(request, IMAGE_RESPONSES)
-    ends, options = await _read_input(request, ("z", "images"), schemas.InterpolateOptions, query.model_dump())
+    ends, options = await _read_input(request, ("z", "images"), schemas.InterpolateOptions)
     with _client_errors():
         if len(ends) != 2:
             raise ValueError(f"{len(ends)} z-points or images: interpolation needs two")
@@ -182,9 +196,11 @@ async def interpolate(request: Request, query: Annotated[schemas.InterpolateOpti
     return await _images_response(model, await model.decode(z), media_type, {"z": z})
 
 
-@v1.get("/v1/model", responses=schemas.responses("the served model", 401))
+@v1.get("/v1/model", responses=schemas.responses("the served model", 401, 422))
 def get_model(request: Request) -> schemas.ModelResponse:  # not async: FastAPI runs it in a thread
     """Return the served model: version, run, recipe, image, metrics, samplers, tasks, paths, latents, limits."""
+    with _client_errors():
+        _merge_options(request, schemas.Options, {})
     info, limits = request.state.model.info, request.app.state.limits
     fields = {key: getattr(info, key) for key in ("name", "version", "alias", "run_id", "recipe", "z_dim", "image")}
     return schemas.ModelResponse(
@@ -221,13 +237,8 @@ async def get_metrics(request: Request) -> Response:
     return Response(request.app.state.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _read_input(
-    request: Request, keys: tuple[str, ...], options_model: type[O], query_options: Mapping[str, Any] | None = None
-) -> tuple[np.ndarray, O]:
-    """Return the body's z-points or images (`keys`) and its options.
-
-    The options stand in a JSON body; for another one they are `query_options`, by default the URL's query.
-    """
+async def _read_input(request: Request, keys: tuple[str, ...], options_model: type[O]) -> tuple[np.ndarray, O]:
+    """Return the body's z-points or images (`keys`), and the options of the URL's query and a JSON body."""
     limits: Limits = request.app.state.limits
     info = request.state.model.info
     content_type = _check_content_type(request, *(IMAGE_FILES if "images" in keys else ()), JSON, NPY)
@@ -235,24 +246,36 @@ async def _read_input(
     body = await _read_body(request, limits.max_body_bytes, allowed)
 
     def parse() -> tuple[np.ndarray, O]:
-        array, options = parse_body(body, content_type, keys, info.image, info.z_dim, limits)
-        if content_type != JSON:
-            options = request.query_params if query_options is None else query_options
-        return array, schemas.validate(options_model, dict(options))
+        media_type = content_type or detect_media_type(body)
+        array, options = parse_body(body, media_type, keys, info.image, info.z_dim, limits)
+        return array, _merge_options(request, options_model, options)
 
     with _client_errors():
         # Image files go to a thread whatever their size: a few bytes may decode to many pixels.
         return await (_run(len(body), parse) if keys == ("z",) else asyncio.to_thread(parse))
 
 
+def _merge_options(request: Request, model: type[O], body_options: Any) -> O:
+    # Starlette takes 10 us to parse an empty query.
+    query = request.query_params.multi_items() if request.scope["query_string"] else []
+    return schemas.merge_options(model, query, body_options)
+
+
 def _check_content_type(request: Request, *allowed: str) -> str:
-    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if content_type not in allowed:
-        raise HTTPException(415, f"unsupported content-type '{content_type[:100]}': send {' or '.join(allowed)}")
+    """Return the media type of the body, an empty string if the content must tell. Raises HTTPException 415."""
+    content_type = canonical_media_type(request.headers.get("content-type", ""))
+    if content_type in ("", "application/octet-stream"):
+        return ""
+    if content_type not in allowed and not (content_type == ANY_IMAGE and PNG in allowed):
+        raise HTTPException(415, f"unsupported content type '{content_type[:100]}': send {' or '.join(allowed)}")
     return content_type
 
 
 async def _read_body(request: Request, max_bytes: int, allowed: str) -> bytes:
+    content_encoding = ", ".join(request.headers.getlist("content-encoding")).lower()
+    if content_encoding not in ("", "identity"):
+        detail = f"unsupported content encoding '{content_encoding[:100]}': send the body without one"
+        raise HTTPException(415, detail, {"Accept-Encoding": "identity"})
     too_large = HTTPException(413, f"the body is larger than {max_bytes} bytes: one request takes {allowed}")
     content_length = request.headers.get("content-length", "")
     if content_length.isascii() and content_length.isdigit() and int(content_length) > max_bytes:
@@ -272,7 +295,7 @@ async def _read_body(request: Request, max_bytes: int, allowed: str) -> bytes:
 
 def _accepted_media_type(request: Request, media_types: tuple[str, ...]) -> str:
     try:
-        return negotiate_media_type(request.headers.get("accept", ""), media_types)
+        return negotiate_media_type(",".join(request.headers.getlist("accept")), media_types)
     except ValueError as error:
         raise HTTPException(406, str(error)) from None
 
@@ -307,14 +330,15 @@ def _client_errors() -> Iterator[None]:
         raise HTTPException(422, str(error)) from None
 
 
-async def _http_problem(_: Request, error: Exception) -> Response:
+async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        allowed = set((error.headers or {"Allow": "GET"})["Allow"].split(", "))
+        headers = {"Allow": ", ".join(sorted(allowed | {"OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())))}
+        if request.method == "OPTIONS":  # no header grants other origins access, so a browser refuses them
+            return Response(status_code=204, headers=headers)
+        return problem_response(405, f"{request.method} is not allowed here: use {headers['Allow']}", headers)
     return problem_response(error.status_code, error.detail, error.headers)
-
-
-async def _query_problem(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return problem_response(422, schemas.summarize([{**e, "loc": e["loc"][1:]} for e in error.errors()]))
 
 
 async def _overloaded_problem(_: Request, error: Exception) -> Response:

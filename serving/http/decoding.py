@@ -5,15 +5,17 @@ a body's content is checked before anything is allocated for it, so a refused re
 allowed one.
 """
 
-import base64
 import binascii
 import io
 import json
 import math
+import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from PIL import Image
@@ -25,6 +27,14 @@ PNG, JPEG, WEBP = "image/png", "image/jpeg", "image/webp"
 NPY, JSON, ZIP = "application/x-npy", "application/json", "application/zip"
 IMAGE_FILES = (PNG, JPEG, WEBP)
 PILLOW_FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow starts external programs for some of its other formats
+ANY_IMAGE = "image/*"
+MEDIA_TYPE_ALIASES = {  # names that clients use beside the registered ones
+    "image/jpg": JPEG, "image/pjpeg": JPEG, "image/x-png": PNG, "image/x-webp": WEBP,
+    "application/npy": NPY, "application/numpy": NPY, "application/x-numpy": NPY, "application/vnd.numpy": NPY,
+    "text/json": JSON, "text/x-json": JSON, "application/x-json": JSON,
+    "application/x-zip": ZIP, "application/x-zip-compressed": ZIP,
+}  # fmt: skip
+BASE64URL_TO_BASE64 = bytes.maketrans(b"-_", b"+/")
 
 
 class TooLarge(ValueError):
@@ -67,7 +77,7 @@ def parse_body(
     The array holds z-points, float32 (n, z_dim), all finite, or images, uint8 (n, size, size, channels), cropped and
     resized to the model's `image`. `keys` are the allowed kinds: "z", "images" or both. `content_type` is JSON
     (`{"z": [[...], ...]}` or `{"images": ["base64 of an image file", ...]}`), NPY (floats (n, z_dim) or uint8
-    (n, H, W, 1 or 3)) or the type of an image file. Nothing is unpickled. Raises ValueError for any other body,
+    (n, H, W, 1 or 3)); any other is an image file. Nothing is unpickled. Raises ValueError for any other body,
     TooLarge for one beyond `limits`.
     """
     max_points = limits.max_points_of(image)
@@ -88,6 +98,19 @@ def parse_body(
     if present == ["z"]:
         return z_from_lists(value["z"], z_dim, max_points), options
     return images_from_base64(value["images"], image, limits), options
+
+
+def canonical_media_type(header: str) -> str:
+    """Return the media type of a Content-Type header in lower case, without parameters, by its registered name."""
+    media_type = header.partition(";")[0].strip().lower()
+    return MEDIA_TYPE_ALIASES.get(media_type, media_type)
+
+
+def detect_media_type(body: bytes) -> str:
+    """Return NPY, or ANY_IMAGE for PNG, JPEG and WebP, by the first bytes of `body`; JSON for any other."""
+    if body.startswith(b"\x93NUMPY"):
+        return NPY
+    return ANY_IMAGE if re.match(rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP", body, re.DOTALL) else JSON
 
 
 def check_json_size(body: bytes, z_dim: int, max_points: int) -> None:
@@ -125,11 +148,18 @@ def to_finite_float32(z: np.ndarray) -> np.ndarray:
 def load_json(body: bytes) -> object:
     """Return the value of a JSON text. Raises ValueError if it is invalid."""
     try:
-        return json.loads(body)
+        return json.loads(body, object_pairs_hook=_unique_keys)
     except RecursionError:
         raise ValueError("the body is JSON nested too deeply") from None
     except ValueError as error:  # invalid JSON or UTF-8, or an integer of thousands of digits
         raise ValueError(f"the body is not JSON: {error}") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError(f"duplicate key '{Counter(name for name, _ in pairs).most_common(1)[0][0][:50]}'")
+    return value
 
 
 class NpyHeader(NamedTuple):
@@ -196,10 +226,25 @@ def images_from_base64(value: object, image: ImageShape, limits: Limits) -> np.n
     files = []
     for index, text in enumerate(value):
         try:
-            files.append(base64.b64decode(text.rpartition("base64,")[2], validate=True))  # accepts data: URLs too
-        except (binascii.Error, ValueError):
+            files.append(decode_base64(text))
+        except ValueError:
             raise ValueError(f"images[{index}] is not base64") from None
     return decode_image_files(files, image, limits)
+
+
+def decode_base64(text: str) -> bytes:
+    """Decode base64 or base64url (RFC 4648), padded or not, with or without line breaks, or a data: URL (RFC 2397).
+
+    Raises ValueError for another text.
+    """
+    data = text.encode("ascii")
+    if data[:5].lower() == b"data:":
+        header, comma, data = data.partition(b",")
+        if not (comma and header.lower().endswith(b";base64")):
+            raise ValueError("the data: URL is not in base64")
+        data = unquote_to_bytes(data)
+    data = data.translate(BASE64URL_TO_BASE64, b" \t\r\n").rstrip(b"=")
+    return binascii.a2b_base64(data + b"=" * (-len(data) % 4), strict_mode=True)
 
 
 def decode_image_files(files: list[bytes], image: ImageShape, limits: Limits) -> np.ndarray:

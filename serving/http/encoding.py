@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from serving.http.decoding import JPEG, JSON, NPY, PNG, WEBP, ZIP
+from serving.http.decoding import JPEG, JSON, MEDIA_TYPE_ALIASES, NPY, PNG, WEBP, ZIP
 
 IMAGE_RESPONSES = (PNG, JPEG, WEBP, ZIP, NPY, JSON)
 ARRAY_RESPONSES = (JSON, NPY)
@@ -29,6 +29,7 @@ def negotiate_media_type(accept: str, media_types: tuple[str, ...] = IMAGE_RESPO
     q_by_range: dict[str, float] = {}
     for media_range in (accept or "*/*").lower().split(","):
         name, *parameters = (text.strip() for text in media_range.split(";"))
+        name = MEDIA_TYPE_ALIASES.get(name, name)
         weights = [p.removeprefix("q=") for p in parameters if p.startswith("q=")]
         try:
             q_by_range[name] = float(weights[0]) if weights else 1.0

@@ -50,6 +50,9 @@ class GatewayMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        is_head = scope["method"] == "HEAD"
+        if is_head:  # every GET route answers it; RFC 9110, 9.3.2: the same headers without the content
+            scope = {**scope, "method": "GET"}
         model, status, body_bytes, start = self._slot.current, 0, 0, time.perf_counter()
         scope["state"] = {"model": model}
         headers = [(b"x-zpoint-model", model.info.label.encode()), (b"x-content-type-options", b"nosniff")]
@@ -69,6 +72,8 @@ class GatewayMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *headers]
+            elif is_head:
+                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -103,7 +108,8 @@ class GatewayMiddleware:
         authorization = headers.get(b"authorization")
         if authorization is None:
             is_public = scope["path"] in PUBLIC_PATHS or scope["path"].startswith(STATIC_PREFIX)
-            return None if is_public else UNAUTHORIZED
+            # A browser's preflight has no token either, and gets the route's methods alone.
+            return None if is_public or scope["method"] == "OPTIONS" else UNAUTHORIZED
         auth_scheme, _, token = authorization.partition(b" ")
         is_valid = hmac.compare_digest(token.strip(), self._token) and auth_scheme.lower() == b"bearer"
         return None if is_valid else UNAUTHORIZED

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -52,11 +53,7 @@ def sample_z(request: SampleRequest, latents: LatentStats, seed: int) -> np.ndar
     name, parameters = request.sampler, request.parameters
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler '{name[:50]}': use one of {', '.join(SAMPLERS)}")
-    allowed = sampler_parameters(name)
-    if unknown := set(parameters) - set(allowed):
-        raise ValueError(
-            f"{name} takes {', '.join(allowed) or 'no parameters'}, not {', '.join(sorted(unknown))[:100]}"
-        )
+    _check_names(name, sampler_parameters(name), parameters)
     if not all(map(math.isfinite, parameters.values())):
         raise ValueError("parameters must be finite numbers")
     z = sample(name, request.n, latents, seed, **parameters).numpy()
@@ -69,10 +66,18 @@ def resolve_task(options: ReconstructOptions) -> Section:
     """Return the task and its parameters as the section of a recipe. Raises ValueError if one is invalid."""
     if options.task not in TASKS:
         raise ValueError(f"unknown task '{options.task[:50]}': use one of {', '.join(TASKS)}")
+    _check_names(options.task, task_parameters(options.task), options.parameters)
     try:
         return validate(TASKS[options.task], {**options.parameters, "kind": options.task})
     except ValueError as error:
         raise ValueError(f"task {options.task}: {error}") from None
+
+
+def _check_names(owner: str, allowed: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    """Raise ValueError if a sampler or task, `owner`, lacks one of the `parameters`."""
+    if unknown := parameters.keys() - allowed.keys():
+        names = ", ".join(sorted(unknown))[:100]
+        raise ValueError(f"{owner} takes {', '.join(allowed) or 'no parameters'}, not {names}")
 
 
 def corrupt_images(task: Section, images: np.ndarray, seed: int) -> np.ndarray:

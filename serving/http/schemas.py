@@ -1,10 +1,11 @@
 """Pydantic models of requests and responses, from which FastAPI makes /openapi.json.
 
-FastAPI parses only the URL's query with them. It would read a POST body whole, whatever its size, and parse it on the
-event loop: serving.http.api reads bodies itself, bounded, and validates their options with the models below. So the
-bodies enter the OpenAPI through `request_body`, which FastAPI documents as `openapi_extra`.
+FastAPI parses no request with them. It would read a POST body whole, whatever its size, and parse it on the event loop:
+serving.http.api reads bodies itself, bounded, and `merge_options` joins their options with the URL's query. So both
+enter the OpenAPI through `request_inputs`, which FastAPI documents as `openapi_extra`.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -48,15 +49,6 @@ class SampleRequest(Options):
 
 class EncodeRequest(Options):
     images: ImageFiles
-
-
-class ReconstructQuery(BaseModel):
-    """Options in the URL's query. All other keys are parameters of the task: `?task=denoise&sigma=0.4&seed=1`."""
-
-    model_config = ConfigDict(extra="allow")
-
-    task: str = Field(default="reconstruct", description=f"one of {', '.join(TASKS)}; its parameters are keys too")
-    seed: Seed = None
 
 
 class ReconstructOptions(Options):
@@ -162,12 +154,38 @@ class Problem(BaseModel):
 T = TypeVar("T", bound=BaseModel)
 
 
-def validate(model: type[T], values: object) -> T:
-    """Return `values` as a `model`. Raises ValueError, one line with every invalid key."""
+def validate(model: type[T], values: object, *, strings: bool = False) -> T:
+    """Return `values`, or their `strings`, as a `model`. Raises ValueError, one line with every invalid key."""
     try:
-        return model.model_validate(values)
+        return model.model_validate_strings(values) if strings else model.model_validate(values)
     except ValidationError as error:
         raise ValueError(summarize(error.errors())) from None
+
+
+def merge_options(model: type[T], query: Sequence[tuple[str, str]], body: Any) -> T:
+    """Return the options of a request: keys of the URL's query, and of the JSON body.
+
+    If the model has `parameters`, they are keys of their own in the query: `?task=denoise&sigma=0.4`. Raises ValueError
+    that names an option which is unknown, invalid, or given twice.
+    """
+    options = validate(model, body)
+    if not query:
+        return options
+    repeated = [f"'{name}' is given {n} times" for name, n in Counter(name for name, _ in query).items() if n > 1]
+    if repeated:
+        raise ValueError(f"{'; '.join(repeated)[:400]}: give it once")
+    names = model.model_fields.keys() - {"parameters"}
+    values: dict[str, Any] = {name: value for name, value in query if name in names}
+    rest = {name: value for name, value in query if name not in names}
+    has_parameters, parameters = "parameters" in model.model_fields, getattr(options, "parameters", {})
+    values |= {"parameters": rest} if has_parameters else rest  # which are unknown then
+    in_both = (values.keys() & body.keys() - {"parameters"}) | (rest.keys() & parameters.keys())
+    if in_both:
+        raise ValueError(f"{', '.join(sorted(in_both))[:400]}: in the query and in the JSON body; give it in one")
+    merged = validate(model, values, strings=True).model_dump(include=set(values))
+    if has_parameters:
+        merged["parameters"] = parameters | merged["parameters"]
+    return options.model_copy(update=merged)
 
 
 def summarize(errors: Sequence[Any]) -> str:
@@ -205,11 +223,18 @@ def image_responses(json_model: type[BaseModel]) -> dict[int | str, dict[str, An
     return responses(description, *POST_ERRORS, model=json_model, media_types=media_types)
 
 
-def request_body(json_model: Any, *media_types: str) -> dict[str, Any]:
-    """Return FastAPI's `openapi_extra` of a route whose body is a JSON `json_model` or one of binary `media_types`."""
+def request_inputs(
+    json_model: Any, *media_types: str, options: type[Options] = Options, required: bool = True
+) -> dict[str, Any]:
+    """Return FastAPI's `openapi_extra` of a route that takes a JSON `json_model` or one of binary `media_types`.
+
+    The keys of `options` may stand in the URL's query instead.
+    """
     schema = TypeAdapter(json_model).json_schema()
     content = {JSON: {"schema": _inline(schema)}, **_binary(media_types)}
-    return {"requestBody": {"required": True, "content": content}}
+    keys = options.model_json_schema().get("properties", {})
+    query = [{"name": name, "in": "query", "schema": key, "required": False} for name, key in keys.items()]
+    return {"requestBody": {"required": required, "content": content}} | ({"parameters": query} if query else {})
 
 
 def _inline(schema: dict[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,8 @@ def test_max_points_shrinks_with_the_image_size():
 
 
 def test_unsupported_content_type_accept_method_and_path():
-    is_problem(make_client().post("/v1/decode", content=b"{}"), 415, "send application/json or application/x-npy")
+    response = make_client().post("/v1/decode", content=b"{}", headers={"content-type": "text/plain"})
+    is_problem(response, 415, "send application/json or application/x-npy")
     is_problem(make_client().post("/v1/sample", content=b"", headers={"content-type": NPY}), 415)
     is_problem(post_decode(make_client(), make_z(1), "text/html"), 406, "image/png")
     is_problem(make_client().get("/v1/decode"), 405)

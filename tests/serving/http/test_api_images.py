@@ -177,7 +177,7 @@ def test_metrics_count_requests_by_route_and_status():
         post_decode(http, make_z(n))
     http.get("/nothing/made/up")
     http.get("/static/app.js")
-    http.post("/v1/decode", content=b"{}")
+    http.post("/v1/decode", content=b"{}", headers={"content-type": "text/plain"})
     response = http.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
     lines = response.text.splitlines()

@@ -1,0 +1,334 @@
+"""The forms in which HTTP clients send one request: options, content types, encodings, HEAD, OPTIONS, base64."""
+
+import base64
+import gzip
+import json
+from urllib.parse import quote, urlencode
+
+import numpy as np
+import pytest
+
+from serving.http.decoding import JPEG, JSON, NPY, PNG, WEBP, ZIP
+from serving.http.encoding import encode_npy
+from tests.serving.app_client import is_problem, make_client, make_image_file, make_z, read_npy
+
+HTTP = make_client()
+DOCUMENT = HTTP.get("/openapi.json").json()
+V1_ROUTES = [
+    (method, path) for path, methods in DOCUMENT["paths"].items() for method in methods if path.startswith("/v1/")
+]
+IMAGE_FILE = make_image_file()
+BASE64 = base64.b64encode(IMAGE_FILE).decode()
+# A valid JSON body of each POST route, without options.
+BODIES = {
+    "/v1/decode": {"z": make_z(1).tolist()},
+    "/v1/sample": {},
+    "/v1/encode": {"images": [BASE64]},
+    "/v1/reconstruct": {"images": [BASE64]},
+    "/v1/interpolate": {"z": make_z(2).tolist()},
+}
+# (route, its options in the query, the same options in the body)
+OPTIONS = [
+    ("/v1/sample", {"n": 3, "seed": 1}, {"n": 3, "seed": 1}),
+    ("/v1/sample", {"sampler": "sphere", "n": 2, "seed": 4}, {"sampler": "sphere", "n": 2, "seed": 4}),
+    (
+        "/v1/sample",
+        {"sampler": "cube", "seed": 2, "boundary": 3},
+        {"sampler": "cube", "seed": 2, "parameters": {"boundary": 3}},
+    ),
+    (
+        "/v1/reconstruct",
+        {"task": "denoise", "sigma": 50, "seed": 1},
+        {"task": "denoise", "parameters": {"sigma": 50}, "seed": 1},
+    ),
+    (
+        "/v1/reconstruct",
+        {"task": "drop", "keep": 0.1, "fill": "gray", "seed": 2},
+        {"task": "drop", "parameters": {"keep": 0.1, "fill": "gray"}, "seed": 2},
+    ),
+    ("/v1/interpolate", {"steps": 4}, {"steps": 4}),
+    ("/v1/interpolate", {"steps": 3, "path": "spherical"}, {"steps": 3, "path": "spherical"}),
+]
+
+
+def post(path, body, query=None, **headers):
+    """Return the response to a JSON `body`; the query is a dict or a list of pairs."""
+    url = f"{path}?{urlencode(query)}" if query else path
+    return HTTP.post(url, content=json.dumps(body), headers={"content-type": JSON, "accept": NPY, **headers})
+
+
+def test_each_post_route_has_a_case():
+    assert {path for method, path in V1_ROUTES if method == "post"} == set(BODIES)
+
+
+@pytest.mark.parametrize(("path", "query", "options"), OPTIONS)
+def test_options_in_the_query_have_the_effect_of_those_in_the_body(path, query, options):
+    expected = post(path, {**BODIES[path], **options})
+    assert expected.status_code == 200, expected.text
+    assert post(path, BODIES[path], query).content == expected.content
+    plain = post(path, {**BODIES[path], "seed": query["seed"]} if "seed" in query else BODIES[path])
+    assert plain.content != expected.content
+
+
+@pytest.mark.parametrize(("path", "query", "options"), OPTIONS)
+def test_an_option_in_the_query_and_in_the_body_is_refused(path, query, options):
+    for name, value in query.items():
+        is_problem(post(path, {**BODIES[path], **options}, {name: value}), 422, name)
+
+
+def test_options_may_be_split_between_query_and_body():
+    whole = post("/v1/reconstruct", {"images": [BASE64], "task": "denoise", "parameters": {"sigma": 2}, "seed": 1})
+    split = post("/v1/reconstruct", {"images": [BASE64], "parameters": {"sigma": 2}}, {"task": "denoise", "seed": 1})
+    assert split.content == whole.content
+
+
+@pytest.mark.parametrize(("method", "path"), V1_ROUTES)
+@pytest.mark.parametrize("name", ["format", "radius", "model", "batch_size", "kind"])
+def test_an_unknown_option_is_refused_by_each_route(method, path, name):
+    if method == "get":
+        is_problem(HTTP.get(f"{path}?{name}=1"), 422, name)
+        return
+    is_problem(post(path, BODIES[path], {name: 1}), 422, name)
+    is_problem(post(path, {**BODIES[path], name: 1}), 422, name)
+    npy = encode_npy(make_z(2) if "z" in BODIES[path] else np.zeros((1, 8, 8, 3), np.uint8))
+    if path != "/v1/sample":
+        is_problem(HTTP.post(f"{path}?{name}=1", content=npy, headers={"content-type": NPY}), 422, name)
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "options", "name"),
+    [
+        ("/v1/sample", {"n": 0}, {}, "n"),
+        ("/v1/sample", {"n": "many"}, {}, "n"),
+        ("/v1/sample", {"seed": ""}, {}, "seed"),
+        ("/v1/sample", {"boundary": 3}, {}, "boundary"),  # the default sampler, normal, has none
+        ("/v1/sample", {"sampler": "sphere", "temperature": 2}, {"sampler": "cube"}, "sampler"),
+        ("/v1/sample", {"parameters": '{"boundary": 3}'}, {}, "parameters"),
+        ("/v1/reconstruct", {"sigma": 50}, {}, "sigma"),  # the default task, reconstruct, has none
+        ("/v1/reconstruct", {"task": "drop"}, {"parameters": {"sigma": 1}}, "sigma"),
+        ("/v1/reconstruct", {"task": "denoise", "kind": "drop"}, {}, "kind"),
+        ("/v1/reconstruct", {}, {"task": "denoise", "parameters": {"kind": "drop"}}, "kind"),
+        ("/v1/reconstruct", {"task": "denoise", "sigma": "loud"}, {}, "sigma"),
+        ("/v1/interpolate", {"steps": 1}, {}, "steps"),
+        ("/v1/interpolate", {"seed": 1}, {}, "seed"),
+    ],
+)
+def test_invalid_and_contradicting_options_are_named(path, query, options, name):
+    is_problem(post(path, {**BODIES[path], **options}, query), 422, name)
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("/v1/sample", [("n", 1), ("n", 4)]),
+        ("/v1/sample", [("sampler", "cube"), ("boundary", 1), ("boundary", 3)]),
+        ("/v1/reconstruct", [("task", "drop"), ("task", "denoise")]),
+        ("/v1/reconstruct", [("task", "denoise"), ("sigma", 1), ("sigma", 2)]),
+        ("/v1/interpolate", [("steps", 3), ("steps", 3)]),
+    ],
+)
+def test_a_repeated_key_of_the_query_is_refused(path, query):
+    is_problem(post(path, BODIES[path], query), 422, f"'{query[-1][0]}' is given 2 times")
+
+
+def test_a_repeated_key_of_a_json_body_is_refused():
+    for body in (b'{"n": 1, "n": 4}', b'{"parameters": {"temperature": 1, "temperature": 2}}'):
+        response = HTTP.post("/v1/sample", content=body, headers={"content-type": JSON})
+        is_problem(response, 422, "duplicate key")
+
+
+def test_sample_needs_no_body():
+    expected = post("/v1/sample", {"n": 3, "seed": 1}).content
+    assert HTTP.post("/v1/sample?n=3&seed=1", headers={"accept": NPY}).content == expected
+    typed = HTTP.post("/v1/sample?n=3&seed=1", headers={"accept": NPY, "content-type": JSON})
+    assert typed.content == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "parameter_names"),
+    [
+        ("/v1/sample", {"sampler", "n", "seed", "parameters"}),
+        ("/v1/reconstruct", {"task", "seed", "parameters"}),
+        ("/v1/interpolate", {"steps", "path"}),
+        ("/v1/decode", set()),
+        ("/v1/encode", set()),
+    ],
+)
+def test_the_openapi_lists_the_options_of_the_query(path, parameter_names):
+    operation = DOCUMENT["paths"][path]["post"]
+    assert {parameter["name"] for parameter in operation.get("parameters", [])} == parameter_names
+    assert operation["requestBody"]["required"] == (path != "/v1/sample")
+
+
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/readyz", "/v1/model", "/metrics", "/openapi.json", "/", "/docs", "/static/app.js"]
+)
+def test_head_has_the_headers_of_get_and_no_body(path):
+    response, expected = HTTP.head(path), HTTP.get(path)
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["content-type"] == expected.headers["content-type"]
+    if path != "/metrics":  # its length changes with each request
+        assert response.headers["content-length"] == str(len(expected.content))
+
+
+def test_head_of_other_paths_fails_as_get_does():
+    assert HTTP.head("/v1/decode").status_code == 405
+    assert HTTP.head("/nothing").status_code == 404
+    assert make_client(token="secret").head("/v1/model").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/v1/decode", {"POST"}),
+        ("/v1/sample", {"POST"}),
+        ("/v1/model", {"GET", "HEAD"}),
+        ("/healthz", {"GET", "HEAD"}),
+        ("/", {"GET", "HEAD"}),
+        ("/static/app.js", {"GET", "HEAD"}),
+    ],
+)
+def test_options_lists_the_methods_and_a_preflight_needs_no_token(path, methods):
+    preflight = {"origin": "https://other.example", "access-control-request-method": "POST"}
+    for http in (HTTP, make_client(token="secret")):
+        response = http.options(path, headers=preflight)
+        assert (response.status_code, response.content) == (204, b"")
+        assert set(response.headers["allow"].split(", ")) == methods | {"OPTIONS"}
+        assert not [name for name in response.headers if name.startswith("access-control-")]
+    is_problem(HTTP.options("/nothing"), 404)
+    refused = HTTP.delete(path)
+    is_problem(refused, 405)
+    assert set(refused.headers["allow"].split(", ")) == methods | {"OPTIONS"}
+
+
+FORMS = {  # a body and the media types under which clients send it
+    "npy": (
+        encode_npy(make_z(2)),
+        "/v1/decode",
+        [NPY, "application/x-numpy", "application/npy", "application/octet-stream", "", "APPLICATION/X-NPY"],
+    ),
+    "json": (
+        json.dumps({"z": make_z(2).tolist()}).encode(),
+        "/v1/decode",
+        [
+            JSON,
+            "application/json; charset=utf-8",
+            "text/json",
+            "Application/JSON;charset=UTF-8",
+            "application/octet-stream",
+            "",
+        ],
+    ),
+    "png": (IMAGE_FILE, "/v1/encode", [PNG, "image/x-png", "image/*", "application/octet-stream", ""]),
+    "jpeg": (
+        make_image_file(kind="JPEG"),
+        "/v1/encode",
+        [JPEG, "image/jpg", "image/pjpeg", "IMAGE/JPG", "application/octet-stream", ""],
+    ),
+    "webp": (make_image_file(kind="WEBP"), "/v1/encode", [WEBP, "image/x-webp", "application/octet-stream", ""]),
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "content_type"), [(form, content_type) for form, (*_, types) in FORMS.items() for content_type in types]
+)
+def test_aliases_of_media_types_and_bodies_without_one_are_accepted(form, content_type):
+    body, path, types = FORMS[form]
+    expected = HTTP.post(path, content=body, headers={"content-type": types[0], "accept": NPY})
+    headers = {"accept": NPY} | ({"content-type": content_type} if content_type else {})
+    response = HTTP.post(path, content=body, headers=headers)
+    assert response.status_code == 200, response.text
+    np.testing.assert_array_equal(read_npy(response.content), read_npy(expected.content))
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "multipart/form-data; boundary=x",
+        "application/x-www-form-urlencoded",
+        "image/gif",
+        "image/heic",
+        "text/plain",
+        "garbage",
+    ],
+)
+def test_another_media_type_is_a_415_that_names_it(content_type):
+    response = HTTP.post("/v1/encode", content=IMAGE_FILE, headers={"content-type": content_type})
+    is_problem(response, 415, content_type.partition(";")[0])
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "deflate", "zstd", "gzip, br", "x-gzip"])
+@pytest.mark.parametrize("path", BODIES)
+def test_an_encoded_body_is_a_415_that_names_the_encoding(path, encoding):
+    body = gzip.compress(json.dumps(BODIES[path]).encode())
+    response = HTTP.post(path, content=body, headers={"content-type": JSON, "content-encoding": encoding})
+    is_problem(response, 415, f"'{encoding.lower()}'")
+    assert response.headers["accept-encoding"] == "identity"
+    plain = post(path, BODIES[path], **{"content-encoding": "identity"})
+    assert plain.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("image/jpg", JPEG),
+        ("image/x-png, */*;q=0.1", PNG),
+        ("text/json", JSON),
+        ("application/x-numpy", NPY),
+        ("application/x-zip-compressed", ZIP),
+        ("image/pjpeg;q=0.5, image/webp;q=0.4", JPEG),
+    ],
+)
+def test_accept_takes_aliases(accept, media_type):
+    response = HTTP.post("/v1/sample?n=2", headers={"accept": accept})
+    assert (response.status_code, response.headers["content-type"]) == (200, media_type)
+
+
+def test_repeated_accept_headers_are_one_list():
+    response = HTTP.post("/v1/sample", headers=[("accept", "text/html"), ("accept", "image/webp")])
+    assert response.headers["content-type"] == WEBP
+
+
+URLSAFE = base64.urlsafe_b64encode(IMAGE_FILE).decode()
+BASE64_FORMS = {
+    "standard": BASE64,
+    "urlsafe": URLSAFE,
+    "unpadded": BASE64.rstrip("="),
+    "urlsafe unpadded": URLSAFE.rstrip("="),
+    "lines": base64.encodebytes(IMAGE_FILE).decode(),
+    "CRLF": base64.encodebytes(IMAGE_FILE).decode().replace("\n", "\r\n"),
+    "spaces around": f"  {BASE64}\t\n",
+    "data URL": f"data:image/png;base64,{BASE64}",
+    "data URL, upper case": f"DATA:image/png;BASE64,{BASE64}",
+    "data URL with parameters": f"data:image/png;name=a.png;charset=utf-8;base64,{URLSAFE}",
+    "data URL without a type": f"data:;base64,{BASE64}",
+    "data URL, percent-encoded": "data:image/png;base64," + quote(BASE64, safe=""),
+}
+
+
+@pytest.mark.parametrize("form", BASE64_FORMS)
+def test_each_form_of_base64_is_read(form):
+    assert "+" in BASE64
+    assert "/" in BASE64
+    for extra in (0, 1, 2):  # each length of the padding; PNG readers ignore what follows the image
+        file = IMAGE_FILE + b"\xff" * extra
+        expected = HTTP.post("/v1/encode", content=file, headers={"content-type": PNG}).json()["z"]
+        assert HTTP.post("/v1/encode", json={"images": [BASE64_FORMS[form]]}).json()["z"] == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data:image/png,%89PNG",
+        "data:image/png;base64",
+        "base64,AAAA",
+        "@@@@",
+        "A",
+        "AAAAA",
+        "AA=A",
+        "é",
+        "https://a.b/c",
+    ],
+)
+def test_other_texts_are_a_422_that_names_the_image(text):
+    is_problem(HTTP.post("/v1/encode", json={"images": [BASE64, text]}), 422, "images[1] is not base64")
