@@ -18,6 +18,11 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+from hypothesis import settings
+
+# The same examples in each run, and no limit of time: a busy machine is no failure.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 REPO = Path(__file__).parent.parent
 CLEARED_PREFIXES = ("ZPOINT_", "AWS_", "MLFLOW_TRACKING", "RAY_ADDRESS", "RAY_API_SERVER")
@@ -72,6 +77,13 @@ def isolated_folders(request: pytest.FixtureRequest, tmp_path_factory, monkeypat
     if "s3" not in request.fixturenames:
         for name in S3_VARIABLES:
             monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Seed torch's default generator, so that a test has the same random tensors in each run and order."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

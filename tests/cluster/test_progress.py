@@ -108,17 +108,16 @@ def test_the_driver_shows_what_a_worker_publishes(ray_cluster, monkeypatch, caps
     monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.4)
 
     @ray.remote(num_cpus=1)
-    def train() -> float:
-        started = time.monotonic()
+    def train() -> None:
         for done in range(151):
             publish("a-run", done, 150, f"loss {done}")
             time.sleep(0.01)
-        return time.monotonic() - started
 
+    started = time.monotonic()
     with watch("a-run", "train", "images"):
-        assert ray.get(train.remote()) < 10
+        ray.get(train.remote())
     lines = capsys.readouterr().err.splitlines()
-    assert 2 <= len(lines) <= 12
+    assert 2 <= len(lines) <= 2 + (time.monotonic() - started) / 0.4
     assert lines[0].startswith("train: ")
     assert lines[-1].endswith("loss 150")
     assert published_state("a-run") is None

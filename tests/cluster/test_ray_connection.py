@@ -26,13 +26,13 @@ def silent_port():
 
 
 def test_an_address_without_a_ray_fails_within_seconds(silent_port: int, start_moto: Callable[..., str], monkeypatch):
-    monkeypatch.setattr(ray_connection, "CONNECT_TIMEOUT_S", 2)
+    monkeypatch.setattr(ray_connection, "CONNECT_TIMEOUT_S", 1)
     http_server = start_moto().removeprefix("http://")
     for address in ("127.0.0.1:1", f"127.0.0.1:{silent_port}", http_server, "no.such.host.invalid:6379"):
         started = time.monotonic()
         with pytest.raises(ValueError, match=f"no Ray answers at RAY_ADDRESS={address}"):
             ray_connection._join(address)
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < 60  # `ray.init` itself retries for two minutes
 
 
 def test_any_answer_of_a_grpc_server_counts_and_proxies_are_bypassed(monkeypatch: pytest.MonkeyPatch):

@@ -29,13 +29,15 @@ def assert_complete(images: np.ndarray) -> None:
     assert np.array_equal(images, noise_images(SHARDS * ROWS))
 
 
-def fill(folder: Path, root: str, seconds: float = 0.0, decoded=None) -> np.ndarray:
-    """Open the cache, waiting `seconds` after each shard; put (process id, rows done) into the queue `decoded`."""
+def fill(folder: Path, root: str, decoded=None, barrier=None) -> np.ndarray:
+    """Open the cache; put (process id, rows done) into the queue `decoded`; wait at `barrier` after the first shard."""
+    barriers = [barrier] if barrier else []
 
     def on_progress(rows: int) -> None:
         if decoded is not None:
             decoded.put((os.getpid(), rows))
-        time.sleep(seconds)
+        if barriers:
+            barriers.pop().wait(120)
 
     return open_cache(folder, Dataset.open(FS, root), "train", on_progress)
 
@@ -55,13 +57,14 @@ def test_an_empty_split_creates_no_files(tmp_path: Path, dataset: Dataset):
 
 
 def test_two_processes_share_the_decoding(tmp_path: Path, dataset: Dataset):
-    queue = SPAWN.Queue()
-    workers = [SPAWN.Process(target=fill, args=(tmp_path / "cache", dataset.root, 0.3, queue)) for _ in range(2)]
+    queue, both_decode = SPAWN.Queue(), SPAWN.Barrier(2)
+    arguments = (tmp_path / "cache", dataset.root, queue, both_decode)
+    workers = [SPAWN.Process(target=fill, args=arguments) for _ in range(2)]
     for worker in workers:
         worker.start()
-    decoded = [queue.get(timeout=60) for _ in range(SHARDS)]
+    decoded = [queue.get(timeout=120) for _ in range(SHARDS)]
     for worker in workers:
-        worker.join(60)
+        worker.join(120)
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert queue.empty()
     assert {pid for pid, _ in decoded} == {worker.pid for worker in workers}
@@ -74,7 +77,7 @@ def test_shards_of_a_killed_process_are_taken_over(tmp_path: Path, dataset: Data
     queue = SPAWN.Queue()
     hanging = SPAWN.Process(target=fill_two_shards_and_hang, args=(tmp_path / "cache", dataset.root, queue))
     hanging.start()
-    assert queue.get(timeout=60) == "hangs"
+    assert queue.get(timeout=120) == "hangs"
     assert hanging.pid
     threading.Timer(0.5, os.kill, (hanging.pid, signal.SIGKILL)).start()
     progress: list[int] = []

@@ -161,14 +161,13 @@ def test_saving_does_not_wait_and_writes_only_the_newest_pending_snapshot(tmp_pa
 
 
 def test_failed_write_is_logged_and_retried(tmp_path, snapshot_of, monkeypatch, caplog):
-    write_checkpoint, called = checkpoint.write_checkpoint, []
+    write_checkpoint, called, failures = checkpoint.write_checkpoint, [], iter([fail_503] * 3)
     with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as writer:
-        monkeypatch.setattr(checkpoint, "write_checkpoint", fail_503)
+        monkeypatch.setattr(checkpoint, "write_checkpoint", lambda *args: next(failures, write_checkpoint)(*args))
         writer.save(snapshot_of(1), partial(called.append, 1))
         writer._last_write.result(30)
         assert "cannot write a checkpoint: AWS Error SLOW_DOWN: HTTP 503; the training continues" in caplog.text
         monkeypatch.setattr(checkpoint, "RETRY_PAUSE_SECONDS", 0.01)
-        threading.Timer(0.05, monkeypatch.setattr, (checkpoint, "write_checkpoint", write_checkpoint)).start()
         writer.finish()
     assert stored_steps(tmp_path) == [1]
     assert called == [1]

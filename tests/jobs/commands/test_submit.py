@@ -76,18 +76,17 @@ def test_a_missing_recipe_file_is_refused():
         submit(["train", "mine.yaml"])
 
 
-def test_an_address_without_a_dashboard_fails_within_seconds(start_moto, monkeypatch: pytest.MonkeyPatch):
+def test_an_address_without_a_dashboard_fails_after_the_timeout(start_moto, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(submit_module, "CONNECT_TIMEOUT_S", 1)  # Ray's own client would wait for minutes
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         silent_url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         for address in ("http://127.0.0.1:1", "127.0.0.1:1", silent_url, "ray://127.0.0.1:1", start_moto()):
             monkeypatch.setenv("RAY_ADDRESS", address)
-            started = time.monotonic()
             with pytest.raises(ValueError, match=r"no Ray|take http://host:8265") as error:
                 list_jobs()
             assert address in str(error.value)
-            assert time.monotonic() - started < 10
 
 
 @pytest.mark.ray
@@ -160,15 +159,14 @@ def test_the_address_of_the_head_leads_to_its_dashboard(head: str, ports: list[i
 
 
 @pytest.mark.ray
-def test_a_job_can_be_stopped(head: str):
+def test_a_job_can_be_stopped(head: str, wait_until):
     client, _ = _connect(head)
     job_id = client.submit_job(entrypoint="echo begun; sleep 100")
-    while "begun" not in job_logs(job_id, head):
-        time.sleep(0.2)
+    wait_until(lambda: "begun" in job_logs(job_id, head))
     follower = threading.Thread(target=job_logs, args=(job_id, head, True))
     follower.start()
     assert stop_job(job_id, head) == {"id": job_id, "status": "STOPPED"}
-    follower.join(20)
+    follower.join(120)
     assert not follower.is_alive()
     assert stop_job(job_id, head)["status"] == "STOPPED"  # a second time it changes nothing
 
@@ -189,12 +187,12 @@ def test_two_threads_leave_no_api_address_behind():
     def enter() -> None:
         with ray_api_address("http://second"):
             entered.set()
-            first_left.wait(10)
+            first_left.wait(60)
 
     first_left, second = threading.Event(), threading.Thread(target=enter)
     with ray_api_address("http://first"):
         second.start()
-        entered.wait(0.3)
+        assert not entered.wait(0.3)
         assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://first"
     first_left.set()
     second.join()

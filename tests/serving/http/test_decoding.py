@@ -154,7 +154,7 @@ def test_exactly_max_points_are_accepted():
             parse_z(body, content_type, Z_DIM, 4)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=300), st.sampled_from([JSON, NPY]), st.booleans())
 @example(b"\x93NUMPY\x01\x00\x02\x00((", NPY, False)
 def test_arbitrary_bytes_parse_as_z_or_raise_value_error(body, content_type, has_prefix):
@@ -168,7 +168,7 @@ def test_arbitrary_bytes_parse_as_z_or_raise_value_error(body, content_type, has
     assert np.isfinite(z).all()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=300), st.sampled_from([JSON, NPY, PNG, JPEG, WEBP]), st.booleans())
 def test_arbitrary_bytes_parse_as_images_or_raise_value_error(body, content_type, has_prefix):
     prefixes = {
@@ -190,7 +190,7 @@ def test_postscript_is_rejected():
         parse_images(postscript, PNG)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.tuples(*[st.integers(-2, 2**62)] * 4), st.sampled_from(["|u1", "<f4", "<u8", "|O", "|S9"]), st.booleans())
 def test_npy_header_that_contradicts_its_data_is_rejected(shape, descr, fortran):
     with pytest.raises(ValueError, match=r"\.npy|images"):

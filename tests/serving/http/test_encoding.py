@@ -73,7 +73,7 @@ def test_encoded_images_decode_to_the_same_pixels(channels):
     assert not grid[4:, 8:].any()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 70), st.integers(1, 70), st.sampled_from([1, 3]), st.integers(0, 3))
 def test_png_decodes_to_the_same_pixels(height, width, channels, depth):
     image = np.random.default_rng(width).integers(0, 256 >> 2 * depth, (height, width, channels), np.uint8)

@@ -26,7 +26,7 @@ def check_generated_requests(operation, max_examples, check):
         modes.append(schemathesis.GenerationMode.NEGATIVE)
     for mode in modes:
 
-        @settings(max_examples=max_examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=max_examples, suppress_health_check=list(HealthCheck))
         @given(operation.as_strategy(generation_mode=mode))
         def run(case):
             check(case)
