@@ -114,6 +114,22 @@ def test_directions_pass_through_the_mean(model: StudiedModel):
         assert np.abs(images[analysis.DIRECTION_STEPS // 2].astype(int) - mean_image).max() <= 1
 
 
+def test_directions_are_decoded_at_evenly_spaced_sds_around_the_mean(model: StudiedModel):
+    """Along a unit axis by the sd of the z-points there: the root of the variance along it."""
+    latent_stats = model.saved.latents | {"mean": torch.tensor([1.0, 2, 3, 4]), "direction.smile": torch.ones(4)}
+    latent_stats["covariance"] = torch.diag(torch.tensor([4.0, 25.0, 0.25, 1.0]))
+    moved = replace(model, saved=replace(model.saved, latents=latent_stats))
+    images = analysis.measure_directions(moved).arrays
+    offsets = torch.tensor([-3, -2.25, -1.5, -0.75, 0, 0.75, 1.5, 2.25, 3])[:, None]
+    for name, sd, unit in (
+        ("axis 1", 5.0, torch.tensor([0.0, 1, 0, 0])), ("axis 2", 2.0, torch.tensor([1.0, 0, 0, 0])),
+        ("axis 4", 0.5, torch.tensor([0.0, 0, 1, 0])), ("smile", (30.25 / 4) ** 0.5, torch.full((4,), 0.5)),
+    ):  # fmt: skip
+        along, against = (model.decode(latent_stats["mean"] + sign * sd * offsets * unit) for sign in (1, -1))
+        decoded = images[name].astype(int)
+        assert min(np.abs(decoded - expected).max() for expected in (along, against)) <= 1, name  # an axis has no sign
+
+
 def test_z_points_are_drawn_from_the_posterior_of_the_training_images(model: StudiedModel, z_points: Measurement):
     assert z_points.metrics["encoded"] == IMAGES_PER_SPLIT
     assert sum(z_points.metrics["radius_shares"]) == pytest.approx(1)

@@ -85,13 +85,20 @@ def test_every_recipe_loads(path):
     assert isinstance(load_recipe(path, []), Recipe)
 
 
-def test_digest_depends_on_model_and_data_not_on_workers_or_location():
+def test_digest_depends_on_what_is_trained_not_on_workers_or_location():
     base = Recipe()
-    assert base.digest("d") == check_recipe({"scale": {"workers": 4}, "data": {"uri": "/x"}}).digest("d")
     assert base.digest("d") != base.digest("e")
-    assert base.digest("d") != check_recipe({"optim": {"seed": 1}}).digest("d")
-    tasks = [{"kind": "denoise"}, {"kind": "denoise", "sigma": 0.5}, {"kind": "recolor"}]
-    assert len({check_recipe({"task": task}).digest("d") for task in tasks} | {base.digest("d")}) == 4
+    for sections in (
+        {"scale": {"workers": 4}}, {"data": {"uri": "/x", "cache": "none"}}, {"checkpoint": {"keep": 9}},
+        {"search": {"trials": 99}}, {"name": "mine"},
+    ):  # fmt: skip
+        assert base.digest("d") == check_recipe(sections).digest("d"), sections
+    trained = (
+        {"data": {"flip": True}}, {"model": {"z_dim": 9}}, {"model": {"norm": "batch"}}, {"loss": {"kl_factor": 2}},
+        {"optim": {"seed": 1}}, {"task": {"kind": "denoise"}}, {"task": {"kind": "denoise", "sigma": 0.5}},
+        {"task": {"kind": "recolor"}},
+    )  # fmt: skip
+    assert len({check_recipe(sections).digest("d") for sections in ({}, *trained)}) == 1 + len(trained)
 
 
 def test_task_round_trips_through_json():

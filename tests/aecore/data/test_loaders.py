@@ -1,6 +1,8 @@
 """Loaders follow the plan and agree with each other; a stream keeps its own rules; flips depend on counters alone."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -121,6 +123,36 @@ def test_workers_of_a_stream_take_the_same_number_of_steps(size, count, batch, r
         steps.append(len(batches))
     assert sorted(ids) == list(range(count))
     assert set(steps) == {steps_per_epoch(count, batch)}
+
+
+def test_positions_in_a_streamed_global_batch_follow_those_of_lower_ranks(monkeypatch):
+    """Three workers as threads: each draws its noise and scales its gradient by its place in the global batch."""
+    size, count, rank_of_thread, barrier = 3, 22, threading.local(), threading.Barrier(3, timeout=60)
+    shared = [torch.zeros(1)] * size
+
+    def all_gather(gathered, local):
+        shared[rank_of_thread.value] = local
+        barrier.wait()
+        for into, value in zip(gathered, shared, strict=True):
+            into.copy_(value)
+        barrier.wait()
+
+    def read(rank):
+        rank_of_thread.value = rank
+        local = noise_images(count, 2)[rank::size]
+        loader = StreamLoader(lambda epoch: iter([local]), lambda n: local[:n], count, samplers[rank], CPU)
+        return [(batch.positions.tolist(), batch.count, len(batch.images)) for batch in loader.batches(0)]
+
+    monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
+    samplers = [BatchSampler(0, 8, World(rank, size)) for rank in range(size)]
+    with ThreadPoolExecutor(size) as workers:
+        steps = list(zip(*workers.map(read, range(size)), strict=True))
+    assert len(steps) == 3
+    for slices in steps:
+        n_images = sum(local for _, _, local in slices)
+        assert [count for _, count, _ in slices] == [n_images] * size
+        assert [position for positions, _, _ in slices for position in positions] == list(range(n_images))
+    assert sum(slices[0][1] for slices in steps) == count
 
 
 @given(st.lists(st.integers(0, 200), max_size=6), st.integers(1, 300), st.integers(0, 5))

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from scipy import stats
 
 from aecore.latent.density import PER_COMPONENT, fit_gaussian, shrunk_covariance
 from aecore.latent.samplers import SAMPLERS, attribute_directions, fit_latent_stats, sample
@@ -34,6 +35,66 @@ def test_boundary_and_radius_bound_the_samples():
     assert sample("cube", 500, latents, 0, boundary=7.0).abs().max() > 6.9
     torch.testing.assert_close(sample("sphere", 5, latents, 0, radius=3.0).norm(dim=1), torch.full((5,), 3.0))
     torch.testing.assert_close(sample("sphere", 5, latents, 0).norm(dim=1), torch.full((5,), 6**0.5))
+
+
+def assert_distributed(values, distribution):
+    """Check by a Kolmogorov-Smirnov test that values `(n,)` are draws from a distribution of scipy.stats."""
+    assert stats.kstest(values.double().numpy(), distribution.cdf).pvalue > 1e-3
+
+
+def made_up_stats(mean, covariance, **mixture):
+    return {"mean": torch.tensor(mean), "covariance": torch.tensor(covariance), **mixture}
+
+
+def test_cube_and_normal_have_their_distribution_in_each_dimension():
+    latents = made_up_stats([5.0, 5.0, 5.0], [[9.0, 0, 0], [0, 9, 0], [0, 0, 9]])  # neither uses them
+    z = {name: sample(name, 5000, latents, 1) for name in ("cube", "normal")}
+    for i in range(3):
+        assert_distributed(z["cube"][:, i], stats.uniform(-1, 2))
+        assert_distributed(z["normal"][:, i], stats.norm())
+    for points in z.values():
+        assert torch.corrcoef(points.T).sub(torch.eye(3)).abs().max() < 0.05
+
+
+def test_sphere_is_uniform_in_any_direction():
+    """A coordinate of the uniform sphere in three dimensions is uniform in [-radius, radius] (Archimedes)."""
+    z = sample("sphere", 5000, made_up_stats([0.0, 0, 0], torch.eye(3).tolist()), 0, radius=2.0)
+    for direction in ([1.0, 0, 0], [0, 0, -1.0], [1.0, 1, 1], [1.0, -1, 0]):
+        unit = torch.nn.functional.normalize(torch.tensor(direction), dim=0)
+        assert_distributed(z @ unit, stats.uniform(-2, 4))
+
+
+def test_diagonal_has_the_mean_and_sd_of_each_dimension_without_correlations():
+    latents = made_up_stats([1.0, -2.0, 0.0], [[16.0, 1.9, 0], [1.9, 0.25, 0], [0, 0, 1]])
+    z = sample("diagonal", 5000, latents, 0)
+    for i, (mean, sd) in enumerate([(1, 4), (-2, 0.5), (0, 1)]):
+        assert_distributed(z[:, i], stats.norm(mean, sd))
+    assert torch.corrcoef(z.T)[0, 1].abs() < 0.05
+
+
+def test_gaussian_has_the_covariance_of_the_statistics():
+    covariance = torch.tensor([[16.0, 1.9], [1.9, 0.25]])  # a correlation of 0.95
+    z = sample("gaussian", 5000, made_up_stats([1.0, -2.0], covariance.tolist()), 0)
+    white = torch.linalg.solve_triangular(
+        torch.linalg.cholesky(covariance), (z - torch.tensor([1.0, -2])).T, upper=False
+    )
+    for row in white:
+        assert_distributed(row, stats.norm())
+
+
+def test_mixture_draws_its_components_by_weight_and_scales_the_noise_by_their_factor():
+    latents = made_up_stats(
+        [0.0, 0.0], torch.eye(2).tolist(), gmm_weights=torch.tensor([0.9, 0.1]),
+        gmm_means=torch.tensor([[-10.0, 0], [10, 0]]),
+        gmm_factors=torch.tensor([[[0.5, 0.0], [0, 1]], [[1.0, 0], [2, 1]]]),  # sds 0.5, 1 and 1, sqrt(5)
+    )  # fmt: skip
+    z = sample("gmm", 5000, latents, 0)
+    right = z[:, 0] > 0
+    assert stats.binomtest(int(right.sum()), 5000, 0.1).pvalue > 1e-3
+    assert_distributed(z[~right][:, 0], stats.norm(-10, 0.5))
+    assert_distributed(z[~right][:, 1], stats.norm(0, 1))
+    assert_distributed(z[right][:, 0], stats.norm(10, 1))
+    assert_distributed(z[right][:, 1], stats.norm(0, 5**0.5))
 
 
 @pytest.mark.parametrize("name", ["normal", "diagonal", "gaussian", "gmm"])

@@ -1,8 +1,20 @@
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy import stats
 
 from aecore.config import check_recipe
-from aecore.model.autoencoder import Autoencoder, DiagonalGaussian, ImageShape, build_model, to_float, to_uint8
+from aecore.model.autoencoder import (
+    LOGVAR_RANGE,
+    Autoencoder,
+    DiagonalGaussian,
+    ImageShape,
+    build_model,
+    to_float,
+    to_uint8,
+)
 
 
 @pytest.mark.parametrize("size", [16, 28, 32, 50, 96])
@@ -69,6 +81,54 @@ def test_kl_equals_that_of_torch_distributions():
     q = torch.distributions.Normal(posterior.mean, torch.exp(0.5 * posterior.logvar))
     expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0))
     torch.testing.assert_close(kl, expected)
+
+
+def test_z_has_the_sd_of_the_posterior():
+    """The sd is exp(logvar / 2)."""
+    mean, logvar = torch.tensor([[1.0, -3.0]]).expand(4000, 2), torch.tensor([[math.log(16), math.log(0.25)]])
+    posterior = DiagonalGaussian(mean, logvar.expand(4000, 2))
+    torch.testing.assert_close(posterior.sample(torch.ones(4000, 2)), torch.tensor([[5.0, -2.5]]).expand(4000, 2))
+    z = posterior.sample(torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)))
+    for values, sd, centre in zip(z.T, (4, 0.5), (1, -3), strict=True):
+        assert stats.kstest(values.numpy(), stats.norm(centre, sd).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("bias", "bound"), [(1e4, LOGVAR_RANGE[1]), (-1e4, LOGVAR_RANGE[0])])
+def test_extreme_logvar_is_clamped_and_leaves_the_kl_finite(bias, bound):
+    model = build_model(check_recipe({"model": {"z_dim": 3}}), ImageShape(16, 1))
+    torch.nn.init.constant_(model.to_latent.bias[3:], bias)
+    posterior = model.encode(torch.rand(2, 1, 16, 16))
+    assert (posterior.logvar == bound).all()
+    assert posterior.kl().isfinite().all()
+    assert posterior.mean.abs().max() < 100
+
+
+def test_network_equals_its_layers_written_out():
+    """A size that is padded, by one more pixel after than before; two channels in, the mean and logvar out."""
+    model = build_model(check_recipe({"model": {"z_dim": 3, "channels": [4, 5, 6, 7]}}), ImageShape(17, 1))
+    images, noise = torch.rand(2, 1, 17, 17), torch.randn(2, 3)
+    hidden = torch.zeros(2, 1, 32, 32)
+    hidden[:, :, 7:24, 7:24] = images
+    for layer in (0, 3, 6, 9):
+        hidden = F.silu(F.conv2d(hidden, model.encoder[layer].weight, model.encoder[layer].bias, stride=2, padding=1))
+    mean, logvar = F.linear(hidden.flatten(1), model.to_latent.weight, model.to_latent.bias).split(3, dim=1)
+    hidden = F.linear(mean + noise * torch.exp(logvar / 2), model.from_latent.weight, model.from_latent.bias)
+    hidden = hidden.view(2, 7, 2, 2)
+    for layer in (0, 3, 6, 9):
+        weight, bias = model.decoder[layer].weight, model.decoder[layer].bias
+        hidden = F.conv_transpose2d(hidden, weight, bias, stride=2, padding=1)
+        hidden = F.silu(hidden) if layer < 9 else hidden
+    logits, posterior = model(images, noise)
+    torch.testing.assert_close(posterior.mean, mean)
+    torch.testing.assert_close(posterior.logvar, logvar)
+    torch.testing.assert_close(logits, hidden[:, :, 7:24, 7:24])
+
+
+def test_decoded_image_is_the_sigmoid_of_the_logits_in_256_steps():
+    model = build_model(check_recipe({"model": {"z_dim": 3}}), ImageShape(16, 3))
+    z = 3 * torch.randn(4, 3)
+    expected = (255 * torch.sigmoid(model.logits(z))).round().permute(0, 2, 3, 1)
+    assert torch.equal(model.decode(z).float(), expected)
 
 
 def test_uint8_round_trip_is_exact():

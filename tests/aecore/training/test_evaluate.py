@@ -1,5 +1,7 @@
 """Evaluation with a task: the input is corrupted the same each time, the output is compared with the clean image."""
 
+import math
+
 import cv2
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from aecore.data.loaders import NodeLoader
 from aecore.data.shuffle import BatchSampler, World
 from aecore.data.synthetic_faces import draw_face
 from aecore.metrics.pixel import psnr, ssim
-from aecore.model.autoencoder import ImageShape, build_model, to_float
+from aecore.model.autoencoder import DiagonalGaussian, ImageShape, build_model, to_float
 from aecore.training.evaluate import NUM_SAMPLES, SampleEvaluator, evaluate, fit_run_latents
 from aecore.training.loop import make_optimizer
 from aecore.training.state import TrainingRun, TrainState
@@ -69,6 +71,46 @@ def test_latent_stats_are_those_of_the_corrupted_images():
     clean, noisy = (fit_run_latents(make_run(ae | task), n_components=0) for task in ({}, DENOISE))
     assert noisy["covariance"].trace() > 1.05 * clean["covariance"].trace()
     assert set(clean) == {"mean", "covariance"}
+
+
+def test_latent_stats_are_fitted_to_training_images_alone():
+    dark, bright = make_images() // 4, make_images() + 80
+    ae = {"loss": {"kl_factor": 0}}
+    run = make_run(ae, train=dark, valid=bright)
+    latents = fit_run_latents(run, n_components=0)
+    with torch.inference_mode():
+        z = run.model.encode(to_float(torch.from_numpy(dark))).mean
+    torch.testing.assert_close(latents["mean"], z.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(latents["covariance"].trace(), z.var(0, correction=0).sum(), rtol=1e-3, atol=1e-6)
+    assert torch.equal(latents["mean"], fit_run_latents(make_run(ae, train=dark, valid=dark), n_components=0)["mean"])
+
+
+def test_latent_stats_have_the_sd_of_the_posterior():
+    """An encoder that gives N(2, 0.5 ** 2) for each image."""
+    run = make_run({}, train=make_images(1000))
+    torch.nn.init.zeros_(run.model.to_latent.weight)
+    run.model.to_latent.bias.data = torch.tensor([2.0, 2, 2, *[2 * math.log(0.5)] * 3])
+    latents = fit_run_latents(run, n_components=0)
+    torch.testing.assert_close(latents["mean"], torch.full((3,), 2.0), rtol=0, atol=0.06)
+    torch.testing.assert_close(latents["covariance"].diagonal(), torch.full((3,), 0.25), rtol=0.15, atol=0)
+
+
+def test_kl_and_active_units_of_a_constructed_posterior(monkeypatch):
+    """Half of the images have a mean of +a, half of -a: a variance of a ** 2, on either side of the threshold 0.01."""
+    run = make_run({"loss": {"kl_factor": 4}}, valid=make_images(40))
+    amplitudes, logvar = torch.tensor([0.0, 0.098, 0.102]), torch.tensor([0.0, math.log(0.25), 0.0])
+
+    def encode(images):
+        signs = (torch.arange(len(images)) % 2 * 2 - 1)[:, None]
+        return DiagonalGaussian(signs * amplitudes + 1, logvar.expand(len(images), 3))
+
+    monkeypatch.setattr(run.model, "encode", encode)
+    metrics, kl_per_dim = evaluate(run, run.valid, "valid")
+    assert metrics["valid_active_units"] == 1
+    expected = 0.5 * (1 + amplitudes**2 + logvar.exp() - 1 - logvar)
+    assert kl_per_dim == pytest.approx(expected.numpy(), rel=1e-5)
+    assert metrics["valid_kl"] == pytest.approx(expected.sum().item(), rel=1e-5)
+    assert metrics["valid_loss"] == pytest.approx(metrics["valid_recon"] + 4 * metrics["valid_kl"])
 
 
 def test_latent_stats_hold_the_mixture_and_attribute_directions():
