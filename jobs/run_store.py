@@ -9,7 +9,7 @@ model/                 the finished model; without it the run resumes from its l
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 
 import pyarrow.fs as pafs
@@ -18,6 +18,7 @@ from aecore.config import Recipe
 from aecore.data.io import read_bytes, read_json, write_atomic, write_json
 from aecore.data.shards import Manifest
 from cluster import tracking
+from cluster.lock import hold_lock
 from cluster.settings import settings
 from cluster.storage import open_uri
 
@@ -150,17 +151,34 @@ class RunStore:
         tracking.delete_run(self.run_id)
 
 
+def run_name(recipe: Recipe, stem: str, manifest: Manifest) -> str:
+    """Return the name of the run: the recipe's, else `stem` and a digest of recipe and dataset."""
+    return recipe.name or f"{stem}-{recipe.digest(manifest.digest)}"
+
+
+def stored_run(name: str, run_id: str = "") -> RunStore:
+    """Return the run `name` of the current store, which need not exist."""
+    return RunStore(name, f"{settings().runs_uri}/{name}", run_id)
+
+
+def lock_run(name: str) -> AbstractContextManager[None]:
+    """Return a context in which no other process trains or deletes run `name`.
+
+    The driver of a training holds it, never a worker: Ray may replace workers at any time. Raises LockedError.
+    """
+    return hold_lock(f"{settings().store}/locks/run-{name}", f"run '{name}' is being trained", "give another name=...")
+
+
 def open_run(
     recipe: Recipe, stem: str, manifest: Manifest, *, fresh: bool = False, tags: dict[str, str] | None = None
 ) -> RunStore:
     """Return the run of `recipe` on `manifest`, an existing one or a new one; `fresh` deletes an existing one.
 
-    It has the recipe's name, else `stem` and a digest of recipe and dataset, so the same command finds its run again.
-    MLflow gets the run when it starts. Raises ValueError if another recipe has the name and not `fresh`.
+    The same command finds its run again by `run_name`. Call it in `lock_run` unless the run has finished. MLflow gets
+    the run when it starts. Raises ValueError if another recipe has the name and not `fresh`.
     """
-    digest = recipe.digest(manifest.digest)
-    name = recipe.name or f"{stem}-{digest}"
-    uri = f"{settings().runs_uri}/{name}"
+    digest, name = recipe.digest(manifest.digest), run_name(recipe, stem, manifest)
+    uri = stored_run(name).uri
     fs, root = open_uri(uri)
     if fresh:
         delete_folder(fs, root)

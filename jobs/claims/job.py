@@ -14,6 +14,7 @@ import pyarrow.fs as pafs
 
 from aecore.config import load_recipe
 from aecore.data.io import write_atomic, write_json
+from cluster.lock import hold_lock
 from cluster.progress import Bar, ProgressCallback, no_progress
 from cluster.settings import settings
 from jobs.dataset import open_dataset
@@ -64,19 +65,20 @@ def claims(
     selected = _select(claim_names, datasets)
     folder = Path(out).absolute() if out else settings().home / "-".join(["claims", *(claim_names or ())])
     folder.mkdir(parents=True, exist_ok=True)
-    if not datasets:
-        datasets, overrides = {"faces": _generate_faces()}, [*GENERATED_OVERRIDES, *overrides]
-    run_names = _train(selected, datasets, overrides)
-    runs = _open_runs(run_names, num_samples)
-    results = []
-    for index, claim in enumerate(selected):
-        progress(index, len(selected), claim.name)
-        command = ["zpoint", "claims", *arguments, "--only", claim.name, "--num-samples", str(num_samples)]
-        verdict = claim.check({name: runs[name] for name in claim.run_names})
-        results.append(ClaimResult(claim, verdict, shlex.join(command)))
-    progress(len(selected), len(selected), "")
-    report = _write_report(folder, results, runs, datasets, num_samples)
-    return report | {"seconds": round(time.monotonic() - start, 1)}
+    with hold_lock(f"{folder}/.lock", f"the claims in {folder} are being checked", "choose another --out"):
+        if not datasets:
+            datasets, overrides = {"faces": _generate_faces()}, [*GENERATED_OVERRIDES, *overrides]
+        run_names = _train(selected, datasets, overrides)
+        runs = _open_runs(run_names, num_samples)
+        results = []
+        for index, claim in enumerate(selected):
+            progress(index, len(selected), claim.name)
+            command = ["zpoint", "claims", *arguments, "--only", claim.name, "--num-samples", str(num_samples)]
+            verdict = claim.check({name: runs[name] for name in claim.run_names})
+            results.append(ClaimResult(claim, verdict, shlex.join(command)))
+        progress(len(selected), len(selected), "")
+        report = _write_report(folder, results, runs, datasets, num_samples)
+        return report | {"seconds": round(time.monotonic() - start, 1)}
 
 
 def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -19,12 +19,14 @@ from aecore.data.io import read_bytes, read_json, sha256, write_atomic, write_js
 from aecore.data.shards import Manifest, Shard, find_manifest, save_manifest
 from aecore.data.sources import Source, SourceOptions, open_source
 from aecore.data.splits import RULES
+from cluster.lock import hold_lock
 from cluster.ray_connection import connect
 from cluster.storage import check_uri, describe_s3_error, open_uri
 from jobs.ingest.pool import write_shards
 from jobs.ingest.shard_task import RECORDS, IngestSpec, Reject, ShardError, ShardRecord, ShardResult, ShardTask
 
 REJECTS = "rejects.jsonl"
+LOCK = "lock"  # in the folder of the records
 
 
 def ingest(
@@ -59,8 +61,8 @@ def ingest(
 
     Returns uri, digest, counts (per split), bytes, images_per_second, shards, skipped_shards, rejects (their number)
     and unchanged (no shard had to be written).
-    Raises ValueError if an option is invalid, the source is unreadable, more than `max_bad` images are bad, or storage
-    fails.
+    Raises ValueError if an option is invalid, the source is unreadable, more than `max_bad` images are bad, storage
+    fails, or another process writes to `uri`.
     """
     _check_options(size=size, shard_rows=shard_rows, max_bad=max_bad, encoding=encoding, quality=quality, split=split)
     crop_rule = Crop.parse(crop)
@@ -84,20 +86,22 @@ def ingest(
         fs=fs, root=root, plan=plan, size=source.size, channels=source.channels, crop=crop_rule, encoding=encoding,
         quality=quality,
     )  # fmt: skip
+    root_existed = fs.get_file_info(root).type is not pafs.FileType.NotFound
     try:
-        root_existed = fs.get_file_info(root).type is not pafs.FileType.NotFound
-        records = _records_of_manifest(spec, find_manifest(fs, root), options, uri)
-        _discard_other_plan(spec)
-        tasks = _make_tasks(source, shard_rows, records)
-        connect()
-        started = time.perf_counter()
-        results = _run(spec, tasks, max_bad, progress)
-        rejects = [reject for result in results for reject in result.record.rejects]
-        if len(rejects) > max_bad:
-            _delete_written(spec, results, root_existed)
-            raise ValueError(_describe_rejects(rejects, max_bad))
-        seconds = time.perf_counter() - started
-        manifest = _finish(spec, source, options, results, rejects)
+        lock_uri = f"{uri.rstrip('/')}/{RECORDS}/{LOCK}"
+        with hold_lock(lock_uri, f"the dataset {uri} is being written", "choose another --to"):
+            records = _records_of_manifest(spec, find_manifest(fs, root), options, uri)
+            _discard_other_plan(spec)
+            tasks = _make_tasks(source, shard_rows, records)
+            connect()
+            started = time.perf_counter()
+            results = _run(spec, tasks, max_bad, progress)
+            rejects = [reject for result in results for reject in result.record.rejects]
+            if len(rejects) > max_bad:
+                _delete_written(spec, results, root_existed)
+                raise ValueError(_describe_rejects(rejects, max_bad))
+            seconds = time.perf_counter() - started
+            manifest = _finish(spec, source, options, results, rejects)
     except OSError as error:
         raise ValueError(f"cannot write to {uri}: {describe_s3_error(error)}") from error
     written = [result for result in results if not result.skipped]
@@ -200,7 +204,7 @@ def _discard_other_plan(spec: IngestSpec) -> None:
 
 def _list_records(spec: IngestSpec) -> list[str]:
     selector = pafs.FileSelector(f"{spec.root}/{RECORDS}", allow_not_found=True)
-    return [info.path for info in spec.fs.get_file_info(selector) if info.is_file]
+    return [info.path for info in spec.fs.get_file_info(selector) if info.is_file and info.base_name != LOCK]
 
 
 def _delete(fs: pafs.FileSystem, path: str) -> None:

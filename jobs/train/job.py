@@ -1,7 +1,7 @@
 """The train job: one recipe, trained in this process (scale.workers=0) or by DDP workers under Ray Train."""
 
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 from aecore.config import Recipe
@@ -12,7 +12,7 @@ from cluster.settings import settings
 from cluster.storage import check_uri
 from cluster.tracking import failure_status
 from jobs.dataset import open_dataset, with_full_uri
-from jobs.run_store import RunStore, open_run
+from jobs.run_store import RunStore, lock_run, open_run, run_name, stored_run
 from jobs.train.ray_trainer import run_on_ray
 from jobs.train.stopping import StopRequest, interruptible
 
@@ -21,34 +21,42 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
     """Train `recipe` to its end, resuming a run that the same command began.
 
     Returns the run's name, folder, MLflow run id, last epoch's metrics and seconds taken. A finished run is trained
-    again only if `fresh`. Raises ValueError for a wrong recipe or dataset, RuntimeError if the training fails.
+    again only if `fresh`. Raises ValueError for a wrong recipe or dataset and for a run that another process trains,
+    RuntimeError if the training fails.
     """
     recipe = with_full_uri(recipe)
     dataset = open_dataset(recipe.data.uri)
     check_uri(settings().store)
-    run_store = open_run(recipe, stem, dataset.manifest, fresh=fresh)
-    already_finished, started = run_store.finished(), time.monotonic()
-    if not already_finished:
-        try:
-            with run_store.background_sync():
-                if recipe.scale.workers == 0:
-                    _train_in_process(recipe, dataset, run_store)
-                else:
-                    connect()
-                    with watch(run_store.name, run_store.name, "images"):
-                        run_on_ray(recipe, dataset, run_store)
-        except ValueError:
-            run_store.discard()
-            raise
-        except BaseException as error:
-            run_store.end_mlflow_run(failure_status(error))
-            raise
-    run_store.end_mlflow_run("FINISHED")
+    name = run_name(recipe, stem, dataset.manifest)
+    started, already_finished = time.monotonic(), not fresh and stored_run(name).finished()
+    with nullcontext() if already_finished else lock_run(name):
+        run_store = open_run(recipe, stem, dataset.manifest, fresh=fresh)
+        if not already_finished:
+            _train(recipe, dataset, run_store)
+        run_store.end_mlflow_run("FINISHED")
     metrics = list(run_store.epochs().values())[-1]
     return {
         "run": run_store.name, "uri": run_store.uri, "run_id": run_store.run_id, "already_finished": already_finished,
         "seconds": round(time.monotonic() - started, 1), "metrics": metrics,
     }  # fmt: skip
+
+
+def _train(recipe: Recipe, dataset: Dataset, run_store: RunStore) -> None:
+    """Train in this process or on Ray; end the run's MLflow run if that fails."""
+    try:
+        with run_store.background_sync():
+            if recipe.scale.workers == 0:
+                _train_in_process(recipe, dataset, run_store)
+            else:
+                connect()
+                with watch(run_store.name, run_store.name, "images"):
+                    run_on_ray(recipe, dataset, run_store)
+    except ValueError:
+        run_store.discard()
+        raise
+    except BaseException as error:
+        run_store.end_mlflow_run(failure_status(error))
+        raise
 
 
 def _train_in_process(recipe: Recipe, dataset: Dataset, run_store: RunStore) -> None:

@@ -1,6 +1,7 @@
 """The callback that follows a campaign's trials in its driver. Imported only there: it needs ray.tune."""
 
 import logging
+from contextlib import ExitStack
 from typing import Any
 
 from ray.tune import Callback, ResultGrid
@@ -8,7 +9,7 @@ from ray.tune import Callback, ResultGrid
 from aecore.config import Recipe
 from aecore.data.shards import Manifest
 from cluster.progress import Bar
-from jobs.run_store import RunStore, open_run
+from jobs.run_store import RunStore, lock_run, open_run
 from jobs.train.ray_trainer import training_error
 from jobs.tune.trials import TrialResult, trial_recipe, trial_result
 
@@ -28,12 +29,17 @@ class CampaignCallback(Callback):
         self.tags = {"zpoint.campaign": campaign} | ({"mlflow.parentRunId": parent} if parent else {})
         self.finished = list(finished)
         self.running: dict[str, RunStore] = {}  # by trial id
+        self.locks: dict[str, ExitStack] = {}  # by run name; held here, since Ray may replace a trial's process
         self.epochs = {trial["run"]: recipe.optim.epochs for trial in finished}
         self.bar = Bar(campaign, "epochs")
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Open the trial's run and start its MLflow run."""
         recipe = self._recipe_at(trial.config)
+        if recipe.name not in self.locks:
+            lock = ExitStack()
+            lock.enter_context(lock_run(recipe.name))
+            self.locks[recipe.name] = lock
         self.running[trial.trial_id] = run_store = open_run(recipe, recipe.name, self.manifest, tags=self.tags)
         if not run_store.finished():
             run_store.start_mlflow_run()
@@ -54,6 +60,7 @@ class CampaignCallback(Callback):
         run_store = self.running.pop(trial.trial_id)
         run_store.end_mlflow_run("FINISHED")
         self.finished.append(trial_result(self._recipe_at(trial.config), run_store))
+        self._unlock(run_store.name)
 
     def end_failed_trials(self, results: ResultGrid) -> list[Exception]:
         """End the runs of the trials that failed, of Tune's `results`; return their errors."""
@@ -74,6 +81,7 @@ class CampaignCallback(Callback):
             else:
                 log.warning("trial %s failed: %s", name, error)
                 run_store.end_mlflow_run("FAILED")
+            self._unlock(name)
         return errors
 
     def close(self) -> None:
@@ -81,6 +89,12 @@ class CampaignCallback(Callback):
         self.bar.close()
         for run_store in self.running.values():
             run_store.end_mlflow_run("KILLED")
+        for name in list(self.locks):
+            self._unlock(name)
+
+    def _unlock(self, run: str) -> None:
+        if lock := self.locks.pop(run, None):
+            lock.close()
 
     def _show_progress(self, text: str = "") -> None:
         self.bar.update(sum(self.epochs.values()), self.recipe.search.trials * self.recipe.optim.epochs, text)

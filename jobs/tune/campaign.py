@@ -1,6 +1,7 @@
 """The file of a campaign, `<store>/campaigns/<name>.json`: its recipe's digest, MLflow run and, at the end, result."""
 
 import json
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -9,6 +10,7 @@ from aecore.config import Recipe
 from aecore.data.io import read_json, write_json
 from aecore.data.shards import Manifest
 from cluster import tracking
+from cluster.lock import hold_lock
 from cluster.settings import settings
 from cluster.storage import open_uri
 
@@ -32,6 +34,12 @@ def open_campaign(recipe: Recipe, stem: str, manifest: Manifest) -> Campaign:
     if campaign["digest"] != digest:
         raise ValueError(f"campaign '{name}' was made from another recipe or dataset: give another name=...")
     return campaign
+
+
+def lock_campaign(name: str) -> AbstractContextManager[None]:
+    """Return a context in which no other process runs campaign `name`. Raises LockedError."""
+    uri = f"{settings().store}/locks/campaign-{name}"
+    return hold_lock(uri, f"campaign '{name}' is being run", "give another name=...")
 
 
 def read_campaign(name: str) -> Campaign | None:

@@ -39,17 +39,18 @@ def tune(recipe: Recipe, stem: str) -> dict[str, Any]:
     stored = campaigns.open_campaign(recipe, stem, manifest)
     if "best" in stored and stored["run_id"]:
         return stored | {"already_finished": True}
-    connect()
-    campaign = campaigns.start(stored, recipe)
-    try:
-        trials = _search(recipe, campaign["campaign"], manifest, campaign["run_id"])
-    except BaseException as error:
-        if isinstance(error, ValueError) and "run_id" not in stored:
-            campaigns.discard(campaign)
-        else:
-            tracking.set_status(campaign["run_id"], tracking.failure_status(error))
-        raise
-    return campaigns.finish(campaign, _rank(trials, recipe.search.psnr_slack)) | {"already_finished": False}
+    with campaigns.lock_campaign(stored["campaign"]):
+        connect()
+        campaign = campaigns.start(stored, recipe)
+        try:
+            trials = _search(recipe, campaign["campaign"], manifest, campaign["run_id"])
+        except BaseException as error:
+            if isinstance(error, ValueError) and "run_id" not in stored:
+                campaigns.discard(campaign)
+            else:
+                tracking.set_status(campaign["run_id"], tracking.failure_status(error))
+            raise
+        return campaigns.finish(campaign, _rank(trials, recipe.search.psnr_slack)) | {"already_finished": False}
 
 
 def _search(recipe: Recipe, campaign: str, manifest: Manifest, parent: str) -> list[TrialResult]:

@@ -1,6 +1,7 @@
 """`zpoint claims`: each claim is checked on measured runs, and the page shows the evidence and images."""
 
 import json
+import os
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cluster.lock import hold_lock
 from jobs.claims.catalog import CLAIMS, DATASETS, RUNS
 from jobs.recipes import RECIPES
 
@@ -34,6 +36,13 @@ def test_claims_are_checked_and_reported_and_a_second_call_reuses_the_measuremen
     monkeypatch.setattr("aecore.analysis.MEASUREMENTS", {})  # nothing can be measured any more
     second = zpoint("claims", *arguments, "--only", "ae-random")
     assert second["claims"] == result["claims"][1:2]
+
+
+def test_report_that_another_command_writes_is_refused(refused: Callable, many_faces: Path):
+    with hold_lock("report/.lock", "", ""):
+        error = refused("claims", f"faces={many_faces}", "--out", "report")
+    assert f"report are being checked by pid {os.getpid()} on host" in error
+    assert error.endswith("or choose another --out")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from aecore.data.dataset import Dataset
 from aecore.data.images import encode_image
 from aecore.data.shards import load_manifest, read_shard
 from aecore.data.synthetic_faces import draw_face
+from cluster.lock import LockedError
 from jobs.ingest.job import ingest
 from tests.jobs.ingest.in_process import patch_ingest
 
@@ -216,3 +217,19 @@ def test_celeba_has_the_official_split_and_identities(tmp_path: Path):
     result = ingest("celeba", str(TEST_DATA / "celeba"), str(tmp_path), limit=300)
     assert result["counts"] == {"train": 239, "valid": 29, "test": 32}
     assert "identity" in read_shard(FS, str(tmp_path), load_manifest(FS, str(tmp_path)).splits["train"][0]).column_names
+
+
+@pytest.mark.usefixtures("in_process")
+def test_target_that_another_ingest_writes_is_refused(tmp_path: Path):
+    """Without the lock the second would delete the first one's shards, since its options differ."""
+    target, refusals = str(tmp_path / "faces"), []
+
+    def ingest_again(done: int, total: int) -> None:
+        for uri in (target, f"{target}/", f"file://{target}"):
+            with pytest.raises(LockedError, match=f"is being written by pid {os.getpid()} .*, or choose another --to"):
+                ingest("generated", None, uri, limit=16, size=16)
+            refusals.append(uri)
+
+    ingest("generated", None, target, limit=32, size=16, progress=ingest_again)
+    assert len(refusals) >= 3
+    assert not [path for path in Path(target).iterdir() if path.name.startswith(".")]

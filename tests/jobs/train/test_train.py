@@ -1,6 +1,6 @@
 """Training in this process, by the command that a user starts, and starts again."""
 
-import signal
+import os
 import subprocess
 import sys
 import time
@@ -19,6 +19,7 @@ from aecore.training.checkpoint import load_checkpoint, load_model
 from aecore.training.loop import make_optimizer
 from cluster import tracking
 from cluster.settings import settings
+from jobs.cli import main
 from jobs.dataset import open_dataset
 from jobs.run_store import find_run
 from tests.jobs.runs import has_checkpoint, logged_epochs, model_bytes
@@ -100,27 +101,39 @@ def test_epochs_are_logged_once_after_a_kill_in_between(zpoint, tiny: str, faces
     assert logged_epochs(run_id) == [1, 2]
 
 
-# The thread that writes checkpoints kills the process, so the training is at any of the steps after the 16th.
-KILLED_TRAINING = """
+# The thread that writes checkpoints stops the process, so the training is at any of the steps after the 16th.
+PAUSED_TRAINING = """
 import os, signal, sys
 from aecore.training import checkpoint
 from jobs.cli import main
 write_checkpoint = checkpoint.write_checkpoint
-def write_and_kill(fs, root, snapshot):
+def write_and_pause(fs, root, snapshot):
     write_checkpoint(fs, root, snapshot)
     if snapshot.state["step"] >= 16:
-        os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.write_checkpoint = write_and_kill
+        os.kill(os.getpid(), signal.SIGSTOP)
+checkpoint.write_checkpoint = write_and_pause
 main(sys.argv[1:])
 """
 
 
 @pytest.mark.usefixtures("tracking")
-def test_killed_run_ends_bit_identical(zpoint, tiny: str, faces: Path):
+def test_killed_run_ends_bit_identical(zpoint, capsys, tiny: str, faces: Path):
+    """While it runs, a second command is refused; after the kill the same command goes on at once."""
     argv = ["train", tiny, f"data.uri={faces}", "optim.epochs=6", "checkpoint.every=4"]
-    process = subprocess.run([sys.executable, "-c", KILLED_TRAINING, *argv, "name=killed"], stderr=subprocess.PIPE)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    process = subprocess.Popen([sys.executable, "-c", PAUSED_TRAINING, *argv, "name=killed"])
+    stopped = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    assert stopped
+    assert stopped.si_code == os.CLD_STOPPED
     assert has_checkpoint("killed", 16)
+    for extra in ([], ["--fresh"], ["scale.workers=2"]):
+        with pytest.raises(SystemExit) as caught:
+            main([*argv, "name=killed", *extra])
+        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"zpoint: error: run 'killed' is being trained by pid {process.pid} on host ")
+        assert error.endswith(f"stop it with `kill {process.pid}`, or give another name=...\n")
+    process.kill()
+    process.wait()
 
     resumed = zpoint(*argv, "name=killed")
     assert not resumed["already_finished"]

@@ -12,7 +12,8 @@ import pytest
 from aecore.config import load_recipe
 from cluster import tracking
 from jobs.dataset import open_dataset
-from jobs.run_store import find_run
+from jobs.run_store import find_run, lock_run
+from jobs.tune.campaign import lock_campaign
 from jobs.tune.job import optuna_search, tune
 from jobs.tune.selection import ScoredModel, choose_best
 from jobs.tune.trials import find_trials, trial_recipe
@@ -168,3 +169,18 @@ def test_resumed_search_uses_the_results_of_earlier_trials():
 def test_trial_of_a_campaign_with_a_long_name_keeps_its_suffix(tiny: str):
     names = {trial_recipe(load_recipe(Path(tiny), []), "c" * 63, z, 0.012345).name for z in (2, 3)}
     assert names == {"c" * 49 + "-z2-kl1.23e-02", "c" * 49 + "-z3-kl1.23e-02"}
+
+
+def test_campaign_that_another_process_runs_is_refused(refused, tiny: str, faces: Path):
+    with lock_campaign("mine"):
+        error = refused("tune", tiny, f"data.uri={faces}", "name=mine")
+    assert f"campaign 'mine' is being run by pid {os.getpid()} on host" in error
+
+
+@on_ray
+def test_trial_that_another_process_trains_is_left_to_it(refused, tiny: str, faces: Path):
+    argv = ("tune", tiny, f"data.uri={faces}", "name=shared", "search.z_dim=[2]", "search.kl_factor=[1,1]")
+    trial = "shared-z2-kl1.00e00"
+    with lock_run(trial):
+        error = refused(*argv, "search.trials=1")
+    assert f"run '{trial}' is being trained by pid {os.getpid()} on host" in error

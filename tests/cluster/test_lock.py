@@ -1,0 +1,211 @@
+"""The lock of a run: one owner, lost with its process, on a disk and on S3."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from cluster import lock
+from cluster.lock import LockedError, hold_lock
+
+HOLD = """
+import sys
+from cluster.lock import hold_lock
+with hold_lock(sys.argv[1], "run 'x' is being trained", "give another name=..."):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def start_owner() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Start a process that holds the lock at a URI until its stdin is closed."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(uri: str) -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        processes.append(process := subprocess.Popen([sys.executable, "-c", HOLD, uri], **pipes))
+        assert process.stdout
+        assert process.stdout.readline() == "locked\n"
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(params=["disk", "s3"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the URI of a lock on a disk and on S3."""
+    return f"{tmp_path if request.param == 'disk' else request.getfixturevalue('s3')}/locks/run-x"
+
+
+def hold(uri: str):
+    return hold_lock(uri, "run 'x' is being trained", "give another name=...")
+
+
+def test_second_process_is_refused_by_the_name_of_the_first(uri: str, start_owner):
+    owner = start_owner(uri)
+    started = time.monotonic()
+    with pytest.raises(LockedError) as error, hold(uri):
+        pass
+    assert time.monotonic() - started < 5
+    clock = time.strftime("%H:%M")
+    assert str(error.value) in {
+        f"run 'x' is being trained by pid {owner.pid} on host {socket.gethostname()} since {text}: wait for it, "
+        f"stop it with `kill {owner.pid}`, or give another name=..."
+        for text in (clock, time.strftime("%H:%M", time.localtime(time.time() - 60)))
+    }
+    owner.communicate()  # closes its stdin: it ends as it should
+    with hold(uri):
+        pass
+
+
+def test_killed_process_loses_the_lock_at_once(uri: str, start_owner):
+    owner = start_owner(uri)
+    owner.kill()
+    owner.wait()
+    started = time.monotonic()
+    with hold(uri):
+        pass
+    assert time.monotonic() - started < 5
+
+
+def test_threads_of_one_process_exclude_each_other(uri: str):
+    with hold(uri):
+        with pytest.raises(LockedError, match=f"by pid {os.getpid()} "), hold(uri):
+            pass
+        with pytest.raises(LockedError), hold(uri):
+            pass  # the refused one has not freed it
+    with hold(uri):
+        pass
+
+
+def test_of_many_at_once_one_gets_the_lock(uri: str):
+    results, barrier, done = [], threading.Barrier(6), threading.Event()
+
+    def take() -> None:
+        barrier.wait()
+        try:
+            with hold(uri):
+                results.append("held")
+                done.wait(20)
+        except LockedError:
+            results.append("refused")
+
+    threads = [threading.Thread(target=take) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    while len(results) < 6:
+        time.sleep(0.01)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == ["held"] + ["refused"] * 5
+
+
+def test_nothing_is_left_behind(uri: str, tmp_path: Path, request: pytest.FixtureRequest):
+    with hold(uri):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    if uri.startswith("s3"):
+        assert "Contents" not in boto3.client("s3").list_objects_v2(Bucket=uri.split("/")[2])
+
+
+def test_file_system_without_locks_is_used_with_a_warning(tmp_path: Path, monkeypatch, caplog):
+    def refuse(*_: object) -> None:
+        raise OSError(lock.NO_LOCKS[0], "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with hold(f"{tmp_path}/locks/run-x"):
+        assert "the file system has no locks: start no second process on it" in caplog.text
+
+
+@pytest.fixture
+def other_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process take the owners of this machine's locks for those of another, and leases end sooner."""
+    monkeypatch.setattr(lock, "_machine", lambda: "another")
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 2.0)
+
+
+@pytest.mark.usefixtures("other_machine")
+def test_lease_of_a_process_that_died_elsewhere_runs_out(s3: str, start_owner, caplog):
+    uri = f"{s3}/locks/run-x"
+    owner = start_owner(uri)
+    owner.kill()
+    started = time.monotonic()
+    with hold(uri):
+        assert 2 < time.monotonic() - started < 8
+    assert f"is being trained by pid {owner.pid} on host" in caplog.text
+    assert "waiting up to 2 s until it renews its lease" in caplog.text
+
+
+@pytest.mark.usefixtures("other_machine")
+def test_lease_that_is_renewed_elsewhere_is_refused(s3: str, start_owner, monkeypatch: pytest.MonkeyPatch):
+    uri = f"{s3}/locks/run-x"
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.5)
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 20.0)
+    with hold(uri):
+        monkeypatch.setattr(lock, "_machine", lambda: "a third")
+        with pytest.raises(LockedError), hold(uri):
+            pass
+
+
+@pytest.mark.usefixtures("other_machine")
+def test_owner_that_was_taken_for_dead_stops(s3: str, monkeypatch: pytest.MonkeyPatch, caplog):
+    """As a process does that was suspended longer than its lease."""
+    uri, stopped = f"{s3}/locks/run-x", threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 3.0)
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 0.5)
+    try:
+        with hold(uri):
+            monkeypatch.setattr(lock, "_machine", lambda: "a third")
+            with hold(uri):
+                assert stopped.wait(10)
+            assert "run-x was taken over by pid" in caplog.text
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@pytest.fixture
+def s3_put_fails(s3: str) -> Iterator[Callable[[str, int], None]]:
+    """Return a function that lets each PUT to S3 fail with an error code and an HTTP status."""
+    from botocore.exceptions import ClientError
+
+    boto3.setup_default_session()
+    assert boto3.DEFAULT_SESSION
+
+    def fail(code: str, status: int) -> None:
+        def refuse(**_: object) -> None:
+            response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+            raise ClientError(response, "PutObject")  # pyright: ignore[reportArgumentType]
+
+        boto3.DEFAULT_SESSION.events.register("before-parameter-build.s3.PutObject", refuse)
+
+    yield fail
+    boto3.setup_default_session()
+
+
+def test_server_without_conditional_writes_is_used_with_a_warning(s3: str, s3_put_fails, caplog):
+    s3_put_fails("NotImplemented", 501)
+    with hold(f"{s3}/locks/run-x"):
+        assert "the S3 server has no conditional writes (HTTP 501)" in caplog.text
+
+
+def test_lock_that_may_not_be_written_is_named(s3: str, s3_put_fails):
+    s3_put_fails("AccessDenied", 403)
+    with (
+        pytest.raises(PermissionError, match=f"cannot lock {s3}/locks/run-x: .*AccessDenied"),
+        hold(f"{s3}/locks/run-x"),
+    ):
+        pass
