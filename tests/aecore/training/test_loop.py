@@ -1,23 +1,27 @@
-"""The training loop: resume is bit-identical, several workers equal one, and a step equals plain PyTorch."""
+"""The training loop: resume is bit-identical, several workers equal one, and each step equals a float64 reference."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from pyarrow.fs import LocalFileSystem
+from scipy import stats
 from torch.nn.parallel import DistributedDataParallel
 
 from aecore.config import check_recipe
 from aecore.data.loaders import NodeLoader
-from aecore.data.shuffle import BatchSampler, World, plan_epoch, step_rows
+from aecore.data.shuffle import BatchSampler, World, derive_seed, plan_epoch, step_rows
 from aecore.model.autoencoder import ImageShape, build_model, to_float
-from aecore.model.losses import loss_terms
 from aecore.training import checkpoint, loop
 from aecore.training.state import TrainingRun, TrainState
 
 FS = LocalFileSystem()
 CPU = torch.device("cpu")
+SUM = dist.ReduceOp.SUM
 SHAPE = ImageShape(16, 1)
 BASE = {
     "model": {"z_dim": 3, "channels": [4, 4, 4, 4], "norm": "group"},
@@ -57,13 +61,14 @@ def last_metrics(run):
     return epoch_ends(run)[-1].metrics
 
 
-def weights_by_step(run):
-    """Train one epoch as on a GPU, without a check after each step, and return the weights after each step."""
+def weights_by_step(run, epochs=1):
+    """Train as on a GPU, without a check after each step, and return the weights after each step."""
     after_steps = []
-    for batch in run.train.batches(0):
-        loop.train_step(run, batch)
-        run.state.step += 1
-        after_steps.append(weights(run))
+    for epoch in range(epochs):
+        for batch in run.train.batches(epoch):
+            loop.train_step(run, batch)
+            run.state.step += 1
+            after_steps.append(weights(run))
     return after_steps
 
 
@@ -103,21 +108,98 @@ def test_resume_ends_bit_identical(tmp_path, norm, stop_step):
     assert resumed_metrics == uninterrupted_metrics
 
 
-def test_first_step_is_plain_adam_on_the_stated_loss():
-    recipe = make_recipe()
-    run = make_run(recipe)
-    next(iter(loop.fit(run)))
+def reference_logits(weights, images, noise):
+    """Return the logits and the KL of each image by the definition of the network without norms."""
+    hidden = images
+    for layer in (0, 3, 6, 9):
+        hidden = F.conv2d(hidden, weights[f"encoder.{layer}.weight"], weights[f"encoder.{layer}.bias"], 2, padding=1)
+        hidden = hidden * torch.sigmoid(hidden)
+    mean, logvar = (hidden.flatten(1) @ weights["to_latent.weight"].T + weights["to_latent.bias"]).chunk(2, 1)
+    kl = ((mean**2 + logvar.exp() - logvar - 1) / 2).sum(1)
+    z = mean + noise * logvar.exp().sqrt()
+    hidden = (z @ weights["from_latent.weight"].T + weights["from_latent.bias"]).view(len(z), 4, 1, 1)
+    for layer in (0, 3, 6, 9):
+        hidden = hidden * torch.sigmoid(hidden) if layer else hidden
+        weight, bias = weights[f"decoder.{layer}.weight"], weights[f"decoder.{layer}.bias"]
+        hidden = F.conv_transpose2d(hidden, weight, bias, 2, padding=1)
+    return hidden, kl
 
-    model = build_model(recipe, SHAPE)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    rows, _ = step_rows(plan_epoch(0, 0, 21), 0, 8, World())
-    batch = to_float(torch.from_numpy(make_images()[rows]))
-    logits, posterior = model(batch, loop.latent_noise(run, 0, 8))
-    recon, kl, _ = loss_terms(recipe.loss, logits, posterior, batch)
-    (recon + kl).mean().backward()
-    optimizer.step()
-    plain_weights = torch.cat([p.detach().flatten() for p in model.state_dict().values()])
-    torch.testing.assert_close(weights(run), plain_weights, rtol=1e-4, atol=1e-6)
+
+def reference_training(recipe, n_steps, steps_per_epoch):
+    """Yield the weights in float64 after each step of Adam (Kingma and Ba 2015, algorithm 1)."""
+    parameters = build_model(recipe, SHAPE).named_parameters()
+    weights = {name: parameter.detach().double().requires_grad_() for name, parameter in parameters}
+    first_moments, second_moments = ({name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(2))
+    optim, images = recipe.optim, torch.from_numpy(make_images(24)).permute(0, 3, 1, 2).double() / 255
+    for step in range(n_steps):
+        epoch, epoch_step = divmod(step, steps_per_epoch)
+        batch = images[plan_epoch(optim.seed, epoch, 24)[8 * epoch_step : 8 * epoch_step + 8]]
+        noise = torch.randn(8, 3, generator=torch.Generator().manual_seed(derive_seed(optim.seed, step, 1))).double()
+        logits, kl = reference_logits(weights, batch, noise)
+        recon = -(batch * F.logsigmoid(logits) + (1 - batch) * F.logsigmoid(-logits)).sum((1, 2, 3))
+        beta = recipe.loss.kl_factor * min(1, (step + 1) / (recipe.loss.kl_warmup * steps_per_epoch + 1))
+        loss = (recon + beta * kl).mean()
+        gradients = torch.autograd.grad(loss, list(weights.values()))
+        warmup, total = optim.warmup * steps_per_epoch, optim.epochs * steps_per_epoch
+        cosine = 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (total - warmup))
+        rate = optim.lr * ((step + 1) / (warmup + 1) if step < warmup else cosine)
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+            first_moments[name].lerp_(gradient, 0.1)
+            second_moments[name].lerp_(gradient**2, 0.001)
+            mean, square = (
+                first_moments[name] / (1 - 0.9 ** (step + 1)), second_moments[name] / (1 - 0.999 ** (step + 1))
+            )  # fmt: skip
+            weight.data -= rate * mean / (square.sqrt() + 1e-8)
+        yield torch.cat([weight.detach().flatten() for weight in weights.values()])
+
+
+@pytest.mark.parametrize("kl_factor", [0.01, 30])
+def test_each_step_equals_a_float64_reference(kl_factor):
+    """Through the warm-up of the learning rate, its cosine, the warm-up of the KL and new noise in each step."""
+    recipe = make_recipe(
+        "none",
+        optim={"epochs": 3, "batch": 8, "lr": 3e-3, "warmup": 1, "schedule": "cosine", "seed": 5},
+        loss={"kl_factor": kl_factor, "kl_warmup": 2},
+    )
+    run = make_run(recipe, n_train=24)
+    before = weights(run)
+    for after, expected in zip(weights_by_step(run, 3), reference_training(recipe, 9, steps_per_epoch=3), strict=True):
+        assert (after - expected).norm() < 2e-3 * (after - before).norm()
+        before = after
+
+
+def test_each_step_has_its_own_standard_normal_noise():
+    run = make_run(make_recipe())
+    noise = torch.stack([loop.latent_noise(run, step, 100) for step in range(20)])
+    assert torch.equal(noise[3], loop.latent_noise(run, 3, 100))
+    assert len({float(first) for first in noise[:, 0, 0]}) == 20
+    assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 1e-3
+    assert torch.corrcoef(noise.flatten(1)).sub(torch.eye(20)).abs().max() < 0.25
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_mean_of_the_workers_gradients_is_the_gradient_of_one_worker(size):
+    """DDP averages the gradients; the last batch holds 5 images, which do not divide evenly."""
+
+    def gradients(world):
+        run = make_run(make_recipe(loss={"kl_factor": 3}), world=world)
+        run.state.step = 2
+        loop.train_step(run, list(run.train.batches(0))[2])
+        return torch.cat([parameter.grad.flatten() for parameter in run.model.parameters()])
+
+    means = torch.stack([gradients(World(rank, size)) for rank in range(size)]).mean(0)
+    torch.testing.assert_close(means, gradients(World()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sums_of_an_open_epoch_move_to_rank_0(monkeypatch, rank):
+    """So that the next sum over both workers, which here have equal sums, holds each image once."""
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, op=SUM: tensor.mul_(1 + (op == SUM)))
+    run = make_run(make_recipe(), world=World(rank, 2))
+    run.epoch_sums.add(recon=torch.tensor([3.0, 4]), kl=torch.tensor([1.0, 0]), count=torch.ones(2))
+    loop.gather_sums(run)
+    assert run.state.sums == {"recon": 14, "kl": 2, "count": 4}
+    assert run.epoch_sums.sums.tolist() == ([14, 2, 4] if rank == 0 else [0, 0, 0])
 
 
 @pytest.mark.parametrize("optim", [{"lr": 1e30}, {"lr": 1e30, "clip": 1.0}])
@@ -208,8 +290,12 @@ def stop_worker():
 
 def train_worker(rank, size, port, path, norm):
     start_worker(rank, size, port)
-    run = make_run(make_recipe(norm), world=World(rank, size), wrap=DistributedDataParallel)
-    metrics = last_metrics(run)
+    run, metrics = make_run(make_recipe(norm), world=World(rank, size), wrap=DistributedDataParallel), {}
+    for event in loop.fit(run):
+        if isinstance(event, loop.EpochEnd):
+            metrics = event.metrics
+        elif run.state.step == 4:
+            loop.gather_sums(run)  # as a checkpoint within an epoch does
     if rank == 0:
         torch.save({"weights": weights(run), "metrics": metrics}, path)
     del run
