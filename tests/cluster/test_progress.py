@@ -134,6 +134,24 @@ def test_an_error_inside_watch_passes_through_and_the_state_is_discarded(ray_clu
     assert published_state("bad-run") is None
 
 
+def test_states_are_sent_twice_a_second_and_the_last_one_always(clock, monkeypatch: pytest.MonkeyPatch):
+    import ray
+
+    sent, awaited = [], []
+    put = SimpleNamespace(remote=lambda key, state: sent.append((key, *state)) or f"delivery {len(sent)}")
+    monkeypatch.setattr(progress, "_board", lambda: SimpleNamespace(put=put))
+    monkeypatch.setattr(progress, "_last_published", {})
+    monkeypatch.setattr(ray, "wait", lambda refs, timeout: awaited.append((*refs, timeout)))
+    for done in range(8):
+        publish("a", done, 7, f"loss {done}")
+        publish("b", done, 9)
+        clock.seconds += 0.2
+    a, b = ([state[1:] for state in sent if state[0] == key] for key in "ab")
+    assert a == [(0, 7, "loss 0"), (3, 7, "loss 3"), (6, 7, "loss 6"), (7, 7, "loss 7")]
+    assert [done for done, *_ in b] == [0, 3, 6]
+    assert awaited == [(f"delivery {len(sent)}", 2.0)]  # the process may exit after the last one
+
+
 def test_without_ray_nothing_is_shown_and_no_ray_is_started():
     code = """
 import ray

@@ -79,6 +79,61 @@ def test_the_runtime_env_exports_code_and_settings_but_no_token(monkeypatch: pyt
     assert all((Path(folder) / "__init__.py").is_file() for folder in runtime_env["py_modules"])
 
 
+def test_workers_get_the_s3_keys_by_a_hook_that_ray_does_not_show(monkeypatch: pytest.MonkeyPatch):
+    keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_SESSION_TOKEN": "session"}
+    environment = {"py_modules": ["a"], "env_vars": {"AWS_REGION": "eu-west-1", **keys}}
+    hidden = ray_connection._hide_s3_keys(environment)
+    set_keys = hidden.pop("worker_process_setup_hook")
+    assert hidden == {"py_modules": ["a"], "env_vars": {"AWS_REGION": "eu-west-1"}}
+    for name in keys:
+        monkeypatch.setenv(name, "")
+    set_keys()
+    assert {name: os.environ[name] for name in keys} == keys
+    without_keys = {"env_vars": {"AWS_REGION": "eu-west-1"}}
+    assert ray_connection._hide_s3_keys(without_keys) == without_keys
+
+
+@pytest.fixture
+def init_options(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """Replace `ray.init` by a function that appends its arguments to the list; no Ray answers or starts."""
+    import ray
+
+    calls: list[dict] = []
+    monkeypatch.setattr(ray, "init", lambda **options: calls.append(options))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for name in ("use_loopback", "slow_down_metrics", "log_lost_nodes"):
+        monkeypatch.setattr(ray_connection.ray_compat, name, lambda *_: None)
+    monkeypatch.setattr(ray_connection, "check_reachable", lambda address: None)
+    monkeypatch.setenv("RAY_worker_niceness", "")  # restored after the test
+    return calls
+
+
+@pytest.mark.parametrize("address", ["", "local"])
+def test_a_local_ray_is_started_on_loopback_and_joins_no_other(init_options: list[dict], monkeypatch, address: str):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("ZPOINT_CPUS", "3")
+    ray_connection.connect(niceness=7)
+    [options] = init_options
+    assert (options["address"], options["num_cpus"], options["dashboard_host"]) == ("local", 3, "127.0.0.1")
+    assert options["include_dashboard"]
+    assert "runtime_env" not in options
+    assert os.environ["RAY_worker_niceness"] == "7"  # noqa: SIM112
+
+
+def test_a_cluster_is_joined_with_our_code_except_inside_a_job(init_options: list[dict], monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-all")
+    ray_connection.connect()
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    ray_connection.connect()
+    joined, inside_job = init_options
+    assert joined["address"] == inside_job["address"] == "127.0.0.1:6379"
+    modules = [Path(module).name for module in joined["runtime_env"]["py_modules"]]
+    assert modules == ["aecore", "cluster", "jobs", "serving"]
+    assert "not-for-all" not in str(joined)
+    assert inside_job["runtime_env"] is None
+
+
 @pytest.mark.parametrize(("host", "mode"), [("127.0.0.1", "token"), ("head", None)])
 def test_only_a_ray_on_this_machine_gets_the_token(host: str, mode: str | None, monkeypatch, tmp_path: Path):
     monkeypatch.setenv("HOME", str(tmp_path))

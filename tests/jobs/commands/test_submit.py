@@ -1,6 +1,7 @@
 """Ray Jobs on a head node that this module starts and stops."""
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.request import urlopen
 
 import pytest
@@ -74,6 +76,74 @@ def test_an_unknown_job_kind_is_refused(argv: list[str]):
 def test_a_missing_recipe_file_is_refused():
     with pytest.raises(ValueError, match=r"no recipe at mine\.yaml"):
         submit(["train", "mine.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("on_this_machine", "command"),
+    [
+        (True, "cd {folder} && exec {python} -P -m jobs.cli train \"$uploaded\"/'my recipe.yaml' 'name=a b; rm'"),
+        (False, "exec python -P -m jobs.cli train \"$uploaded\"/'my recipe.yaml' 'name=a b; rm'"),
+    ],
+)
+def test_entrypoint_quotes_its_words_and_uploads_the_recipe(tmp_path: Path, on_this_machine: bool, command: str):
+    Path("sub").mkdir()
+    recipe = Path("sub/my recipe.yaml")
+    recipe.write_text("name: mine")
+    entrypoint = submit_module._make_entrypoint(["train", str(recipe), "name=a b; rm"], tmp_path, on_this_machine)
+    folder, python = shlex.quote(os.getcwd()), shlex.quote(sys.executable)
+    assert entrypoint == f"uploaded=$PWD; {command.format(folder=folder, python=python)}"
+    assert (tmp_path / "my recipe.yaml").read_text() == "name: mine"
+
+
+def test_job_gets_the_settings_and_on_another_machine_no_default_folder_of_this_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.delenv("ZPOINT_HOME")
+    monkeypatch.delenv("ZPOINT_CACHE")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "session")
+    monkeypatch.setenv("ZPOINT_TOKEN", "not-for-jobs")
+    settings = {"AWS_SESSION_TOKEN": "session", "RAY_JOB_STOP_WAIT_TIME_S": "15"}
+    home = {"ZPOINT_HOME": str(Path(".zpoint").absolute())}
+    assert submit_module._job_runtime_env(True)["env_vars"] == settings | home
+    assert capsys.readouterr().err == ""
+    assert submit_module._job_runtime_env(False)["env_vars"] == settings
+    assert "results stay in the job's folder on the cluster" in capsys.readouterr().err
+    monkeypatch.setenv("ZPOINT_STORE", "s3://bucket/zpoint")
+    assert submit_module._job_runtime_env(False)["env_vars"] == settings | {"ZPOINT_STORE": "s3://bucket/zpoint"}
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("ZPOINT_HOME", "/shared")
+    assert submit_module._job_runtime_env(False)["env_vars"]["ZPOINT_HOME"] == "/shared"
+
+
+def make_info(job_id: str, start_s: int, status: str = "SUCCEEDED", exit_code: int | None = 0) -> SimpleNamespace:
+    """Return a fake of Ray's JobDetails, of a job of 2.5 s."""
+    return SimpleNamespace(
+        submission_id=job_id, status=SimpleNamespace(value=status), start_time=start_s * 1000,
+        end_time=start_s * 1000 + 2500, metadata={"command": "zpoint train x.yaml"}, entrypoint="exec python",
+        message="a trace\nthe cause", driver_exit_code=exit_code,
+    )  # fmt: skip
+
+
+def test_jobs_are_listed_newest_first(monkeypatch: pytest.MonkeyPatch):
+    infos = [make_info("old", 100), make_info("new", 300), make_info("middle", 200), make_info("", 400)]
+    client = SimpleNamespace(list_jobs=lambda: infos)  # the last one was not submitted: a driver on the cluster
+    monkeypatch.setattr(submit_module, "_connect", lambda address: (client, "http://head:8265"))
+    jobs = list_jobs()
+    assert [job["id"] for job in jobs] == ["new", "middle", "old"]
+    assert (jobs[0]["seconds"], jobs[0]["entrypoint"]) == (2.5, "zpoint train x.yaml")
+    assert (jobs[0]["status"], jobs[0]["message"]) == ("SUCCEEDED", "the cause")
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code", "exit_status"),
+    [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", 1, 1), ("FAILED", None, 1), ("STOPPED", None, 1)],
+)
+def test_exit_status_of_an_awaited_job(monkeypatch, status: str, exit_code: int | None, exit_status: int):
+    infos = [make_info("a", 1, "RUNNING"), make_info("a", 1, status, exit_code)]  # the log may end before the job
+    monkeypatch.setattr(submit_module, "_follow", lambda client, job_id: iter(["line\n"]))
+    monkeypatch.setattr(submit_module, "POLL_INTERVAL_S", 0)
+    result = submit_module._wait(SimpleNamespace(get_job_info=lambda job_id: infos.pop(0)), "a")
+    assert (result["exit_status"], result["status"]) == (exit_status, status)
 
 
 def test_an_address_without_a_dashboard_fails_after_the_timeout(start_moto, monkeypatch: pytest.MonkeyPatch):

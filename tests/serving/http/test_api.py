@@ -224,6 +224,34 @@ def test_timeout_is_a_503_with_retry_after():
     assert response.headers["retry-after"] == "5"
 
 
+def test_body_that_does_not_arrive_is_a_408():
+    app, sent = make_client(limits=Limits(body_timeout_s=0.01)).app, []
+    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}])
+
+    async def receive():
+        return next(messages, None) or await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", JSON.encode())]
+    scope = {"type": "http", "method": "POST", "path": "/v1/decode", "headers": headers, "query_string": b""}
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 408
+    assert b"the body did not arrive within 0.01 s" in sent[1]["body"]
+
+
+def test_readyz_decodes_a_z_point_of_the_model():
+    decoded_shapes = []
+
+    async def decode(z):
+        decoded_shapes.append(z.shape)
+
+    http = make_client(make_slot_with(decode))
+    assert http.get("/healthz").json() == http.get("/readyz").json() == {"status": "ok"}
+    assert decoded_shapes == [(1, Z_DIM)]
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_sample_decodes_the_z_points_of_the_sampler(sampler):
     response = make_client().post("/v1/sample", json={"sampler": sampler, "n": 5, "seed": 3}, headers={"accept": NPY})

@@ -1,0 +1,83 @@
+"""What a replica serves and runs with, without Ray."""
+
+import socket
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from serving.runtime import deployment, last_served, replica
+from serving.runtime.last_served import LastServedVersions
+from serving.runtime.registry import ModelVersion
+
+DEPLOYED = ModelVersion("zpoint", "1", "champion", "run-1", "/models/1", "sqlite:///a.db")
+LAST_SERVED, ALIASED = replace(DEPLOYED, version="2"), replace(DEPLOYED, version="3")
+
+
+def fail(*_):
+    raise ConnectionError("nothing answers")
+
+
+@pytest.mark.parametrize(
+    ("find", "load", "versions", "log"),
+    [
+        (lambda alias: ALIASED, lambda *_: LAST_SERVED, "321", ""),
+        (lambda alias: ALIASED, lambda *_: None, "31", ""),
+        (lambda alias: DEPLOYED, lambda *_: DEPLOYED, "1", ""),
+        (fail, lambda *_: LAST_SERVED, "21", "cannot resolve alias 'champion': nothing answers"),
+        (lambda alias: ALIASED, fail, "31", "cannot read the last served version: nothing answers"),
+        (fail, fail, "1", "nothing answers"),
+    ],
+)
+def test_new_replica_tries_the_aliased_then_the_last_served_then_the_deployed_version(
+    monkeypatch, caplog, find, load, versions, log
+):
+    monkeypatch.setattr(replica, "find_model_version", find)
+    monkeypatch.setattr(last_served, "load", load)
+    assert "".join(version.version for version in replica._candidates(DEPLOYED)) == versions
+    assert log in caplog.text
+
+
+def test_last_served_version_is_kept_for_each_tracking_server_and_alias():
+    versions = LastServedVersions()
+    others = replace(DEPLOYED, alias="challenger", version="5"), replace(DEPLOYED, tracking_uri="http://b", version="6")
+    for version in (DEPLOYED, *others, LAST_SERVED):
+        versions.set(version)
+    assert versions.get("sqlite:///a.db", "champion") == LAST_SERVED
+    assert [versions.get(v.tracking_uri, v.alias) for v in others] == [*others]
+    assert versions.get("http://b", "challenger") is None
+
+
+def test_replica_keeps_the_jobs_runtime_environment(monkeypatch):
+    import ray
+
+    job_env = {"py_modules": ["gcs://a.zip"], "env_vars": {"AWS_REGION": "eu-west-1", "MALLOC_ARENA_MAX": "8"}}
+    context = SimpleNamespace(runtime_env=SimpleNamespace(to_dict=lambda: job_env))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    assert replica._replica_runtime_env() == {
+        "py_modules": ["gcs://a.zip"], "env_vars": {"AWS_REGION": "eu-west-1", "MALLOC_ARENA_MAX": "2"}
+    }  # fmt: skip
+
+
+def test_config_file_for_a_cluster_needs_a_token_and_known_arguments(monkeypatch):
+    monkeypatch.setattr(replica, "find_model_version", lambda alias: replace(DEPLOYED, alias=alias))
+    monkeypatch.setattr(replica, "build_application", lambda *arguments: arguments)
+    with pytest.raises(ValueError, match="set ZPOINT_TOKEN"):
+        replica.app({})
+    monkeypatch.setenv("ZPOINT_TOKEN", "secret")
+    assert replica.app({}) == (DEPLOYED, "secret", (1, 1))
+    assert replica.app({"min_replicas": 2}) == (DEPLOYED, "secret", (2, 2))
+    arguments = {"alias": "challenger", "min_replicas": 2, "max_replicas": 4}
+    assert replica.app(arguments) == (replace(DEPLOYED, alias="challenger"), "secret", (2, 4))
+    with pytest.raises(ValueError, match="args take alias, min_replicas and max_replicas, not port"):
+        replica.app({"port": 1})
+
+
+def test_port_in_use_is_refused_before_serve_starts(monkeypatch):
+    monkeypatch.setattr(deployment, "find_model_version", lambda alias: DEPLOYED)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ValueError, match=f"cannot listen at 127.0.0.1 port {port}: "):
+            deployment.start_endpoint(port=port)
+    with pytest.raises(ValueError, match="port 70000"):
+        deployment.start_endpoint(port=70_000)
