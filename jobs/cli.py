@@ -79,7 +79,7 @@ def _add_data(add_command: Callable[..., Any]) -> None:
     demo = add_command("demo", _demo, "ingest, train, tune, promote and serve on generated faces", lambda r: r["text"])
     demo.add_argument("--quick", action="store_true", help="use less data and fewer epochs: a third of the time")
 
-    ingest = add_command("ingest", _ingest, "convert images into shards and a manifest")
+    ingest = add_command("ingest", _ingest, "convert images into shards and a manifest", printing.format_ingest)
     # The job checks dataset, encoding and split: argparse's choices would repeat its lists.
     ingest.add_argument("dataset", metavar="DATASET", help="celeba, mnist, fashion_mnist, cifar10, folder or generated")
     ingest.add_argument("--source", help="folder or zip of the images, local or on S3 (omit it for generated)")

@@ -15,6 +15,20 @@ JPEG_QUALITY = 95
 Encoding = Literal["jpeg", "png", "raw"]
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
 _ORIENTATION = 0x0112  # the EXIF tag
+UNDECODABLE = ("HEIF", "JPEG XL")  # of the formats below, those that Pillow does not decode
+_SIGNATURES = {  # the first bytes of a file
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    "WebP": rb"RIFF.{4}WEBP",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "AVIF": rb".{4}ftyp(avi[fs]|(mif1|msf1).{4}(.{4})*avi[fs])",
+    "JPEG 2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+    "PNM": rb"P[1-6]\s+[#\d]",
+    "HEIF": rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,11 @@ class Crop:
 CENTRE = Crop()
 
 
+def sniff_format(head: bytes) -> str | None:
+    """Return the image format that a file's first 64 bytes show, or None."""
+    return next((name for name, start in _SIGNATURES.items() if re.match(start, head, re.DOTALL)), None)
+
+
 def decode_image(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndarray:
     """Decode the bytes of an image file, of any or of these Pillow `formats`, to uint8 (H, W, 3), or (H, W, 1) if gray.
 
@@ -80,6 +99,8 @@ def decode_image(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndar
             upright = ImageOps.exif_transpose(image) or image
             return _to_pixels(upright)
     except Image.UnidentifiedImageError:
+        if (image_format := sniff_format(data[:64])) in UNDECODABLE:
+            raise ValueError(f"it is a {image_format} image, which Pillow does not decode; convert it") from None
         raise ValueError(f"it is not an image (it starts with {data[:12]!r})") from None
     except Image.DecompressionBombError as error:  # Pillow's own limit, on the header too; its text has the count
         pixels = int("".join(re.findall(r"\((\d+) pixels\)", str(error))) or 0)

@@ -106,8 +106,8 @@ class ZipReader(Reader):
         def read(attempt: int) -> bytes:
             if attempt:  # drop what was read: it may have been damaged in transit
                 open_zip.cache_clear()
-            archive = open_zip(self.path, self.mtime_ns)
-            member = archive.getinfo(self.prefix + name)
+            archive, members = open_zip(self.path, self.mtime_ns)
+            member = members[self.prefix + name]
             _check_length(max(member.file_size, member.compress_size))
             if member.flag_bits & _ENCRYPTED:
                 raise ValueError("the zip member is encrypted")
@@ -154,18 +154,26 @@ def _check_length(length: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def open_zip(path: RemotePath, mtime_ns: int) -> zipfile.ZipFile:
+def open_zip(path: RemotePath, mtime_ns: int) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
     """Open the zip `path`, once per process: listing CelebA's 202,599 members takes 1.5 s and 120 MB.
 
-    Threads may read from it: zipfile locks the file for each read. Raises BadZipFile when it is no zip, OSError when
-    storage fails.
+    Returns the zip and its members by `member_path`. Threads may read from it: zipfile locks the file for each read.
+    Raises BadZipFile when it is no zip, UnicodeDecodeError for a member's name, OSError when storage fails.
     """
     try:
-        return zipfile.ZipFile(path.open())
+        archive = zipfile.ZipFile(path.open())
+        return archive, {member_path(member.filename): member for member in archive.infolist()}
     except zipfile.BadZipFile as error:
         if isinstance(error.__context__, OSError):  # zipfile reports a failed read as a bad file
             raise error.__context__ from None
         raise
+
+
+def member_path(name: str) -> str:
+    """Return a zip member's name as a relative path with slashes; some programs on Windows write backslashes."""
+    if "\\" in name or "//" in name or name.startswith(("/", ".")) or name.endswith("/"):
+        return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+    return name
 
 
 @lru_cache(maxsize=2)

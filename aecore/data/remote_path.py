@@ -58,14 +58,6 @@ class RemotePath:
         """Return the file's modification time in nanoseconds. Raises FileNotFoundError when it is missing."""
         return os.stat(self.path).st_mtime_ns if self.is_local else self._file_info().mtime_ns or 0
 
-    def file_sizes(self) -> dict[str, int]:
-        """List the files below this folder: their path relative to it, and their length in bytes."""
-        if self.is_local:
-            base = Path(self.path)
-            return {p.relative_to(base).as_posix(): p.stat().st_size for p in base.rglob("*") if p.is_file()}
-        infos = self.fs.get_file_info(pafs.FileSelector(self.path, recursive=True))
-        return {info.path[len(self.path) + 1 :]: info.size or 0 for info in infos if info.is_file}
-
     def read(self) -> bytes:
         """Read the whole file. Raises FileNotFoundError when it is missing, OSError when it is cut short."""
         return Path(self.path).read_bytes() if self.is_local else read_bytes(self.fs, self.path)

@@ -4,7 +4,6 @@ Such a function returns a `SourceListing`; `open_source` makes a `Source` of it 
 Its reader is pickled to other processes, which read the items.
 """
 
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,29 +12,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from aecore.data.celeba import check_numbering, find_celeba, parse_list
 from aecore.data.download import check_downloadable, download
+from aecore.data.file_tree import FileTree, list_tree
 from aecore.data.io import sha256
-from aecore.data.readers import (
-    ArrayReader,
-    FaceReader,
-    FileReader,
-    Item,
-    Reader,
-    ZipReader,
-    load_cifar,
-    load_idx,
-    open_zip,
-)
+from aecore.data.layout import read_layout
+from aecore.data.readers import ArrayReader, FaceReader, Item, Reader, load_cifar, load_idx
 from aecore.data.remote_path import RemotePath
 from aecore.data.splits import SPLITS, sample_splits, split_table
 from aecore.data.synthetic_faces import face_factors
+from aecore.errors import list_names
 
-SPLIT_BY_FOLDER = {"training": "train", "val": "valid", "validation": "valid", "testing": "test"} | {
-    split: split for split in SPLITS
-}
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+ARCHIVE_SUFFIXES = (".zip", ".7z", ".rar", ".tar", ".tar.gz", ".tgz")
+NUM_CELEBA = 202_599
 DEFAULT_NUM_FACES = 4000  # generated without a limit
-CELEBA_LISTS = ("list_eval_partition.txt", "identity_CelebA.txt", "list_attr_celeba.txt")
 
 
 @dataclass(frozen=True)
@@ -61,6 +51,9 @@ class SourceListing:
     channels: int
     size: int  # edge in pixels of the square images made by default
     fingerprint: str  # equal for equal content, whatever its path
+    split_origin: str = ""  # of the official splits: the folders or list that give them
+    notes: list[str] = field(default_factory=list)  # what a reader of the dataset should know
+    passed_over: dict[str, list[str]] = field(default_factory=dict)  # entries of the source, by reason
 
 
 @dataclass(frozen=True)
@@ -73,6 +66,9 @@ class Source:
     channels: int
     size: int  # edge in pixels of the square images to make
     fingerprint: str  # as in SourceListing
+    split_text: str  # the rule, and what gave the splits
+    notes: list[str] = field(default_factory=list)  # as in SourceListing
+    passed_over: dict[str, list[str]] = field(default_factory=dict)  # as in SourceListing
 
     def read(self, split: str, indices: Sequence[int]) -> Iterator[Item]:
         """Yield the items of `split` at `indices`: files' bytes, or pixels as uint8 (H, W, 1 or 3)."""
@@ -96,8 +92,28 @@ def open_source(dataset: str, options: SourceOptions) -> Source:
     rule, splits = split_table(listing.items, listing.official_splits, options.split)
     if options.limit is not None:
         splits = sample_splits(splits, options.limit)
-    size = options.size or listing.size
-    return Source(splits, rule, listing.reader, listing.channels, size, listing.fingerprint)
+    return Source(
+        splits,
+        rule,
+        listing.reader,
+        listing.channels,
+        options.size or listing.size,
+        listing.fingerprint,
+        split_text=_describe_split(rule, listing, splits),
+        notes=listing.notes,
+        passed_over={reason: sorted(names) for reason, names in listing.passed_over.items() if names},
+    )
+
+
+def _describe_split(rule: str, listing: SourceListing, splits: dict[str, pa.Table]) -> str:
+    """Return how the splits were made: by the folders or list of the source, or drawn by a hash."""
+    if rule != "official":
+        key = "the identities, so that no person is in two splits" if rule == "identity" else "the names"
+        return f"{rule}: 80/10/10, drawn by a hash of {key}"
+    official = set(listing.official_splits or ())
+    drawn = [split for split, table in splits.items() if table.num_rows and split not in official]
+    text = f"official: {listing.split_origin}"
+    return f"{text}; {' and '.join(drawn)} drawn from train, a tenth of it each" if drawn else text
 
 
 def _source_path(options: SourceOptions, expected: str, *, must_exist: bool = True) -> RemotePath:
@@ -111,45 +127,38 @@ def _source_path(options: SourceOptions, expected: str, *, must_exist: bool = Tr
     return path
 
 
-def _list_images(path: RemotePath, expected: str, keep: set[str] | None = None) -> tuple[dict[str, int], Reader]:
-    """List the images in a folder or zip: sorted names, each with its length or CRC-32, and their reader.
-
-    A folder that holds all of them is left out of the names, unless it is in `keep`.
-    """
-    is_zip = not path.is_dir()
-    mtime_ns = path.mtime_ns() if is_zip else 0
-    contents = _list_zip(path, mtime_ns) if is_zip else path.file_sizes()
-    images = {name: content for name, content in sorted(contents.items()) if _is_image(name)}
+def _list_images(path: RemotePath, expected: str) -> tuple[FileTree, dict[str, int]]:
+    """List the images in a folder or zip: sorted names, each with its length or CRC-32."""
+    tree = list_tree(path)
+    images = tree.find_images()
     if not images:
-        raise ValueError(f"{path} holds no images; --source takes {expected}")
-    prefix = _common_folder(list(images), keep or set())
-    reader = ZipReader(path, mtime_ns, prefix) if is_zip else FileReader(path / prefix)
-    return {name.removeprefix(prefix): content for name, content in images.items()}, reader
+        raise _no_images(tree, expected)
+    return tree, images
 
 
-def _list_zip(path: RemotePath, mtime_ns: int) -> dict[str, int]:
-    try:
-        archive = open_zip(path, mtime_ns)
-    except zipfile.BadZipFile as error:
-        raise ValueError(
-            f"{path} is not a complete zip file ({path.size():,} bytes): {error}; fetch it again"
-        ) from error
-    return {member.filename: member.CRC for member in archive.infolist() if not member.is_dir()}
+def _no_images(tree: FileTree, expected: str) -> ValueError:
+    contents = describe_passed_over(tree.passed_over)
+    passed_over = f" (passed over: {contents})" if contents else ""
+    return ValueError(f"{tree.path} holds no images{passed_over}; --source takes {expected}{_other_command(tree)}")
 
 
-def _is_image(name: str) -> bool:
-    path = Path(name)
-    hidden = any(folder.startswith((".", "__MACOSX")) for folder in path.parts)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
+def _other_command(tree: FileTree) -> str:
+    """Return the hint that fits files of another kind in `tree`."""
+    names = [*tree.files]
+    if any(name.endswith(".parquet") for name in names):
+        return "; read Parquet files with `zpoint ingest parquet`"
+    if any("data_batch_1" in name for name in names):
+        return "; read CIFAR10's batches with `zpoint ingest cifar10`"
+    if any("-ubyte" in name for name in names):
+        return "; read IDX files with `zpoint ingest mnist` or `fashion_mnist`"
+    if archives := [name for name in names if name.endswith(ARCHIVE_SUFFIXES)]:
+        return f"; {list_names(sorted(archives))}: name one zip as --source, or unpack other archives"
+    return ""
 
 
-def _common_folder(names: list[str], keep: set[str]) -> str:
-    prefix = ""
-    for folder in Path(names[0]).parts[:-1]:
-        if folder.lower() in keep or not all(name.startswith(f"{prefix}{folder}/") for name in names):
-            break
-        prefix += f"{folder}/"
-    return prefix
+def describe_passed_over(passed_over: dict[str, list[str]]) -> str:
+    """Return the number of entries and the first names by reason: `2 hidden (.DS_Store, Thumbs.db), 1 text (a.md)`."""
+    return ", ".join(f"{len(names):,} {reason} ({list_names(names)})" for reason, names in passed_over.items() if names)
 
 
 def _fingerprint(*contents: object) -> str:
@@ -157,66 +166,80 @@ def _fingerprint(*contents: object) -> str:
 
 
 def celeba(options: SourceOptions) -> SourceListing:
-    """List CelebA's aligned faces in the official layout, with identity and attributes (1 or 0) if present."""
-    expected = "CelebA's folder with img_align_celeba.zip and list_eval_partition.txt, or that zip"
-    base = _source_path(options, expected)
-    layouts = ("img_align_celeba.zip", "Img/img_align_celeba.zip", "img_align_celeba", "Img/img_align_celeba")
-    candidates = [base / folder / layout for folder in ("", "celeba") for layout in layouts]
-    images = next((path for path in candidates if path.exists()), base)
-    crc_by_name, reader = _list_images(images, expected)
-    folders = [p / name for p in (images, images.parent, images.parent.parent) for name in ("", "Eval", "Anno")]
-    lists = {name: next((p / name for p in folders if (p / name).is_file()), None) for name in CELEBA_LISTS}
-    names = list(crc_by_name)
+    """List CelebA's faces with the official split, and identity and attributes (1 or 0) if their lists are there."""
+    expected = "CelebA's folder or Kaggle's zip, with img_align_celeba and list_eval_partition"
+    files = find_celeba(_source_path(options, expected))
+    if not files.content_by_name:
+        raise _no_images(files.tree, expected)
+    names = list(files.content_by_name)
     columns: dict[str, pa.Array] = {"name": pa.array(names)}
-    texts = {name: path.read().decode(errors="replace") for name, path in lists.items() if path is not None}
-    splits = None
-    if (text := texts.get("list_eval_partition.txt")) is not None:
-        partition = _integer_columns(text.splitlines(), names, "list_eval_partition.txt")[:, 0]
-        if not np.isin(partition, [0, 1, 2]).all():
-            raise ValueError(f"{lists['list_eval_partition.txt']}: a split must be 0, 1 or 2")
-        splits = [SPLITS[i] for i in partition]
-    if (text := texts.get("identity_CelebA.txt")) is not None:
-        columns["identity"] = pa.array(_integer_columns(text.splitlines(), names, "identity_CelebA.txt")[:, 0])
-    if (text := texts.get("list_attr_celeba.txt")) is not None:
-        lines = text.splitlines()
-        values = _integer_columns(lines[2:], names, "list_attr_celeba.txt")
-        if len(attributes := lines[1].split()) != values.shape[1]:
-            raise ValueError(f"{lists['list_attr_celeba.txt']} must have as many attribute names as columns")
+    splits, notes = None, []
+    if (file := files.list_file("list_eval_partition")) is None:
+        check_numbering(files)
+        if options.split in (None, "official"):
+            raise ValueError(
+                f"{files.tree.path} has no official splits: list_eval_partition.txt or .csv is missing; put it beside "
+                "the images, or choose --split hash"
+            )
+    else:
+        try:
+            _, values = parse_list(files.lists[file], names, file)
+        except ValueError:
+            check_numbering(files)
+            raise
+        if values.shape[1] != 1 or not np.isin(values, [0, 1, 2]).all():
+            raise ValueError(f"{file}: a split must be 0, 1 or 2")
+        splits = [SPLITS[i] for i in values[:, 0]]
+    if (identity_file := files.list_file("identity_CelebA")) is not None:
+        columns["identity"] = pa.array(parse_list(files.lists[identity_file], names, identity_file)[1][:, 0])
+    if (attribute_file := files.list_file("list_attr_celeba")) is not None:
+        attributes, values = parse_list(files.lists[attribute_file], names, attribute_file)
+        if len(attributes) != values.shape[1]:
+            raise ValueError(f"{attribute_file} must have as many attribute names as columns")
         for i, attribute in enumerate(attributes):
             columns[attribute] = pa.array((values[:, i] > 0).astype(np.int8))
-    fingerprint = _fingerprint("celeba", crc_by_name, texts)
-    return SourceListing(pa.table(columns), splits, reader, channels=3, size=96, fingerprint=fingerprint)
-
-
-def _integer_columns(lines: list[str], names: list[str], file: str) -> np.ndarray:
-    """Return the integers that follow each of `names` in lines such as `000001.jpg 0`: int64 (n, columns)."""
-    rows = {words[0]: words[1:] for line in lines if len(words := line.split()) > 1}
-    missing = next((name for name in names if name not in rows), None)
-    if missing is not None:
-        raise ValueError(f"{file} does not list the image {missing}; is it the list of this dataset?")
-    try:
-        return np.array([rows[name] for name in names], np.int64)
-    except ValueError as error:
-        raise ValueError(f"{file} must have the same number of integers for each image") from error
+    if "img_celeba" in f"{files.tree.path}/{files.prefix}".split("/"):
+        notes.append("img_celeba: the photos before their alignment")
+    if len(names) < NUM_CELEBA:
+        notes.append(f"{len(names):,} of CelebA's {NUM_CELEBA:,} images")
+    return SourceListing(
+        pa.table(columns),
+        splits,
+        files.tree.reader(files.prefix),
+        channels=3,
+        size=96,
+        fingerprint=_fingerprint("celeba", files.content_by_name, files.lists),
+        split_origin=file or "",
+        notes=notes,
+        passed_over=files.tree.passed_over,
+    )
 
 
 def folder(options: SourceOptions) -> SourceListing:
     """List images in a folder or zip, with or without split folders and class folders: SPLIT/CLASS/NAME.png."""
-    expected = f"a folder or zip of images ({' '.join(sorted(IMAGE_SUFFIXES))})"
-    content_by_name, reader = _list_images(_source_path(options, expected), expected, keep=set(SPLIT_BY_FOLDER))
-    names = list(content_by_name)
-    paths = [name.split("/") for name in names]
-    splits = None
-    if all(len(path) > 1 and path[0].lower() in SPLIT_BY_FOLDER for path in paths):
-        splits = [SPLIT_BY_FOLDER[path[0].lower()] for path in paths]
-        paths = [path[1:] for path in paths]
-    columns = {"name": pa.array(names)}
-    if all(len(path) > 1 for path in paths):
-        classes = [path[0] for path in paths]
-        labels = {name: i for i, name in enumerate(sorted(set(classes)))}
-        columns |= {"label": pa.array([labels[name] for name in classes]), "class": pa.array(classes)}
-    fingerprint = _fingerprint("folder", content_by_name)
-    return SourceListing(pa.table(columns), splits, reader, channels=3, size=96, fingerprint=fingerprint)
+    expected = "a folder or zip of images"
+    path = _source_path(options, expected)
+    tree, content_by_name = _list_images(path, expected)
+    try:
+        layout = read_layout(list(content_by_name), tree.folders)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    columns = {"name": pa.array(layout.names)}
+    if layout.classes is not None:
+        labels = {name: i for i, name in enumerate(sorted(set(layout.classes)))}
+        columns |= {"label": pa.array([labels[name] for name in layout.classes]), "class": pa.array(layout.classes)}
+    contents = {name: content_by_name[layout.prefix + name] for name in layout.names}
+    return SourceListing(
+        pa.table(columns),
+        layout.splits,
+        tree.reader(layout.prefix),
+        channels=3,
+        size=96,
+        fingerprint=_fingerprint("folder", contents),
+        split_origin=f"the folders {list_names((f'{name}/' for name in layout.split_folders), limit=9)}",
+        notes=layout.notes,
+        passed_over={**tree.passed_over, **layout.passed_over},
+    )
 
 
 def mnist(options: SourceOptions) -> SourceListing:
@@ -255,7 +278,9 @@ def _list_arrays(
     table = pa.table({"name": names, "label": pa.array(labels, pa.int64())})
     fingerprint = _fingerprint(kind, digests)
     reader = ArrayReader(kind, data_folder, fingerprint)
-    return SourceListing(table, splits, reader, channels=channels, size=size, fingerprint=fingerprint)
+    return SourceListing(
+        table, splits, reader, channels, size, fingerprint=fingerprint, split_origin="the files of train and test"
+    )
 
 
 def generated(options: SourceOptions) -> SourceListing:

@@ -1,5 +1,6 @@
 """Format the result of a command as text for the terminal."""
 
+import textwrap
 from typing import Any
 
 Result = dict[str, Any]
@@ -14,6 +15,40 @@ def format_fields(result: Result) -> str:
         else:
             lines.append(f"{key:<24} {_format(value)}")
     return "\n".join(lines)
+
+
+def format_ingest(result: Result) -> str:
+    """Format what `zpoint ingest` found in the source and wrote, 80 columns wide."""
+    counts = ", ".join(f"{split} {count:,}" for split, count in result["counts"].items())
+    passed_over = [_format_count(names, reason) for reason, names in result["passed_over"].items()]
+    written = f"{result['shards']:,} shards, {result['bytes']:,} bytes"
+    written += ", unchanged" if result["unchanged"] else f", {result['images_per_second']:,.0f} images/s"
+    fields = [
+        ("dataset", [result["uri"]]),
+        ("splits", [counts]),
+        ("split rule", [result["split_rule"]]),
+        ("classes", [_format_count(result["classes"])]),
+        ("attributes", [_format_count(result["attributes"])]),
+        ("notes", result["notes"]),
+        ("passed over", passed_over or ["nothing"]),
+        ("bad images", [f"{result['rejects']:,} skipped, listed in rejects.jsonl"] if result["rejects"] else ["none"]),
+        ("written", [written]),
+        ("digest", [result["digest"]]),
+    ]
+    lines = []
+    for name, texts in fields:
+        for text in texts:
+            wrapped = textwrap.wrap(text, 66, break_long_words=False, break_on_hyphens=False)
+            lines += [f"{name if i == 0 else '':<12}  {line}" for i, line in enumerate(wrapped)]
+            name = ""
+    return "\n".join(lines)
+
+
+def _format_count(names: Result, reason: str = "") -> str:
+    if not names["count"]:
+        return "none"
+    more = ", ..." if names["count"] > len(names["first"]) else ""
+    return f"{names['count']:,}{' ' * bool(reason)}{reason}: {', '.join(names['first'])}{more}"
 
 
 def format_campaign(result: Result) -> str:

@@ -6,9 +6,10 @@ and options alone.
 """
 
 import json
+import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from aecore.data.shards import Manifest, Shard, find_manifest, save_manifest
 from aecore.data.sources import Source, SourceOptions, open_source
 from aecore.data.splits import RULES
 from cluster.lock import hold_lock
+from aecore.errors import printable
 from cluster.ray_connection import connect
 from cluster.storage import check_uri, describe_s3_error, open_uri
 from jobs.ingest.pool import write_shards
@@ -27,6 +29,8 @@ from jobs.ingest.shard_task import RECORDS, IngestSpec, Reject, ShardError, Shar
 
 REJECTS = "rejects.jsonl"
 LOCK = "lock"  # in the folder of the records
+FIRST_NAMES = 10  # of classes, attributes and entries passed over, in the result
+log = logging.getLogger(__name__)
 
 
 def ingest(
@@ -59,8 +63,9 @@ def ingest(
         max_bad: number of bad images that are skipped and listed in rejects.jsonl; one more is an error.
         progress: called with the images done and their total, first with 0 when a worker is ready.
 
-    Returns uri, digest, counts (per split), bytes, images_per_second, shards, skipped_shards, rejects (their number)
-    and unchanged (no shard had to be written).
+    Returns uri, digest, counts (per split), split_rule, classes and attributes (their number and first names), notes,
+    passed_over (number and first names of the source's other entries, by reason), bytes, images_per_second, shards,
+    skipped_shards, rejects (their number) and unchanged (no shard had to be written).
     Raises ValueError if an option is invalid, the source is unreadable, more than `max_bad` images are bad, storage
     fails, or another process writes to `uri`.
     """
@@ -69,6 +74,7 @@ def ingest(
     check_uri(uri)
     fs, root = open_uri(uri)
     source = _open_source(dataset, source_uri, limit=limit, seed=seed, size=size, split=split, download=download)
+    _warn_of_skipped(source_uri, source)
     encoding, quality = _resolve_encoding(encoding, quality, source.size)
     options = {
         "dataset": dataset,
@@ -109,6 +115,7 @@ def ingest(
         "uri": uri,
         "digest": manifest.digest,
         "counts": {split: manifest.count(split) for split in manifest.splits},
+        **_describe_source(source),
         "bytes": sum(result.record.shard.bytes for result in results),
         "images_per_second": round(sum(result.n_items for result in written) / seconds, 1),
         "shards": len(results),
@@ -145,6 +152,37 @@ def _open_source(dataset: str, uri: str | None, **options: Any) -> Source:
         return open_source(dataset, SourceOptions(path=path, fs=fs, **options))
     except OSError as error:
         raise ValueError(f"cannot read {uri}: {describe_s3_error(error)}") from error
+
+
+def _describe_source(source: Source) -> dict[str, Any]:
+    """Return what was found in a source: the rule of its splits, its classes, and what was passed over."""
+    tables = [table for table in source.splits.values() if table.num_rows]
+    columns = tables[0].column_names if tables else []
+    class_column = next((column for column in ("class", "label") if column in columns), None)
+    classes = {value for table in tables for value in table[class_column].unique().to_pylist()} if class_column else ()
+    return {
+        "split_rule": source.split_text,
+        "classes": _count_names(sorted(classes)),
+        "attributes": _count_names(column for column in columns if column not in ("name", "label", "class")),
+        "notes": source.notes,
+        "passed_over": {reason: _count_names(map(printable, names)) for reason, names in source.passed_over.items()},
+    }
+
+
+def _count_names(names: Iterable[Any]) -> dict[str, Any]:
+    names = [str(name) for name in names]
+    return {"count": len(names), "first": names[:FIRST_NAMES]}
+
+
+def _warn_of_skipped(uri: str | None, source: Source) -> None:
+    """Log a warning if more files were passed over than images read, except text and what systems leave behind."""
+    skipped = {
+        reason: names for reason, names in source.passed_over.items()
+        if reason not in ("hidden", "text", "mask", "thumbnail")
+    }  # fmt: skip
+    n_skipped, n_images = sum(map(len, skipped.values())), sum(table.num_rows for table in source.splits.values())
+    if n_skipped > n_images:
+        log.warning("%s: %d entries passed over, %d images read: %s", uri, n_skipped, n_images, ", ".join(skipped))
 
 
 def _resolve_encoding(encoding: str | None, quality: int | None, size: int) -> tuple[str, int]:
