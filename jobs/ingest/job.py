@@ -20,8 +20,8 @@ from aecore.data.io import read_bytes, read_json, sha256, write_atomic, write_js
 from aecore.data.shards import Manifest, Shard, find_manifest, save_manifest
 from aecore.data.sources import Source, SourceOptions, open_source
 from aecore.data.splits import RULES
-from cluster.lock import hold_lock
 from aecore.errors import printable
+from cluster.lock import hold_lock
 from cluster.ray_connection import connect
 from cluster.storage import check_uri, describe_s3_error, open_uri
 from jobs.ingest.pool import write_shards
