@@ -35,7 +35,7 @@ def confidence_interval(rate: float, n: int) -> tuple[float, float]:
 
 def format_rate(rate: float) -> str:
     """Return a rate as whole percent. Only exact 0 and 1 are written as 0 % and 100 %."""
-    if 0 < rate < 0.005:
+    if 0 < rate <= 0.005:
         return "under 1 %"
     return "over 99 %" if 0.995 <= rate < 1 else f"{100 * rate:.0f} %"
 

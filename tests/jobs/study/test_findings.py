@@ -52,7 +52,14 @@ def test_correlations_are_mentioned_only_if_they_raise_the_rate(diagonal: float,
 
 @pytest.mark.parametrize(
     ("mean", "comparison"),
-    [(10.4, "close to that of N(0, 1)"), (88.0, "8.8 times that of N(0, 1)"), (2.0, "0.2 times that of N(0, 1)")],
+    [
+        (10.99, "close to that of N(0, 1)"),
+        (11.01, "1.1 times that of N(0, 1)"),
+        (9.01, "close to that of N(0, 1)"),
+        (8.99, "0.9 times that of N(0, 1)"),
+        (88.0, "8.8 times that of N(0, 1)"),
+        (2.0, "0.2 times that of N(0, 1)"),
+    ],
 )
 def test_mean_radius_is_compared_with_n01(mean: float, comparison: str):
     run = make_run()
@@ -63,6 +70,8 @@ def test_mean_radius_is_compared_with_n01(mean: float, comparison: str):
 def test_cube_finding_names_the_best_boundary_and_the_loss_beyond():
     falling = findings_text(make_run(cube=(0.8, 1.0, 0.3, 0.0)))
     assert "boundary 1, 100 % of the images of a show a face; at boundary 5 fewer than half do" in falling
+    assert "at boundary 5 fewer than half do" in findings_text(make_run(cube=(0.4, 0.5, 0.49, 0.0)))
+    assert "at most 49 %" in findings_text(make_run(cube=(0.4, 0.49, 0.4, 0.0)))
     low = findings_text(make_run(cube=(0.0, 0.02, 0.06, 0.05)))
     assert "In cubes of boundary 0.5 to 20, at most 6 % of the images of a show a face." in low
     assert "fewer than half" not in findings_text(make_run(cube=(0.9, 0.9, 0.9, 0.9)))
@@ -94,9 +103,29 @@ def test_task_finding_compares_input_and_output():
     run = make_run() | {"task": "denoise", "tasks": {"denoise": {"input_psnr": 9.0, "psnr": 18.0}}}
     rises = "rises from 9.0 dB (input) to 18.0 dB (output), although the inputs are hardly recognisable."
     assert rises in findings_text(run)
+    run["tasks"]["denoise"] = {"input_psnr": 10.0, "psnr": 18.0}
+    assert "rises from 10.0 dB (input) to 18.0 dB (output). " in findings_text(run)
+    for output, change in ((18.09, "stays at 18.1 dB."), (17.91, "stays at 17.9 dB."), (18.11, "rises from 18.0 dB")):
+        run["tasks"]["denoise"] = {"input_psnr": 18.0, "psnr": output}
+        assert f"the PSNR {change}" in findings_text(run)
     run["tasks"]["denoise"] = {"input_psnr": 20.0, "psnr": 18.0}
     assert "falls from 20.0 dB (input) to 18.0 dB (output)." in findings_text(run)
     assert "trained to" not in findings_text(make_run())
+
+
+def test_recolor_finding_compares_the_colours():
+    psnr = {"input_psnr": 25.0, "psnr": 20.0, "input_chroma_psnr": 21.0, "chroma_psnr": 24.0}
+    text = findings_text(make_run() | {"task": "recolor", "tasks": {"recolor": psnr}})
+    assert "trained to colour gray images: the PSNR of the colours rises from 21.0 dB (input) to 24.0 dB" in text
+
+
+@pytest.mark.parametrize(("pairs", "end"), [(64, "at the ends 90 %."), (4, "at the ends 90 %: no significant")])
+def test_interpolation_finding_compares_the_middle_with_the_ends(pairs: int, end: str):
+    steps = [
+        {"t": t, "faces": rate} for t, rate in zip((0, 0.25, 0.5, 0.75, 1), (1.0, 0.7, 0.4, 0.6, 0.8), strict=True)
+    ]
+    text = findings_text(make_run() | {"ways": {"pairs": pairs, "ways": {"straight": steps}}})
+    assert f"line between two test images, 40 % of the images of a show a face, {end}" in text
 
 
 def test_copies_are_mentioned_only_if_there_are_more_than_among_real_images():
@@ -137,11 +166,16 @@ def test_labelled_dataset_has_classes_in_place_of_faces():
 
 
 def test_rates_are_rounded_but_never_to_0_or_100_percent():
-    rates = (0, 0.001, 0.06, 0.999, 1)
-    assert [format_rate(rate) for rate in rates] == ["0 %", "under 1 %", "6 %", "over 99 %", "100 %"]
+    texts = {
+        0: "0 %", 0.001: "under 1 %", 0.005: "under 1 %", 0.006: "1 %", 0.06: "6 %", 0.994: "99 %",
+        0.995: "over 99 %", 0.999: "over 99 %", 1: "100 %",
+    }  # fmt: skip
+    assert {rate: format_rate(rate) for rate in texts} == texts
 
 
 def test_rates_differ_beyond_two_standard_errors():
+    assert rates_differ(0.0, 6 / 256, 256)
+    assert not rates_differ(0.0, 5 / 256, 256)
     assert rates_differ(0.0, 0.06, 256)
     assert not rates_differ(0.50, 0.55, 256)
     assert not rates_differ(0.0, 0.0, 256)

@@ -1,7 +1,9 @@
 """Both clients: their results equal the model's, and which failures they retry."""
 
 import asyncio
+import base64
 import io
+import json
 import socket
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from aecore.data.synthetic_faces import draw_face
 from aecore.latent.samplers import sample
 from serving.client import AsyncClient, Client, EndpointError
 from serving.client import client as client_module
+from serving.client.client import to_npy
 from tests.serving.app_server import IMAGE, Z_DIM, make_model, make_slot, serve_app
 
 TOKEN = "of the clients' test"
@@ -155,9 +158,11 @@ class ScriptedHandler(BaseHTTPRequestHandler):
 
     responses: ClassVar[list[Any]] = []
     requests: ClassVar[list[str]] = []
+    bodies: ClassVar[list[bytes]] = []
 
     def do_GET(self) -> None:
         self.requests.append(self.path)
+        self.bodies.append(self.rfile.read(int(self.headers.get("content-length", 0))))
         response = self.responses.pop(0)
         if response is None:
             self.close_connection = True
@@ -169,6 +174,8 @@ class ScriptedHandler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    do_POST = do_GET
+
     def log_message(self, *_: Any) -> None:
         pass
 
@@ -177,6 +184,7 @@ class ScriptedHandler(BaseHTTPRequestHandler):
 def scripted_url() -> Iterator[str]:
     ScriptedHandler.responses.clear()
     ScriptedHandler.requests.clear()
+    ScriptedHandler.bodies.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), ScriptedHandler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -188,6 +196,35 @@ def scripted_url() -> Iterator[str]:
 
 OK = (200, {"content-type": "application/json"}, b'{"a": 1}')
 BUSY = (503, {"content-type": "text/plain"}, b"busy")
+
+
+def test_options_are_sent_unless_they_are_none(call, scripted_url):
+    npy = (200, {}, to_npy(np.zeros((1, 2, 2, 3), np.uint8)))
+    ScriptedHandler.responses += [npy, npy, npy, npy]
+    call(scripted_url, "sample", "cube", 2, 0, boundary=0.0)
+    call(scripted_url, "sample")
+    call(scripted_url, "reconstruct", FACES, "drop", 0, keep=0.0)
+    call(scripted_url, "reconstruct", [b"file"], "drop")
+    bodies = [json.loads(ScriptedHandler.bodies[index]) for index in (0, 1, 3)]
+    assert bodies[0] == {"sampler": "cube", "n": 2, "seed": 0, "parameters": {"boundary": 0.0}}
+    assert bodies[1] == {"sampler": "normal", "n": 1, "parameters": {}}
+    assert bodies[2] == {"images": ["ZmlsZQ=="], "task": "drop"}
+    assert ScriptedHandler.requests[2] == "/v1/reconstruct?task=drop&seed=0&keep=0.0"
+
+
+def test_gray_images_have_an_axis_of_channels(call, scripted_url):
+    png = base64.b64encode(encode_image(np.full((4, 4, 1), 7, np.uint8), "png")).decode()
+    body = json.dumps({"images": [png, png], "z": [[1.0], [2.0]]}).encode()
+    ScriptedHandler.responses += [(200, {"content-type": "application/json"}, body)]
+    images, z = call(scripted_url, "sample_with_z", n=2)
+    assert (images.shape, images.dtype, z.shape, z.dtype) == ((2, 4, 4, 1), np.uint8, (2, 1), np.float32)
+    assert (images == 7).all()
+
+
+def test_connecting_takes_at_most_five_seconds():
+    for timeout, connect in ((60.0, 5.0), (2.0, 2.0)):
+        with Client("http://127.0.0.1:9", timeout=timeout) as client:
+            assert (client._http.timeout.connect, client._http.timeout.read) == (connect, timeout)
 
 
 def test_transient_failures_are_retried(call, scripted_url, delays):

@@ -38,6 +38,7 @@ def test_png_of_one_z_has_the_decoded_pixels():
     assert response.status_code == 200
     assert response.headers["content-type"] == PNG
     assert response.headers["x-zpoint-model"] == "zpoint/7"
+    assert response.headers["x-content-type-options"] == "nosniff"
     assert images_close(read_image(response.content), decoded(z)[0])
 
 
@@ -83,6 +84,9 @@ def test_body_beyond_the_limit_is_a_413_by_content_length_by_stream_and_by_count
             yield b"x" * 100
 
     is_problem(http.post("/v1/decode", content=chunks(), headers={"content-type": JSON}), 413, text)
+    exact = json.dumps({"z": [[0.0] * Z_DIM]}).ljust(1000)
+    for content in (exact, iter([exact.encode()])):  # with a Content-Length, and in chunks
+        assert http.post("/v1/decode", content=content, headers={"content-type": JSON}).status_code == 200
     is_problem(post_decode(http, make_z(5)), 413, "5 z-points: one request takes at most 4")
     assert post_decode(http, make_z(4)).status_code == 200
 
@@ -266,6 +270,9 @@ def test_sample_decodes_the_z_points_of_the_sampler(sampler):
 
 def test_sample_without_a_seed_returns_a_random_one():
     http = make_client()
+    zero = [http.post("/v1/sample", json={"n": 2, "seed": 0}) for _ in range(2)]
+    assert zero[0].headers["x-zpoint-seed"] == "0"
+    assert zero[0].content == zero[1].content
     first = http.post("/v1/sample", json={"n": 2})
     repeated = http.post("/v1/sample", json={"n": 2, "seed": int(first.headers["x-zpoint-seed"])})
     assert first.content == repeated.content
@@ -318,6 +325,7 @@ def test_model_returns_the_latent_space():
     assert axis @ covariance @ axis == pytest.approx(np.linalg.eigvalsh(covariance)[-1], rel=1e-3)
     assert space["axes"][0]["sd"] ** 2 == pytest.approx(np.linalg.eigvalsh(covariance)[-1], rel=1e-3)
     assert space["mean"] == pytest.approx(INFO.latents["mean"].tolist(), abs=1e-5)
+    assert space["sd"] == pytest.approx(np.sqrt(np.diag(covariance)), abs=1e-5)
     assert set(space["attributes"]) == {"Smiling", "dark_hair"}
 
 

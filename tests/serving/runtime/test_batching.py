@@ -9,6 +9,7 @@ import pytest
 
 from serving.runtime import batching
 from serving.runtime.batching import Batcher, Overloaded
+from serving.runtime.metrics import EndpointMetrics
 
 
 @pytest.fixture
@@ -48,7 +49,10 @@ def test_concurrent_requests_share_batches_and_get_their_own_results():
 
 
 def test_a_failing_batch_fails_only_its_own_requests():
+    batches = []
+
     def batch_fn(batch):
+        batches.append(batch)
         if (batch == 666).any():
             raise RuntimeError("no")
         return double(batch)
@@ -64,6 +68,64 @@ def test_a_failing_batch_fails_only_its_own_requests():
         return await other
 
     np.testing.assert_array_equal(asyncio.run(run()), make_items(2) * 2)
+    assert [len(batch) for batch in batches] == [1, 2]  # the cancelled one is not computed
+
+
+def test_requests_behind_a_failing_batch_are_answered_and_it_leaves_no_wait(clock):
+    def batch_fn(batch):
+        clock.seconds += len(batch)
+        if (batch == 666).any():
+            raise RuntimeError("no")
+        return double(batch)
+
+    async def run():
+        batcher = Batcher("decode", batch_fn, max_batch_size=2, max_wait_s=10)
+        await batcher(make_items(1))  # 1 s per item
+        failing = [batcher(np.full((2, 3), 666, np.float32)) for _ in range(3)]
+        results = await asyncio.gather(*failing, batcher(make_items(2)), return_exceptions=True)
+        assert [type(result) for result in results] == [RuntimeError] * 3 + [np.ndarray]
+        return await asyncio.gather(*(batcher(make_items(2, seed)) for seed in range(6)))
+
+    assert len(asyncio.run(run())) == 6  # the last one waits for 10 s, with those of the failed ones it would be 16
+
+
+def test_throughput_is_that_of_recent_batches(clock):
+    """After a slow start (a page fault, a busy machine) the estimate forgets it within some batches."""
+    seconds_per_item = 10.0
+
+    def batch_fn(batch):
+        clock.seconds += seconds_per_item * len(batch)
+        return double(batch)
+
+    async def run():
+        nonlocal seconds_per_item
+        batcher = Batcher("decode", batch_fn, max_wait_s=10)
+        await batcher(make_items(1))
+        seconds_per_item = 0.1
+        for _ in range(20):
+            await batcher(make_items(1))
+        return await asyncio.gather(*(batcher(make_items(1)) for _ in range(30)))
+
+    assert len(asyncio.run(run())) == 30  # all would wait for 3 s; by the mean of all batches, for 17 s
+
+
+def test_refused_requests_are_counted(clock):
+    def batch_fn(batch):
+        clock.seconds += len(batch)
+        return double(batch)
+
+    async def run():
+        batcher = Batcher("encode", batch_fn, max_wait_s=1, metrics=metrics)
+        await batcher(make_items(1))
+        return await asyncio.gather(*(batcher(make_items(1)) for _ in range(5)), return_exceptions=True)
+
+    metrics = EndpointMetrics("1")
+    assert [isinstance(result, Overloaded) for result in asyncio.run(run())] == [False, False, True, True, True]
+    lines = metrics.exposition().decode().splitlines()
+    assert 'zpoint_shed_total{replica="1",work="encode"} 3.0' in lines
+    assert 'zpoint_items_total{replica="1",work="encode"} 3.0' in lines
+    assert 'zpoint_busy_seconds_total{replica="1",work="encode"} 3.0' in lines
+    assert 'zpoint_waiting_items{replica="1",work="encode"} 0.0' in lines
 
 
 def test_requests_beyond_max_wait_are_refused_and_admitted_ones_are_answered(clock):

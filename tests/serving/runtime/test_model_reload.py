@@ -33,7 +33,7 @@ def slot():
     return ModelSlot(load(make_version(1)))
 
 
-def update(slot, version, saved=None, loaded=None):
+def update(slot, version, saved=None, loaded=None, metrics=None):
     """Update the slot to a version; append to `saved` and `loaded` what it saves and loads."""
     saved, loaded = [] if saved is None else saved, [] if loaded is None else loaded
 
@@ -41,17 +41,47 @@ def update(slot, version, saved=None, loaded=None):
         loaded.append(version.version)
         return load(version)
 
-    update_slot(slot, make_version(version), load_counted, saved.append, EndpointMetrics())
+    update_slot(slot, make_version(version), load_counted, saved.append, metrics or EndpointMetrics())
 
 
 def test_the_slot_follows_the_alias_and_a_broken_version_is_loaded_once(slot, caplog):
-    saved, loaded = [], []
+    saved, loaded, metrics = [], [], EndpointMetrics("1")
     for version in (1, 2, 2, 13, 13, 13, 3, 13, 1):
-        update(slot, version, saved, loaded)
+        update(slot, version, saved, loaded, metrics)
     assert loaded == ["2", "13", "3", "13", "1"]
     assert [version.version for version in saved] == ["2", "3", "1"]
     assert (slot.current.info.version, slot.refused) == ("1", None)
     assert "cannot load zpoint version 13, so it is refused: model.safetensors is missing" in caplog.text
+    assert "serving zpoint/3 instead of zpoint/2" in caplog.text
+    lines = metrics.exposition().decode().splitlines()
+    assert 'zpoint_swaps_total{replica="1"} 3.0' in lines
+    assert 'zpoint_refused_versions_total{replica="1"} 2.0' in lines
+    assert [line for line in lines if line.startswith("zpoint_model{")] == [
+        'zpoint_model{name="zpoint",replica="1",version="1"} 1.0'
+    ]
+
+
+def test_unreachable_registry_is_logged_once_and_followed_again_when_it_answers(slot, monkeypatch, caplog):
+    outcomes = [2, ConnectionError("no answer"), ConnectionError("no answer"), 3, ConnectionError("again"), 4]
+
+    def find(alias):
+        if not outcomes:
+            raise SystemExit  # ends the endless loop
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return make_version(outcome)
+
+    monkeypatch.setattr("serving.runtime.model_reload.find_model_version", find)
+    monkeypatch.setattr("serving.runtime.model_reload.POLL_SECONDS", 0.001)
+    with pytest.raises(SystemExit):
+        follow_alias(slot, "champion", load, ignore, EndpointMetrics())
+    assert slot.current.info.version == "4"
+    messages = [message for message in caplog.messages if "cannot resolve" in message]
+    assert messages == [
+        "cannot resolve alias 'champion': no answer; still serving zpoint/2",
+        "cannot resolve alias 'champion': again; still serving zpoint/3",
+    ]
 
 
 def test_a_version_refused_for_a_transient_error_is_served_later(slot, monkeypatch):
