@@ -41,13 +41,13 @@ def find_celeba(base: RemotePath) -> CelebaFiles:
     tree = list_tree(_find_image_folder(base))
     images = tree.find_images()
     for kind in IMAGE_FOLDERS:
-        if chosen := [name for name in images if kind in name.split("/")[:-1]]:
-            others = {name for name in images if set(name.split("/")[:-1]) & set(IMAGE_FOLDERS)} - set(chosen)
-            tree.passed_over[f"not in {kind}"] += sorted(others)
-            images = {name: content for name, content in images.items() if name not in others}
+        inside = {name: content for name, content in images.items() if f"/{kind}/" in f"/{name}"}
+        if inside:
+            tree.passed_over[f"not in {kind}"] += images.keys() - inside.keys()
+            images = inside
             break
     prefix = common_folder(list(images)) if images else ""
-    lists = {file: text for name in LISTS if (file_text := _find_list(tree, name)) for file, text in [file_text]}
+    lists = dict(filter(None, (_find_list(tree, base, name) for name in LISTS)))
     return CelebaFiles(tree, prefix, {name[len(prefix) :]: images[name] for name in images}, lists)
 
 
@@ -64,14 +64,14 @@ def _find_image_folder(base: RemotePath) -> RemotePath:
     return base
 
 
-def _find_list(tree: FileTree, name: str) -> tuple[str, str] | None:
-    """Return file name and text of a list in the folder or zip of the images, beside it, or one folder higher."""
+def _find_list(tree: FileTree, base: RemotePath, name: str) -> tuple[str, str] | None:
+    """Return file name and text of a list in the folder or zip of the images, in `base`, or in two folders above."""
     files = (f"{name}.txt", f"{name}.csv")
-    for path in sorted(tree.files):
+    for path in tree.files:
         if (file := path.rpartition("/")[2]) in files:
             return file, tree.read(path).decode("utf-8-sig", errors="replace")
-    above = (tree.path.parent, tree.path.parent.parent)
-    for path in (folder / sub / file for folder in above for sub in ("", "Eval", "Anno") for file in files):
+    folders = (tree.path.parent, tree.path.parent.parent, base)
+    for path in (folder / sub / file for folder in folders for sub in ("", "Eval", "Anno") for file in files):
         if path.is_file():
             return path.path.rpartition("/")[2], path.read().decode("utf-8-sig", errors="replace")
     return None
