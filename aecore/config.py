@@ -36,6 +36,11 @@ class Data(Section):
     )
     flip: Flag = Field(default=False, description="Mirror a random half of the training images in each epoch.")
 
+    @field_validator("uri")
+    @classmethod
+    def _make_absolute(cls, uri: str) -> str:
+        return uri if "://" in uri or not uri else str(Path(uri).absolute())  # workers have other working directories
+
 
 class Model(Section):
     """The network."""

@@ -31,11 +31,6 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     return _open_s3(), f"{parsed.netloc}{parsed.path}".rstrip("/")
 
 
-def absolute_uri(uri: str) -> str:
-    """Return `uri` with a local path made absolute, so that it is valid in any working directory."""
-    return uri if "://" in uri or not uri else str(Path(uri).absolute())
-
-
 def _open_s3(timeout_s: int = 30, attempts: int = 3) -> pafs.FileSystem:
     """Return the S3 of the settings; a request fails after `timeout_s` without a byte, and is sent `attempts` times.
 
@@ -55,23 +50,24 @@ def _open_s3(timeout_s: int = 30, attempts: int = 3) -> pafs.FileSystem:
     )
 
 
-def check_uri(uri: str) -> None:
-    """Send a request to the store of `uri`, so that a wrong bucket or key fails before a job starts.
+def check_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Return `open_uri(uri)` after a request to its store, so that a wrong bucket or key fails before a job starts.
 
     Raises ValueError that names the cause. A local path is not checked.
     """
     fs, path = open_uri(uri)
     if isinstance(fs, pafs.LocalFileSystem):
-        return
-    fs, bucket = _open_s3(timeout_s=5, attempts=2), path.split("/", 1)[0]
+        return fs, path
+    quick_fs, bucket = _open_s3(timeout_s=5, attempts=2), path.split("/", 1)[0]
     try:
-        exists = fs.get_file_info(bucket).type is not pafs.FileType.NotFound
+        exists = quick_fs.get_file_info(bucket).type is not pafs.FileType.NotFound
         # A store that allows anyone to HEAD the bucket still checks the keys of a listing.
-        fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=False))
+        quick_fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=False))
     except OSError as error:
         raise ValueError(f"no access to {uri}: {describe_s3_error(error)}") from error
     if not exists:
         raise ValueError(f"no access to {uri}: the bucket '{bucket}' does not exist; create it first")
+    return fs, path
 
 
 def describe_s3_error(error: OSError) -> str:

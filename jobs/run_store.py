@@ -65,6 +65,11 @@ class RunStore:
         paths = {int(file.base_name[6:-5]): file.path for file in files if file.path.endswith(".json")}
         return {epoch: read_json(fs, paths[epoch])["metrics"] for epoch in sorted(paths) if epoch > after}
 
+    def epoch_metrics(self, epoch: int) -> dict[str, float]:
+        """Return the metrics of one epoch. Raises FileNotFoundError if it has not ended yet."""
+        fs, root = self.folder
+        return read_json(fs, f"{root}/epochs/epoch-{epoch:03d}.json")["metrics"]
+
     def finished(self) -> bool:
         """Return if the run has its finished model."""
         fs, root = self.folder

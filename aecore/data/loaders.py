@@ -34,6 +34,11 @@ class Batch:
     positions: Tensor  # int64 (local,), of the images in the global batch, on the device
     count: int
 
+    @classmethod
+    def whole(cls, images: Tensor) -> "Batch":
+        """Return the global batch of `images`."""
+        return cls(images, torch.arange(len(images), device=images.device), len(images))
+
 
 class Loader(Protocol):
     resumable: bool  # True if `batches` can start within an epoch

@@ -43,29 +43,22 @@ def make_training_pair(recipe: Recipe, batch: Batch, step: int) -> tuple[Tensor,
     """Return the network's input and target in training step `step`: float in [0, 1], (local, channels, size, size)."""
     images = batch.images
     if recipe.data.flip:
-        flipped = make_batch_noise(recipe, batch, step, FLIP).uniform() < 0.5
+        flipped = make_batch_noise(recipe.optim.seed, batch, step, FLIP).uniform() < 0.5
         images = torch.where(flipped[:, None, None, None], images.flip(2), images)
     clean = to_float(images)
-    return corrupt(recipe.task, clean, make_batch_noise(recipe, batch, step, TRAINING)), clean
+    return corrupt(recipe.task, clean, make_batch_noise(recipe.optim.seed, batch, step, TRAINING)), clean
 
 
 def make_eval_pair(recipe: Recipe, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
     """Return input and target as `make_training_pair` does, unflipped; `step` counts a split's batches as stored."""
     clean = to_float(batch.images)
-    return corrupt(recipe.task, clean, make_batch_noise(recipe, batch, step, EVALUATION)), clean
+    return corrupt(recipe.task, clean, make_batch_noise(recipe.optim.seed, batch, step, EVALUATION)), clean
 
 
-def make_batch_noise(recipe: Recipe, batch: Batch, step: int, purpose: int) -> BatchNoise:
-    """Return this worker's random numbers for one step and purpose."""
-    return BatchNoise(make_generator(batch.images.device, recipe, step, purpose), batch.positions, batch.count)
-
-
-def make_generator(device: torch.device, recipe: Recipe, step: int, purpose: int) -> torch.Generator:
-    """Return the random generator of one step and purpose, the same on all workers.
-
-    Draw numbers for the whole global batch from it, then take those at this worker's positions.
-    """
-    return torch.Generator(device).manual_seed(derive_seed(recipe.optim.seed, step, purpose))
+def make_batch_noise(seed: int, batch: Batch, step: int, purpose: int) -> BatchNoise:
+    """Return this worker's random numbers for one step and purpose of the run with `seed`."""
+    generator = torch.Generator(batch.images.device).manual_seed(derive_seed(seed, step, purpose))
+    return BatchNoise(generator, batch.positions, batch.count)
 
 
 def corrupt(task: Task, clean: Tensor, noise: BatchNoise) -> Tensor:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -27,11 +27,25 @@ from aecore.config import Recipe, check_recipe
 from aecore.data.io import read_bytes, read_json, sha256, write_atomic, write_json
 from aecore.errors import one_line
 from aecore.model.autoencoder import NETWORK_VERSION, Autoencoder, ImageShape, build_model
-from aecore.training.state import TrainState
 
 log = logging.getLogger(__name__)
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "optimizer.safetensors")
 RETRY_SECONDS, RETRY_PAUSE_SECONDS = 60.0, 2.0  # retries of a failing storage at the end of a training
+
+
+@dataclass
+class TrainState:
+    """The counters of a run, as progress.json stores them.
+
+    `epochs` that are complete, optimizer steps (`step`) and images (`samples`) of the whole run, and the open epoch's
+    `sums` over all workers' images, by the names of `loop.EPOCH_SUMS`; empty when no epoch is open and on all ranks but
+    0.
+    """
+
+    epochs: int = 0
+    step: int = 0
+    samples: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

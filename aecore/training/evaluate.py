@@ -6,17 +6,18 @@ from functools import cached_property
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from aecore.config import Recipe
 from aecore.data.loaders import Batch, Loader
-from aecore.data.shuffle import derive_seed
+from aecore.data.shuffle import World
 from aecore.latent.samplers import N_COMPONENTS, LatentStats, fit_latent_stats, sample
 from aecore.metrics.distribution import NUM_REFERENCE, FrechetDistance, hog_features
 from aecore.metrics.pixel import psnr, ssim
-from aecore.model.autoencoder import ACTIVE_VARIANCE, to_uint8
-from aecore.model.corruptions import LATENT_NOISE, make_eval_pair
+from aecore.model.autoencoder import ACTIVE_VARIANCE, Autoencoder, to_uint8
+from aecore.model.corruptions import LATENT_NOISE, make_batch_noise, make_eval_pair
 from aecore.model.losses import loss_terms
-from aecore.training.state import RunningSums, TrainingRun
 
 LATENT_IMAGES = 4_096  # training images whose z-points the stored latent statistics are fitted to
 NUM_SAMPLES = 256  # decoded z-points of each sampler
@@ -25,41 +26,41 @@ BATCH = 64  # images or z-points a call of the model
 
 
 @torch.inference_mode()
-def evaluate(run: TrainingRun, loader: Loader, prefix: str) -> tuple[dict[str, float], np.ndarray]:
+def evaluate(
+    model: Autoencoder, recipe: Recipe, loader: Loader, world: World, prefix: str
+) -> tuple[dict[str, float], np.ndarray]:
     """Return means per image over a split, `PREFIX_NAME`, and the mean KL per dimension.
 
     `loss`, `recon` and `kl` in nats, `mse` of pixels in [0, 1], `psnr` in dB, `ssim`, and `active_units` of the z_dim
     (Burda 2016); if the task corrupts its input, `input_psnr` and `input_ssim` of that input too. Images are decoded
     from the mean of q(z|x). The KL per dimension is float64 `(z_dim,)` in nats. A collective.
     """
-    recipe, z_dim = run.recipe, run.model.z_dim
     input_metrics = ("input_psnr", "input_ssim") if recipe.task.kind != "reconstruct" else ()
     scalars = ("recon", "mse", "psnr", "ssim", *input_metrics)
-    totals = RunningSums(
-        run.device, **dict.fromkeys((*scalars, "count"), 1), kl_per_dim=z_dim, mean=z_dim, square=z_dim
-    )
+    sums = torch.zeros(1 + len(scalars) + 3 * model.z_dim, dtype=torch.float64, device=model.device)
     for step, batch in enumerate(loader.batches(None)):
         if not len(batch.images):
             continue
         corrupted, clean = make_eval_pair(recipe, batch, step)
-        posterior = run.model.encode(corrupted)
-        logits = run.model.logits(posterior.mean)
+        posterior = model.encode(corrupted)
+        logits = model.logits(posterior.mean)
         recon, _, _ = loss_terms(recipe.loss, logits, posterior, clean)
         decoded = logits.sigmoid()
         mse = _mse(decoded, clean)
-        input_values = (psnr(_mse(corrupted, clean)), ssim(corrupted, clean)) if input_metrics else ()
-        totals.add(
-            recon=recon, mse=mse, psnr=psnr(mse), ssim=ssim(decoded, clean),
-            **dict(zip(input_metrics, input_values, strict=True)), count=torch.ones_like(recon),
-            kl_per_dim=posterior.kl(), mean=posterior.mean, square=posterior.mean.square(),
-        )  # fmt: skip
-    sums = totals.all_reduce(run.world)
-    means = {name: total / max(1.0, sums["count"][0]) for name, total in sums.items()}
-    metrics = {name: float(means[name][0]) for name in scalars}
-    metrics["kl"] = float(means["kl_per_dim"].sum())
+        columns = [torch.ones_like(recon), recon, mse, psnr(mse), ssim(decoded, clean)]
+        if input_metrics:
+            columns += [psnr(_mse(corrupted, clean)), ssim(corrupted, clean)]
+        vectors = [posterior.kl(), posterior.mean, posterior.mean.square()]
+        sums += torch.cat([torch.stack(columns, 1), *vectors], 1).double().sum(0)
+    if world.size > 1:
+        dist.all_reduce(sums)
+    means = (sums[1:] / sums[0].clamp_min(1)).cpu().numpy()
+    kl_per_dim, mean, square = means[len(scalars) :].reshape(3, model.z_dim)
+    metrics = dict(zip(scalars, means.tolist(), strict=False))
+    metrics["kl"] = float(kl_per_dim.sum())
     metrics["loss"] = metrics["recon"] + recipe.loss.kl_factor * metrics["kl"]
-    metrics["active_units"] = float((means["square"] - means["mean"] ** 2 > ACTIVE_VARIANCE).sum())
-    return {f"{prefix}_{name}": value for name, value in metrics.items()}, means["kl_per_dim"]
+    metrics["active_units"] = float((square - mean**2 > ACTIVE_VARIANCE).sum())
+    return {f"{prefix}_{name}": value for name, value in metrics.items()}, kl_per_dim
 
 
 def _mse(images: Tensor, clean: Tensor) -> Tensor:
@@ -71,11 +72,14 @@ def _mse(images: Tensor, clean: Tensor) -> Tensor:
 class SampleEvaluator:
     """Measures how realistic decoded random z-points are, with the same reference images for all runs of a dataset."""
 
-    run: TrainingRun
+    model: Autoencoder
+    recipe: Recipe
+    train: Loader
+    valid: Loader
 
     @cached_property
     def frechet_distance(self) -> FrechetDistance:
-        return FrechetDistance(hog_features(self.run.train.spaced_images(NUM_REFERENCE).cpu().numpy()))
+        return FrechetDistance(hog_features(self.train.spaced_images(NUM_REFERENCE).cpu().numpy()))
 
     @torch.inference_mode()
     def evaluate(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -86,46 +90,39 @@ class SampleEvaluator:
         training images. The images are uint8 (10 or fewer, size, size, channels): `originals`, `corrupted` (if the
         task corrupts its input), `reconstructions`, `normal`, `gaussian`.
         """
-        run, metrics = self.run, {}
+        model, metrics = self.model, {}
         images = self._reconstructions()
-        latents = fit_run_latents(run, limit=2 * NUM_SAMPLES, n_components=0)
+        latents = fit_train_latents(model, self.recipe, self.train, limit=2 * NUM_SAMPLES, n_components=0)
         for sampler in ("normal", "gaussian"):
-            z = sample(sampler, NUM_SAMPLES, latents, seed=run.recipe.optim.seed).to(run.device)
-            decoded = torch.cat([run.model.decode(batch) for batch in z.split(BATCH)]).cpu().numpy()
+            z = sample(sampler, NUM_SAMPLES, latents, seed=self.recipe.optim.seed).to(model.device)
+            decoded = torch.cat([model.decode(batch) for batch in z.split(BATCH)]).cpu().numpy()
             metrics[f"hog_frechet_{sampler}"] = self.frechet_distance(hog_features(decoded))
             images[sampler] = decoded[:NUM_PREVIEWS]
         return metrics, images
 
     def _reconstructions(self) -> dict[str, np.ndarray]:
-        run = self.run
-        originals = (run.valid if len(run.valid) else run.train).spaced_images(NUM_PREVIEWS)
-        corrupted = corrupt_images(run, originals, 0)
+        originals = (self.valid if len(self.valid) else self.train).spaced_images(NUM_PREVIEWS)
+        corrupted, _ = make_eval_pair(self.recipe, Batch.whole(originals), 0)
         images = {"originals": originals.cpu().numpy()}
-        if run.recipe.task.kind != "reconstruct":
+        if self.recipe.task.kind != "reconstruct":
             images["corrupted"] = to_uint8(corrupted).cpu().numpy()
-        return images | {"reconstructions": run.model.decode(run.model.encode(corrupted).mean).cpu().numpy()}
+        return images | {"reconstructions": self.model.decode(self.model.encode(corrupted).mean).cpu().numpy()}
 
 
 @torch.inference_mode()
-def fit_run_latents(
-    run: TrainingRun, limit: int = LATENT_IMAGES, attributes: Mapping[str, Tensor] | None = None,
-    n_components: int = N_COMPONENTS,
+def fit_train_latents(
+    model: Autoencoder, recipe: Recipe, train: Loader, *, limit: int = LATENT_IMAGES,
+    attributes: Mapping[str, Tensor] | None = None, n_components: int = N_COMPONENTS,
 ) -> LatentStats:  # fmt: skip
     """Return `fit_latent_stats` of the z-points of at most `limit` evenly spaced training images.
 
     A z-point is a draw from q(z|x) of the image as its task corrupts it: the decoder was trained on such draws.
-    `attributes` (name to values (n,)) are those of the images `run.train.spaced_images(limit)`.
+    `attributes` (name to values (n,)) are those of the images `train.spaced_images(limit)`.
     """
     z_points: list[Tensor] = []
-    for step, images in enumerate(run.train.spaced_images(limit).split(BATCH)):
-        posterior = run.model.encode(corrupt_images(run, images, step))
-        generator = torch.Generator(run.device).manual_seed(derive_seed(run.recipe.optim.seed, step, LATENT_NOISE))
-        noise = torch.randn(posterior.mean.shape, generator=generator, device=run.device)
+    for step, images in enumerate(train.spaced_images(limit).split(BATCH)):
+        batch = Batch.whole(images)
+        posterior = model.encode(make_eval_pair(recipe, batch, step)[0])
+        noise = make_batch_noise(recipe.optim.seed, batch, step, LATENT_NOISE).normal(model.z_dim)
         z_points.append(posterior.sample(noise).cpu())
     return fit_latent_stats(torch.cat(z_points), attributes, n_components=n_components)
-
-
-def corrupt_images(run: TrainingRun, images: Tensor, step: int) -> Tensor:
-    """Return the encoder's input for images uint8 (n, size, size, channels) in evaluation step `step`."""
-    batch = Batch(images, torch.arange(len(images), device=run.device), len(images))
-    return make_eval_pair(run.recipe, batch, step)[0]

@@ -10,26 +10,67 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from aecore.config import Recipe
-from aecore.data.loaders import Batch, NodeLoader
-from aecore.data.shuffle import BatchSampler, plan_epoch
-from aecore.model.corruptions import LATENT_NOISE, make_generator, make_training_pair
+from aecore.config import Loss, Optim, Recipe
+from aecore.data.loaders import Batch, Loader, NodeLoader
+from aecore.data.shuffle import BatchSampler, World, plan_epoch, steps_per_epoch
+from aecore.model.autoencoder import Autoencoder
+from aecore.model.corruptions import LATENT_NOISE, make_batch_noise, make_training_pair
 from aecore.model.losses import loss_terms
+from aecore.training.checkpoint import TrainState
 from aecore.training.evaluate import SampleEvaluator, evaluate
-from aecore.training.schedule import kl_factor, learning_rate
-from aecore.training.state import EPOCH_SUMS, TrainingRun
 
+EPOCH_SUMS = ("recon", "kl", "count")  # summed over the open epoch's images; a checkpoint stores them
 METRICS_INTERVAL_S = 0.5  # between two reads of the running sums, each of which waits for the device
 SAMPLE_EVALUATIONS = 5  # in a run: one costs as much as some steps
 MIN_VALID_IMAGES, VALID_FRACTION = 256, 25  # validate an epoch on 1/25 as many images as it trains on, at least 256
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingRun:
+    """A model in training with its data, optimizer and state on one worker.
+
+    The optimizer is fused Adam (Kingma and Ba 2015). Set `state` to the one that `load_checkpoint` returned with the
+    weights, and `wrapped_model` to `model` in DistributedDataParallel if there are several workers.
+    """
+
+    recipe: Recipe
+    model: Autoencoder
+    train: Loader
+    valid: Loader
+    world: World = field(default_factory=World)
+    state: TrainState = field(default_factory=TrainState)
+    wrapped_model: nn.Module = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    epoch_sums: Tensor = field(init=False)  # float64 (3,), EPOCH_SUMS of this worker's images in the open epoch
+    nonfinite_step: Tensor = field(init=False)  # int64 (): the first step with a loss of nan or inf, -1 without one
+
+    def __post_init__(self) -> None:
+        self.wrapped_model = self.model
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.recipe.optim.lr, fused=True)
+        self.epoch_sums = torch.zeros(len(EPOCH_SUMS), dtype=torch.float64, device=self.device)
+        self.nonfinite_step = torch.full((), -1, dtype=torch.int64, device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(len(self.train), self.recipe.optim.batch)
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which the network runs: in bf16 if `optim.precision` is bf16, or auto on a GPU."""
+        precision, kind = self.recipe.optim.precision, self.device.type
+        use_bf16 = precision == "bf16" or (precision == "auto" and kind == "cuda")
+        return torch.autocast(kind, torch.bfloat16, enabled=use_bf16)
 
 
 @dataclass(frozen=True)
@@ -60,36 +101,6 @@ class EpochEnd:
     images: dict[str, np.ndarray]
 
 
-class TimedIterator:
-    """Iterate over batches and add up the seconds of waiting for the next one, `wait_s`."""
-
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self.batches, self.wait_s = batches, 0.0
-
-    def __iter__(self) -> "TimedIterator":
-        return self
-
-    def __next__(self) -> Batch:
-        start = time.monotonic()
-        try:
-            return next(self.batches)
-        finally:
-            self.wait_s += time.monotonic() - start
-
-
-def configure_cuda(device: torch.device, recipe: Recipe) -> None:
-    """Choose the fastest CUDA algorithms, or with `optim.deterministic` those that repeat bit by bit."""
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
-        torch.use_deterministic_algorithms(recipe.optim.deterministic)
-        torch.backends.cudnn.benchmark = not recipe.optim.deterministic
-
-
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return fused Adam (Kingma and Ba 2015) over the model's parameters."""
-    return torch.optim.Adam(model.parameters(), lr=recipe.optim.lr, fused=True)
-
-
 def fit(run: TrainingRun) -> Iterator[StepEnd | EpochEnd]:
     """Train from `run.state` to the recipe's last epoch.
 
@@ -98,48 +109,59 @@ def fit(run: TrainingRun) -> Iterator[StepEnd | EpochEnd]:
     """
     optim, state = run.recipe.optim, run.state
     total_samples = optim.epochs * len(run.train)
+    configure_cuda(run.device, optim.deterministic)
 
     # Resume: a stream cannot start within an epoch.
     if not run.train.resumable:
         rewind_to_epoch_start(run)
+    run.epoch_sums.copy_(torch.tensor([state.sums.get(name, 0.0) for name in EPOCH_SUMS], dtype=torch.float64))
 
     # Evaluation data.
     valid_subset, subset_size = run.valid, max(MIN_VALID_IMAGES, len(run.train) // VALID_FRACTION)
     if subset_size < len(run.valid):
         images = run.valid.spaced_images(subset_size).cpu().numpy()
         valid_subset = NodeLoader(images, BatchSampler(optim.seed, optim.batch, run.world), run.device)
-    sample_evaluator = SampleEvaluator(run)
+    sample_evaluator = SampleEvaluator(run.model, run.recipe, run.train, run.valid)
     sample_interval = math.ceil(optim.epochs / SAMPLE_EVALUATIONS)
 
     last_read = -math.inf
     for epoch in range(state.epochs, optim.epochs):
         # Train.
-        epoch_start, first_sample = time.monotonic(), state.samples
-        batches = TimedIterator(run.train.batches(epoch, state.step - epoch * run.steps_per_epoch))
-        for batch in batches:
+        epoch_start = wait_start = time.monotonic()
+        first_sample, wait_s = state.samples, 0.0
+        for batch in run.train.batches(epoch, state.step - epoch * run.steps_per_epoch):
+            wait_s += time.monotonic() - wait_start
             train_step(run, batch)
             state.step += 1
             state.samples += batch.count
+            read_metrics = time.monotonic() - last_read >= METRICS_INTERVAL_S or state.samples == total_samples
+            if read_metrics or run.device.type == "cpu":  # at each step on a CPU, where it costs nothing
+                check_finite(run, run.nonfinite_step)
             step_metrics = {}
-            if run.device.type == "cpu":
-                check_finite(run, run.nonfinite_step)  # at each step, since it costs nothing on a CPU
-            if time.monotonic() - last_read >= METRICS_INTERVAL_S or state.samples == total_samples:
+            if read_metrics:
                 last_read = time.monotonic()
-                step_metrics = read_running_means(run)
+                sums = dict(zip(EPOCH_SUMS, run.epoch_sums.tolist(), strict=True))
+                step_metrics = mean_losses(sums, run.recipe.loss.kl_factor)
             yield StepEnd(state.samples, total_samples, step_metrics)
+            wait_start = time.monotonic()
 
         # Reduce the training metrics.
         seconds = time.monotonic() - epoch_start
-        metrics = close_epoch(run)
+        gather_sums(run)
+        losses = mean_losses(state.sums, run.recipe.loss.kl_factor)
+        metrics = {f"train_{name}": loss for name, loss in losses.items()}
         metrics["images_per_second"] = (state.samples - first_sample) / seconds
         metrics["epoch_seconds"] = seconds
-        metrics["data_wait"] = batches.wait_s / seconds
+        metrics["data_wait"] = wait_s / seconds
         metrics |= memory_usage(run.device)
+        state.epochs, state.sums = epoch + 1, {}
+        run.epoch_sums.zero_()
 
         # Evaluate.
         run.model.eval()
         last_epoch = state.epochs == optim.epochs
-        valid_metrics, kl_per_dim = evaluate(run, run.valid if last_epoch else valid_subset, "valid")
+        valid_loader = run.valid if last_epoch else valid_subset
+        valid_metrics, kl_per_dim = evaluate(run.model, run.recipe, valid_loader, run.world, "valid")
         images = {}
         if run.world.rank == 0 and (last_epoch or state.epochs % sample_interval == 0):
             sample_metrics, images = sample_evaluator.evaluate()
@@ -154,8 +176,10 @@ def train_step(run: TrainingRun, batch: Batch) -> None:
 
     # Forward.
     corrupted, target = make_training_pair(recipe, batch, step)
-    noise = latent_noise(run, step, batch.count)[batch.positions]
-    recon, kl, kl_penalty = forward(run, corrupted, target, noise)
+    noise = make_batch_noise(recipe.optim.seed, batch, step, LATENT_NOISE).normal(run.model.z_dim)
+    with run.autocast():
+        logits, posterior = run.wrapped_model(corrupted, noise)
+    recon, kl, kl_penalty = loss_terms(recipe.loss, logits, posterior, target)
     beta = kl_factor(recipe.loss, step, run.steps_per_epoch)
     # DDP averages the workers' gradients; times the number of workers it is the sum over the global batch. A worker
     # without images (if the last batch has fewer images than there are workers) takes part in the collectives.
@@ -179,44 +203,27 @@ def train_step(run: TrainingRun, batch: Batch) -> None:
         group["lr"] = learning_rate(recipe.optim, step, run.steps_per_epoch)
     run.optimizer.found_inf = (run.nonfinite_step >= 0).float()  # pyright: ignore[reportAttributeAccessIssue]
     run.optimizer.step()
-    run.epoch_sums.add(recon=recon, kl=kl, count=torch.ones_like(recon))
+    run.epoch_sums += torch.stack([recon, kl, torch.ones_like(recon)]).detach().double().sum(1)
 
 
-def latent_noise(run: TrainingRun, step: int, count: int) -> Tensor:
-    """Return the N(0, 1) noise of a global batch of `count` images, float32 (count, z_dim).
+def learning_rate(optim: Optim, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of step `step`, counted from 0 over the whole run.
 
-    Each worker draws all of it, so that it is the same for any number of workers.
+    It rises linearly during the first `optim.warmup` epochs, then stays constant or falls to 0 along half a cosine
+    until the end of the last epoch (Loshchilov and Hutter 2017, eq. 5, without restarts).
     """
-    generator = make_generator(run.device, run.recipe, step, LATENT_NOISE)
-    return torch.randn(count, run.model.z_dim, generator=generator, device=run.device)
+    warmup_steps, total_steps = optim.warmup * steps_per_epoch, optim.epochs * steps_per_epoch
+    if step < warmup_steps:
+        return optim.lr * (step + 1) / (math.floor(warmup_steps) + 1)
+    if optim.schedule == "constant":
+        return optim.lr
+    return optim.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
 
 
-def forward(run: TrainingRun, corrupted: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `loss_terms` of each image: pixel loss, KL and penalised KL, float32 `(batch,)` in nats.
-
-    `corrupted` and `target` (batch, channels, size, size) float in [0, 1], `noise` (batch, z_dim) ~ N(0, 1). The
-    network runs in bf16 if `optim.precision` is bf16, or auto on a GPU.
-    """
-    precision = run.recipe.optim.precision
-    use_bf16 = precision == "bf16" or (precision == "auto" and run.device.type == "cuda")
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=use_bf16):
-        logits, posterior = run.wrapped_model(corrupted, noise)
-    return loss_terms(run.recipe.loss, logits, posterior, target)
-
-
-def read_running_means(run: TrainingRun) -> dict[str, float]:
-    """Return this worker's means per image since the start of the epoch. Raises FloatingPointError as `fit` does."""
-    check_finite(run, run.nonfinite_step)
-    return mean_losses(run.recipe, dict(zip(EPOCH_SUMS, run.epoch_sums.sums.tolist(), strict=True)))
-
-
-def close_epoch(run: TrainingRun) -> dict[str, float]:
-    """Return the epoch's means over all workers, count the epoch and set the sums to 0. A collective."""
-    gather_sums(run)
-    metrics = {f"train_{name}": value for name, value in mean_losses(run.recipe, run.state.sums).items()}
-    run.state.sums, run.state.epochs = {}, run.state.epochs + 1
-    run.epoch_sums.sums.zero_()
-    return metrics
+def kl_factor(loss: Loss, step: int, steps_per_epoch: int) -> float:
+    """Return the KL factor of step `step`: it rises linearly during `loss.kl_warmup` epochs (Sønderby 2016)."""
+    warmup_steps = loss.kl_warmup * steps_per_epoch
+    return loss.kl_factor * min(1.0, (step + 1) / (math.floor(warmup_steps) + 1))
 
 
 def gather_sums(run: TrainingRun) -> None:
@@ -224,13 +231,19 @@ def gather_sums(run: TrainingRun) -> None:
 
     Raises FloatingPointError on all workers if one of them had a loss that was not finite.
     """
-    sums, nonfinite_step = run.epoch_sums.all_reduce(run.world), run.nonfinite_step.clone()
+    total, nonfinite_step = run.epoch_sums.clone(), run.nonfinite_step.clone()
     if run.world.size > 1:
+        dist.all_reduce(total)
         dist.all_reduce(nonfinite_step, dist.ReduceOp.MAX)
     check_finite(run, nonfinite_step)
-    run.state.sums = {name: float(total[0]) for name, total in sums.items()}
-    local_sums = [run.state.sums[name] if run.world.rank == 0 else 0.0 for name in EPOCH_SUMS]
-    run.epoch_sums.sums.copy_(torch.tensor(local_sums, dtype=torch.float64))
+    run.state.sums = dict(zip(EPOCH_SUMS, total.tolist(), strict=True))
+    run.epoch_sums = total if run.world.rank == 0 else torch.zeros_like(total)
+
+
+def mean_losses(sums: dict[str, float], kl_factor: float) -> dict[str, float]:
+    """Divide EPOCH_SUMS by their count; `loss` has the full KL factor, also during its warm-up."""
+    recon, kl = (sums[name] / max(1.0, sums["count"]) for name in ("recon", "kl"))
+    return {"loss": recon + kl_factor * kl, "recon": recon, "kl": kl}
 
 
 def check_finite(run: TrainingRun, nonfinite_step: Tensor) -> None:
@@ -250,10 +263,12 @@ def check_finite(run: TrainingRun, nonfinite_step: Tensor) -> None:
     )
 
 
-def mean_losses(recipe: Recipe, sums: dict[str, float]) -> dict[str, float]:
-    """Divide sums by their count; `loss` has the full KL factor, also during its warm-up."""
-    recon, kl = (sums[name] / max(1.0, sums["count"]) for name in ("recon", "kl"))
-    return {"loss": recon + recipe.loss.kl_factor * kl, "recon": recon, "kl": kl}
+def configure_cuda(device: torch.device, deterministic: bool) -> None:
+    """Choose the fastest CUDA algorithms, or if `deterministic` those that repeat bit by bit."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = not deterministic
 
 
 def rewind_to_epoch_start(run: TrainingRun) -> None:
@@ -264,7 +279,6 @@ def rewind_to_epoch_start(run: TrainingRun) -> None:
             "a stream cannot resume within an epoch: repeating %d steps of epoch %d", repeated, state.epochs + 1
         )
     state.step, state.samples, state.sums = first_step, state.epochs * len(run.train), {}
-    run.epoch_sums.sums.zero_()
 
 
 def memory_usage(device: torch.device) -> dict[str, float]:

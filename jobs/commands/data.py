@@ -17,7 +17,7 @@ from aecore.data.shards import MANIFEST, Manifest, Shard, UnreadShardError, find
 from aecore.data.shuffle import evenly_spaced
 from aecore.data.splits import SPLITS
 from aecore.image_grid import grid, titled_sheet, to_png
-from cluster.storage import check_uri, open_uri
+from cluster.storage import check_uri
 
 COLUMNS, MAX_THUMBNAIL_SIZE = 16, 128  # of the contact sheet: images per row, and their edge in pixels
 SHEET_ROWS = {"train": 6, "valid": 2, "test": 2}
@@ -32,8 +32,7 @@ def show(uri: str, out: str, progress: ProgressCallback = lambda done, total: No
     Each shard is read and checked. Raises ValueError when the dataset is missing or has no images, or a shard is
     missing or damaged, UnreadShardError when storage fails.
     """
-    check_uri(uri)
-    dataset = Dataset.open(*open_uri(uri))
+    dataset = Dataset.open(*check_uri(uri))
     manifest = dataset.manifest
     if not _count_images(manifest):
         raise ValueError(f"{uri} holds no images")
@@ -76,8 +75,7 @@ def verify(uri: str, progress: ProgressCallback = lambda done, total: None) -> d
     `bad` in the result lists each faulty file with the reason; `exit_status` is 1 if there is one. Raises ValueError
     when the dataset is missing or storage denies access.
     """
-    check_uri(uri)
-    fs, root = open_uri(uri)
+    fs, root = check_uri(uri)
     try:
         manifest = find_manifest(fs, root)
     except ValueError as error:

@@ -23,7 +23,7 @@ from aecore.data.splits import RULES
 from aecore.errors import printable
 from cluster.lock import hold_lock
 from cluster.ray_connection import connect
-from cluster.storage import check_uri, describe_s3_error, open_uri
+from cluster.storage import check_uri, describe_s3_error
 from jobs.ingest.pool import write_shards
 from jobs.ingest.shard_task import RECORDS, IngestSpec, Reject, ShardError, ShardRecord, ShardResult, ShardTask
 
@@ -71,8 +71,7 @@ def ingest(
     """
     _check_options(size=size, shard_rows=shard_rows, max_bad=max_bad, encoding=encoding, quality=quality, split=split)
     crop_rule = Crop.parse(crop)
-    check_uri(uri)
-    fs, root = open_uri(uri)
+    fs, root = check_uri(uri)
     source = _open_source(dataset, source_uri, limit=limit, seed=seed, size=size, split=split, download=download)
     _warn_of_skipped(source_uri, source)
     encoding, quality = _resolve_encoding(encoding, quality, source.size)
@@ -146,8 +145,7 @@ def _open_source(dataset: str, uri: str | None, **options: Any) -> Source:
     """List the items of a source on a local disk or on S3."""
     if uri is None or "://" not in uri:
         return open_source(dataset, SourceOptions(path=uri, **options))
-    check_uri(uri)
-    fs, path = open_uri(uri)
+    fs, path = check_uri(uri)
     try:
         return open_source(dataset, SourceOptions(path=path, fs=fs, **options))
     except OSError as error:

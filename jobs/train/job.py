@@ -11,7 +11,7 @@ from cluster.ray_connection import connect
 from cluster.settings import settings
 from cluster.storage import check_uri
 from cluster.tracking import failure_status
-from jobs.dataset import open_dataset, with_full_uri
+from jobs.dataset import open_dataset
 from jobs.run_store import RunStore, lock_run, open_run, run_name, stored_run
 from jobs.train.ray_trainer import run_on_ray
 from jobs.train.stopping import StopRequest, interruptible
@@ -24,7 +24,6 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
     again only if `fresh`. Raises ValueError for a wrong recipe or dataset and for a run that another process trains,
     RuntimeError if the training fails.
     """
-    recipe = with_full_uri(recipe)
     dataset = open_dataset(recipe.data.uri)
     check_uri(settings().store)
     name = run_name(recipe, stem, dataset.manifest)
@@ -34,7 +33,7 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
         if not already_finished:
             _train(recipe, dataset, run_store)
         run_store.end_mlflow_run("FINISHED")
-    metrics = list(run_store.epochs().values())[-1]
+    metrics = run_store.epoch_metrics(recipe.optim.epochs)
     return {
         "run": run_store.name, "uri": run_store.uri, "run_id": run_store.run_id, "already_finished": already_finished,
         "seconds": round(time.monotonic() - started, 1), "metrics": metrics,

@@ -1,10 +1,11 @@
 """The loop of one training worker: from its last checkpoint, step by step, to the finished model."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -12,15 +13,19 @@ from torch.nn.parallel import DistributedDataParallel
 from aecore.config import Recipe
 from aecore.data.attributes import read_attributes
 from aecore.data.dataset import Dataset
-from aecore.data.loaders import Loader
-from aecore.data.shuffle import World, evenly_spaced
+from aecore.data.loaders import DeviceLoader, Loader, NodeLoader, StreamLoader
+from aecore.data.node_cache import open_cache
+from aecore.data.shard_stream import iter_shards
+from aecore.data.shuffle import BatchSampler, World, evenly_spaced
+from aecore.data.splits import SPLITS
 from aecore.image_grid import titled_sheet, to_png
 from aecore.model.autoencoder import ImageShape, build_model
-from aecore.training import checkpoint, evaluate, loop
-from aecore.training.state import TrainingRun
+from aecore.training import checkpoint
+from aecore.training.evaluate import LATENT_IMAGES, evaluate, fit_train_latents
+from aecore.training.loop import EpochEnd, TrainingRun, fit, gather_sums
 from cluster.progress import ProgressCallback, no_progress
+from cluster.settings import settings
 from jobs.run_store import RunStore
-from jobs.train.loaders import open_loaders
 from jobs.train.stopping import Action, StopConsensus, StopRequest
 
 IMAGE_TITLES = {
@@ -58,21 +63,35 @@ def train_loop(recipe: Recipe, dataset: Dataset, run_store: RunStore, worker: Wo
     Raises KeyboardInterrupt once it has saved because of `worker.stop`. After notice that a node will end, it trains on
     and saves about once a second.
     """
-    loaders = open_loaders(recipe, dataset, worker.world, worker.device, worker.show_progress, worker.on_ray)
-    run = _resume(recipe, dataset, run_store, loaders, worker)
-    state = run.state
+    world, device = worker.world, worker.device
     fs, root = run_store.folder
-    consensus = StopConsensus(recipe.checkpoint, worker.world, worker.device, worker.local_action, state.step)
+
+    # Images.
+    loaders = open_loaders(recipe, dataset, worker)
+    train, valid, test = (loaders[split] for split in SPLITS)
+
+    # Model, optimizer and counters: those of the last checkpoint, if there is one.
+    model = build_model(recipe, ImageShape(dataset.manifest.size, dataset.manifest.channels)).to(device)
+    run = TrainingRun(recipe, model, train, valid, world)
+    run.state = state = checkpoint.load_checkpoint(fs, f"{root}/checkpoints", model, run.optimizer)
+    if world.size > 1:
+        _check_same_step(state.step, device)
+        run.wrapped_model = DistributedDataParallel(model)
+    if world.rank != 0:
+        state.sums = {}  # the checkpoint's are those of all workers
+
+    # Train.
+    consensus = StopConsensus(recipe.checkpoint, world, device, worker.local_action, state.step)
     with worker.stop.active(), checkpoint.CheckpointWriter(fs, f"{root}/checkpoints", recipe.checkpoint.keep) as writer:
 
         def save(valid_loss: float = float("nan"), before: Callable[[], None] | None = None) -> None:
-            loop.gather_sums(run)
-            if worker.world.rank == 0:
-                writer.save(checkpoint.take_snapshot(run.model, run.optimizer, recipe, state, valid_loss), before)
+            gather_sums(run)
+            if world.rank == 0:
+                writer.save(checkpoint.take_snapshot(model, run.optimizer, recipe, state, valid_loss), before)
 
-        for event in loop.fit(run):
-            if isinstance(event, loop.EpochEnd):
-                valid_loss = event.metrics["valid_loss" if len(loaders["valid"]) else "train_loss"]
+        for event in fit(run):
+            if isinstance(event, EpochEnd):
+                valid_loss = event.metrics["valid_loss" if len(valid) else "train_loss"]
                 save(valid_loss, partial(_save_epoch, run_store, event))
                 yield event.metrics
                 continue
@@ -87,57 +106,81 @@ def train_loop(recipe: Recipe, dataset: Dataset, run_store: RunStore, worker: Wo
                 writer.finish()
                 raise KeyboardInterrupt
         writer.finish()
-    _finish(run, dataset, run_store, loaders)
 
-
-def _resume(
-    recipe: Recipe, dataset: Dataset, run_store: RunStore, loaders: dict[str, Loader], worker: Worker
-) -> TrainingRun:
-    """Return the state of the last checkpoint, the same on all workers; a new one if there is no checkpoint."""
-    loop.configure_cuda(worker.device, recipe)
-    model = build_model(recipe, ImageShape(dataset.manifest.size, dataset.manifest.channels)).to(worker.device)
-    optimizer = loop.make_optimizer(model, recipe)
-    fs, root = run_store.folder
-    state = checkpoint.load_checkpoint(fs, f"{root}/checkpoints", model, optimizer)
-    _check_same_step(state.step, worker)
-    if worker.world.rank != 0:
-        state.sums = {}  # the checkpoint's are those of all workers
-    wrapped_model = DistributedDataParallel(model) if worker.world.size > 1 else model
-    return TrainingRun(
-        recipe, model, wrapped_model, optimizer, worker.device, worker.world, state, loaders["train"], loaders["valid"]
-    )
-
-
-def _check_same_step(step: int, worker: Worker) -> None:
-    """Raise RuntimeError unless all workers resume at the same step: storage may differ between their nodes."""
-    if worker.world.size > 1:
-        bounds = torch.tensor([step, -step], device=worker.device)
-        dist.all_reduce(bounds, dist.ReduceOp.MAX)
-        if int(bounds.sum()):
-            raise RuntimeError(
-                f"the workers see different checkpoints, of steps {-bounds[1]} to {bounds[0]}: "
-                "set ZPOINT_STORE to storage that all nodes share"
-            )
-
-
-def _finish(run: TrainingRun, dataset: Dataset, run_store: RunStore, loaders: dict[str, Loader]) -> None:
-    """Test the trained model and save it with its latent statistics."""
-    run.model.eval()  # else batch norm would learn from the test images
-    test_metrics = evaluate.evaluate(run, loaders["test"], "test")[0] if len(loaders["test"]) else {}
-    if run.world.rank != 0:
+    # Test, and save the model with its latent statistics.
+    model.eval()  # else batch norm would learn from the test images
+    test_metrics = evaluate(model, recipe, test, world, "test")[0] if len(test) else {}
+    if world.rank != 0:
         return
-    attributes: dict[str, Any] = {}
-    if loaders["train"].resumable:  # a stream's images have no fixed order that the attributes could follow
-        rows = evenly_spaced(len(loaders["train"]), evaluate.LATENT_IMAGES)
-        attributes = read_attributes(dataset, "train", rows)
-    latents = evaluate.fit_run_latents(run, attributes=attributes)
-    metrics = list(run_store.epochs().values())[-1] | test_metrics
-    fs, root = run_store.folder
-    save_model = partial(checkpoint.save_model, fs, f"{root}/model", run.model, run.recipe, latents, metrics)
+    # A stream's images have no fixed order that the attributes could follow.
+    rows = evenly_spaced(len(train), LATENT_IMAGES) if train.resumable else None
+    attributes = read_attributes(dataset, "train", rows) if rows is not None else {}
+    latents = fit_train_latents(model, recipe, train, attributes=attributes)
+    metrics = run_store.epoch_metrics(recipe.optim.epochs) | test_metrics
+    save_model = partial(checkpoint.save_model, fs, f"{root}/model", model, recipe, latents, metrics)
     checkpoint.retry_storage(save_model, "save the model")
 
 
-def _save_epoch(run_store: RunStore, epoch: loop.EpochEnd) -> None:
+def open_loaders(recipe: Recipe, dataset: Dataset, worker: Worker) -> dict[str, Loader]:
+    """Return a loader for each split, an empty one for a split that the dataset lacks.
+
+    With `data.cache=none` a worker of Ray Train streams its shard of Ray Data; any other process must be the only
+    worker and reads the shards itself. Raises ValueError if the images exceed the cache or the GPU's memory.
+    """
+    sampler = BatchSampler(recipe.optim.seed, recipe.optim.batch, worker.world)
+
+    def open_loader(split: str) -> Loader:
+        if not dataset.manifest.splits.get(split):
+            return NodeLoader(np.empty((0, *dataset.image_shape), np.uint8), sampler, worker.device)
+        count = dataset.count(split)
+
+        def show_filled(rows: int) -> None:
+            worker.show_progress(rows, count, f"filling the node cache: {split}")
+
+        if recipe.data.cache != "none":
+            on_device = fits_device(recipe.data.cache, count * math.prod(dataset.image_shape), worker.device)
+            images = open_cache(settings().cache, dataset, split, show_filled, settings().cache_max)
+            return (DeviceLoader if on_device else NodeLoader)(images, sampler, worker.device)
+        if worker.on_ray:
+            import ray.train
+
+            from jobs.ray_data import iter_stream
+
+            stream = partial(iter_stream, ray.train.get_dataset_shard(split))
+        else:
+            assert worker.world.size == 1
+            stream = partial(iter_shards, dataset, split, sampler.seed)
+        return StreamLoader(stream, partial(dataset.images, split), count, sampler, worker.device)
+
+    return {split: open_loader(split) for split in SPLITS}
+
+
+def fits_device(cache: str, nbytes: int, device: torch.device) -> bool:
+    """Return if `nbytes` of images go to the device's memory; "auto" fills at most half of what is free.
+
+    Raises ValueError if `cache` is "device" and they do not fit.
+    """
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    if cache == "device" and nbytes > free:
+        raise ValueError(
+            f"data.cache=device: a split takes {nbytes / 1e9:.1f} GB and the GPU has {free / 1e9:.1f} GB free "
+            "(0 without a GPU): set data.cache=auto or node"
+        )
+    return cache == "device" or (cache == "auto" and nbytes <= free // 2 and free > 0)
+
+
+def _check_same_step(step: int, device: torch.device) -> None:
+    """Raise RuntimeError unless all workers resume at the same step: storage may differ between their nodes."""
+    bounds = torch.tensor([step, -step], device=device)
+    dist.all_reduce(bounds, dist.ReduceOp.MAX)
+    if int(bounds.sum()):
+        raise RuntimeError(
+            f"the workers see different checkpoints, of steps {-bounds[1]} to {bounds[0]}: "
+            "set ZPOINT_STORE to storage that all nodes share"
+        )
+
+
+def _save_epoch(run_store: RunStore, epoch: EpochEnd) -> None:
     """Write the metrics of an epoch, and its images on one sheet, to the run's folder."""
     rows = [(IMAGE_TITLES[key], [images]) for key, images in epoch.images.items()]
     sheet = to_png(titled_sheet(rows)) if rows else None  # only some epochs have images

@@ -15,7 +15,7 @@ from cluster import tracking
 from cluster.ray_connection import connect, has_gpu
 from cluster.settings import apply_env, exported_env, settings
 from cluster.storage import check_uri, open_uri
-from jobs.dataset import open_dataset, with_full_uri
+from jobs.dataset import open_dataset
 from jobs.run_store import RunStore, delete_folder
 from jobs.train.placement import worker_resources
 from jobs.train.ray_trainer import run_on_ray
@@ -31,7 +31,6 @@ def tune(recipe: Recipe, stem: str) -> dict[str, Any]:
     Returns the campaign's name, its trials with their metrics, the Pareto front and the best run; a finished campaign
     is not run again. Raises ValueError for a wrong recipe or dataset, RuntimeError if every trial fails.
     """
-    recipe = with_full_uri(recipe)
     manifest = open_dataset(recipe.data.uri).manifest
     if not manifest.splits.get("valid"):
         raise ValueError(f"the dataset at {recipe.data.uri} has no split 'valid' to rank trials by")

@@ -26,7 +26,7 @@ def trial_recipe(recipe: Recipe, campaign: str, z_dim: int, kl_factor: float) ->
 
 def trial_result(recipe: Recipe, run_store: RunStore) -> TrialResult:
     """Return a finished trial's run, point and metrics of its last epoch."""
-    metrics = list(run_store.epochs().values())[-1]
+    metrics = run_store.epoch_metrics(recipe.optim.epochs)
     return {
         "run": run_store.name, "z_dim": recipe.model.z_dim, "kl_factor": recipe.loss.kl_factor,
         **{name: metrics[name] for name in OBJECTIVES}, "hog_frechet_gaussian": metrics["hog_frechet_gaussian"],

@@ -21,6 +21,13 @@ def test_overrides_replace_values_of_the_file_and_keep_their_types(recipe_file):
     assert recipe.model.z_dim == 20
 
 
+def test_a_local_dataset_is_named_by_its_absolute_path(recipe_file, monkeypatch, tmp_path):
+    """Workers and later commands have other working directories."""
+    monkeypatch.chdir(tmp_path)
+    for uri, absolute in {"a/b": f"{tmp_path}/a/b", "s3://bucket/a": "s3://bucket/a", "": ""}.items():
+        assert load_recipe(recipe_file, [f"data.uri={uri}"]).data.uri == absolute
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

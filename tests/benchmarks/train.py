@@ -29,12 +29,11 @@ import torch  # noqa: E402
 
 from aecore.config import Recipe, check_recipe  # noqa: E402
 from aecore.data.loaders import DeviceLoader, NodeLoader  # noqa: E402
-from aecore.data.shuffle import BatchSampler, World  # noqa: E402
+from aecore.data.shuffle import BatchSampler  # noqa: E402
 from aecore.data.synthetic_faces import draw_face  # noqa: E402
 from aecore.model.autoencoder import ImageShape, build_model, default_device  # noqa: E402
 from aecore.model.losses import loss_terms  # noqa: E402
 from aecore.training import loop  # noqa: E402
-from aecore.training.state import TrainingRun, TrainState  # noqa: E402
 from tests.benchmarks.limits import peak_bytes, peak_flops, step_bytes, step_flops  # noqa: E402
 
 Rate = Callable[[float], float]  # trains for about that many seconds and returns images/s
@@ -51,7 +50,7 @@ class Setting:
         faces = [draw_face(0, index, args.size)[0] for index in range(min(args.images, 4_000))]
         self.images = np.stack([faces[index % len(faces)] for index in range(args.images)])
         self.shape = ImageShape(args.size, 3)
-        loop.configure_cuda(self.device, self.recipe)
+        loop.configure_cuda(self.device, self.recipe.optim.deterministic)
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -112,16 +111,15 @@ def whole_loop(setting: Setting, epochs: int) -> str:
     )
 
 
-def make_run(setting: Setting, recipe: Recipe, n_valid: int) -> TrainingRun:
+def make_run(setting: Setting, recipe: Recipe, n_valid: int) -> loop.TrainingRun:
     model = build_model(recipe, setting.shape).to(setting.device)
-    optimizer = loop.make_optimizer(model, recipe)
     sampler, loader_class = (
         BatchSampler(0, recipe.optim.batch),
         DeviceLoader if setting.device.type == "cuda" else NodeLoader,
     )
     train = loader_class(setting.images, sampler, setting.device)
     valid = NodeLoader(setting.images[:n_valid], sampler, setting.device)
-    return TrainingRun(recipe, model, model, optimizer, setting.device, World(), TrainState(), train, valid)
+    return loop.TrainingRun(recipe, model, train, valid)
 
 
 def tutorial(setting: Setting) -> Rate:

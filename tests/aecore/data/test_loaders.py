@@ -18,7 +18,7 @@ from aecore.data.shuffle import BatchSampler, World, evenly_spaced, plan_epoch, 
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.model.corruptions import make_training_pair
 from aecore.training import loop
-from aecore.training.state import TrainingRun, TrainState
+from aecore.training.checkpoint import TrainState
 from tests.synthetic_dataset import image_ids, make_dataset, noise_images
 
 CPU = torch.device("cpu")
@@ -204,11 +204,8 @@ def test_a_resumed_stream_restarts_its_epoch(tmp_path, caplog):
     recipe = check_recipe({"model": model, "loss": {"kl_factor": 0}, "optim": {"epochs": 2, "batch": 8, "lr": 1e-12}})
 
     def train_epochs(loader, progress: TrainState) -> list[loop.EpochEnd]:
-        network = build_model(recipe, ImageShape(16, 1))
-        run = TrainingRun(
-            recipe, network, network, loop.make_optimizer(network, recipe), CPU, World(), progress,
-            train=loader, valid=NodeLoader(images[:7], sampler, CPU),
-        )  # fmt: skip
+        valid = NodeLoader(images[:7], sampler, CPU)
+        run = loop.TrainingRun(recipe, build_model(recipe, ImageShape(16, 1)), loader, valid, state=progress)
         return [event for event in loop.fit(run) if isinstance(event, loop.EpochEnd)]
 
     images = noise_images(21, 16)

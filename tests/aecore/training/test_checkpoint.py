@@ -13,8 +13,7 @@ from aecore.config import check_recipe
 from aecore.latent.samplers import fit_latent_stats
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.training import checkpoint
-from aecore.training.loop import make_optimizer
-from aecore.training.state import TrainState
+from aecore.training.checkpoint import TrainState
 
 FS = LocalFileSystem()
 RECIPE = check_recipe({"model": {"z_dim": 3, "channels": [4, 4, 4, 4]}})
@@ -23,7 +22,7 @@ LATENTS = fit_latent_stats(torch.randn(9, 3, generator=torch.manual_seed(0)))
 
 def new_model_and_optimizer():
     model = build_model(RECIPE, ImageShape(16, 1))
-    return model, make_optimizer(model, RECIPE)
+    return model, torch.optim.Adam(model.parameters(), fused=True)
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,7 @@ from aecore.data.shuffle import BatchSampler, World
 from aecore.data.synthetic_faces import draw_face
 from aecore.metrics.pixel import psnr, ssim
 from aecore.model.autoencoder import DiagonalGaussian, ImageShape, build_model, to_float
-from aecore.training.evaluate import NUM_SAMPLES, SampleEvaluator, evaluate, fit_run_latents
-from aecore.training.loop import make_optimizer
-from aecore.training.state import TrainingRun, TrainState
+from aecore.training.evaluate import NUM_SAMPLES, SampleEvaluator, evaluate, fit_train_latents
 
 CPU = torch.device("cpu")
 BASE = {"model": {"z_dim": 3, "channels": [4, 4, 4, 4], "norm": "none"}, "optim": {"batch": 8}}
@@ -27,37 +25,38 @@ def make_images(count=70):
     return np.broadcast_to(shade, (count, 16, 16, 1)).astype(np.uint8)
 
 
-def make_run(sections, train=None, valid=None):
+def make_evaluator(sections, train=None, valid=None):
     recipe = check_recipe(BASE | sections)
     train, valid = (
         NodeLoader(make_images() if images is None else images, BatchSampler(0, 8), CPU) for images in (train, valid)
     )
-    model = build_model(recipe, ImageShape(*train.images.shape[2:]))
-    optimizer = make_optimizer(model, recipe)
-    run = TrainingRun(recipe, model, model, optimizer, CPU, World(), TrainState(), train, valid)
-    run.model.eval()
-    return run
+    model = build_model(recipe, ImageShape(*train.images.shape[2:])).eval()
+    return SampleEvaluator(model, recipe, train, valid)
 
 
-def valid_metrics(run):
-    return evaluate(run, run.valid, "valid")[0]
+def valid_metrics(evaluator):
+    return evaluate(evaluator.model, evaluator.recipe, evaluator.valid, World(), "valid")[0]
+
+
+def train_latents(evaluator, **options):
+    return fit_train_latents(evaluator.model, evaluator.recipe, evaluator.train, **options)
 
 
 def test_metrics_of_the_corrupted_input_are_reported_beside_the_outputs():
-    metrics = valid_metrics(make_run(DENOISE))
+    metrics = valid_metrics(make_evaluator(DENOISE))
     assert metrics["valid_input_psnr"] == pytest.approx(-20 * np.log10(0.2), abs=0.2)
     assert 0 < metrics["valid_input_ssim"] < 0.2
-    assert valid_metrics(make_run(DENOISE)) == metrics
-    assert not {name for name in valid_metrics(make_run({})) if "input" in name}
+    assert valid_metrics(make_evaluator(DENOISE)) == metrics
+    assert not {name for name in valid_metrics(make_evaluator({})) if "input" in name}
 
 
 def test_reconstructions_are_compared_with_the_clean_images():
     """A decoder with zero weights gives mid-gray, whatever its input: its metrics do not depend on the task."""
-    runs = make_run({}), make_run(DENOISE)
-    for run in runs:
-        torch.nn.init.zeros_(run.model.decoder[-1].weight)
-        torch.nn.init.zeros_(run.model.decoder[-1].bias)
-    reconstruct, denoise = (valid_metrics(run) for run in runs)
+    evaluators = make_evaluator({}), make_evaluator(DENOISE)
+    for evaluator in evaluators:
+        torch.nn.init.zeros_(evaluator.model.decoder[-1].weight)
+        torch.nn.init.zeros_(evaluator.model.decoder[-1].bias)
+    reconstruct, denoise = (valid_metrics(evaluator) for evaluator in evaluators)
     clean = to_float(torch.from_numpy(make_images()))
     gray = torch.full_like(clean, 0.5)
     gray_psnr = psnr((gray - clean).square().flatten(1).mean(1)).mean().item()
@@ -68,7 +67,7 @@ def test_reconstructions_are_compared_with_the_clean_images():
 
 def test_latent_stats_are_those_of_the_corrupted_images():
     ae = {"loss": {"kl_factor": 0}}  # its z-points have no noise of their own
-    clean, noisy = (fit_run_latents(make_run(ae | task), n_components=0) for task in ({}, DENOISE))
+    clean, noisy = (train_latents(make_evaluator(ae | task), n_components=0) for task in ({}, DENOISE))
     assert noisy["covariance"].trace() > 1.05 * clean["covariance"].trace()
     assert set(clean) == {"mean", "covariance"}
 
@@ -76,36 +75,38 @@ def test_latent_stats_are_those_of_the_corrupted_images():
 def test_latent_stats_are_fitted_to_training_images_alone():
     dark, bright = make_images() // 4, make_images() + 80
     ae = {"loss": {"kl_factor": 0}}
-    run = make_run(ae, train=dark, valid=bright)
-    latents = fit_run_latents(run, n_components=0)
+    evaluator = make_evaluator(ae, train=dark, valid=bright)
+    latents = train_latents(evaluator, n_components=0)
     with torch.inference_mode():
-        z = run.model.encode(to_float(torch.from_numpy(dark))).mean
+        z = evaluator.model.encode(to_float(torch.from_numpy(dark))).mean
     torch.testing.assert_close(latents["mean"], z.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(latents["covariance"].trace(), z.var(0, correction=0).sum(), rtol=1e-3, atol=1e-6)
-    assert torch.equal(latents["mean"], fit_run_latents(make_run(ae, train=dark, valid=dark), n_components=0)["mean"])
+    assert torch.equal(
+        latents["mean"], train_latents(make_evaluator(ae, train=dark, valid=dark), n_components=0)["mean"]
+    )
 
 
 def test_latent_stats_have_the_sd_of_the_posterior():
     """An encoder that gives N(2, 0.5 ** 2) for each image."""
-    run = make_run({}, train=make_images(1000))
-    torch.nn.init.zeros_(run.model.to_latent.weight)
-    run.model.to_latent.bias.data = torch.tensor([2.0, 2, 2, *[2 * math.log(0.5)] * 3])
-    latents = fit_run_latents(run, n_components=0)
+    evaluator = make_evaluator({}, train=make_images(1000))
+    torch.nn.init.zeros_(evaluator.model.to_latent.weight)
+    evaluator.model.to_latent.bias.data = torch.tensor([2.0, 2, 2, *[2 * math.log(0.5)] * 3])
+    latents = train_latents(evaluator, n_components=0)
     torch.testing.assert_close(latents["mean"], torch.full((3,), 2.0), rtol=0, atol=0.06)
     torch.testing.assert_close(latents["covariance"].diagonal(), torch.full((3,), 0.25), rtol=0.15, atol=0)
 
 
 def test_kl_and_active_units_of_a_constructed_posterior(monkeypatch):
     """Half of the images have a mean of +a, half of -a: a variance of a ** 2, on either side of the threshold 0.01."""
-    run = make_run({"loss": {"kl_factor": 4}}, valid=make_images(40))
+    evaluator = make_evaluator({"loss": {"kl_factor": 4}}, valid=make_images(40))
     amplitudes, logvar = torch.tensor([0.0, 0.098, 0.102]), torch.tensor([0.0, math.log(0.25), 0.0])
 
     def encode(images):
         signs = (torch.arange(len(images)) % 2 * 2 - 1)[:, None]
         return DiagonalGaussian(signs * amplitudes + 1, logvar.expand(len(images), 3))
 
-    monkeypatch.setattr(run.model, "encode", encode)
-    metrics, kl_per_dim = evaluate(run, run.valid, "valid")
+    monkeypatch.setattr(evaluator.model, "encode", encode)
+    metrics, kl_per_dim = evaluate(evaluator.model, evaluator.recipe, evaluator.valid, World(), "valid")
     assert metrics["valid_active_units"] == 1
     expected = 0.5 * (1 + amplitudes**2 + logvar.exp() - 1 - logvar)
     assert kl_per_dim == pytest.approx(expected.numpy(), rel=1e-5)
@@ -115,18 +116,18 @@ def test_kl_and_active_units_of_a_constructed_posterior(monkeypatch):
 
 def test_latent_stats_hold_the_mixture_and_attribute_directions():
     shade = torch.from_numpy(make_images()[:, 0, 0, 0].astype(np.float32))
-    latents = fit_run_latents(make_run({}), attributes={"shade": shade})
+    latents = train_latents(make_evaluator({}), attributes={"shade": shade})
     assert set(latents) == {"mean", "covariance", "gmm_weights", "gmm_means", "gmm_factors", "direction.shade"}
     assert latents["direction.shade"].abs().sum() > 0
 
 
 def test_preview_images_show_the_corrupted_input():
-    metrics, images = SampleEvaluator(make_run(DENOISE)).evaluate()
+    metrics, images = make_evaluator(DENOISE).evaluate()
     assert set(metrics) == {"hog_frechet_normal", "hog_frechet_gaussian"}
     assert list(images)[:3] == ["originals", "corrupted", "reconstructions"]
     assert images["corrupted"].shape == images["originals"].shape
     assert images["corrupted"].astype(int).std() > images["originals"].astype(int).std()
-    assert "corrupted" not in SampleEvaluator(make_run({})).evaluate()[1]
+    assert "corrupted" not in make_evaluator({}).evaluate()[1]
 
 
 def faces(first, count):
@@ -135,11 +136,10 @@ def faces(first, count):
 
 def test_samples_are_ranked_by_their_likeness_to_training_images(monkeypatch):
     """With a decoder that returns prepared images; the training images' features are computed once."""
-    run = make_run({"model": BASE["model"] | {"z_dim": 2}}, faces(0, 600), faces(600, 16))
-    limits, spaced_images = [], run.train.spaced_images
-    monkeypatch.setattr(run.train, "spaced_images", lambda limit: limits.append(limit) or spaced_images(limit))
-    sample_evaluator, real = SampleEvaluator(run), faces(1000, NUM_SAMPLES)
-    distances = {}
+    evaluator = make_evaluator({"model": BASE["model"] | {"z_dim": 2}}, faces(0, 600), faces(600, 16))
+    limits, spaced_images = [], evaluator.train.spaced_images
+    monkeypatch.setattr(evaluator.train, "spaced_images", lambda limit: limits.append(limit) or spaced_images(limit))
+    real, distances = faces(1000, NUM_SAMPLES), {}
     for name, decoded in {
         "real": real,
         "blurred": np.stack([cv2.GaussianBlur(face, (0, 0), 1.5) for face in real]),
@@ -149,10 +149,9 @@ def test_samples_are_ranked_by_their_likeness_to_training_images(monkeypatch):
         "gray": np.full_like(real, 128),
     }.items():
         batches = iter(2 * [*torch.from_numpy(decoded).split(64)])
-        monkeypatch.setattr(
-            run.model, "decode", lambda z, batches=batches: next(batches) if len(z) == 64 else spaced_images(len(z))
-        )
-        metrics, images = sample_evaluator.evaluate()
+        decode = lambda z, batches=batches: next(batches) if len(z) == 64 else spaced_images(len(z))  # noqa: E731
+        monkeypatch.setattr(evaluator.model, "decode", decode)
+        metrics, images = evaluator.evaluate()
         assert (images["normal"] == decoded[: len(images["normal"])]).all()
         assert metrics["hog_frechet_normal"] == metrics["hog_frechet_gaussian"]
         distances[name] = metrics["hog_frechet_normal"]

@@ -9,12 +9,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aecore.config import TASKS, check_recipe
 from aecore.data.loaders import DeviceLoader, NodeLoader
-from aecore.data.shuffle import BatchSampler, World
+from aecore.data.shuffle import BatchSampler
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.model.corruptions import make_training_pair
+from aecore.model.losses import loss_terms
 from aecore.training import checkpoint, loop
 from aecore.training.evaluate import SampleEvaluator, evaluate
-from aecore.training.state import TrainingRun, TrainState
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 FS, SHAPE, STEPS_PER_EPOCH = LocalFileSystem(), ImageShape(32, 3), 8
@@ -33,15 +33,16 @@ def make_recipe(norm="none", task="reconstruct", **optim):
 
 
 def make_run(recipe, device=GPU, loader_class=DeviceLoader, checkpoints=None):
-    loop.configure_cuda(device, recipe)
+    loop.configure_cuda(device, recipe.optim.deterministic)
     model = build_model(recipe, SHAPE).to(device)
-    optimizer = loop.make_optimizer(model, recipe)
-    state = checkpoint.load_checkpoint(FS, checkpoints, model, optimizer) if checkpoints else TrainState()
     train, valid = (
         loader_class(make_images(count), BatchSampler(recipe.optim.seed, recipe.optim.batch), device)
         for count in (61, 16)
     )
-    return TrainingRun(recipe, model, model, optimizer, device, World(), state, train, valid)
+    run = loop.TrainingRun(recipe, model, train, valid)
+    if checkpoints:
+        run.state = checkpoint.load_checkpoint(FS, checkpoints, model, run.optimizer)
+    return run
 
 
 def weights(run):
@@ -52,7 +53,9 @@ def gradients_and_loss(recipe, device, noise):
     """Return the gradients of one batch and its loss; `noise` comes from the CPU, since a GPU's generator differs."""
     run = make_run(recipe, device, NodeLoader)
     corrupted, target = make_training_pair(recipe, next(run.train.batches(0)), 0)
-    recon, kl, kl_penalty = loop.forward(run, corrupted, target, noise.to(device))
+    with run.autocast():
+        logits, posterior = run.wrapped_model(corrupted, noise.to(device))
+    recon, kl, kl_penalty = loss_terms(recipe.loss, logits, posterior, target)
     (recon + kl_penalty).mean().backward()
     gradients = torch.cat([p.grad.flatten().cpu() for p in run.model.parameters() if p.grad is not None])
     return gradients, float((recon + kl).mean().detach())
@@ -92,7 +95,8 @@ def test_no_step_waits_for_the_device(loader_class, task):
             run.state.step += 1
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert loop.read_running_means(run)["recon"] > 0
+    loop.check_finite(run, run.nonfinite_step)
+    assert run.epoch_sums[0] > 0
 
 
 @pytest.mark.parametrize("norm", ["none", "sync_batch"])
@@ -121,7 +125,7 @@ def test_nonfinite_loss_leaves_the_weights_of_the_step_before():
         weights_by_step.append(weights(run))
     assert all(torch.equal(weights_by_step[0], later) for later in weights_by_step)
     with pytest.raises(FloatingPointError, match="at step 2 "):
-        loop.read_running_means(run)
+        loop.check_finite(run, run.nonfinite_step)
 
 
 def test_ddp_with_nccl_changes_nothing(free_port):
@@ -141,8 +145,9 @@ def test_evaluation_equals_that_of_the_cpu():
     results = []
     for device in (CPU, GPU):
         run = make_run(make_recipe(precision="float32"), device, NodeLoader)
-        results.append(evaluate(run, NodeLoader(make_images(40), BatchSampler(0, 8), device), "valid"))
-        metrics, images = SampleEvaluator(run).evaluate()
+        loader = NodeLoader(make_images(40), BatchSampler(0, 8), device)
+        results.append(evaluate(run.model, run.recipe, loader, run.world, "valid"))
+        metrics, images = SampleEvaluator(run.model, run.recipe, run.train, run.valid).evaluate()
         assert images["normal"].shape == (10, 32, 32, 3)
         assert metrics["hog_frechet_gaussian"] > 0
     (cpu_metrics, cpu_kl_per_dim), (gpu_metrics, gpu_kl_per_dim) = results

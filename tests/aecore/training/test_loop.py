@@ -12,12 +12,13 @@ from pyarrow.fs import LocalFileSystem
 from scipy import stats
 from torch.nn.parallel import DistributedDataParallel
 
-from aecore.config import check_recipe
-from aecore.data.loaders import NodeLoader
+from aecore.config import Loss, Optim, check_recipe
+from aecore.data.loaders import Batch, NodeLoader
 from aecore.data.shuffle import BatchSampler, World, derive_seed, plan_epoch, step_rows
 from aecore.model.autoencoder import ImageShape, build_model, to_float
+from aecore.model.corruptions import LATENT_NOISE, make_batch_noise
+from aecore.model.losses import loss_terms
 from aecore.training import checkpoint, loop
-from aecore.training.state import TrainingRun, TrainState
 
 FS = LocalFileSystem()
 CPU = torch.device("cpu")
@@ -42,11 +43,13 @@ def make_recipe(norm="group", **sections):
 
 def make_run(recipe, checkpoints=None, world=None, wrap=lambda model: model, n_train=21, n_valid=8):
     model = build_model(recipe, SHAPE)
-    optimizer = loop.make_optimizer(model, recipe)
-    state = checkpoint.load_checkpoint(FS, checkpoints, model, optimizer) if checkpoints else TrainState()
     sampler = BatchSampler(recipe.optim.seed, recipe.optim.batch, world or World())
     train, valid = (NodeLoader(make_images(count), sampler, CPU) for count in (n_train, n_valid))
-    return TrainingRun(recipe, model, wrap(model), optimizer, CPU, world or World(), state, train, valid)
+    run = loop.TrainingRun(recipe, model, train, valid, world or World())
+    if checkpoints:
+        run.state = checkpoint.load_checkpoint(FS, checkpoints, model, run.optimizer)
+    run.wrapped_model = wrap(model)
+    return run
 
 
 def weights(run):
@@ -169,9 +172,9 @@ def test_each_step_equals_a_float64_reference(kl_factor):
 
 
 def test_each_step_has_its_own_standard_normal_noise():
-    run = make_run(make_recipe())
-    noise = torch.stack([loop.latent_noise(run, step, 100) for step in range(20)])
-    assert torch.equal(noise[3], loop.latent_noise(run, 3, 100))
+    batch = Batch.whole(torch.zeros(100, 1))
+    noise = torch.stack([make_batch_noise(0, batch, step, LATENT_NOISE).normal(3) for step in range(20)])
+    assert torch.equal(noise[3], make_batch_noise(0, batch, 3, LATENT_NOISE).normal(3))
     assert len({float(first) for first in noise[:, 0, 0]}) == 20
     assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 1e-3
     assert torch.corrcoef(noise.flatten(1)).sub(torch.eye(20)).abs().max() < 0.25
@@ -196,10 +199,10 @@ def test_sums_of_an_open_epoch_move_to_rank_0(monkeypatch, rank):
     """So that the next sum over both workers, which here have equal sums, holds each image once."""
     monkeypatch.setattr(dist, "all_reduce", lambda tensor, op=SUM: tensor.mul_(1 + (op == SUM)))
     run = make_run(make_recipe(), world=World(rank, 2))
-    run.epoch_sums.add(recon=torch.tensor([3.0, 4]), kl=torch.tensor([1.0, 0]), count=torch.ones(2))
+    run.epoch_sums += torch.tensor([7.0, 1, 2])
     loop.gather_sums(run)
     assert run.state.sums == {"recon": 14, "kl": 2, "count": 4}
-    assert run.epoch_sums.sums.tolist() == ([14, 2, 4] if rank == 0 else [0, 0, 0])
+    assert run.epoch_sums.tolist() == ([14, 2, 4] if rank == 0 else [0, 0, 0])
 
 
 @pytest.mark.parametrize("optim", [{"lr": 1e30}, {"lr": 1e30, "clip": 1.0}])
@@ -224,7 +227,7 @@ def test_steps_after_a_nonfinite_loss_change_no_weights():
     after_steps = weights_by_step(run)
     assert all(torch.equal(after_steps[0], later) for later in after_steps)
     with pytest.raises(FloatingPointError, match="at step 2 "):
-        loop.read_running_means(run)
+        loop.check_finite(run, run.nonfinite_step)
 
 
 def test_nonfinite_gradients_of_another_worker_are_noticed_at_their_step():
@@ -235,7 +238,7 @@ def test_nonfinite_gradients_of_another_worker_are_noticed_at_their_step():
     assert not torch.equal(after_steps[0], after_steps[1])
     assert all(torch.equal(after_steps[1], later) for later in after_steps[2:])
     with pytest.raises(FloatingPointError, match="at step 3 "):
-        loop.read_running_means(run)
+        loop.check_finite(run, run.nonfinite_step)
 
 
 def test_clipping_bounds_the_gradient_norm():
@@ -347,7 +350,8 @@ def first_step_gradients(world, wrap=lambda model: model):
     batch = next(iter(run.train.batches(0)))
     torch.set_default_dtype(torch.float64)
     clean = to_float(batch.images).double()
-    recon, _, kl_penalty = loop.forward(run, clean, clean, loop.latent_noise(run, 0, batch.count)[batch.positions])
+    logits, posterior = run.wrapped_model(clean, make_batch_noise(0, batch, 0, LATENT_NOISE).normal(3))
+    recon, _, kl_penalty = loss_terms(run.recipe.loss, logits, posterior, clean)
     torch.set_default_dtype(torch.float32)
     ((recon + kl_penalty).sum() * (world.size / batch.count)).backward()
     return torch.cat([p.grad.flatten() for p in run.model.parameters()])
@@ -373,3 +377,28 @@ def test_uneven_last_batch_of_three_workers_keeps_exact_means(tmp_path, free_por
     metrics = last_metrics(make_run(make_recipe()))
     three = train_on_workers(3, tmp_path, "group", free_port)["metrics"]
     assert three["train_loss"] == pytest.approx(metrics["train_loss"], rel=1e-5)
+
+
+def test_schedules_are_constant_by_default():
+    assert {loop.learning_rate(Optim(lr=0.5), step, 7) for step in range(70)} == {0.5}
+    assert {loop.kl_factor(Loss(kl_factor=4), step, 7) for step in range(70)} == {4.0}
+
+
+def test_learning_rate_rises_linearly_then_falls_by_a_cosine():
+    optim = Optim(lr=1.0, epochs=4, warmup=1.5, schedule="cosine")
+    rates = [loop.learning_rate(optim, step, 10) for step in range(40)]
+    assert rates[:15] == pytest.approx([(step + 1) / 16 for step in range(15)])
+    assert rates[15] == 1.0
+    assert rates[15 + 12] == pytest.approx(0.5, abs=0.04)
+    assert rates == rates[:15] + sorted(rates[15:], reverse=True)
+    assert 0 < rates[-1] < 0.01
+
+
+def test_kl_factor_rises_linearly_during_its_warmup():
+    loss = Loss(kl_factor=4, kl_warmup=0.5)
+    assert [loop.kl_factor(loss, step, 4) for step in range(4)] == pytest.approx([4 / 3, 8 / 3, 4, 4])
+
+
+def test_warmup_as_long_as_the_run_is_refused():
+    with pytest.raises(ValueError, match="warmup takes fewer epochs than the 3 of the run"):
+        check_recipe({"optim": {"epochs": 3, "warmup": 3}})

@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import torch
-
 from aecore.config import Recipe
-from aecore.data.shuffle import World
 from jobs.dataset import open_dataset
-from jobs.train.loaders import open_loaders
+from jobs.train.worker import Worker, open_loaders
 
 
 def test_progress_shows_only_the_first_filling_of_the_node_cache(faces: Path):
@@ -19,6 +16,6 @@ def test_progress_shows_only_the_first_filling_of_the_node_cache(faces: Path):
     filling = [("train", done, 48) for done in (16, 32, 48)] + [("valid", 16, 16), ("test", 16, 16)]
     for expected in (filling, []):
         calls.clear()
-        loaders = open_loaders(Recipe(), open_dataset(str(faces)), World(), torch.device("cpu"), record)
+        loaders = open_loaders(Recipe(), open_dataset(str(faces)), Worker(show_progress=record))
         assert [len(loader) for loader in loaders.values()] == [48, 16, 16]
         assert calls == [(f"filling the node cache: {split}", done, total) for split, done, total in expected]
