@@ -56,7 +56,7 @@ def evaluate(
         dist.all_reduce(sums)
     means = (sums[1:] / sums[0].clamp_min(1)).cpu().numpy()
     kl_per_dim, mean, square = means[len(scalars) :].reshape(3, model.z_dim)
-    metrics = dict(zip(scalars, means.tolist(), strict=False))
+    metrics: dict[str, float] = dict(zip(scalars, means[: len(scalars)].tolist(), strict=True))
     metrics["kl"] = float(kl_per_dim.sum())
     metrics["loss"] = metrics["recon"] + recipe.loss.kl_factor * metrics["kl"]
     metrics["active_units"] = float((square - mean**2 > ACTIVE_VARIANCE).sum())

@@ -26,7 +26,7 @@ from aecore.model.losses import loss_terms
 from aecore.training.checkpoint import TrainState
 from aecore.training.evaluate import SampleEvaluator, evaluate
 
-EPOCH_SUMS = ("recon", "kl", "count")  # summed over the open epoch's images; a checkpoint stores them
+EPOCH_SUMS: tuple[str, ...] = ("recon", "kl", "count")  # summed over the open epoch's images; a checkpoint stores them
 METRICS_INTERVAL_S = 0.5  # between two reads of the running sums, each of which waits for the device
 SAMPLE_EVALUATIONS = 5  # in a run: one costs as much as some steps
 MIN_VALID_IMAGES, VALID_FRACTION = 256, 25  # validate an epoch on 1/25 as many images as it trains on, at least 256
