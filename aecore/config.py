@@ -7,6 +7,7 @@ the key and the values that it takes.
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,7 +40,9 @@ class Data(Section):
     @field_validator("uri")
     @classmethod
     def _make_absolute(cls, uri: str) -> str:
-        return uri if "://" in uri or not uri else str(Path(uri).absolute())  # workers have other working directories
+        return (
+            uri if "://" in uri or not uri else str(Path(os.path.expanduser(uri)).absolute())
+        )  # for workers elsewhere
 
 
 class Model(Section):

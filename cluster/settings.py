@@ -34,14 +34,14 @@ class Settings:
 def settings() -> Settings:
     """Read the settings. Raises ValueError for an invalid ZPOINT_CPUS, ZPOINT_CACHE_MAX or ZPOINT_TOKEN."""
     env = os.environ
-    home = Path(env.get("ZPOINT_HOME", ".zpoint")).absolute()
+    home = _absolute_path(env.get("ZPOINT_HOME", ".zpoint"))
     cpus = env.get("ZPOINT_CPUS", "")
     if cpus and not (cpus.isdigit() and int(cpus) > 0):
         raise ValueError(f"ZPOINT_CPUS takes a positive whole number, not '{cpus}'")
     return Settings(
         home=home,
-        store=_absolute_uri(env.get("ZPOINT_STORE", str(home))),
-        cache=Path(env.get("ZPOINT_CACHE", home / "cache")).absolute(),
+        store=absolute_uri(env.get("ZPOINT_STORE", str(home))).rstrip("/"),
+        cache=_absolute_path(env.get("ZPOINT_CACHE", str(home / "cache"))),
         cache_max=_parse_size("ZPOINT_CACHE_MAX", env.get("ZPOINT_CACHE_MAX", "")),
         cpus=int(cpus) if cpus else None,
         debug=bool(env.get("ZPOINT_DEBUG")),
@@ -53,8 +53,27 @@ def settings() -> Settings:
     )
 
 
-def _absolute_uri(uri: str) -> str:
-    return uri.rstrip("/") if "://" in uri else str(Path(uri).absolute())
+def absolute_uri(uri: str) -> str:
+    """Return `uri`, with `~` expanded and made absolute if it is a local path. Raises as `expand_user`."""
+    return uri if "://" in uri else str(_absolute_path(uri))
+
+
+def _absolute_path(path: str) -> Path:
+    return Path(expand_user(path)).absolute()
+
+
+def expand_user(path: str) -> str:
+    """Expand a leading `~` or `~user`, as a shell does except in words such as `--to=~/x` and `data.uri=~/x`.
+
+    Raises ValueError for an unknown user, and for a path that is not UTF-8, which pyarrow and Ray do not take.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError(f"'{path}' names no user's home folder; for a folder of that name write './{path}'")
+    if not expanded.isascii() and os.fsencode(expanded).decode(errors="replace") != expanded:
+        escaped = os.fsencode(expanded).decode(errors="backslashreplace")
+        raise ValueError(f"the path '{escaped}' is not UTF-8; rename it, or link to it by another name")
+    return expanded
 
 
 def _parse_token(text: str) -> str:

@@ -1,13 +1,12 @@
 """Open URIs as pyarrow file systems: local paths, file:// and s3:// (AWS, or others through AWS_ENDPOINT_URL)."""
 
 import os
-from pathlib import Path
 from textwrap import shorten
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import pyarrow.fs as pafs
 
-from cluster.settings import settings
+from cluster.settings import absolute_uri, settings
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -18,17 +17,18 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     if not uri:
         raise ValueError("an empty URI: name a path, file:///path or s3://bucket/prefix")
     if "://" not in uri:
-        return pafs.LocalFileSystem(), str(Path(uri).absolute())
-    parsed = urlsplit(uri)
-    if parsed.scheme == "file":
-        if parsed.netloc not in ("", "localhost"):
+        return pafs.LocalFileSystem(), absolute_uri(uri)
+    scheme, _, path = uri.partition("://")  # not urlsplit: keys and folders may hold # and ?
+    host, slash, path = path.partition("/")
+    if scheme == "file":
+        if host not in ("", "localhost"):
             raise ValueError(f"'{uri}' names a host: write file:///path, with three slashes")
-        return pafs.LocalFileSystem(), os.path.abspath(unquote(parsed.path))
-    if parsed.scheme != "s3":
+        return pafs.LocalFileSystem(), os.path.abspath(unquote(slash + path))
+    if scheme != "s3":
         raise ValueError(f"unknown scheme in '{uri}': use a path, file:///path or s3://bucket/prefix")
-    if len(parsed.netloc) < 3:
+    if len(host) < 3:
         raise ValueError(f"'{uri}' names no bucket: write s3://bucket/prefix; a bucket name has at least 3 characters")
-    return _open_s3(), f"{parsed.netloc}{parsed.path}".rstrip("/")
+    return _open_s3(), f"{host}{slash}{path}".rstrip("/")
 
 
 def _open_s3(timeout_s: int = 30, attempts: int = 3) -> pafs.FileSystem:

@@ -14,7 +14,7 @@ from contextlib import closing, redirect_stdout
 from typing import Any, NoReturn
 
 from aecore.errors import one_line
-from cluster.settings import disable_telemetry, settings
+from cluster.settings import disable_telemetry, expand_user, settings
 from jobs.commands import printing
 
 Result = dict[str, Any]
@@ -82,8 +82,12 @@ def _add_data(add_command: Callable[..., Any]) -> None:
     ingest = add_command("ingest", _ingest, "convert images into shards and a manifest", printing.format_ingest)
     # The job checks dataset, encoding and split: argparse's choices would repeat its lists.
     ingest.add_argument("dataset", metavar="DATASET", help="celeba, mnist, fashion_mnist, cifar10, folder or generated")
-    ingest.add_argument("--source", help="folder or zip of the images, local or on S3 (omit it for generated)")
-    ingest.add_argument("--to", required=True, metavar="URI", help="new dataset: a path or s3://bucket/prefix")
+    ingest.add_argument(
+        "--source", type=_path, help="folder or zip of the images, local or on S3 (omit it for generated)"
+    )
+    ingest.add_argument(
+        "--to", type=_path, required=True, metavar="URI", help="new dataset: a path or s3://bucket/prefix"
+    )
     ingest.add_argument("--size", type=_positive_int, help="pixels a side (default: the dataset's own)")
     ingest.add_argument(
         "--crop", default="square", help="square, a fraction of it (0.8), or left,top,width,height (default: square)"
@@ -101,15 +105,17 @@ def _add_data(add_command: Callable[..., Any]) -> None:
     data.add_argument(
         "action", choices=("show", "verify"), help="show its statistics and sample images, or check every shard"
     )
-    data.add_argument("uri", metavar="URI", help="dataset: a path or s3://bucket/prefix")
-    data.add_argument("--out", default=".", help="folder for contact-sheet.png and mean-image.png of show (default: .)")
+    data.add_argument("uri", type=_path, metavar="URI", help="dataset: a path or s3://bucket/prefix")
+    data.add_argument(
+        "--out", type=_path, default=".", help="folder for contact-sheet.png and mean-image.png of show (default: .)"
+    )
 
 
 def _add_training(add_command: Callable[..., Any]) -> None:
     train = add_command("train", _train, "train a recipe")
     tune = add_command("tune", _tune, "search z_dim and kl_factor of a recipe", printing.format_campaign)
     for command in (train, tune):
-        command.add_argument("recipe", help="name of a recipe in jobs/recipes, or a YAML file")
+        command.add_argument("recipe", type=_path, help="name of a recipe in jobs/recipes, or a YAML file")
         command.add_argument("overrides", nargs="*", metavar="section.key=value", help="recipe keys to override")
     train.add_argument("--fresh", action="store_true", help="delete the earlier run of this name and start over")
 
@@ -117,12 +123,14 @@ def _add_training(add_command: Callable[..., Any]) -> None:
         "study", _study, "measure which z-points of finished runs decode to meaningful images", printing.format_study
     )
     study.add_argument("runs", nargs="+", metavar="RUN", help="names of runs or campaigns")
-    study.add_argument("--out", help="folder of the report (default: one in ZPOINT_HOME/studies)")
+    study.add_argument("--out", type=_path, help="folder of the report (default: one in ZPOINT_HOME/studies)")
     study.add_argument(
         "--limit", type=_positive_int, default=6_000, help="maximum number of training images to encode (default: 6000)"
     )
     _add_num_samples(study)
-    study.add_argument("--inception", metavar="FILE", help="weights for FID, KID, precision and recall (default: none)")
+    study.add_argument(
+        "--inception", type=_path, metavar="FILE", help="weights for FID, KID, precision and recall (default: none)"
+    )
     study.add_argument("--fresh", action="store_true", help="recompute the measurements of an earlier study")
 
     claims = add_command(
@@ -135,7 +143,9 @@ def _add_training(add_command: Callable[..., Any]) -> None:
         help="datasets to use (default: generated faces) and recipe keys to override",
     )
     claims.add_argument("--only", action="append", metavar="CLAIM", help="check this claim only; may be repeated")
-    claims.add_argument("--out", help="folder of the report (default: ZPOINT_HOME/claims, or claims-CLAIM with --only)")
+    claims.add_argument(
+        "--out", type=_path, help="folder of the report (default: ZPOINT_HOME/claims, or claims-CLAIM with --only)"
+    )
     _add_num_samples(claims)
 
     promote = add_command("promote", _promote, "register a run's model in MLflow and set an alias to it")
@@ -170,7 +180,7 @@ def _add_serving(add_command: Callable[..., Any]) -> None:
     )
 
     decode = add_command("decode", _decode, "decode z-points at an endpoint")
-    decode.add_argument("z", help=".npy file of z-points, float (n, z_dim)")
+    decode.add_argument("z", type=_path, help=".npy file of z-points, float (n, z_dim)")
 
     sample = add_command("sample", _sample, "sample z-points and decode them at an endpoint")
     sample.add_argument("--n", type=_positive_int, default=64, help="number of z-points (default: 64)")
@@ -180,7 +190,7 @@ def _add_serving(add_command: Callable[..., Any]) -> None:
 
     reconstruct = add_command("reconstruct", _reconstruct, "corrupt an image and reconstruct it at an endpoint")
     reconstruct.add_argument(
-        "image", metavar="IMAGE", help="image file, or .npy of several, uint8 (n, height, width, 1 or 3)"
+        "image", type=_path, metavar="IMAGE", help="image file, or .npy of several, uint8 (n, height, width, 1 or 3)"
     )
     reconstruct.add_argument(
         "--task", default="reconstruct", help="reconstruct, denoise, drop, recolor or inpaint (default: reconstruct)"
@@ -191,8 +201,8 @@ def _add_serving(add_command: Callable[..., Any]) -> None:
         command.add_argument("overrides", nargs="*", metavar="parameter=value", help=f"parameters of the {parameters}")
 
     interpolate = add_command("interpolate", _interpolate, "interpolate between two images or z-points at an endpoint")
-    interpolate.add_argument("start", help="image file, or .npy of one z-point")
-    interpolate.add_argument("end", help="image file, or .npy of one z-point")
+    interpolate.add_argument("start", type=_path, help="image file, or .npy of one z-point")
+    interpolate.add_argument("end", type=_path, help="image file, or .npy of one z-point")
     interpolate.add_argument("--steps", type=_positive_int, default=8, help="number of images (default: 8)")
     interpolate.add_argument("--path", default="straight", help="straight, spherical or neighbours (default: straight)")
 
@@ -200,7 +210,9 @@ def _add_serving(add_command: Callable[..., Any]) -> None:
         command.add_argument(
             "--url", default="http://127.0.0.1:8000", help="URL of the endpoint (default: http://127.0.0.1:8000)"
         )
-        command.add_argument("--out", default="decoded.png", help="output file, .png or .npy (default: decoded.png)")
+        command.add_argument(
+            "--out", type=_path, default="decoded.png", help="output file, .png or .npy (default: decoded.png)"
+        )
 
 
 def _add_cluster(add_command: Callable[..., Any]) -> None:
@@ -379,6 +391,13 @@ def _stop(args: Any) -> Result:
     from jobs.commands.submit import stop_job
 
     return stop_job(args.id, args.address)
+
+
+def _path(text: str) -> str:
+    try:
+        return expand_user(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive_int(text: str) -> int:

@@ -121,7 +121,7 @@ def _source_path(options: SourceOptions, expected: str, *, must_exist: bool = Tr
         raise ValueError(f"--source is missing: it takes {expected}")
     path = RemotePath(options.fs, options.path)
     if path.is_local:  # absolute, because workers have other working directories
-        path = RemotePath(options.fs, str(Path(options.path).expanduser().absolute()))
+        path = RemotePath(options.fs, str(Path(options.path).absolute()))
     if must_exist and not path.exists():
         raise ValueError(f"{path} does not exist; --source takes {expected}")
     return path

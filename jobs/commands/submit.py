@@ -25,7 +25,7 @@ from urllib.request import urlopen
 
 from cluster.ray_compat import ray_api_address
 from cluster.ray_connection import check_reachable, is_loopback, runtime_env, use_token
-from cluster.settings import disable_telemetry, settings
+from cluster.settings import disable_telemetry, expand_user, settings
 
 JOBS = ("ingest", "train", "tune", "study", "claims", "promote")
 DASHBOARD_PORT = 8265
@@ -43,6 +43,7 @@ def submit(argv: list[str], address: str | None = None, wait: bool = False) -> d
     """
     if not argv or argv[0] not in JOBS:
         raise ValueError(f"submit takes {', '.join(JOBS)}, not '{argv[0] if argv else ''}'")
+    argv = [expand_user(argument) if _is_recipe_file(argument) else argument for argument in argv]
     missing = [argument for argument in argv[1:] if _is_recipe_file(argument) and not Path(argument).is_file()]
     if missing:
         raise ValueError(f"no recipe at {missing[0]}")

@@ -143,8 +143,8 @@ def _check_options(
 
 def _open_source(dataset: str, uri: str | None, **options: Any) -> Source:
     """List the items of a source on a local disk or on S3."""
-    if uri is None or "://" not in uri:
-        return open_source(dataset, SourceOptions(path=uri, **options))
+    if uri is None:
+        return open_source(dataset, SourceOptions(**options))
     fs, path = check_uri(uri)
     try:
         return open_source(dataset, SourceOptions(path=path, fs=fs, **options))

@@ -24,7 +24,9 @@ def test_overrides_replace_values_of_the_file_and_keep_their_types(recipe_file):
 def test_a_local_dataset_is_named_by_its_absolute_path(recipe_file, monkeypatch, tmp_path):
     """Workers and later commands have other working directories."""
     monkeypatch.chdir(tmp_path)
-    for uri, absolute in {"a/b": f"{tmp_path}/a/b", "s3://bucket/a": "s3://bucket/a", "": ""}.items():
+    monkeypatch.setenv("HOME", "/home/z")
+    absolute_by_uri = {"a/b": f"{tmp_path}/a/b", "s3://bucket/a": "s3://bucket/a", "": "", "~/a": "/home/z/a"}
+    for uri, absolute in absolute_by_uri.items():
         assert load_recipe(recipe_file, [f"data.uri={uri}"]).data.uri == absolute
 
 

@@ -64,6 +64,33 @@ def test_cache_and_store_lie_in_the_home_unless_named(no_settings: None, monkeyp
     assert settings().tracking_uri == "sqlite:////home/z/mlflow.db"
 
 
+@pytest.mark.parametrize("home", ["~", "~/", "~/a b", "~root/zpoint"])
+def test_a_tilde_is_expanded_in_each_path(no_settings: None, monkeypatch: pytest.MonkeyPatch, home: str):
+    monkeypatch.setenv("HOME", "/home/z")
+    for name in ("ZPOINT_HOME", "ZPOINT_STORE", "ZPOINT_CACHE"):
+        monkeypatch.setenv(name, home)
+    expanded = os.path.expanduser(home).rstrip("/")
+    assert expanded.startswith(("/home/z", "/root"))
+    assert (str(settings().home), settings().store, str(settings().cache)) == (expanded, expanded, expanded)
+    assert exported_env()["ZPOINT_HOME"] == expanded
+    monkeypatch.setenv("ZPOINT_STORE", "s3://bucket/~/x")
+    assert settings().store == "s3://bucket/~/x"
+
+
+@pytest.mark.parametrize("name", ["ZPOINT_HOME", "ZPOINT_STORE", "ZPOINT_CACHE"])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("~no-such-user/x", "'~no-such-user/x' names no user's home"),
+        (os.fsdecode(b"/b\xe4r"), r"'/b\\xe4r' is not UTF-8"),
+    ],
+)
+def test_a_path_that_cannot_be_is_refused(no_settings: None, monkeypatch, name: str, path: str, message: str):
+    monkeypatch.setenv(name, path)
+    with pytest.raises(ValueError, match=message):
+        settings()
+
+
 def test_the_special_s3_variables_precede_the_general_ones(no_settings: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://general")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-default-1")

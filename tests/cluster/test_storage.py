@@ -29,6 +29,20 @@ def test_a_relative_path_is_made_absolute():
     check_uri("faces")
 
 
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("~/faces", "/home/z/faces"), ("~", "/home/z"), ("./~/faces", "~/faces"), ("100%/a b#1?", "100%/a b#1?"),
+        ("file:///a%23b#1?c", "/a#b#1?c"), ("s3://bucket/a#b?c=1 %20", "bucket/a#b?c=1 %20"),
+        ("s3://bucket/~/x/", "bucket/~/x"),
+    ],
+)  # fmt: skip
+def test_a_tilde_is_expanded_and_signs_of_urls_are_parts_of_a_path(uri: str, path: str, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/z")
+    expected = path if path.startswith(("/", "bucket")) else os.path.join(os.getcwd(), path)
+    assert open_uri(uri)[1] == expected
+
+
 def test_percent_escapes_in_a_file_uri_are_decoded():
     assert open_uri("file:///my%20faces")[1] == "/my faces"
 

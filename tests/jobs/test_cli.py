@@ -101,6 +101,26 @@ def test_invalid_input_is_refused(refused, tiny: str, argv: list[str], message: 
     assert message in refused(*argv)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ingest folder --source=~/x --to=a", "ingest folder --to=~/x", "data show ~/x", "data show a --out=~/x",
+        "train ~/x", "tune ~/x", "study a --out=~/x", "study a --inception=~/x", "claims --out=~/x", "decode ~/x",
+        "decode a --out=~/x", "sample --out=~/x", "reconstruct ~/x", "interpolate ~/x a", "interpolate a ~/x",
+    ],
+)  # fmt: skip
+def test_a_tilde_is_expanded_in_each_path_argument(line: str, monkeypatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("HOME", "/home/z")
+    values = vars(make_parser().parse_args(line.split())).values()
+    assert "/home/z/x" in values
+    with pytest.raises(SystemExit, match="2"):
+        make_parser().parse_args(line.replace("~/x", "~no-such-user/x").split())
+    assert "'~no-such-user/x' names no user's home folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        make_parser().parse_args(line.replace("~/x", os.fsdecode(b"b\xe4r")).split())
+    assert r"the path 'b\xe4r' is not UTF-8" in capsys.readouterr().err
+
+
 def test_truncated_zip_is_refused(refused):
     with zipfile.ZipFile("whole.zip", "w") as archive:
         archive.writestr("a.png", os.urandom(4_000))
