@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster import ray_compat
-from cluster.settings import S3_KEYS, disable_telemetry, exported_env, settings
+from cluster.settings import disable_telemetry, exported_env, secret_env, settings
 
 CONNECT_TIMEOUT_S = 8
+SECRETS_FILE = ".secrets.sh"  # in the folder of a submitted job, until its driver or a worker has started
 PACKAGES = ("aecore", "cluster", "jobs", "serving")
 
 
@@ -138,12 +139,12 @@ def _join(address: str) -> None:
     import ray
     from ray.exceptions import AuthenticationError
 
-    # Inside a job Ray has set the runtime environment already, and refuses a second one.
+    # Inside a job Ray has set the runtime environment already; `zpoint submit` leaves out the secrets.
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     try:
         ray.init(
             address=address,
-            runtime_env=None if inside_job else _hide_s3_keys(runtime_env()),
+            runtime_env=_secrets_hook(secret_env(exported_env())) if inside_job else _hide_secrets(runtime_env()),
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -155,21 +156,25 @@ def _join(address: str) -> None:
         raise ValueError(f"no Ray answers at RAY_ADDRESS={address}: {error}") from error
 
 
-def _hide_s3_keys(environment: dict[str, Any]) -> dict[str, Any]:
-    """Return the runtime environment with the S3 keys set by a hook in each worker instead of by `env_vars`.
+def _hide_secrets(environment: dict[str, Any]) -> dict[str, Any]:
+    """Return the runtime environment with the secrets set by a hook in each worker instead of by `env_vars`.
 
     Ray shows `env_vars` in clear in its dashboard and logs, of a hook the name alone.
     """
     env_vars = environment["env_vars"]
-    keys = {name: env_vars[name] for name in S3_KEYS if name in env_vars}
-    if not keys:
-        return environment
-    public_vars = {name: value for name, value in env_vars.items() if name not in keys}
+    secrets = secret_env(env_vars)
+    public_vars = {name: value for name, value in env_vars.items() if name not in secrets}
+    return {**environment, "env_vars": public_vars, **_secrets_hook(secrets)}
 
-    def set_keys() -> None:
-        os.environ.update(keys)
 
-    return {**environment, "env_vars": public_vars, "worker_process_setup_hook": set_keys}
+def _secrets_hook(secrets: dict[str, str]) -> dict[str, Any]:
+    """Return the field of a runtime environment that sets `secrets` in each worker."""
+
+    def set_secrets() -> None:
+        os.environ.update(secrets)
+        Path(SECRETS_FILE).unlink(missing_ok=True)
+
+    return {"worker_process_setup_hook": set_secrets} if secrets else {}
 
 
 def _outward_ip() -> str:

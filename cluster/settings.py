@@ -99,11 +99,28 @@ def disable_telemetry() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "true")
 
 
-S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-EXPORTED_VARIABLES = (  # what a job on the cluster needs of the submitter's environment
-    *S3_KEYS, "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
-    "MLFLOW_TRACKING_URI", "ZPOINT_HOME", "ZPOINT_STORE", "ZPOINT_CACHE", "ZPOINT_CACHE_MAX",
+SECRETS = (  # never shown: not in logs and results, and not in what Ray's dashboard shows of a job
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
 )  # fmt: skip
+EXPORTED_VARIABLES = (  # what a job on the cluster needs of the submitter's environment
+    *SECRETS,
+    # Read by the AWS SDKs of pyarrow (C++) and boto3. The names of files are paths on the cluster.
+    "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE", "AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME", "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+    "AWS_CA_BUNDLE", "AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT", "AWS_STS_REGIONAL_ENDPOINTS",
+    "AWS_EC2_METADATA_DISABLED", "AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE", "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    # Read by MLflow's client.
+    "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_TRACKING_INSECURE_TLS",
+    "MLFLOW_TRACKING_SERVER_CERT_PATH", "MLFLOW_TRACKING_CLIENT_CERT_PATH", "MLFLOW_S3_ENDPOINT_URL",
+    "MLFLOW_S3_IGNORE_TLS", "MLFLOW_S3_UPLOAD_EXTRA_ARGS", "MLFLOW_S3_EXPECTED_BUCKET_OWNER",
+    "MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT",
+    "ZPOINT_HOME", "ZPOINT_STORE", "ZPOINT_CACHE", "ZPOINT_CACHE_MAX",
+)  # fmt: skip
+SECRET_NAME = r"[\w.-]*(?:password|passwd|pwd|token|secret|api_?key|credential)[\w.-]*"
 
 
 def exported_env() -> dict[str, str]:
@@ -117,3 +134,18 @@ def exported_env() -> dict[str, str]:
 def apply_env(environment: dict[str, str]) -> None:
     """Set the variables that `exported_env` returned in another process, whose working directory differs."""
     os.environ.update(environment)
+
+
+def secret_env(environment: dict[str, str]) -> dict[str, str]:
+    """Return the variables of `environment` with a secret: keys, passwords, tokens and URLs that hold one."""
+    return {name: text for name, text in environment.items() if name in SECRETS or hide_credentials(text) != text}
+
+
+def hide_credentials(text: str) -> str:
+    """Return `text` with *** for the user and the password in URLs, and for passwords and tokens in their queries."""
+    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    userinfo = tracking_uri.partition("://")[2].rpartition("@")[0]
+    if userinfo:  # may hold signs that end a URL's host elsewhere
+        text = text.replace(f"{userinfo}@", "***@")
+    text = re.sub(r"(\w://)[^/?#\s'\"]+@", r"\1***@", text)
+    return re.sub(rf"([?&;]{SECRET_NAME}=)[^&;#\s'\"]+", r"\1***", text, flags=re.IGNORECASE)

@@ -13,11 +13,13 @@ from functools import lru_cache
 from textwrap import shorten
 from typing import Any
 
-from cluster.settings import settings
+from cluster.settings import hide_credentials, settings
 
 log = logging.getLogger(__name__)
 MODEL_NAME = "zpoint"
 KEY_TAG = "zpoint.key"  # identifies a run whose creation is repeated
+SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")  # of MLFLOW_TRACKING_URI
+DRIVER_PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 PARAM_LIMIT = 500  # characters of a parameter's value that every MLflow store accepts
 
 
@@ -26,10 +28,40 @@ def client() -> Any:
     return _client(settings().tracking_uri)
 
 
+def check_tracking_uri() -> None:
+    """Raise ValueError if MLflow cannot read MLFLOW_TRACKING_URI, or lacks its database's driver; send nothing."""
+    uri = settings().tracking_uri
+    scheme = uri.partition(":")[0]
+    dialect, _, driver = scheme.partition("+")
+    shown = f"MLFLOW_TRACKING_URI '{hide_credentials(uri)}'"
+    if dialect == "postgres":
+        raise ValueError(f"{shown}: SQLAlchemy calls it postgresql://")
+    if "://" not in uri or dialect not in SCHEMES:
+        raise ValueError(
+            f"{shown} is not supported: it takes sqlite:///, http(s)://, postgresql://, mysql:// or mssql://"
+        )
+    if dialect == "sqlite" and not uri.startswith("sqlite:///"):
+        raise ValueError(f"{shown} names no file: write sqlite:///relative/path or sqlite:////absolute/path")
+    if dialect in ("http", "https", "sqlite"):
+        return
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except ModuleNotFoundError as error:
+        package = DRIVER_PACKAGES.get(str(error.name), str(error.name))
+        raise ValueError(f"{shown} needs the driver {error.name}: `pip install '{package}'`") from error
+    except ImportError as error:
+        raise ValueError(f"{shown}: its driver does not load: {error}") from error
+    except ArgumentError as error:  # no URL, or a driver that SQLAlchemy does not know
+        reason = f"SQLAlchemy has no driver '{driver}'" if driver else hide_credentials(str(error))
+        raise ValueError(f"{shown} is not readable: {reason}") from error
+
+
 @lru_cache(maxsize=4)
 def _client(uri: str) -> Any:
-    if uri.startswith("file:") or "://" not in uri:
-        raise ValueError(f"MLFLOW_TRACKING_URI '{uri}' is not supported: it takes sqlite:/// or http(s)://")
+    check_tracking_uri()
     # Seconds instead of MLflow's minutes: a training must not wait for a dead server.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
@@ -48,22 +80,58 @@ def _client(uri: str) -> Any:
     return sqlite_client
 
 
+def find_experiment() -> Any:
+    """Return zpoint's `mlflow.entities.Experiment`, one for each artifact store, also a deleted one; None without."""
+    return client().get_experiment_by_name(_experiment_name())
+
+
 def experiment_id() -> str:
-    """Return the id of zpoint's experiment, one for each artifact store; create it on first use."""
+    """Return the id of zpoint's experiment; create it on first use, and restore it if it was deleted."""
     from mlflow.exceptions import MlflowException
 
+    experiment = find_experiment()
+    if experiment is None:
+        current = settings()
+        # A tracking server has an artifact store of its own; it is used unless the user named one.
+        named_store = current.tracking_uri.startswith("sqlite:") or current.store != str(current.home)
+        location = current.artifacts_uri if named_store else None
+        try:
+            return client().create_experiment(_experiment_name(), artifact_location=location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # created by another process meanwhile
+                raise
+        experiment = find_experiment()
+    if experiment.lifecycle_stage == "deleted":  # MLflow gives its name to no other experiment
+        client().restore_experiment(experiment.experiment_id)
+        log.warning("the experiment '%s' had been deleted in MLflow: restored", experiment.name)
+    return experiment.experiment_id
+
+
+def _experiment_name() -> str:
     current = settings()
-    name = "zpoint" if current.store == str(current.home) else f"zpoint {current.store}"
-    if (experiment := client().get_experiment_by_name(name)) is not None:
-        return experiment.experiment_id
-    # A tracking server has an artifact store of its own; it is used unless the user named one.
-    named_store = current.tracking_uri.startswith("sqlite:") or current.store != str(current.home)
+    return "zpoint" if current.store == str(current.home) else f"zpoint {current.store}"
+
+
+def get_run(run_id: str) -> Any:
+    """Return the run as `mlflow.entities.Run`, also a deleted one; None if MLflow has none with this id."""
+    from mlflow.exceptions import MlflowException
+
     try:
-        return client().create_experiment(name, artifact_location=current.artifacts_uri if named_store else None)
+        return client().get_run(run_id)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # created by another process meanwhile
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-    return client().get_experiment_by_name(name).experiment_id
+        return None
+
+
+def reopen_run(run_id: str) -> bool:
+    """Return if MLflow has the run; restore it if it was deleted."""
+    experiment_id()  # a run of a deleted experiment is restored with it
+    run = get_run(run_id)
+    if run is not None and run.info.lifecycle_stage == "deleted":
+        client().restore_run(run_id)
+        log.warning("the run '%s' had been deleted in MLflow: restored", run.info.run_name)
+    return run is not None
 
 
 def create_run(name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
@@ -141,5 +209,5 @@ def best_effort(action: str, call: Callable[[], Any], default: Any = None, *, wa
         return call()
     except Exception as error:
         if warn:
-            log.warning("MLflow could not %s: %s", action, shorten(str(error), 300))
+            log.warning("MLflow could not %s: %s", action, shorten(hide_credentials(str(error)), 300))
         return default

@@ -9,12 +9,13 @@ import json
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import closing, redirect_stdout
 from typing import Any, NoReturn
 
 from aecore.errors import one_line
-from cluster.settings import disable_telemetry, expand_user, settings
+from cluster.settings import disable_telemetry, expand_user, hide_credentials, settings
 from jobs.commands import printing
 
 Result = dict[str, Any]
@@ -24,6 +25,13 @@ RESUME_MESSAGE = "interrupted; run the same command again to resume"
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"zpoint: error: {message} (see `{self.prog} --help`)\n")
+
+
+class SafeFormatter(logging.Formatter):
+    """Formats log lines without the credentials in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hide_credentials(super().format(record))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,7 +44,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"unknown argument {unknown[0]}")
     if extra:
         args.overrides += extra
-    logging.basicConfig(format="zpoint: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(SafeFormatter("zpoint: %(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         with redirect_stdout(sys.stderr):  # stdout is for the result alone
             result = args.run(args)
@@ -46,12 +56,12 @@ def main(argv: list[str] | None = None) -> None:
         _exit(f"error: {one_line(error, limit=None)}", 2)
     except Exception as error:
         if settings().debug:
-            raise
+            print(hide_credentials(traceback.format_exc()), file=sys.stderr)
         _exit(f"failed: {one_line(error, limit=None)}", 1)
     if args.json:
-        print(json.dumps(result, default=str))
+        print(hide_credentials(json.dumps(result, default=str)))
     elif text := args.format(result):
-        print(text)
+        print(hide_credentials(text))
     sys.exit(result.get("exit_status", 0))
 
 
@@ -408,7 +418,7 @@ def _positive_int(text: str) -> int:
 
 
 def _exit(message: str, status: int) -> NoReturn:
-    print(f"zpoint: {message}", file=sys.stderr)
+    print(f"zpoint: {hide_credentials(message)}", file=sys.stderr)
     sys.exit(status)
 
 

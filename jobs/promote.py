@@ -6,9 +6,9 @@ from typing import Any
 from aecore.data.io import read_bytes, read_json
 from aecore.errors import one_line
 from cluster import tracking
-from cluster.settings import settings
+from cluster.settings import hide_credentials, settings
 from cluster.storage import check_uri
-from jobs.run_store import RunStore, find_run
+from jobs.run_store import RunStore, find_run, resolve_name
 from jobs.tune.campaign import find_best_run
 
 ALIAS = re.compile(r"(?i)(?!latest$|v\d+$)[a-z0-9_-]{1,255}")
@@ -18,6 +18,8 @@ MODEL_FILES = ("config.json", "latents.safetensors", "metrics.json", "model.safe
 def promote(name: str, alias: str = "champion") -> dict[str, Any]:
     """Register the model of run `name`, or of the best run of campaign `name`, and point `alias` to it.
 
+    `name` may also be the MLflow id of either. A run that MLflow lacks, or has deleted, is logged or restored first.
+
     A run that is registered already keeps its version; only the alias moves. Returns model, version, alias, run, MLflow
     run id and metrics. Raises ValueError for an unknown name, a run that has not finished or whose model does not load,
     or an alias that MLflow does not accept.
@@ -25,13 +27,13 @@ def promote(name: str, alias: str = "champion") -> dict[str, Any]:
     if not ALIAS.fullmatch(alias):
         raise ValueError(f"--alias takes letters, digits, '_' and '-', not 'latest' nor a version, not '{alias}'")
     check_uri(settings().store)
-    run = find_best_run(name) or name
-    run_store = find_run(run)
+    name = resolve_name(name)
+    run_store = find_run(find_best_run(name) or name)
+    run = run_store.name
     if not run_store.finished():
         raise ValueError(f"run '{run}' has not finished: start its command again, then promote it")
-    if not run_store.run_id:
-        raise ValueError(f"run '{run}' is not in MLflow: start its command again while MLflow answers")
     _check_loads(run_store)
+    _log_to_mlflow(run_store)
     version = _find_version(run_store.run_id) or _register(run_store)
     tracking.client().set_registered_model_alias(tracking.MODEL_NAME, alias, version)
     fs, root = run_store.folder
@@ -55,6 +57,18 @@ def _check_loads(run_store: RunStore) -> None:
         raise ValueError(
             f"run '{run_store.name}' is not promoted, its model does not load: {one_line(error)}"
         ) from error
+
+
+def _log_to_mlflow(run_store: RunStore) -> None:
+    """Log the run to MLflow if it is not there, or not whole. Raises ValueError if MLflow fails."""
+    previous_id = run_store.run_id
+    try:
+        run_store.log_epochs()
+    except Exception as error:  # of any kind, by the tracking server
+        cause = hide_credentials(one_line(error))
+        raise ValueError(f"run '{run_store.name}' is not in MLflow, which cannot take it now: {cause}") from error
+    if run_store.run_id != previous_id:
+        tracking.set_status(run_store.run_id, "FINISHED")
 
 
 def _find_version(run_id: str) -> str | None:

@@ -6,6 +6,7 @@ epochs/epoch-003.json  metrics of an epoch and its KL per latent dimension; abou
 model/                 the finished model; without it the run resumes from its last checkpoint
 """
 
+import re
 import secrets
 import threading
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from cluster.storage import open_uri
 
 SYNC_SECONDS = 2.0  # between two checks for a finished epoch
 MAX_SYNC_SECONDS = 60.0  # the longest wait after MLflow has failed
+MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass
@@ -33,7 +35,7 @@ class RunStore:
     name: str
     uri: str
     run_id: str
-    synced_epoch: int = -1  # the last epoch that MLflow has, -1 if not read yet
+    synced_epoch: int = -1  # the last epoch that MLflow has, -1 until its run is open
 
     @property
     def folder(self) -> tuple[pafs.FileSystem, str]:
@@ -42,8 +44,7 @@ class RunStore:
 
     def check_visible(self) -> None:
         """Raise ValueError if this process cannot see the run's folder, as on a node with another disk."""
-        fs, root = self.folder
-        if fs.get_file_info(f"{root}/run.json").type is pafs.FileType.NotFound:
+        if not self.exists():
             raise ValueError(f"a worker does not see the run at {self.uri}: set ZPOINT_STORE to what all nodes share")
 
     def save_epoch(self, epoch: int, metrics: dict[str, float], kl_per_dim: list[float], png: bytes | None) -> None:
@@ -70,6 +71,11 @@ class RunStore:
         fs, root = self.folder
         return read_json(fs, f"{root}/epochs/epoch-{epoch:03d}.json")["metrics"]
 
+    def exists(self) -> bool:
+        """Return if the store has the run."""
+        fs, root = self.folder
+        return fs.get_file_info(f"{root}/run.json").type is not pafs.FileType.NotFound
+
     def finished(self) -> bool:
         """Return if the run has its finished model."""
         fs, root = self.folder
@@ -77,38 +83,38 @@ class RunStore:
 
     def start_mlflow_run(self) -> None:
         """Set the MLflow run to RUNNING, and create it if there is none."""
-        if self.run_id:
+        self.ensure_mlflow_run()
+        if self.synced_epoch >= 0:
             tracking.set_status(self.run_id, "RUNNING")
-        else:
-            self.ensure_mlflow_run()
 
     def ensure_mlflow_run(self, *, warn: bool = True) -> None:
-        """Create the MLflow run that run.json describes, unless there is one."""
-        if not self.run_id:
-            self.run_id = tracking.best_effort("open the run", self._create_mlflow_run, "", warn=warn)
+        """Create the MLflow run that run.json describes unless MLflow has it; restore a deleted one. Log failures."""
+        if self.synced_epoch < 0:
+            tracking.best_effort("open the run", self._open_mlflow_run, warn=warn)
 
-    def _create_mlflow_run(self) -> str:
-        fs, root = self.folder
-        run = read_json(fs, f"{root}/run.json")
-        recipe = {key: value for key, value in run["recipe"].items() if key != "search"}
-        run_id = tracking.create_run(self.name, dict(tracking.flatten(recipe)), run["tags"])
-        write_json(fs, f"{root}/run.json", run | {"run_id": run_id})
-        return run_id
+    def _open_mlflow_run(self) -> None:
+        if not self.run_id or not tracking.reopen_run(self.run_id):
+            fs, root = self.folder
+            run = read_json(fs, f"{root}/run.json")
+            recipe = {key: value for key, value in run["recipe"].items() if key != "search"}
+            self.run_id = tracking.create_run(self.name, dict(tracking.flatten(recipe)), run["tags"])
+            write_json(fs, f"{root}/run.json", run | {"run_id": self.run_id})
+        self.synced_epoch = int(tracking.get_run(self.run_id).data.tags.get("zpoint.epoch", 0))
 
     def sync_to_mlflow(self, *, warn: bool = True) -> bool:
         """Log the epochs that MLflow lacks, one point each however often this is called; return if it has all now.
 
         A failure is logged if `warn`, and raises nothing.
         """
-        self.ensure_mlflow_run(warn=warn)
         task = "take the epochs' metrics; they are logged when it answers, or by the same command again"
-        return bool(self.run_id) and tracking.best_effort(task, self._log_epochs, False, warn=warn)
+        return tracking.best_effort(task, self.log_epochs, False, warn=warn)
 
-    def _log_epochs(self) -> bool:
+    def log_epochs(self) -> bool:
+        """Log the epochs that MLflow lacks. Raises what MLflow raises."""
+        if self.synced_epoch < 0:
+            self._open_mlflow_run()
         fs, root = self.folder
         client = tracking.client()
-        if self.synced_epoch < 0:
-            self.synced_epoch = int(client.get_run(self.run_id).data.tags.get("zpoint.epoch", 0))
         for epoch, metrics in self.epochs(after=self.synced_epoch).items():
             name = f"epoch-{epoch:03d}"
             time_ms = fs.get_file_info(f"{root}/epochs/{name}.json").mtime_ns // 1_000_000
@@ -129,7 +135,7 @@ class RunStore:
             if stop.wait(SYNC_SECONDS):  # at once, MLflow's import would delay that of Ray
                 return
             self.start_mlflow_run()
-            seconds, synced = SYNC_SECONDS, bool(self.run_id)
+            seconds, synced = SYNC_SECONDS, self.synced_epoch >= 0
             while not stop.wait(seconds):
                 synced = self.sync_to_mlflow(warn=synced)  # of a row of failures only the first is logged
                 seconds = SYNC_SECONDS if synced else min(2 * seconds, MAX_SYNC_SECONDS)
@@ -161,9 +167,9 @@ def run_name(recipe: Recipe, stem: str, manifest: Manifest) -> str:
     return recipe.name or f"{stem}-{recipe.digest(manifest.digest)}"
 
 
-def stored_run(name: str, run_id: str = "") -> RunStore:
+def stored_run(name: str) -> RunStore:
     """Return the run `name` of the current store, which need not exist."""
-    return RunStore(name, f"{settings().runs_uri}/{name}", run_id)
+    return RunStore(name, f"{settings().runs_uri}/{name}", run_id="")
 
 
 def lock_run(name: str) -> AbstractContextManager[None]:
@@ -203,14 +209,39 @@ def open_run(
 
 
 def find_run(name: str) -> RunStore:
-    """Return the run `name` of the current store. Raises ValueError if there is none."""
-    uri = f"{settings().runs_uri}/{name}"
-    fs, root = open_uri(uri)
+    """Return the run with this name or MLflow id. Raises ValueError if the current store has none."""
+    run_store = stored_run(resolve_name(name))
+    fs, root = run_store.folder
     try:
-        run = read_json(fs, f"{root}/run.json")
+        run_store.run_id = read_json(fs, f"{root}/run.json")["run_id"]
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"no run or campaign '{name}' under {settings().runs_uri}: see `zpoint runs`") from None
-    return RunStore(name, uri, run["run_id"])
+    return run_store
+
+
+def resolve_name(name: str) -> str:
+    """Return `name`, or the name of the run or campaign whose MLflow id it is.
+
+    Raises ValueError with the reason if MLflow's run is not one that the current store holds.
+    """
+    if not MLFLOW_ID.fullmatch(name) or stored_run(name).exists():
+        return name
+    run = tracking.get_run(name)
+    if run is None:
+        raise ValueError(f"neither the store nor MLflow has a run '{name}': see `zpoint runs`")
+    named = run.data.tags.get("zpoint.run")
+    if named is None:
+        raise ValueError(f"MLflow's run '{name}' is not one of zpoint's: see `zpoint runs`")
+    uri, run_store = run.data.tags.get("zpoint.uri"), stored_run(named)
+    if uri is None:  # of a campaign
+        return named
+    if run_store.exists():
+        if (newer := find_run(named).run_id) != name:
+            raise ValueError(f"run '{named}' is no longer '{name}' but '{newer}': name that id, or '{named}'")
+        return named
+    if uri != run_store.uri:
+        raise ValueError(f"run '{named}' ({name}) is in another store: set ZPOINT_STORE={uri.rpartition('/runs/')[0]}")
+    raise ValueError(f"the folder of run '{named}' ({name}), {uri}, has been deleted: train it again")
 
 
 def delete_folder(fs: pafs.FileSystem, root: str) -> None:

@@ -13,7 +13,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from aecore.errors import one_line
-from cluster.settings import disable_telemetry, settings
+from cluster.settings import disable_telemetry, hide_credentials, settings
 
 MIN_FREE_BYTES = 10e9  # an installation takes 6e9, CelebA in 96x96 1e9
 
@@ -40,14 +40,17 @@ def doctor() -> list[Check]:
         "cache": (_check_cache, "set ZPOINT_CACHE to a writable folder"),
         "ray": (_check_ray, "unset RAY_ADDRESS to use this machine alone, or start the cluster"),
         "storage": (_check_storage, "check ZPOINT_STORE and the AWS_* variables"),
-        "mlflow": (_check_mlflow, "check MLFLOW_TRACKING_URI, or unset it for a file under ZPOINT_HOME"),
+        "mlflow": (
+            _check_mlflow,
+            "check MLFLOW_TRACKING_URI and its credentials, or unset it for a file under ZPOINT_HOME",
+        ),
     }
     results = []
     for name, (check, fix) in checks.items():
         try:
             results.append(check())
         except Exception as error:
-            results.append(Check(name, False, _without_credentials(one_line(error)), fix))
+            results.append(Check(name, False, hide_credentials(one_line(error)), fix))
             if name == "settings":  # the other checks read them
                 break
     return [*results, Check("network", True, "not needed: zpoint sends no telemetry")]
@@ -152,30 +155,32 @@ def _check_storage() -> Check:
 
 
 def _check_mlflow() -> Check:
+    from cluster.tracking import check_tracking_uri
+
     uri = settings().tracking_uri
+    check_tracking_uri()
     if uri.startswith("http"):
         _check_server(uri)
     import mlflow
 
-    from cluster.tracking import client, experiment_id
+    from cluster.tracking import client, experiment_id, find_experiment
 
+    experiment = find_experiment()
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        finding = f"the experiment '{experiment.name}' is deleted in MLflow at {hide_credentials(uri)}"
+        return Check("mlflow", None, finding, "nothing: the next training restores it, with the runs in it")
     client().set_experiment_tag(experiment_id(), "doctor", time.strftime("%Y-%m-%d %H:%M:%S"))
-    return Check("mlflow", True, f"MLflow {mlflow.__version__} writes to {_without_credentials(uri)}")
+    return Check("mlflow", True, f"MLflow {mlflow.__version__} writes to {hide_credentials(uri)}")
 
 
 def _check_server(url: str) -> None:
     """Raise OSError unless a server answers at `url`; MLflow itself would retry."""
     try:
-        urlopen(url, timeout=5).close()
+        urlopen(re.sub("//.*@", "//", url), timeout=5).close()  # urllib takes no credentials in a URL
     except HTTPError:
         pass  # an error status is an answer too
     except OSError as error:
         raise OSError(f"no server answers at {url}: {getattr(error, 'reason', error)}") from error
-
-
-def _without_credentials(text: str) -> str:
-    """Return `text` without the user and the password of URLs."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def _check_writable(folder: Path) -> None:

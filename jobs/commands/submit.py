@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from cluster.ray_compat import ray_api_address
-from cluster.ray_connection import check_reachable, is_loopback, runtime_env, use_token
-from cluster.settings import disable_telemetry, expand_user, settings
+from cluster.ray_connection import SECRETS_FILE, check_reachable, is_loopback, runtime_env, use_token
+from cluster.settings import EXPORTED_VARIABLES, disable_telemetry, expand_user, secret_env, settings
 
 JOBS = ("ingest", "train", "tune", "study", "claims", "promote")
 DASHBOARD_PORT = 8265
@@ -51,12 +51,17 @@ def submit(argv: list[str], address: str | None = None, wait: bool = False) -> d
     on_this_machine = is_loopback(urlsplit(url).hostname or "")
     job_id = f"{argv[0]}-{datetime.now():%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
     command = shlex.join(["zpoint", *argv])
+    environment = _job_runtime_env(on_this_machine)
+    secrets = secret_env(environment["env_vars"])
+    environment["env_vars"] = {name: text for name, text in environment["env_vars"].items() if name not in secrets}
+    _print_forwarded(environment["env_vars"], secrets)
     with tempfile.TemporaryDirectory() as working_dir:
-        entrypoint = _make_entrypoint(argv, Path(working_dir), on_this_machine)
+        (Path(working_dir) / "id").write_text(job_id)  # Ray keeps one copy of folders with the same content
+        entrypoint = _make_entrypoint(argv, Path(working_dir), on_this_machine, secrets)
         client.submit_job(
             entrypoint=entrypoint,
             submission_id=job_id,
-            runtime_env={**_job_runtime_env(on_this_machine), "working_dir": working_dir},
+            runtime_env={**environment, "working_dir": working_dir},
             metadata={"command": command},
         )
     result = {"id": job_id, "address": url, "command": command, "status": "PENDING"}
@@ -148,9 +153,22 @@ def _unknown_job_as_value_error(job_id: str, url: str) -> Iterator[None]:
         raise
 
 
-def _make_entrypoint(argv: list[str], working_dir: Path, on_this_machine: bool) -> str:
-    """Return the job's shell command; copy recipe files to `working_dir`, the folder in which Ray starts the job."""
+def _print_forwarded(public: dict[str, str], secrets: dict[str, str]) -> None:
+    """Print which variables the job gets, not their values."""
+    names = ", ".join(sorted(public.keys() & EXPORTED_VARIABLES))
+    hidden = f"; hidden from Ray's dashboard: {', '.join(sorted(secrets))}" if secrets else ""
+    print(f"zpoint: the job gets {names or 'no variables'}{hidden}", file=sys.stderr)
+
+
+def _make_entrypoint(argv: list[str], working_dir: Path, on_this_machine: bool, secrets: dict[str, str]) -> str:
+    """Return the job's shell command; copy recipe files to `working_dir`, the folder in which Ray starts the job.
+
+    The secrets go there too, in a file that the command reads and deletes: Ray shows a job's environment and command.
+    """
     words = []
+    if secrets:
+        lines = [f"export {name}={shlex.quote(text)}\n" for name, text in secrets.items()]
+        (working_dir / SECRETS_FILE).write_text("".join(lines))
     for argument in argv:
         if _is_recipe_file(argument):
             shutil.copy(argument, working_dir)
@@ -160,7 +178,8 @@ def _make_entrypoint(argv: list[str], working_dir: Path, on_this_machine: bool) 
     change_folder = f"cd {shlex.quote(os.getcwd())} && " if on_this_machine else ""
     python = shlex.quote(sys.executable) if on_this_machine else "python"
     # -P: import the uploaded code, not a folder `jobs` of the current directory.
-    return f"uploaded=$PWD; {change_folder}exec {python} -P -m jobs.cli {' '.join(words)}"
+    read_secrets = f". ./{SECRETS_FILE}; rm -f {SECRETS_FILE}; " if secrets else ""
+    return f"uploaded=$PWD; {read_secrets}{change_folder}exec {python} -P -m jobs.cli {' '.join(words)}"
 
 
 def _job_runtime_env(on_this_machine: bool) -> dict[str, Any]:

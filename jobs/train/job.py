@@ -10,7 +10,7 @@ from cluster.progress import Bar, watch
 from cluster.ray_connection import connect
 from cluster.settings import settings
 from cluster.storage import check_uri
-from cluster.tracking import failure_status
+from cluster.tracking import check_tracking_uri, failure_status
 from jobs.dataset import open_dataset
 from jobs.run_store import RunStore, lock_run, open_run, run_name, stored_run
 from jobs.train.ray_trainer import run_on_ray
@@ -26,6 +26,7 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
     """
     dataset = open_dataset(recipe.data.uri)
     check_uri(settings().store)
+    check_tracking_uri()
     name = run_name(recipe, stem, dataset.manifest)
     started, already_finished = time.monotonic(), not fresh and stored_run(name).finished()
     with nullcontext() if already_finished else lock_run(name):

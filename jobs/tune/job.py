@@ -35,6 +35,7 @@ def tune(recipe: Recipe, stem: str) -> dict[str, Any]:
     if not manifest.splits.get("valid"):
         raise ValueError(f"the dataset at {recipe.data.uri} has no split 'valid' to rank trials by")
     check_uri(settings().store)
+    tracking.check_tracking_uri()
     stored = campaigns.open_campaign(recipe, stem, manifest)
     if "best" in stored and stored["run_id"]:
         return stored | {"already_finished": True}

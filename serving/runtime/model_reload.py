@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from cluster.settings import hide_credentials
 from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_slot import ModelSlot, ServedModel
 from serving.runtime.registry import ModelVersion, find_model_version
@@ -52,7 +53,12 @@ def follow_alias(slot: ModelSlot, alias: str, load: LoadFn, save_served: SaveFn,
             version, unreachable = find_model_version(alias), False
         except Exception as error:
             if not unreachable:
-                log.warning("cannot resolve alias '%s': %s; still serving %s", alias, error, slot.current.info.label)
+                log.warning(
+                    "cannot resolve alias '%s': %s; still serving %s",
+                    alias,
+                    hide_credentials(str(error)),
+                    slot.current.info.label,
+                )
             unreachable = True
             continue
         try:
@@ -93,6 +99,6 @@ def _release_memory() -> None:
 
 
 def _refuse(version: ModelVersion, error: Exception) -> dict[str, str]:
-    reason = " ".join(str(error).split())[:500] or type(error).__name__
+    reason = hide_credentials(" ".join(str(error).split()))[:500] or type(error).__name__
     log.error("cannot load %s version %s, so it is refused: %s", version.name, version.version, reason)
     return {"version": version.version, "reason": reason}

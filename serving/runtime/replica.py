@@ -11,7 +11,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from cluster.settings import settings
+from cluster.settings import hide_credentials, settings
 from serving.runtime import last_served
 from serving.runtime.registry import ModelVersion, find_model_version
 
@@ -120,7 +120,7 @@ def _candidates(deployed: ModelVersion) -> list[ModelVersion]:
     try:
         candidates.append(find_model_version(deployed.alias))
     except Exception as error:
-        log.warning("cannot resolve alias '%s': %s", deployed.alias, error)
+        log.warning("cannot resolve alias '%s': %s", deployed.alias, hide_credentials(str(error)))
     try:
         candidates.append(last_served.load(deployed.tracking_uri, deployed.alias) or deployed)
     except Exception as error:

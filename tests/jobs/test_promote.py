@@ -7,9 +7,11 @@ import pytest
 
 from aecore.data.io import write_json
 from cluster import tracking
+from cluster.settings import settings
 from jobs.run_store import find_run
 from jobs.tune.campaign import campaign_file
 from serving.runtime.registry import find_model_version, read_model
+from tests.jobs.runs import logged_epochs
 
 pytestmark = pytest.mark.usefixtures("trained_runs")  # `a` and `b`
 
@@ -62,6 +64,53 @@ def test_run_that_is_not_in_mlflow_is_refused(refused, zpoint, tiny: str, faces:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     zpoint("train", tiny, f"data.uri={faces}", "name=unlogged", "optim.epochs=1")
     assert "run 'unlogged' is not in MLflow" in refused("promote", "unlogged")
+
+
+def test_mlflow_id_works_as_the_name_does(zpoint, refused):
+    first_id = find_run("a").run_id
+    assert zpoint("promote", first_id)["run"] == "a"
+    fs, path = campaign_file("c")
+    write_json(fs, path, {"campaign": "c", "digest": "", "run_id": "", "best": "b"})
+    assert zpoint("promote", tracking.create_run("c", {}, {"zpoint.run": "c"}))["run"] == "b"
+    assert find_run(first_id).uri == find_run("a").uri
+
+
+def test_each_reason_for_a_missing_run_has_its_own_words(refused, zpoint, tiny: str, faces: Path, monkeypatch):
+    a_id, b_id, other_id = find_run("a").run_id, find_run("b").run_id, tracking.create_run("x", {}, {"mine": "1"})
+    assert "no run or campaign 'nosuch' under" in refused("promote", "nosuch")
+    assert "neither the store nor MLflow has a run '000" in refused("promote", "0" * 32)
+    assert f"MLflow's run '{other_id}' is not one of zpoint's" in refused("promote", other_id)
+    zpoint("train", tiny, f"data.uri={faces}", "name=b", "optim.epochs=1", "--fresh")
+    assert f"run 'b' is no longer '{b_id}' but '{find_run('b').run_id}'" in refused("promote", b_id)
+    shutil.rmtree(find_run("b").uri)
+    b_id = tracking.find_runs("tags.`zpoint.run` = 'b'")[0].info.run_id
+    tracking.client().set_tag(b_id, "zpoint.uri", f"{settings().runs_uri}/b")
+    assert f"the folder of run 'b' ({b_id})" in refused("promote", b_id)
+    store = settings().store
+    monkeypatch.setenv("ZPOINT_STORE", "elsewhere")
+    tracking.client().set_tag(a_id, "zpoint.uri", f"{store}/runs/a")
+    assert f"run 'a' ({a_id}) is in another store: set ZPOINT_STORE={store}" in refused("promote", a_id)
+
+
+@pytest.mark.parametrize("loss", ["run", "experiment", "database"])
+def test_run_that_mlflow_has_lost_is_logged_again_by_promote_and_train(
+    zpoint, tiny: str, faces: Path, mlflow_template: Path, loss: str
+):
+    run_id = find_run("a").run_id
+    if loss == "run":
+        tracking.client().delete_run(run_id)
+    elif loss == "experiment":
+        tracking.client().delete_experiment(tracking.experiment_id())
+    else:
+        shutil.copy(mlflow_template, settings().home / "mlflow.db")
+    promoted = zpoint("promote", "a")
+    assert (promoted["run_id"] == run_id) == (loss != "database")
+    assert find_model_version().run_id == promoted["run_id"]
+    trained = zpoint("train", tiny, f"data.uri={faces}", "name=a")
+    assert trained["already_finished"]
+    assert trained["run_id"] == promoted["run_id"]
+    assert logged_epochs(promoted["run_id"]) == [1, 2]
+    assert [row["status"] for row in zpoint("runs")["runs"] if row["run"] == "a"] == ["finished"]
 
 
 def test_campaign_name_promotes_its_best_run(refused, zpoint):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands.doctor import Check, doctor, render
+from cluster import tracking
+from jobs.commands.doctor import Check, _check_mlflow, _check_server, doctor, render
 
 REPO = Path(__file__).parents[3]
 NAMES = ["settings", "python", "torch", "gpu", "disk", "cache", "ray", "storage", "mlflow", "network"]
@@ -52,6 +53,24 @@ def test_each_broken_check_names_its_fix_and_no_password(tmp_path):
     assert all(check["what"] and check["mend"] for check in broken.values())
     assert "secret" not in process.stdout + process.stderr
     assert result["text"].endswith("5 broken")
+
+
+@pytest.mark.usefixtures("tracking")
+def test_mlflows_troubles_are_found(monkeypatch: pytest.MonkeyPatch):
+    assert _check_mlflow().ok
+    tracking.client().delete_experiment(tracking.experiment_id())
+    check = _check_mlflow()
+    assert check.ok is None
+    assert "the experiment 'zpoint' is deleted in MLflow" in check.what
+    tracking.experiment_id()  # as the next training does
+    assert _check_mlflow().ok
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:geheim@host/db")
+    with pytest.raises(ValueError, match="needs the driver psycopg: `pip install"):
+        _check_mlflow()
+
+
+def test_server_with_credentials_in_its_url_is_reached(monkeypatch: pytest.MonkeyPatch, start_moto):
+    _check_server(start_moto().replace("http://", "http://me:ge@heim@"))
 
 
 def test_wrong_settings_end_the_checks(monkeypatch: pytest.MonkeyPatch):

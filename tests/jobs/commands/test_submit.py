@@ -159,6 +159,37 @@ def test_an_address_without_a_dashboard_fails_after_the_timeout(start_moto, monk
             assert address in str(error.value)
 
 
+def test_the_secrets_are_in_neither_the_command_nor_the_names_that_are_printed(tmp_path: Path, capsys):
+    secrets = {"MLFLOW_TRACKING_PASSWORD": 'it\'s "so" $HOME', "AWS_SECRET_ACCESS_KEY": "k"}
+    entrypoint = submit_module._make_entrypoint(["train", "mnist-z2"], tmp_path, True, secrets)
+    assert "k" not in entrypoint.split("secrets.sh")[0]
+    assert not any(text in entrypoint for text in ("so", "it's"))
+    script = entrypoint.partition("exec")[0].replace(f"cd {os.getcwd()}", "true") + "env"
+    process = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert {f"{name}={text}" for name, text in secrets.items()} <= set(process.stdout.splitlines())
+    assert list(tmp_path.iterdir()) == []
+    submit_module._print_forwarded({"MLFLOW_TRACKING_URI": "http://h", "RAY_JOB_STOP_WAIT_TIME_S": "1"}, secrets)
+    assert capsys.readouterr().err == (
+        "zpoint: the job gets MLFLOW_TRACKING_URI; hidden from Ray's dashboard: AWS_SECRET_ACCESS_KEY, "
+        "MLFLOW_TRACKING_PASSWORD\n"
+    )
+
+
+@pytest.mark.ray
+def test_a_job_gets_mlflows_variables_and_the_dashboard_no_secret(head: str, monkeypatch: pytest.MonkeyPatch, capfd):
+    """The job fails at its tracking server, whose URI it names without the password."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:not-for-all@127.0.0.1:1")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-all-either")
+    result = submit(["promote", "0" * 32], head, wait=True)
+    assert result["status"] == "FAILED"
+    assert "127.0.0.1" in job_logs(result["id"], head)
+    err = capfd.readouterr().err
+    assert "hidden from Ray's dashboard: AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_URI" in err
+    routes = ("api/v0/runtime_envs?detail=1", "api/v0/tasks?detail=1", "api/jobs/", "api/v0/actors?detail=1")
+    dashboard = b"".join(urlopen(f"{head}/{route}").read() for route in routes)
+    assert b"not-for-all" not in dashboard + err.encode()
+
+
 @pytest.mark.ray
 def test_a_job_runs_in_the_submitters_folder(head: str, capfd: pytest.CaptureFixture[str]):
     argv = ["ingest", "generated", "--to", "faces here", "--limit", "32", "--size", "32"]

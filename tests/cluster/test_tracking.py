@@ -1,0 +1,102 @@
+"""MLflow's URI, experiment and runs: what was deleted is restored, what is wrong is named, and no password is shown."""
+
+import logging
+
+import pytest
+
+from cluster import tracking
+from cluster.settings import hide_credentials, secret_env
+from cluster.tracking import check_tracking_uri
+from jobs.cli import SafeFormatter
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("postgresql://u:geheim@h/d", "needs the driver psycopg: `pip install 'psycopg[binary]'`"),
+        ("postgresql+psycopg2://u:geheim@h/d", "needs the driver psycopg2: `pip install 'psycopg2-binary'`"),
+        ("mysql://u:geheim@h/d", "needs the driver MySQLdb: `pip install 'mysqlclient'`"),
+        ("mysql+pymysql://u:geheim@h/d", "needs the driver pymysql: `pip install 'pymysql'`"),
+        ("mssql://u:geheim@h/d", "needs the driver pyodbc: `pip install 'pyodbc'`"),
+        ("postgresql+odd://u:geheim@h/d", "is not readable: SQLAlchemy has no driver 'odd'"),
+        ("postgres://u:geheim@h/d", "SQLAlchemy calls it postgresql://"),
+        ("ftp://u:geheim@h/d", "is not supported: it takes sqlite:///, http(s)://, postgresql://"),
+        ("databricks", "is not supported"),
+        ("file:///tmp/x", "is not supported"),
+        ("sqlite://", "names no file: write sqlite:///relative/path"),
+        ("", "is not supported"),
+    ],
+)
+def test_wrong_uri_or_missing_driver_is_named_before_a_request(monkeypatch, uri: str, message: str):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for check in (check_tracking_uri, tracking.client):
+        with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI '") as error:
+            check()
+        assert message in str(error.value)
+        assert "geheim" not in str(error.value)
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///x.db", "sqlite:////a/x.db", "http://h:5000", "https://u:p@h/path"])
+def test_uri_without_a_driver_is_accepted(monkeypatch, uri: str):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    check_tracking_uri()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at http://user:geheim@host:5000/api failed", "at http://***@host:5000/api failed"),
+        ("at https://geheim@host/x", "at https://***@host/x"),
+        ("postgresql+psycopg2://u:ge%40heim@h/d?sslmode=on", "postgresql+psycopg2://***@h/d?sslmode=on"),
+        ("http://h/?token=geheim&x=1 and", "http://h/?token=***&x=1 and"),
+        ("http://h/?access_token=geheim", "http://h/?access_token=***"),
+        ("https://h/api?API_KEY=geheim#top", "https://h/api?API_KEY=***#top"),
+        ('{"uri": "http://u:geheim@h/"}', '{"uri": "http://***@h/"}'),
+        ("http://u:geheim@a and http://v:geheim@b", "http://***@a and http://***@b"),
+        ("s3://bucket/runs@v2/x", "s3://bucket/runs@v2/x"),
+        ("mail me@host, see http://host/@me?page=2", "mail me@host, see http://host/@me?page=2"),
+    ],
+)
+def test_credentials_in_urls_are_hidden(text: str, shown: str):
+    assert hide_credentials(text) == shown
+
+
+@pytest.mark.parametrize("password", ["ge@heim", "ge/heim", "ge#h?eim", "g e:heim"])
+def test_any_password_of_the_tracking_uri_is_hidden(monkeypatch: pytest.MonkeyPatch, password: str):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{password}@host/path")
+    assert hide_credentials(f"no answer at http://user:{password}@host/path") == "no answer at http://***@host/path"
+
+
+def test_log_lines_show_no_password():
+    record = logging.LogRecord("x", logging.WARNING, "", 0, "at %s: %s", ("http://u:geheim@h", ValueError("x")), None)
+    assert SafeFormatter("%(message)s").format(record) == "at http://***@h: x"
+
+
+def test_variables_with_a_secret_are_told_from_others():
+    environment = {
+        "AWS_SECRET_ACCESS_KEY": "k", "MLFLOW_TRACKING_TOKEN": "t", "MLFLOW_TRACKING_URI": "http://u:p@h",
+        "MLFLOW_S3_ENDPOINT_URL": "http://h:9000", "AWS_PROFILE": "team", "ZPOINT_STORE": "s3://bucket/x",
+    }  # fmt: skip
+    assert set(secret_env(environment)) == {"AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI"}
+
+
+@pytest.mark.usefixtures("tracking")
+def test_deleted_experiment_is_restored_with_its_runs(caplog):
+    run_id = tracking.create_run("old", {}, {})
+    tracking.client().delete_experiment(tracking.experiment_id())
+    assert tracking.find_runs() == []
+    new_id = tracking.create_run("new", {}, {})
+    assert "the experiment 'zpoint' had been deleted in MLflow: restored" in caplog.text
+    assert {run.info.run_id for run in tracking.find_runs()} == {run_id, new_id}
+
+
+@pytest.mark.usefixtures("tracking")
+def test_deleted_run_is_restored_and_an_unknown_one_reported(caplog):
+    run_id = tracking.create_run("mine", {}, {})
+    assert tracking.reopen_run(run_id)
+    assert caplog.text == ""
+    tracking.delete_run(run_id)
+    assert tracking.reopen_run(run_id)
+    assert "the run 'mine' had been deleted in MLflow: restored" in caplog.text
+    assert [run.info.run_id for run in tracking.find_runs()] == [run_id]
+    assert not tracking.reopen_run("0" * 32)
