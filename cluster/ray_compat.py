@@ -105,19 +105,23 @@ def set_run_id(trainer: Any, run_id: str) -> None:
     object.__setattr__(trainer.train_run_context, "run_id", run_id)  # it is a frozen dataclass
 
 
-def call_before_worker_shutdown(function: Callable[[], None], timeout_s: float) -> Any:
-    """Return a Ray Train callback that calls `function` in each worker before the worker group ends.
+def end_worker_groups(before_shutdown: Callable[[], None], timeout_s: float) -> Any:
+    """Return a Ray Train callback that ends each worker group, after a call of `before_shutdown` in its workers.
 
     Without it: Ctrl-C, a change of the number of workers and the loss of a node each cost the steps since the last
-    checkpoint. `ray.train.UserCallback` has no such hook. It runs before TorchTrainer destroys the process group, which
-    the last checkpoint needs. `function` must be importable in the worker.
-    Tests: tests/faults/test_train_faults.py, tests/jobs/train/test_train_on_ray.py::test_ctrl_c_keeps_finished_epochs.
-    Goes when: Ray Train has a public hook in the worker or the controller before a worker group's shutdown.
+    checkpoint. `ray.train.UserCallback` has no such hook. The call comes before TorchTrainer destroys the process
+    group, which the last checkpoint needs. `before_shutdown` must be importable in the worker. And if a worker dies as
+    it receives its training loop, the controller fails without ending the group: the group's CPUs stay taken while the
+    driver lives, and the training waits for them when it is started again.
+    Tests: tests/faults/test_train_faults.py, tests/jobs/train/test_train_on_ray.py::test_ctrl_c_keeps_finished_epochs,
+    ::test_worker_that_dies_between_start_and_loop_is_replaced.
+    Goes when: Ray Train has a public hook in the worker or the controller before a worker group's shutdown, and
+    TrainController ends the worker group if the launch of the training loop fails.
     """
     import ray
-    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
-    class BeforeWorkerShutdown(WorkerGroupCallback):
+    class EndWorkerGroups(WorkerGroupCallback, ControllerCallback):
         def __init__(self) -> None:
             self.worker_group: Any = None
 
@@ -134,35 +138,15 @@ def call_before_worker_shutdown(function: Callable[[], None], timeout_s: float) 
 
         def _call(self) -> None:
             worker_group, self.worker_group = self.worker_group, None
-            if worker_group is not None:  # else its start failed
-                refs = worker_group.execute_async(function)
+            if worker_group is not None:  # else its start failed, or this is the second call
+                refs = worker_group.execute_async(before_shutdown)
                 ray.wait(refs, num_returns=len(refs), timeout=timeout_s + 1)  # a dead worker's is done too
-
-    return BeforeWorkerShutdown()
-
-
-def shut_down_abandoned_workers() -> Any:
-    """Return a Ray Train callback that shuts down a worker group that the controller has lost track of.
-
-    Without it: if a worker dies as it receives its training loop, the controller fails without ending the group. The
-    group's CPUs stay taken while the driver lives, and the training waits for them when it is started again.
-    Test: tests/jobs/train/test_train_on_ray.py::test_worker_that_dies_between_start_and_loop_is_replaced.
-    Goes when: TrainController ends the worker group if the launch of the training loop fails.
-    """
-    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-
-    class ShutDownAbandonedWorkers(WorkerGroupCallback, ControllerCallback):
-        def __init__(self) -> None:
-            self.worker_group: Any = None
-
-        def after_worker_group_start(self, worker_group: Any) -> None:
-            self.worker_group = worker_group
 
         async def before_controller_shutdown(self) -> None:
             if self.worker_group is not None and self.worker_group.has_started():
                 self.worker_group.shutdown()
 
-    return ShutDownAbandonedWorkers()
+    return EndWorkerGroups()
 
 
 def close_replica_grpc_port() -> None:

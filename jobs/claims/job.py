@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,7 @@ from jobs.study.measurements import (
     DEFAULT_NUM_SAMPLES,
     MeasuredRun,
     find_finished_run,
-    make_options,
-    open_common_dataset,
+    open_study_dataset,
 )
 from jobs.train.job import train
 
@@ -143,18 +141,12 @@ def _train(selected: list["Claim"], datasets: Mapping[str, str], overrides: list
 
 def _open_runs(run_names: Mapping[str, str], num_samples: int) -> dict[str, MeasuredRun]:
     """Open the runs for measurement. Runs on one dataset share its images."""
-    from jobs.study.images import read_images
-
     runs = {name: find_finished_run(run_name) for name, run_name in run_names.items()}
-    load_images, options = {}, {}
+    study_datasets = {}
     for digest in {run.dataset_digest for run in runs.values()}:
-        dataset = open_common_dataset([run for run in runs.values() if run.dataset_digest == digest], DEFAULT_LIMIT)
-        load_images[digest] = cache(partial(read_images, dataset, DEFAULT_LIMIT))
-        options[digest] = make_options(dataset.manifest, DEFAULT_LIMIT, num_samples)
-    return {
-        name: MeasuredRun(run, load_images[run.dataset_digest], options[run.dataset_digest])
-        for name, run in runs.items()
-    }
+        runs_on_it = [run for run in runs.values() if run.dataset_digest == digest]
+        study_datasets[digest] = open_study_dataset(runs_on_it, DEFAULT_LIMIT, num_samples)
+    return {name: MeasuredRun(run, study_datasets[run.dataset_digest]) for name, run in runs.items()}
 
 
 def _write_report(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 
-from aecore.data.dataset import Dataset
 from aecore.data.io import write_atomic
 from cluster import tracking
 from cluster.progress import ProgressCallback, no_progress
@@ -19,9 +18,9 @@ from jobs.study.measurements import (
     DEFAULT_NUM_SAMPLES,
     FinishedRun,
     MeasuredRun,
+    StudyDataset,
     find_finished_run,
-    make_options,
-    open_common_dataset,
+    open_study_dataset,
 )
 
 if TYPE_CHECKING:
@@ -50,11 +49,10 @@ def study(
         raise ValueError(f"--out {out} is a file: name a folder")
     check_uri(settings().store)
     runs = [find_finished_run(name) for name in run_names]
-    dataset = open_common_dataset(runs, limit)
+    study_dataset = open_study_dataset(runs, limit, num_samples)
     network = _load_inception(inception)
     folder.mkdir(parents=True, exist_ok=True)  # fails before the measurements, not after them
-    options = make_options(dataset.manifest, limit, num_samples)
-    metrics, arrays = _measure(runs, dataset, options, network, fresh, progress)
+    metrics, arrays = _measure(runs, study_dataset, network, fresh, progress)
 
     from jobs.study.report import PAGE_FILE, make_report
 
@@ -84,19 +82,18 @@ def _load_inception(weights: str | None) -> "Inception | None":
 
 
 def _measure(
-    runs: list[FinishedRun], dataset: Dataset, options: dict[str, int],
-    network: "Inception | None", fresh: bool, progress: ProgressCallback,
+    runs: list[FinishedRun], study_dataset: StudyDataset, network: "Inception | None", fresh: bool,
+    progress: ProgressCallback,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
     """Return the metrics of the study, and the arrays of each run by measurement and name."""
     from aecore.analysis import MEASUREMENTS
-    from jobs.study.images import held_out_split, read_images
+    from jobs.study.images import held_out_split
 
-    load_images = cache(partial(read_images, dataset, options["limit"]))
-    make_scorer = cache(lambda: network.metric_fn(load_images().metric_suite.train)) if network else None
+    make_scorer = cache(lambda: network.metric_fn(study_dataset.images.metric_suite.train)) if network else None
     metrics_by_run, arrays_by_run = [], []
     done, total = 0, len(runs) * (len(MEASUREMENTS) + bool(network))
     for run in runs:
-        measured_run = MeasuredRun(run, load_images, options, fresh=fresh)
+        measured_run = MeasuredRun(run, study_dataset, fresh=fresh)
         run_metrics, run_arrays = run.summary, {}
         for name in MEASUREMENTS:
             progress(done, total, f"{run.store.name}: {name}")
@@ -110,12 +107,12 @@ def _measure(
         metrics_by_run.append(run_metrics)
         arrays_by_run.append(run_arrays)
     progress(total, total, "")
-    manifest = dataset.manifest
+    manifest = study_dataset.dataset.manifest
     dataset_summary = {
         "name": manifest.dataset, "uri": runs[0].recipe.data.uri, "size": manifest.size, "digest": manifest.digest,
         "images": {split: manifest.count(split) for split in manifest.splits}, "held_out": held_out_split(manifest),
     }  # fmt: skip
-    return {**options, "dataset": dataset_summary, "runs": metrics_by_run}, arrays_by_run
+    return {**study_dataset.options, "dataset": dataset_summary, "runs": metrics_by_run}, arrays_by_run
 
 
 def _merge_inception_scores(scores: dict[str, Any], run_metrics: dict[str, Any]) -> None:

@@ -62,7 +62,22 @@ def make_options(manifest: Manifest, limit: int, num_samples: int) -> dict[str, 
     return {"limit": limit, "judged": min(num_samples, manifest.count(held_out_split(manifest)))}
 
 
-def open_common_dataset(runs: list[FinishedRun], limit: int) -> Dataset:
+@dataclass(frozen=True)
+class StudyDataset:
+    """The dataset that runs were trained on, and the options of `make_options` to study them with."""
+
+    dataset: Dataset
+    options: dict[str, int]
+
+    @cached_property
+    def images(self) -> "StudyImages":
+        """Return the real images, which are read once."""
+        from jobs.study.images import read_images
+
+        return read_images(self.dataset, self.options["limit"])
+
+
+def open_study_dataset(runs: list[FinishedRun], limit: int, num_samples: int) -> StudyDataset:
     """Open the dataset that all runs were trained on.
 
     Raises ValueError if the runs have different datasets, or if the dataset has changed or is too small.
@@ -83,21 +98,18 @@ def open_common_dataset(runs: list[FinishedRun], limit: int) -> Dataset:
             "or train again"
         )
     check_image_count(dataset.manifest, limit)
-    return dataset
+    return StudyDataset(dataset, make_options(dataset.manifest, limit, num_samples))
 
 
 class MeasuredRun:
     """A finished run and its measurements, loaded from the store or computed.
 
-    `load_images` returns the images of its dataset. `options` are those of `make_options`. With `fresh`, measurements
-    are always computed.
+    With `fresh`, measurements are computed even if they are stored. Each is loaded or computed once.
     """
 
-    def __init__(
-        self, run: FinishedRun, load_images: "Callable[[], StudyImages]", options: dict[str, int], *,
-        fresh: bool = False,
-    ) -> None:  # fmt: skip
-        self.run, self.load_images, self.options, self.fresh = run, load_images, options, fresh
+    def __init__(self, run: FinishedRun, study_dataset: StudyDataset, *, fresh: bool = False) -> None:
+        self.run, self.study_dataset, self.options, self.fresh = run, study_dataset, study_dataset.options, fresh
+        self._measurements: dict[str, Measurement] = {}  # by path
 
     def measure(self, name: str) -> "Measurement":
         """Return a measurement of `aecore.analysis.MEASUREMENTS`."""
@@ -119,10 +131,13 @@ class MeasuredRun:
 
         fs, root = self.run.store.folder
         path = measurement_path(root, name, options)
+        if path in self._measurements:
+            return self._measurements[path]
         measurement = None if self.fresh else load_measurement(fs, path)
         if measurement is None:
             measurement = compute(self._model)
             save_measurement(fs, path, measurement)
+        self._measurements[path] = measurement
         return measurement
 
     @cached_property
@@ -132,7 +147,7 @@ class MeasuredRun:
         from aecore.training.checkpoint import load_model
 
         fs, root = self.run.store.folder
-        images, saved = self.load_images(), load_model(fs, f"{root}/model", default_device())
+        images, saved = self.study_dataset.images, load_model(fs, f"{root}/model", default_device())
         return StudiedModel(
             saved, images.train, images.held_out, images.metric_suite, self.options["judged"],
             self._make_cluster_encoder(),
@@ -142,14 +157,14 @@ class MeasuredRun:
         """Return a function that encodes the training images on the cluster; None if one process can do it."""
         from jobs.study.images import MAX_IN_PROCESS
 
-        uri, limit = self.run.recipe.data.uri, self.options["limit"]
-        if limit <= MAX_IN_PROCESS or (dataset := open_dataset(uri)).count("train") <= MAX_IN_PROCESS:
+        manifest, limit = self.study_dataset.dataset.manifest, self.options["limit"]
+        if min(limit, manifest.count("train")) <= MAX_IN_PROCESS:
             return None
 
         def encode() -> "DiagonalGaussian":
             connect()  # before ray.data is imported: Ray reads the variables that it sets then
             from jobs.study.encoding import encode_on_cluster
 
-            return encode_on_cluster(self.run.store.uri, uri, dataset.manifest, limit)
+            return encode_on_cluster(self.run.store.uri, self.run.recipe.data.uri, manifest, limit)
 
         return encode

@@ -4,7 +4,7 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from cluster.ray_compat import call_before_worker_shutdown, shut_down_abandoned_workers
+from cluster.ray_compat import end_worker_groups
 from jobs.train.stopping import SAVE_TIMEOUT_SECONDS, stop_this_process
 
 
@@ -20,8 +20,4 @@ class FailOnUserError(UserCallback):
 
 def default_callbacks() -> list[Any]:
     """Return the callbacks: no retry of a user's mistake, a checkpoint before a worker ends, no worker left behind."""
-    return [
-        FailOnUserError(),
-        call_before_worker_shutdown(stop_this_process, SAVE_TIMEOUT_SECONDS),
-        shut_down_abandoned_workers(),
-    ]
+    return [FailOnUserError(), end_worker_groups(stop_this_process, SAVE_TIMEOUT_SECONDS)]

@@ -130,16 +130,16 @@ def open_loaders(recipe: Recipe, dataset: Dataset, worker: Worker) -> dict[str, 
     sampler = BatchSampler(recipe.optim.seed, recipe.optim.batch, worker.world)
 
     def open_loader(split: str) -> Loader:
-        if not dataset.manifest.splits.get(split):
-            return NodeLoader(np.empty((0, *dataset.image_shape), np.uint8), sampler, worker.device)
-        count = dataset.count(split)
+        count = dataset.count(split) if split in dataset.manifest.splits else 0
 
         def show_filled(rows: int) -> None:
             worker.show_progress(rows, count, f"filling the node cache: {split}")
 
-        if recipe.data.cache != "none":
+        if recipe.data.cache != "none" or not count:
             on_device = fits_device(recipe.data.cache, count * math.prod(dataset.image_shape), worker.device)
-            images = open_cache(settings().cache, dataset, split, show_filled, settings().cache_max)
+            images = np.empty((0, *dataset.image_shape), np.uint8)
+            if count:
+                images = open_cache(settings().cache, dataset, split, show_filled, settings().cache_max)
             return (DeviceLoader if on_device else NodeLoader)(images, sampler, worker.device)
         if worker.on_ray:
             import ray.train

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from functools import cache, partial
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,9 @@ from jobs.cli import main
 from jobs.dataset import open_dataset
 from jobs.run_store import find_run
 from jobs.study.charts import Chart
-from jobs.study.images import read_images, read_labels
+from jobs.study.images import read_labels
 from jobs.study.measurement_store import load_measurement, measurement_path, save_measurement
-from jobs.study.measurements import DEFAULT_LIMIT, MeasuredRun, find_finished_run, make_options
+from jobs.study.measurements import DEFAULT_LIMIT, MeasuredRun, StudyDataset, find_finished_run, make_options
 from jobs.train.job import train
 from tests.jobs.conftest import copy_home, small_trainings, tiny_trainings
 
@@ -46,13 +45,12 @@ OPTIONS = ("--num-samples", NUM_SAMPLES)
 def measured_home(many_faces: Path, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train and measure the runs `ae` and `vae`; return their ZPOINT_HOME."""
     dataset = open_dataset(str(many_faces))
-    load_images = cache(partial(read_images, dataset, DEFAULT_LIMIT))
-    options = make_options(dataset.manifest, DEFAULT_LIMIT, NUM_SAMPLES)
+    study_dataset = StudyDataset(dataset, make_options(dataset.manifest, DEFAULT_LIMIT, NUM_SAMPLES))
     with tiny_trainings(tmp_path_factory.mktemp("measured"), mlflow_template) as (home, recipe):
         for name, overrides in {"ae": ["loss.kl_factor=0"], "vae": ["model.z_dim=4", "task.kind=denoise"]}.items():
             all_overrides = [f"data.uri={many_faces}", "optim.epochs=1", f"name={name}", *overrides]
             train(load_recipe(recipe, all_overrides), "tiny")
-            run = MeasuredRun(find_finished_run(name), load_images, options)
+            run = MeasuredRun(find_finished_run(name), study_dataset)
             for measurement_name in analysis.MEASUREMENTS:
                 run.measure(measurement_name)
     return home
