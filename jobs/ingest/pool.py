@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from pyarrow.fs import LocalFileSystem
+
 from jobs.ingest.shard_task import IngestSpec, ShardError, ShardResult, ShardTask, ShardWriter
 
-TASKS_PER_ACTOR = 2  # one decodes while the other waits for storage or for Ray
+TASKS_PER_ACTOR = 2  # the next one is there when the actor has written a shard
 MAX_RESTARTS = 3  # of an actor that died, and retries of a shard whose actor died
 
 
@@ -22,11 +24,13 @@ def write_shards(spec: IngestSpec, queue: deque[ShardTask]) -> Iterator[ShardRes
     import ray
     from ray.exceptions import RayActorError
 
+    # Two threads decode while one waits for a remote store; on a local disk they only contend for Python's lock.
+    max_concurrency = 1 if isinstance(spec.fs, LocalFileSystem) else TASKS_PER_ACTOR
     n_actors = min(len(queue), max(1, int(ray.cluster_resources().get("CPU", 0))))
     actor_class: Any = ray.remote(ShardWriter)  # Ray's type stubs lack `.options` of an actor class
     actor_class = actor_class.options(
         num_cpus=1,
-        max_concurrency=TASKS_PER_ACTOR,
+        max_concurrency=max_concurrency,
         max_restarts=MAX_RESTARTS,
         max_task_retries=MAX_RESTARTS,
         scheduling_strategy="SPREAD",
