@@ -11,7 +11,7 @@ from aecore.config import Recipe, check_recipe
 from aecore.data.dataset import Dataset
 from cluster.progress import publish
 from cluster.ray_compat import own_state_api, set_run_id
-from cluster.ray_connection import has_gpu
+from cluster.ray_connection import has_gpu, uses_local_ray
 from cluster.settings import apply_env, exported_env, settings
 from cluster.storage import open_uri
 from jobs.dataset import open_dataset
@@ -60,6 +60,8 @@ def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callback
     scale, streaming = recipe.scale, recipe.data.cache == "none"
     if not isinstance(scale.workers, int):
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_SECONDS))
+    if uses_local_ray():  # no node of it is ever preempted: start no process that watches for that
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     datasets = {}
     if streaming:
         from jobs.ray_data import streaming_datasets
