@@ -8,13 +8,16 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aecore.config import load_recipe
-from jobs.cli import make_parser
+from aecore.data.images import decode_image, encode_image
+from aecore.data.synthetic_faces import draw_face
+from jobs.cli import main, make_parser
 from jobs.recipes import RECIPES
 from jobs.train.job import train
-from tests.serving.app_server import make_slot, serve_app
+from tests.serving.app_server import Z_DIM, make_slot, serve_app
 from tests.synthetic_dataset import make_dataset
 
 REPO = Path(__file__).parents[1]
@@ -25,6 +28,9 @@ SHELL = [
     (page, line) for page, text in PAGES.items() for line in COMMAND.findall(FENCED.sub("", text))
     if page not in ("docs/cli.md", "CHANGELOG.md")
 ]  # fmt: skip
+REQUESTS = sorted(
+    {line for _, line in SHELL if re.match(r"curl |zpoint (decode|sample|reconstruct|interpolate) ", line)}
+)
 ZPOINT = [(page, line.split("#")[0]) for page, line in SHELL if line.startswith("zpoint ")]
 PYTHON = [(page, block) for page, text in PAGES.items() for block in re.findall(r"(?s)```python\n(.*?)```", text)]
 
@@ -44,10 +50,37 @@ def test_shell_lines_are_valid_bash(page: str):
     assert checked.returncode == 0, checked.stderr
 
 
+def test_every_make_target_exists():
+    targets = sorted({line.split("#")[0] for _, line in SHELL if line.startswith("make ")})
+    for line in targets:
+        subprocess.run([*shlex.split(line), "--dry-run"], cwd=REPO, check=True, capture_output=True)
+
+
 @pytest.fixture(scope="module")
 def endpoint_url() -> Iterator[str]:
     with serve_app(make_slot()) as url:
         yield url
+
+
+@pytest.mark.parametrize("line", REQUESTS)
+def test_every_request_to_the_endpoint_is_answered(line: str, endpoint_url: str, tmp_path: Path, monkeypatch):
+    """With the images and z-points that the line names; it writes a file of images."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("face.jpg", "photo.jpg", "other.jpg"):
+        Path(name).write_bytes(encode_image(draw_face(0, 0, 32)[0], "jpeg"))
+    np.save("z.npy", np.random.default_rng(0).normal(size=(2, Z_DIM)).astype(np.float32))
+    inputs = set(tmp_path.iterdir())
+    if line.startswith("curl"):
+        request = line.replace("localhost:8000", endpoint_url) + " --fail --silent"
+        subprocess.run(["bash", "-ec", request], check=True)
+    else:
+        with pytest.raises(SystemExit) as finished:
+            main([*shlex.split(line)[1:], "--url", endpoint_url])
+        assert finished.value.code == 0
+    [out] = set(tmp_path.iterdir()) - inputs
+    images = np.load(out) if out.suffix == ".npy" else decode_image(out.read_bytes())
+    assert images.shape[-1] == 3
+    assert images.std() > 5
 
 
 @pytest.mark.parametrize(("page", "block"), PYTHON)
