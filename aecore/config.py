@@ -7,17 +7,23 @@ the key and the values that it takes.
 
 import hashlib
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from aecore.search_space import FORMS, Dimension, Point, parse_dimension, parse_space
+
 Count = Annotated[int, Field(strict=True, ge=1)]
 Flag = Annotated[bool, Field(strict=True)]
 ZDim = Annotated[int, Field(strict=True, ge=2, le=1200)]
+SAMPLE_EVALUATIONS = 5  # in a run: one costs as much as some steps
 Fill = Literal["black", "gray", "random"]
+TRAINED = ("data.flip", "model.", "task.", "loss.", "optim.")  # how a key that changes what is trained begins
 
 
 class Section(BaseModel):
@@ -151,6 +157,12 @@ class Optim(Section):
         default=False, description="Repeat a run bit by bit on GPUs too, at a lower speed; CPUs always do."
     )
 
+    @property
+    def judged_epochs(self) -> list[int]:
+        """The epochs, counted from 1, after which random samples are judged: about five, and the last."""
+        interval = math.ceil(self.epochs / SAMPLE_EVALUATIONS)
+        return sorted({*range(interval, self.epochs, interval), self.epochs})
+
     @model_validator(mode="after")
     def _check_warmup(self) -> "Optim":
         if self.warmup >= self.epochs:
@@ -211,30 +223,101 @@ class Checkpoints(Section):
 
 
 class Search(Section):
-    """The search of a campaign over z_dim and kl_factor."""
+    """The search of a campaign: which values of which keys, for how long, and how the best model is chosen."""
 
-    trials: Count = Field(default=8, description="Trials of the campaign.")
-    parallel: Count = Field(default=2, description="Trials that run at the same time.")
-    z_dim: tuple[ZDim, ...] = Field(default=(64, 128, 200, 512), description="Values of model.z_dim to choose from.")
-    kl_factor: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
-        default=(1e-6, 10.0), description="Bounds of loss.kl_factor, sampled log-uniformly."
+    space: dict[str, list[Any] | str] = Field(
+        default={"model.z_dim": [64, 128, 200, 512], "loss.kl_factor": "log(0.003, 30)"},
+        description=(
+            "Values of each searched recipe key: a list, int(low, high), uniform(low, high) or log(low, high). Lists "
+            "alone, with no more points than trials, are a grid: each point is trained once."
+        ),
+    )
+    first: tuple[dict[str, Any], ...] = Field(
+        default=(),
+        description="Points to try first, each with a value of every searched key; the recipe's own point is the next.",
+    )
+    trials: Count = Field(default=12, description="Points to train, those of earlier commands included.")
+    minutes: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Minutes of the campaign, those of earlier commands included; 0: no limit."
+    )
+    gpu_hours: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="GPU hours of all trials; on a cluster without GPUs core hours; 0: no limit."
+    )
+    parallel: Literal["auto"] | int = Field(
+        default="auto", description="Trials that run at the same time; auto: as many as the cluster has resources for."
+    )
+    stop: Literal["dominated", "none"] = Field(
+        default="dominated",
+        description=(
+            "dominated: stop trials that are in the worse half, by PSNR and distance, after a fifth and two fifths of "
+            "their epochs; none: train each to its end. A trial without active units is stopped in any case but none."
+        ),
+    )
+    sampler: Literal["best", "normal"] = Field(
+        default="best",
+        description="Sampler whose distance is compared: the best one that is stored with each model, or N(0, 1).",
+    )
+    replicates: Count = Field(
+        default=1, description="Seeds to train of each of the best three points, their first one included."
     )
     psnr_slack: Annotated[float, Field(ge=0)] = Field(
         default=3.0, description="Decibels of PSNR below the best trial at which a trial can still be chosen."
     )
 
-    @field_validator("z_dim")
+    @model_validator(mode="before")
     @classmethod
-    def _check_z_dim(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value:
-            raise ValueError("needs at least one z_dim")
+    def _refuse_old_keys(cls, value: Any) -> Any:
+        old = value if isinstance(value, dict) else {}
+        new = []
+        if "z_dim" in old:
+            new.append(f"search.space.model.z_dim={json.dumps(old['z_dim'], default=str)}")
+        if "kl_factor" in old:
+            bounds = old["kl_factor"] if isinstance(old["kl_factor"], list) else [0.003, 30]
+            new.append(f"'search.space.loss.kl_factor=log({', '.join(map(str, bounds))})'")
+        if new:
+            raise ValueError(f"z_dim and kl_factor have become keys of search.space: write {' '.join(new)}")
         return value
 
-    @model_validator(mode="after")
-    def _check_kl_factor(self) -> "Search":
-        if self.kl_factor[0] > self.kl_factor[1]:
-            raise ValueError("kl_factor takes [low, high] with low <= high")
-        return self
+    @field_validator("space", mode="before")
+    @classmethod
+    def _check_form(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not value:
+            raise ValueError(f"takes recipe keys, each with {FORMS}")
+        space, errors = flatten_keys(value), []
+        for key, text in space.items():
+            try:
+                parse_dimension(text)
+            except ValueError as error:
+                errors.append(f"{key}: {error}")
+        if errors:
+            raise ValueError("; ".join(errors))
+        return space
+
+    @field_validator("first", mode="before")
+    @classmethod
+    def _flatten_first(cls, value: Any) -> Any:
+        points = value if isinstance(value, list | tuple) else [value]
+        return [flatten_keys(point) if isinstance(point, dict) else point for point in points]
+
+    @field_validator("parallel", mode="before")  # one message; pydantic would give one for each type of the union
+    @classmethod
+    def _check_parallel(cls, value: Any) -> Any:
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            return value
+        raise ValueError("takes auto, or a number of trials")
+
+    @property
+    def dimensions(self) -> dict[str, Dimension]:
+        """The values of each searched key, parsed."""
+        return parse_space(self.space)
+
+
+def flatten_keys(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested sections by `section.key`."""
+    leaves: dict[str, Any] = {}
+    for key, value in sections.items():
+        leaves |= flatten_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
 
 
 class Recipe(Section):
@@ -267,6 +350,16 @@ class Recipe(Section):
         text = json.dumps([content, *extra], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
+    def at(self, point: Point) -> "Recipe":
+        """Return the recipe of one trial: `point`'s values, without the name and the search.
+
+        Raises ValueError in one line if the recipe does not take a value.
+        """
+        sections = self.model_dump(mode="json", exclude={"search", "name"})
+        for key, value in point.items():
+            _set_key(sections, key, value)
+        return check_recipe(sections)
+
 
 def recipe_path(recipe: str, folder: Path) -> Path:
     """Return the YAML file of `recipe`: a path, or a name in `folder`. Raises ValueError if there is none."""
@@ -293,22 +386,59 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
 def check_recipe(sections: dict[str, Any]) -> Recipe:
     """Validate `sections`. Raises ValueError with a message of one line that names each wrong key."""
     try:
-        return Recipe.model_validate(sections)
+        recipe = Recipe.model_validate(sections)
     except ValidationError as error:
         raise ValueError("; ".join(_error_message(details) for details in error.errors())) from None
+    if "search" in sections:
+        check_space(recipe)
+    return recipe
+
+
+def stored_recipe(sections: dict[str, Any]) -> Recipe:
+    """Return the recipe that a run's files hold; earlier versions stored a search, which means nothing for a run."""
+    return check_recipe({key: value for key, value in sections.items() if key != "search"})
+
+
+def check_space(recipe: Recipe) -> None:
+    """Raise ValueError unless the recipe takes the ends of each searched range, each listed value and first point."""
+    errors: list[str] = []
+    for key, dimension in recipe.search.dimensions.items():
+        if key == "optim.epochs" or not key.startswith(TRAINED):
+            errors.append(f"search.space.{key}: a search takes the keys that change what is trained, and not epochs")
+            continue
+        for value in dimension.ends:
+            try:
+                recipe.at({key: value})
+            except ValueError as error:
+                errors.append(f"search.space.{key}: {str(error).removeprefix(f'{key}: ')}")
+    for number, point in enumerate(recipe.search.first, 1):
+        if set(point) != set(recipe.search.space):
+            errors.append(f"search.first: point {number} needs a value of {', '.join(recipe.search.space)}")
+            continue
+        for key, value in point.items():
+            try:
+                recipe.search.dimensions[key].nearest(value)
+            except ValueError as error:
+                errors.append(f"search.first: point {number}, {key}: {error} (got {_to_json(value)})")
+    if errors:
+        raise ValueError("; ".join(dict.fromkeys(errors)))
 
 
 def _apply_override(sections: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ValueError(f"'{override}' is no override: it takes section.key=value")
+    _set_key(sections, key, _parse_value(text))
+
+
+def _set_key(sections: dict[str, Any], key: str, value: Any) -> None:
     *parents, leaf = key.split(".")
     section = sections
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
             raise ValueError(f"{key}: '{parent}' is not a section")
-    section[leaf] = _parse_value(text)
+    section[leaf] = value
 
 
 def _parse_value(text: str) -> Any:

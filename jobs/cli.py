@@ -123,7 +123,7 @@ def _add_data(add_command: Callable[..., Any]) -> None:
 
 def _add_training(add_command: Callable[..., Any]) -> None:
     train = add_command("train", _train, "train a recipe")
-    tune = add_command("tune", _tune, "search z_dim and kl_factor of a recipe", printing.format_campaign)
+    tune = add_command("tune", _tune, "search values of recipe keys for the best decoder", printing.format_campaign)
     for command in (train, tune):
         command.add_argument("recipe", type=_path, help="name of a recipe in jobs/recipes, or a YAML file")
         command.add_argument("overrides", nargs="*", metavar="section.key=value", help="recipe keys to override")

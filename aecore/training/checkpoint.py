@@ -23,7 +23,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from aecore.config import Recipe, check_recipe
+from aecore.config import Recipe, stored_recipe
 from aecore.data.io import read_bytes, read_json, sha256, write_atomic, write_json
 from aecore.errors import one_line
 from aecore.model.autoencoder import NETWORK_VERSION, Autoencoder, ImageShape, build_model
@@ -246,7 +246,7 @@ def load_model(fs: pafs.FileSystem, path: str, device: torch.device | str = "cpu
     """
     config = read_json(fs, f"{path}/config.json")
     _check_network_version(config, path)
-    recipe = check_recipe(config["recipe"])
+    recipe = stored_recipe(config["recipe"])
     model = build_model(recipe, ImageShape(**config["image"]))
     try:
         model.load_state_dict(load_tensors(read_bytes(fs, f"{path}/model.safetensors")))

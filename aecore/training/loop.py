@@ -28,7 +28,6 @@ from aecore.training.evaluate import SampleEvaluator, evaluate
 
 EPOCH_SUMS: tuple[str, ...] = ("recon", "kl", "count")  # summed over the open epoch's images; a checkpoint stores them
 METRICS_INTERVAL_S = 0.5  # between two reads of the running sums, each of which waits for the device
-SAMPLE_EVALUATIONS = 5  # in a run: one costs as much as some steps
 MIN_VALID_IMAGES, VALID_FRACTION = 256, 25  # validate an epoch on 1/25 as many images as it trains on, at least 256
 log = logging.getLogger(__name__)
 
@@ -122,7 +121,6 @@ def fit(run: TrainingRun) -> Iterator[StepEnd | EpochEnd]:
         images = run.valid.spaced_images(subset_size).cpu().numpy()
         valid_subset = NodeLoader(images, BatchSampler(optim.seed, optim.batch, run.world), run.device)
     sample_evaluator = SampleEvaluator(run.model, run.recipe, run.train, run.valid)
-    sample_interval = math.ceil(optim.epochs / SAMPLE_EVALUATIONS)
 
     last_read = -math.inf
     for epoch in range(state.epochs, optim.epochs):
@@ -163,7 +161,7 @@ def fit(run: TrainingRun) -> Iterator[StepEnd | EpochEnd]:
         valid_loader = run.valid if last_epoch else valid_subset
         valid_metrics, kl_per_dim = evaluate(run.model, run.recipe, valid_loader, run.world, "valid")
         images = {}
-        if run.world.rank == 0 and (last_epoch or state.epochs % sample_interval == 0):
+        if run.world.rank == 0 and state.epochs in optim.judged_epochs:
             sample_metrics, images = sample_evaluator.evaluate()
             metrics |= sample_metrics
         run.model.train()

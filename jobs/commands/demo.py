@@ -25,7 +25,7 @@ from jobs.run_store import find_run
 from jobs.train.job import train
 from jobs.train.placement import worker_capacity, worker_resources
 from jobs.tune.job import tune
-from jobs.tune.selection import RULE, ScoredModel, choose_best
+from jobs.tune.selection import choose_best, describe_rule, score
 
 SLACK = 3.0  # dB of validation PSNR, see jobs.tune.selection
 N_COLUMNS = 12  # images in a row of faces.png
@@ -41,7 +41,7 @@ class DemoSize(NamedTuple):
 
 
 FULL, QUICK = DemoSize(4_000, 10, 4, 3), DemoSize(2_000, 5, 2, 1)
-SEARCH_SPACE = ["search.z_dim=[16,32,64]", "search.kl_factor=[0.001,10]"]
+SEARCH_SPACE = ["search.space.model.z_dim=[16,32,64]", "search.space.loss.kl_factor=log(0.01,10)"]
 
 
 def demo(*, quick: bool = False) -> dict[str, Any]:
@@ -73,7 +73,13 @@ def demo(*, quick: bool = False) -> dict[str, Any]:
     for name in ("faces-vae", "faces-near-ae"):
         title = f"train {name} for {size.epochs} epochs, DDP workers: {n_workers}"
         runs[name] = step(title, train, load(name), name)
-    search = [f"search.trials={size.trials}", f"optim.epochs={size.trial_epochs}", "scale.workers=1", *SEARCH_SPACE]
+    search = [
+        f"search.trials={size.trials}",
+        f"optim.epochs={size.trial_epochs}",
+        "scale.workers=1",
+        "search.sampler=normal",
+        *SEARCH_SPACE,
+    ]
     campaign = step(
         f"search z_dim and kl_factor in {size.trials} trials of {size.trial_epochs} epochs",
         tune,
@@ -102,10 +108,10 @@ def _ingest(n_images: int, uri: str) -> dict[str, Any]:
 
 
 def _choose_best(runs: dict[str, Any], campaign: dict[str, Any]) -> str:
-    """Return the name of the best run among the two trainings and the trials."""
-    candidates = [run["metrics"] | {"run": run["run"]} for run in runs.values()] + campaign["trials"]
-    scored = [ScoredModel(c["run"], c["valid_psnr"], c["hog_frechet_normal"]) for c in candidates]
-    return choose_best(scored, SLACK).name
+    """Return the name of the best run among the two trainings and the finished trials."""
+    candidates = {run["run"]: run["metrics"] for run in runs.values()}
+    candidates |= {trial["run"]: trial["judged"][-1] for trial in campaign["trials"] if trial["state"] == "finished"}
+    return choose_best([score(run, metrics, "normal") for run, metrics in candidates.items()], SLACK).name
 
 
 def _query(champion: dict[str, Any], runs: dict[str, Any], dataset: str) -> bytes:
@@ -160,8 +166,11 @@ def _summarize(result: dict[str, Any], campaign: dict[str, Any], dataset: str) -
         for name, m in result["runs"].items()
     ]
     trials = [
-        f"| {t['z_dim']} | {t['kl_factor']:.3g} | {t['valid_psnr']:.1f} | {t['hog_frechet_normal']:.2f} |"
+        f"| {t['point']['model.z_dim']} | {t['point']['loss.kl_factor']:.3g} | {t['state']} "
+        f"| {t['metrics']['valid_psnr']:.1f} | {t['judged'][-1]['hog_frechet_normal']:.2f} "
+        f"| {t['judged'][-1]['hog_frechet_gaussian']:.2f} |"
         for t in campaign["trials"]
+        if t["judged"]
     ]
     steps = [f"- {title}: {seconds:.0f} s" for title, seconds in result["seconds"].items()]
     champion = result["champion"]
@@ -179,11 +188,11 @@ The distance is the Frechet distance of decoded z-points to training images in H
 
 The trials of the search:
 
-| z_dim | kl_factor | PSNR (dB) | distance of decoded N(0, 1) |
-|---|---|---|---|
+| z_dim | kl_factor | state | PSNR (dB) | distance of decoded N(0, 1) | of the fitted Gaussian |
+|---|---|---|---|---|---|
 {chr(10).join(trials)}
 
-Promoted: {champion["run"]} as version {champion["version"]}, by the rule: {RULE.format(slack=SLACK)}.
+Promoted: {champion["run"]} as version {champion["version"]}, by the rule: {describe_rule(SLACK, "normal")}.
 
 Images: {result["picture"]}
 

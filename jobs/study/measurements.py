@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from aecore.config import Recipe, check_recipe
+from aecore.config import Recipe, stored_recipe
 from aecore.data.dataset import Dataset
 from aecore.data.io import read_json
 from aecore.data.shards import Manifest
@@ -48,7 +48,7 @@ def find_finished_run(name: str) -> FinishedRun:
         raise ValueError(f"run '{name}' has not finished: repeat its train command to resume it, then study it")
     fs, root = store.folder
     run_json = read_json(fs, f"{root}/run.json")
-    return FinishedRun(store, check_recipe(run_json["recipe"]), run_json["dataset"])
+    return FinishedRun(store, stored_recipe(run_json["recipe"]), run_json["dataset"])
 
 
 def make_options(manifest: Manifest, limit: int, num_samples: int) -> dict[str, int]:

@@ -100,14 +100,14 @@ def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callback
 
 
 def training_error(error: Any) -> Exception:
-    """Return the error to raise for Ray's TrainingFailedError: the user's mistake that caused it, or a RuntimeError."""
+    """Return the ValueError or FloatingPointError that caused Ray's TrainingFailedError, else a RuntimeError."""
     causes = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", error)]
     for cause in causes:
         while cause is not None:
             if type(cause) is ValueError:
                 return ValueError(str(cause))
             if type(cause) is FloatingPointError:
-                return RuntimeError(str(cause))
+                return FloatingPointError(str(cause))
             cause = getattr(cause, "cause", None) or getattr(cause, "__cause__", None)
     return RuntimeError(f"training failed: {causes[0]}")
 

@@ -58,7 +58,7 @@ class Worker:
 
 
 def train_loop(recipe: Recipe, dataset: Dataset, run_store: RunStore, worker: Worker) -> Iterator[dict[str, float]]:
-    """Train from the last checkpoint to the finished model; yield the metrics of each epoch.
+    """Train from the last checkpoint to the finished model; yield each epoch's number and metrics.
 
     Raises KeyboardInterrupt once it has saved because of `worker.stop`. After notice that a node will end, it trains on
     and saves about once a second.
@@ -93,7 +93,7 @@ def train_loop(recipe: Recipe, dataset: Dataset, run_store: RunStore, worker: Wo
             if isinstance(event, EpochEnd):
                 valid_loss = event.metrics["valid_loss" if len(valid) else "train_loss"]
                 save(valid_loss, partial(_save_epoch, run_store, event))
-                yield event.metrics
+                yield {"epoch": event.epoch, **event.metrics}
                 continue
             if event.metrics:
                 means = "  ".join(f"{key} {mean:,.{0 if mean >= 1000 else 1}f}" for key, mean in event.metrics.items())

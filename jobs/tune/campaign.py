@@ -1,20 +1,183 @@
-"""The file of a campaign, `<store>/campaigns/<name>.json`: its recipe's digest, MLflow run and, at the end, result."""
+"""The file of a campaign, `<store>/campaigns/<name>.json`: its recipe and its trials, each an ordinary run.
+
+    campaign       name
+    digest         of the recipe without the searched keys, the dataset and the space: what identifies the campaign
+    dataset        digest of the dataset's manifest
+    stem           how the names of its runs begin
+    recipe         the recipe of the last command, as JSON; its `search` has the space, budgets and rule
+    run_id         the campaign's run in MLflow, the parent of its trials' runs; "" if MLflow has none yet
+    key            the tag by which that run is found again
+    state          running, finished, or unfinished: interrupted, failed, or with lost trials
+    seconds        that its commands took, all together
+    unit           what `devices` of a trial counts: GPU or core
+    trials         in the order of their start, each with
+        run          name of the run: `zpoint train` with the point's keys names it the same
+        point        value of each searched key; of a replicate optim.seed too
+        state        running; finished; stopped by the scheduler or a budget; diverged: its loss was not finite;
+                     lost: it failed more often than scale.max_failures, or with an error that a retry does not mend
+        reason       why it was stopped, diverged or lost; else ""
+        epoch        finished epochs, of `epochs`
+        metrics      of its last epoch: valid_psnr, valid_active_units, train_loss, images_per_second and so on
+        judged       [{epoch, and of that epoch valid_psnr, valid_active_units, hog_frechet_normal and _gaussian}] of
+                     the epochs with judged samples: about every fifth, and the last
+        spans        [start, end] of each time that it trained, seconds since 1970; a running one's end is null
+        devices      that it takes: cores, or GPUs or a fraction of one
+        replicate_of run whose point it trains with another seed; else ""
+    pareto_front   runs, by falling PSNR
+    best           run that the rule chooses, "" before one has finished
+    sampler        of the best run's distance
+    rule           in words
+    note           what limits the choice, such as noise between seeds; else ""
+    hypervolume    area that the front dominates (dB times distance) after each trial's end, from the worst values seen
+
+`read_campaign` returns it as a `Campaign`. While a campaign runs in this process, `tune` calls each of its `listeners`
+with the Campaign after each change; a listener must return quickly and must not change it. The running trials' steps
+are on the progress board under the name of their run (`cluster.progress`).
+"""
 
 import json
+import secrets
+import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
 
 import pyarrow.fs as pafs
 
 from aecore.config import Recipe
 from aecore.data.io import read_json, write_json
 from aecore.data.shards import Manifest
-from cluster import tracking
+from aecore.search_space import Point
 from cluster.lock import hold_lock
 from cluster.settings import settings
 from cluster.storage import open_uri
+from jobs.tune.selection import ScoredModel, choose_best, describe_rule, hypervolume, pareto_front, score
 
-Campaign = dict[str, Any]
+JUDGED = ("valid_psnr", "valid_active_units", "hog_frechet_normal", "hog_frechet_gaussian")
+State = Literal["running", "finished", "stopped", "diverged", "lost"]
+
+
+@dataclass
+class Trial:
+    """One run of a campaign, as this module's text describes it."""
+
+    run: str
+    point: Point
+    epochs: int
+    state: State = "running"
+    reason: str = ""
+    epoch: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    judged: list[dict[str, float]] = field(default_factory=list)
+    spans: list[list[float | None]] = field(default_factory=list)
+    devices: float = 0.0
+    replicate_of: str = ""
+
+    def start(self, devices: float) -> None:
+        """Mark the trial as running from now on."""
+        self.state, self.reason, self.devices = "running", "", devices
+        self.spans.append([time.time(), None])
+
+    def end(self, state: State, reason: str = "") -> None:
+        """Mark the trial as ended now."""
+        self.state, self.reason = state, reason
+        self.close_span()
+
+    def close_span(self) -> None:
+        if self.spans and self.spans[-1][1] is None:
+            self.spans[-1][1] = time.time()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that it has trained until now."""
+        return sum((end or time.time()) - (start or 0) for start, end in self.spans)
+
+    def record(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of a finished epoch; an epoch that is trained again keeps its first ones."""
+        if epoch <= self.epoch:
+            return
+        self.epoch, self.metrics = epoch, dict(metrics)
+        if JUDGED[-1] in metrics:
+            self.judged.append({"epoch": epoch} | {name: metrics[name] for name in JUDGED})
+
+    def judged_at(self, epoch: int) -> dict[str, float] | None:
+        """Return the metrics of this judged epoch, None if its samples were not judged then."""
+        return next((metrics for metrics in self.judged if metrics["epoch"] == epoch), None)
+
+
+@dataclass
+class Campaign:
+    """A search and its trials, as this module's text describes it."""
+
+    campaign: str
+    digest: str
+    dataset: str
+    stem: str
+    recipe: dict[str, Any]
+    run_id: str = ""
+    key: str = field(default_factory=lambda: secrets.token_hex(8))
+    state: Literal["running", "finished", "unfinished"] = "unfinished"
+    seconds: float = 0.0
+    unit: str = "core"
+    trials: list[Trial] = field(default_factory=list)
+    pareto_front: list[str] = field(default_factory=list)
+    best: str = ""
+    sampler: str = ""
+    rule: str = ""
+    note: str = ""
+    hypervolume: list[float] = field(default_factory=list)
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """The recipe's section `search`."""
+        return self.recipe["search"]
+
+    def trial(self, run: str) -> Trial | None:
+        """Return the trial with this run, None if there is none."""
+        return next((trial for trial in self.trials if trial.run == run), None)
+
+    def count(self, state: State) -> int:
+        """Return the number of trials in this state."""
+        return sum(trial.state == state for trial in self.trials)
+
+    def device_hours(self) -> float:
+        """Return the GPU hours, or core hours, of all trials until now."""
+        return sum(trial.seconds * trial.devices for trial in self.trials) / 3600
+
+    def scores(self) -> list[ScoredModel]:
+        """Return the scores of the finished trials."""
+        trials = [trial for trial in self.trials if trial.state == "finished" and trial.judged]
+        return [score(trial.run, trial.judged[-1], self.search["sampler"]) for trial in trials]
+
+    def rank(self) -> None:
+        """Set the Pareto front, the best run and the rule from the finished trials."""
+        slack, sampler = self.search["psnr_slack"], self.search["sampler"]
+        self.rule = describe_rule(slack, sampler)
+        scores = self.scores()
+        self.pareto_front = [model.name for model in pareto_front(scores)]
+        self.best = self.sampler = ""
+        if self.pareto_front:
+            best = choose_best(scores, slack)
+            self.best, self.sampler = best.name, best.sampler
+        points = [(model.psnr, model.distance) for model in scores if model.alive]
+        if points:
+            reference = (min(psnr for psnr, _ in points), max(distance for _, distance in points))
+            self.hypervolume = [hypervolume(points[: n + 1], reference) for n in range(len(points))]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of the campaign's file."""
+        return asdict(self)
+
+
+def from_json(content: Mapping[str, Any]) -> Campaign:
+    """Return the campaign that a file holds. Raises ValueError for the file of an earlier version."""
+    if "recipe" not in content:
+        raise ValueError(f"campaign '{content.get('campaign')}' was written by zpoint 0.2: give another name=...")
+    known = {item.name for item in fields(Campaign)}
+    campaign = Campaign(**{key: value for key, value in content.items() if key in known})
+    campaign.trials = [Trial(**trial) for trial in content["trials"]]
+    return campaign
 
 
 def campaign_file(name: str) -> tuple[pafs.FileSystem, str]:
@@ -25,15 +188,28 @@ def campaign_file(name: str) -> tuple[pafs.FileSystem, str]:
 def open_campaign(recipe: Recipe, stem: str, manifest: Manifest) -> Campaign:
     """Return the campaign of `recipe` on `manifest`, as stored or new; write nothing.
 
-    It has a `run_id` once it has started and a `best` once it has finished. Raises ValueError if another recipe has the
-    name.
+    Raises ValueError if another recipe, dataset or space has the name.
     """
-    digest = recipe.digest(manifest.digest, recipe.search.model_dump_json(exclude={"parallel"}))
+    search = recipe.search
+    point = {key: dimension.ends[0] for key, dimension in search.dimensions.items()}
+    digest = recipe.at(point).digest(manifest.digest, json.dumps(search.space, sort_keys=True))
     name = recipe.name or f"{stem}-search-{digest}"
-    campaign = read_campaign(name) or {"campaign": name, "digest": digest, "dataset": manifest.digest}
-    if campaign["digest"] != digest:
-        raise ValueError(f"campaign '{name}' was made from another recipe or dataset: give another name=...")
+    content = recipe.model_dump(mode="json")
+    campaign = read_campaign(name) or Campaign(name, digest, manifest.digest, stem, content)
+    if campaign.digest != digest:
+        raise ValueError(
+            f"campaign '{name}' was made from another recipe, dataset or search.space: give another name=..."
+        )
+    campaign.recipe = content
     return campaign
+
+
+def read_campaign(name: str) -> Campaign | None:
+    """Return the campaign `name`, None if there is none."""
+    try:
+        return from_json(read_json(*campaign_file(name)))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def lock_campaign(name: str) -> AbstractContextManager[None]:
@@ -42,52 +218,24 @@ def lock_campaign(name: str) -> AbstractContextManager[None]:
     return hold_lock(uri, f"campaign '{name}' is being run", "give another name=...")
 
 
-def read_campaign(name: str) -> Campaign | None:
-    """Return the campaign `name`, None if there is none."""
-    fs, path = campaign_file(name)
-    try:
-        return read_json(fs, path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def start(campaign: Campaign, recipe: Recipe) -> Campaign:
-    """Mark the campaign as running in its file and in MLflow, whose run is the parent of its trials' runs."""
-    if campaign.get("run_id"):
-        tracking.set_status(campaign["run_id"], "RUNNING")
-        return campaign
-    name = campaign["campaign"]
-    params = dict(tracking.flatten(recipe.model_dump(mode="json")))
-    labels = {"zpoint.run": name, "zpoint.dataset": campaign["dataset"]}
-    run_id = tracking.best_effort("open the campaign", lambda: tracking.create_run(name, params, labels), "")
-    started = campaign | {"run_id": run_id}
-    write_json(*campaign_file(name), started)
-    return started
-
-
-def finish(campaign: Campaign, result: dict[str, Any]) -> Campaign:
-    """Write the result to the campaign's file and MLflow run."""
-    finished, run_id = campaign | result, campaign["run_id"]
-    write_json(*campaign_file(campaign["campaign"]), finished)
-    if run_id:
-        files = {"campaign.json": json.dumps(finished, indent=1).encode()}
-        tracking.best_effort("take the campaign's result", lambda: tracking.log_files(run_id, files, ""))
-    tracking.set_status(run_id, "FINISHED")
-    return finished
+def write_campaign(campaign: Campaign) -> None:
+    """Write the campaign's file."""
+    write_json(*campaign_file(campaign.campaign), campaign.to_json())
 
 
 def discard(campaign: Campaign) -> None:
-    """Delete a campaign that a user's mistake kept from starting."""
-    fs, path = campaign_file(campaign["campaign"])
-    fs.delete_file(path)
-    tracking.delete_run(campaign["run_id"])
+    """Delete the file of a campaign that a user's mistake kept from starting."""
+    fs, path = campaign_file(campaign.campaign)
+    if fs.get_file_info(path).type is not pafs.FileType.NotFound:
+        fs.delete_file(path)
 
 
 def find_best_run(name: str) -> str | None:
     """Return the best run of campaign `name`, None if there is no campaign. Raises ValueError for an unfinished one."""
-    campaign = read_campaign(name)
-    if campaign is None:
+    try:
+        campaign = read_json(*campaign_file(name))
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    if "best" not in campaign:
+    if not campaign.get("best") or campaign.get("state", "finished") != "finished":
         raise ValueError(f"campaign '{name}' has not finished: start its command again, then promote it")
     return campaign["best"]

@@ -1,35 +1,103 @@
 """The choice of a search's best decoder: a Pareto front and a stated rule, never the weighted loss alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+SAMPLERS = ("normal", "gaussian")  # those of the stored samplers whose distance a training measures
+SAMPLER_TITLES = {"normal": "N(0, 1)", "gaussian": "the fitted Gaussian"}
 RULE = (
-    "of the models whose validation PSNR is within {slack:g} dB of the best one's, the one whose decoded N(0, 1) "
-    "z-points have the lowest Frechet distance to training images in HOG features"
+    "of the models with active units whose validation PSNR is within {slack:g} dB of the best one's, the one whose "
+    "decoded z-points {sampler} have the lowest Frechet distance to training images in HOG features"
 )
+RULE_SAMPLERS = {"best": "of its best sampler", "normal": "from N(0, 1)"}
 
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """A model's name, validation PSNR (dB, higher is better) and Frechet distance of its samples (lower is better)."""
+    """A model's name, validation PSNR (dB, higher is better) and Frechet distance of its samples (lower is better).
+
+    `sampler` is the one that the distance is of. A model that is not `alive` has no active units: its decoder ignores
+    z.
+    """
 
     name: str
     psnr: float
     distance: float
+    sampler: str = "normal"
+    alive: bool = True
+
+
+def score(name: str, metrics: Mapping[str, float], sampler: str) -> ScoredModel:
+    """Return the score of a run by the metrics of a judged epoch; `sampler` is normal, or best for the lowest distance.
+
+    Raises KeyError if the samples were not judged at that epoch.
+    """
+    distances = {name: metrics[f"hog_frechet_{name}"] for name in (SAMPLERS if sampler == "best" else [sampler])}
+    best = min(distances, key=distances.__getitem__)
+    return ScoredModel(name, metrics["valid_psnr"], distances[best], best, metrics.get("valid_active_units", 1) > 0)
+
+
+def describe_rule(slack: float, sampler: str) -> str:
+    """Return the rule in words."""
+    return RULE.format(slack=slack, sampler=RULE_SAMPLERS[sampler])
 
 
 def pareto_front(models: Sequence[ScoredModel]) -> list[ScoredModel]:
-    """Return the models that no other model beats in both metrics, by falling PSNR."""
+    """Return the living models that no other one beats in both metrics, by falling PSNR."""
     front: list[ScoredModel] = []
-    for model in sorted(models, key=lambda m: (-m.psnr, m.distance)):
+    for model in sorted((m for m in models if m.alive), key=lambda m: (-m.psnr, m.distance)):
         if not front or model.distance < front[-1].distance:
             front.append(model)
     return front
 
 
-def choose_best(models: Sequence[ScoredModel], slack: float) -> ScoredModel:
-    """Return the model that RULE selects, always on the Pareto front. Raises ValueError if there is no model."""
-    if not models:
-        raise ValueError("no model to choose from: every trial failed")
+def rank_by_rule(models: Sequence[ScoredModel], slack: float) -> list[ScoredModel]:
+    """Return the models of the Pareto front that the rule admits, the best one first."""
     front = pareto_front(models)
-    return min((m for m in front if m.psnr >= front[0].psnr - slack), key=lambda m: m.distance)
+    return sorted((m for m in front if m.psnr >= front[0].psnr - slack), key=lambda m: m.distance)
+
+
+def choose_best(models: Sequence[ScoredModel], slack: float) -> ScoredModel:
+    """Return the model that the rule selects, always on the Pareto front. Raises ValueError if no model is alive."""
+    if not (ranked := rank_by_rule(models, slack)):
+        raise ValueError("no model to choose from: every trial failed, or ended without active units")
+    return ranked[0]
+
+
+def nondominated_ranks(costs: np.ndarray) -> np.ndarray:
+    """Return the number of each point's front, 0 for the Pareto front, int (n,); `costs` (n, k) are minimised.
+
+    A front is the points that no other point dominates once the fronts before it are removed (Deb 2002). Equal points
+    share a front.
+    """
+    no_worse = np.all(costs[:, None] <= costs[None], axis=2)  # (n, n): i is no worse than j in each objective
+    dominates = no_worse & np.any(costs[:, None] < costs[None], axis=2)
+    ranks = np.full(len(costs), -1)
+    front = 0
+    while (ranks < 0).any():
+        remaining = ranks < 0
+        dominated = np.any(dominates[remaining], axis=0)
+        ranks[remaining & ~dominated] = front
+        front += 1
+    return ranks
+
+
+def in_better_half(costs: np.ndarray, row: int) -> bool:
+    """Return True if point `row` of `costs` (n, k) is on the Pareto front or among the better half by its front.
+
+    Within a front the points are alike: all of it goes on if its first point does.
+    """
+    ranks = nondominated_ranks(costs)
+    return bool(ranks[row] == 0 or (ranks < ranks[row]).sum() < len(costs) / 2)
+
+
+def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
+    """Return the area that (psnr, distance) `points` dominate, up to `reference` = (lowest psnr, highest distance)."""
+    area, worst = 0.0, reference[1]
+    for psnr, distance in sorted(points, key=lambda point: (-point[0], point[1])):
+        if psnr > reference[0] and distance < worst:
+            area += (psnr - reference[0]) * (worst - distance)
+            worst = distance
+    return area

@@ -15,9 +15,10 @@ def recipe_file(tmp_path):
 
 
 def test_overrides_replace_values_of_the_file_and_keep_their_types(recipe_file):
-    recipe = load_recipe(recipe_file, ["loss.kl_factor=1e-6", "optim.epochs=3", "search.z_dim=[8,16]", "data.uri=/d"])
+    overrides = ["loss.kl_factor=1e-6", "optim.epochs=3", "search.space.model.z_dim=[8,16]", "data.uri=/d"]
+    recipe = load_recipe(recipe_file, overrides)
     assert recipe.loss.kl_factor == 1e-6
-    assert (recipe.optim.epochs, recipe.search.z_dim, recipe.data.uri) == (3, (8, 16), "/d")
+    assert (recipe.optim.epochs, recipe.search.space, recipe.data.uri) == (3, {"model.z_dim": [8, 16]}, "/d")
     assert recipe.model.z_dim == 20
 
 
@@ -41,7 +42,7 @@ def test_a_local_dataset_is_named_by_its_absolute_path(recipe_file, monkeypatch,
         ("loss.kl_factor=-1", "loss.kl_factor: input should be greater than or equal to 0 (got -1)"),
         ("loss.kl_factor=nan", "loss.kl_factor: input should be a finite number"),
         ("model=5", "model: input should be a valid dictionary"),
-        ("search.kl_factor=[5,1]", "search: kl_factor takes [low, high]"),
+        ("search.kl_factor=[5,1]", "search: z_dim and kl_factor have become keys of search.space"),
         ("task.kind=blur", 'task.kind: it takes one of reconstruct, denoise, drop, recolor, inpaint (got "blur")'),
         ("task.sigma=0.1", "task.kind: it takes one of reconstruct, denoise, drop, recolor, inpaint (got null)"),
         ("task=5", "task: input should be a valid dictionary"),

@@ -30,7 +30,7 @@ RECIPE = """
 model: {z_dim: 3, channels: [4, 4, 4, 4], norm: group}
 optim: {epochs: 2, batch: 8}
 scale: {workers: 0}
-search: {trials: 3, parallel: 2, z_dim: [2, 3], kl_factor: [0.01, 1.0]}
+search: {trials: 3, space: {model.z_dim: [2, 3], loss.kl_factor: "log(0.01, 1)"}, stop: none}
 """
 
 

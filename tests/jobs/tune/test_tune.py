@@ -1,22 +1,19 @@
 """Campaigns: every trial reports every epoch, the best run follows the rule, and no finished work is repeated."""
 
-import json
-import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from aecore.config import load_recipe
 from cluster import tracking
 from jobs.dataset import open_dataset
-from jobs.run_store import find_run, lock_run
-from jobs.tune.campaign import lock_campaign
-from jobs.tune.job import optuna_search, tune
-from jobs.tune.selection import ScoredModel, choose_best
-from jobs.tune.trials import find_trials, trial_recipe
+from jobs.run_store import find_run, lock_run, run_name
+from jobs.tune.campaign import campaign_file, lock_campaign, read_campaign
+from jobs.tune.job import tune
+from jobs.tune.selection import choose_best, score
 from tests.jobs.conftest import RECIPE, small_trainings
 from tests.jobs.runs import logged_epochs
 
@@ -58,9 +55,11 @@ def test_campaign_runs_and_logs_each_trial(finished_campaign: dict[str, Any]):
     for trial in finished_campaign["trials"]:
         run_store = find_run(trial["run"])
         assert logged_epochs(run_store.run_id) == list(range(1, EPOCHS + 1))
-        assert trial["z_dim"] in (2, 3)
-        assert 0.01 <= trial["kl_factor"] <= 1
-        assert trial["valid_psnr"] == run_store.epochs()[EPOCHS]["valid_psnr"]
+        assert trial["point"]["model.z_dim"] in (2, 3)
+        assert 0.01 <= trial["point"]["loss.kl_factor"] <= 1
+        assert trial["metrics"]["valid_psnr"] == run_store.epochs()[EPOCHS]["valid_psnr"]
+        assert [metrics["epoch"] for metrics in trial["judged"]] == [2, 4, 6]
+        assert [len(span) for span in trial["spans"]] == [2]
         assert tracking.client().get_run(run_store.run_id).info.status == "FINISHED"
     campaign_run = tracking.client().get_run(finished_campaign["run_id"])
     assert (campaign_run.info.status, campaign_run.data.params["search.trials"]) == ("FINISHED", "3")
@@ -68,59 +67,74 @@ def test_campaign_runs_and_logs_each_trial(finished_campaign: dict[str, Any]):
 
 
 @on_ray
-def test_epochs_without_sample_metrics_are_reported(finished_campaign: dict[str, Any]):
-    epochs = find_run(finished_campaign["best"]).epochs()
-    assert [epoch for epoch in epochs if "hog_frechet_normal" in epochs[epoch]] == [2, 4, 6]
+def test_a_trial_is_the_run_that_zpoint_train_names(finished_campaign: dict[str, Any], tune_argv: list[str], zpoint):
+    trial = finished_campaign["trials"][0]
+    point = [f"{key}={value}" for key, value in trial["point"].items()]
+    trained = zpoint("train", tune_argv[0], *(word for word in tune_argv[1:] if "name=" not in word), *point)
+    assert (trained["run"], trained["already_finished"]) == (trial["run"], True)
 
 
 @on_ray
 def test_best_run_follows_the_rule(finished_campaign: dict[str, Any]):
-    trials = finished_campaign["trials"]
-    models = [ScoredModel(t["run"], t["valid_psnr"], t["hog_frechet_normal"]) for t in trials]
-    assert finished_campaign["best"] == choose_best(models, 3.0).name
+    models = [score(trial["run"], trial["judged"][-1], "best") for trial in finished_campaign["trials"]]
+    best = choose_best(models, 3.0)
+    assert (finished_campaign["best"], finished_campaign["sampler"]) == (best.name, best.sampler)
     assert finished_campaign["best"] in finished_campaign["pareto_front"]
     assert "within 3 dB" in finished_campaign["rule"]
 
 
 @on_ray
-def test_finished_campaign_is_not_run_again(finished_campaign: dict[str, Any], tune_argv: list[str], zpoint):
+def test_finished_campaign_is_ranked_anew_but_not_run_again(
+    finished_campaign: dict[str, Any], tune_argv: list[str], zpoint
+):
     home = Path(os.environ["ZPOINT_HOME"])
     assert list((home / "ray").iterdir()) == []  # Tune's files would show the environment, with the keys of S3
-    campaign_file, files = home / "campaigns" / "three.json", epoch_files()
-    stored = json.loads(campaign_file.read_text())
-    assert {key: finished_campaign[key] for key in stored} == stored
+    files = epoch_files()
     assert zpoint("tune", *tune_argv) == finished_campaign | {"already_finished": True}
     assert zpoint("promote", "three", "--alias", "three")["run"] == finished_campaign["best"]
-
-    # Without its result the campaign is resumed, and finds its finished trials by their runs.
-    campaign_file.write_text(json.dumps({key: stored[key] for key in ("campaign", "digest", "dataset", "run_id")}))
-    assert zpoint("tune", *tune_argv) == finished_campaign
+    ranked = zpoint("tune", *tune_argv, "search.psnr_slack=0", "search.sampler=normal")
+    best_psnr = max(finished_campaign["trials"], key=lambda trial: trial["metrics"]["valid_psnr"])
+    assert (ranked["best"], ranked["already_finished"]) == (best_psnr["run"], True)
+    assert zpoint("tune", *tune_argv) == finished_campaign | {"already_finished": True}
     assert epoch_files() == files
+
+
+@on_ray
+def test_campaign_is_extended_and_trains_no_point_twice(
+    finished_campaign: dict[str, Any], tune_argv: list[str], zpoint
+):
+    """With another name and more trials it takes the runs of the first one, and trains the points that are new."""
+    files = epoch_files()
+    first = [trial["point"] for trial in finished_campaign["trials"]]
+    argv = [*(word for word in tune_argv if "name=" not in word), "name=four", "search.trials=4"]
+    campaign = zpoint("tune", *argv)
+    assert [trial["point"] for trial in campaign["trials"]][:3] == first
+    assert [bool(trial["spans"]) for trial in campaign["trials"]] == [False] * 3 + [True]
+    assert {path: epoch_files()[path] for path in files} == files
 
 
 @on_ray
 def test_interrupted_campaign_resumes_and_a_changed_recipe_is_refused(
     interrupted, zpoint, refused, tiny: str, faces: Path
 ):
-    argv = ["tune", tiny, f"data.uri={faces}", "name=stopped", "search.trials=2", "search.parallel=1"]
+    recipe = shutil.copy(tiny, "stopped.yaml")
+    argv = ["tune", recipe, f"data.uri={faces}", "name=stopped", "search.trials=2", "search.parallel=1"]
     interrupted("stopped-*", *argv)
+    stopped = read_campaign("stopped")
+    assert stopped is not None
+    assert (stopped.state, stopped.trials[0].state) == ("unfinished", "running")
     assert "campaign 'stopped' has not finished" in refused("promote", "stopped")
-    assert "made from another recipe" in refused(*argv, "optim.epochs=1")
-    files = {path: time for path, time in epoch_files("stopped-*").items() if "001" in path.name}
-    assert files
-    recipe = load_recipe(Path(tiny), argv[2:])
-    finished, unfinished = find_trials(recipe, "stopped", open_dataset(str(faces)).manifest)
-    assert len(finished + unfinished) == 1
+    assert "made from another recipe" in refused(*argv, "optim.lr=2e-3")
     campaign = zpoint(*argv)
-    points = {(trial["z_dim"], trial["kl_factor"]) for trial in campaign["trials"]}
-    assert points > {(trial["z_dim"], trial["kl_factor"]) for trial in finished + unfinished}
+    assert campaign["trials"][0]["run"] == stopped.trials[0].run
     assert [logged_epochs(find_run(trial["run"]).run_id) for trial in campaign["trials"]] == [[1, 2]] * 2
-    assert {path: epoch_files()[path] for path in files} == files
+    assert len(campaign["trials"][0]["spans"]) == 2
 
 
 @on_ray
 def test_trial_may_have_several_workers(zpoint, tiny: str, faces: Path):
-    campaign = zpoint("tune", tiny, f"data.uri={faces}", "name=nested", "scale.workers=2", "search.trials=1")
+    argv = ["tune", tiny, f"data.uri={faces}", "name=nested", "scale.workers=2", "search.trials=1", "optim.lr=3e-3"]
+    campaign = zpoint(*argv)
     assert logged_epochs(find_run(campaign["best"]).run_id) == [1, 2]
     assert trial_names(campaign["run_id"]) == [campaign["best"]]
 
@@ -129,46 +143,12 @@ def test_trial_may_have_several_workers(zpoint, tiny: str, faces: Path):
 def test_damaged_shard_is_refused(refused, tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch):
     (faces / "train-00001.parquet").write_bytes(b"X" * (faces / "train-00001.parquet").stat().st_size)
     monkeypatch.setenv("ZPOINT_CACHE", str(faces / "cache"))
-    message = refused("tune", tiny, f"data.uri={faces}", "name=damaged", "search.trials=2")
+    runs = set(Path(os.environ["ZPOINT_HOME"], "runs").iterdir())
+    message = refused("tune", tiny, f"data.uri={faces}", "name=damaged", "search.trials=2", "optim.lr=4e-3")
     assert "train-00001.parquet is damaged" in message
-    home = Path(os.environ["ZPOINT_HOME"])
-    assert [path for folder in ("runs", "campaigns") for path in (home / folder).glob("damaged*")] == []
+    assert set(Path(os.environ["ZPOINT_HOME"], "runs").iterdir()) == runs
+    assert not campaign_file("damaged")[0].get_file_info(campaign_file("damaged")[1]).is_file
     assert [run for run in tracking.find_runs() if run.info.run_name.startswith("damaged")] == []
-
-
-@pytest.mark.ray
-def test_resumed_search_uses_the_results_of_earlier_trials():
-    """With the results of 20 trials the next points lie near the optimum; without them they would be random."""
-    from ray import tune as ray_tune
-
-    space = {"z_dim": ray_tune.choice([2, 3, 4]), "kl_factor": ray_tune.loguniform(0.0123456, 100)}
-
-    def result_at(z_dim: int, kl_factor: float) -> dict:  # both objectives are best at kl_factor 1
-        distance = abs(math.log10(kl_factor))
-        return {
-            "z_dim": z_dim, "kl_factor": kl_factor, "valid_psnr": 30 - distance, "hog_frechet_normal": distance,
-        }  # fmt: skip
-
-    def distances_of_next_trials(finished: list[dict]) -> list[float]:
-        search, results = optuna_search(space, finished, unfinished, seed=0), []
-        search.set_search_properties(None, None, space)
-        assert search.suggest("0") == unfinished[0]
-        assert search.suggest("1") == {"z_dim": 3, "kl_factor": 0.0123456}  # rounding had moved it below the range
-        for trial in range(2, 12):
-            point = search.suggest(str(trial))
-            assert point
-            results.append(result_at(**point))
-            search.on_trial_complete(str(trial), results[-1])
-        return [result["hog_frechet_normal"] for result in results]
-
-    unfinished = [{"z_dim": 2, "kl_factor": 50.0}, {"z_dim": 3, "kl_factor": 0.0123}]
-    finished = [result_at(2 + i % 3, 10 ** (-1.5 + 3 * i / 19)) for i in range(20)]
-    assert np.mean(distances_of_next_trials(finished)) < 0.5 * np.mean(distances_of_next_trials([]))
-
-
-def test_trial_of_a_campaign_with_a_long_name_keeps_its_suffix(tiny: str):
-    names = {trial_recipe(load_recipe(Path(tiny), []), "c" * 63, z, 0.012345).name for z in (2, 3)}
-    assert names == {"c" * 49 + "-z2-kl1.23e-02", "c" * 49 + "-z3-kl1.23e-02"}
 
 
 def test_campaign_that_another_process_runs_is_refused(refused, tiny: str, faces: Path):
@@ -179,8 +159,9 @@ def test_campaign_that_another_process_runs_is_refused(refused, tiny: str, faces
 
 @on_ray
 def test_trial_that_another_process_trains_is_left_to_it(refused, tiny: str, faces: Path):
-    argv = ("tune", tiny, f"data.uri={faces}", "name=shared", "search.z_dim=[2]", "search.kl_factor=[1,1]")
-    trial = "shared-z2-kl1.00e00"
-    with lock_run(trial):
-        error = refused(*argv, "search.trials=1")
-    assert f"run '{trial}' is being trained by pid {os.getpid()} on host" in error
+    argv = [tiny, f"data.uri={faces}", "search.space={'model.z_dim':[2]}".replace("'", '"'), "search.trials=1"]
+    recipe = load_recipe(Path(tiny), argv[1:])
+    run = run_name(recipe.at({"model.z_dim": 2}), "tiny", open_dataset(str(faces)).manifest)
+    with lock_run(run):
+        error = refused("tune", *argv)
+    assert f"run '{run}' is being trained by pid {os.getpid()} on host" in error

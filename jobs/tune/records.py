@@ -1,0 +1,153 @@
+"""Threads of the driver that write a campaign's file and its MLflow runs while it runs.
+
+No call here waits for the storage or for MLflow, so that Tune's event loop does not either.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from aecore.config import Recipe
+from aecore.data.io import write_json
+from aecore.errors import one_line
+from aecore.training.checkpoint import retry_storage
+from cluster import tracking
+from jobs.run_store import RunStore, find_run
+from jobs.tune.campaign import Campaign, Trial, campaign_file, from_json, write_campaign
+
+log = logging.getLogger(__name__)
+RETRY_SECONDS = 5.0
+STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "lost": "FAILED"}
+
+
+class Latest:
+    """A thread that calls `take` with the newest of the values that it is given, one call at a time.
+
+    `take` returns False if it failed: it is called again after RETRY_SECONDS, or when a newer value comes.
+    """
+
+    def __init__(self, name: str, take: Callable[[Any], bool]) -> None:
+        self._take, self._value, self._failed = take, None, False
+        self._changed, self._closed = threading.Event(), False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, value: Any) -> None:
+        """Replace the value that waits."""
+        self._value = value
+        self._changed.set()
+
+    def close(self) -> bool:
+        """Return once the newest value is taken; False if the last call failed."""
+        self._closed = True
+        self._changed.set()
+        self._thread.join()
+        return not self._failed
+
+    def _run(self) -> None:
+        while True:
+            self._changed.wait(RETRY_SECONDS if self._failed else None)
+            self._changed.clear()
+            closed, value = self._closed, self._value
+            if value is not None and not (closed and self._failed):
+                self._failed = not self._take(value)
+            if closed:
+                return
+
+
+@contextmanager
+def recorded(campaign: Campaign, recipe: Recipe) -> Iterator[Callable[[Campaign], None]]:
+    """Return a listener that has the campaign's file and MLflow runs follow it; on leaving, both are complete.
+
+    A failing storage is waited for at the end, MLflow is not: what it lacks, the same command logs when it answers.
+    """
+    file = Latest("campaign-file", _write)
+    mlflow = Latest("campaign-mlflow", MlflowRuns(campaign, recipe).sync)
+
+    def listener(campaign: Campaign) -> None:
+        content = campaign.to_json()
+        file.put(content)
+        mlflow.put(content)
+
+    try:
+        yield listener
+    finally:
+        listener(campaign)
+        file.close()
+        if not mlflow.close():
+            log.warning("MLflow lacks a part of the campaign's runs: the same command logs it when MLflow answers")
+        retry_storage(lambda: write_campaign(campaign), "write the campaign's file")
+
+
+def _write(content: dict[str, Any]) -> bool:
+    try:
+        write_json(*campaign_file(content["campaign"]), content)
+    except OSError as error:
+        log.warning("cannot write the campaign's file: %s; the campaign continues", one_line(error))
+        return False
+    return True
+
+
+class MlflowRuns:
+    """The MLflow run of a campaign, whose id becomes the campaign's `run_id`, and those of its trials below it."""
+
+    def __init__(self, campaign: Campaign, recipe: Recipe) -> None:
+        self.campaign, self.recipe = campaign, recipe
+        self._started, self._failed = False, False
+        self._stores: dict[str, RunStore] = {}
+        self._synced: dict[str, tuple[str, int]] = {}  # state and epoch of each run that MLflow has
+
+    def sync(self, content: dict[str, Any]) -> bool:
+        """Log what MLflow lacks of the campaign; return False at the first failure, of which the first is logged."""
+        warn, campaign = not self._failed, from_json(content)
+        done = tracking.best_effort("take the campaign", lambda: self._sync(campaign, warn), False, warn=warn)
+        self._failed = not done
+        return done
+
+    def _sync(self, campaign: Campaign, warn: bool) -> bool:
+        if not self._started:
+            self._start()
+        for trial in campaign.trials:
+            if self._synced.get(trial.run) != (trial.state, trial.epoch) and not self._sync_trial(trial, warn):
+                return False
+        if campaign.state != "running":
+            self._end(campaign)
+        return True
+
+    def _start(self) -> None:
+        if self.campaign.run_id:
+            tracking.client().update_run(self.campaign.run_id, "RUNNING")
+        else:
+            name, dataset = self.campaign.campaign, self.campaign.dataset
+            params = dict(tracking.flatten(self.recipe.model_dump(mode="json")))
+            labels = {"zpoint.run": name, "zpoint.dataset": dataset, tracking.KEY_TAG: self.campaign.key}
+            self.campaign.run_id = tracking.create_run(name, params, labels)
+        self._started = True
+
+    def _sync_trial(self, trial: Trial, warn: bool) -> bool:
+        client, store = tracking.client(), self._stores.setdefault(trial.run, find_run(trial.run))
+        if not store.sync_to_mlflow(warn=warn):
+            return False
+        state, _ = self._synced.get(trial.run, ("", 0))
+        if state != trial.state:
+            parent = {"mlflow.parentRunId": self.campaign.run_id, "zpoint.campaign": self.campaign.campaign}
+            for key, value in (parent | {"zpoint.state": trial.state}).items():
+                client.set_tag(store.run_id, key, value)
+            if trial.state == "running":
+                client.update_run(store.run_id, "RUNNING")
+            else:
+                client.set_terminated(store.run_id, STATUS[trial.state])
+        self._synced[trial.run] = (trial.state, trial.epoch)
+        return True
+
+    def _end(self, campaign: Campaign) -> None:
+        for trial in campaign.trials:
+            if trial.state == "running":  # interrupted
+                tracking.client().set_terminated(self._stores[trial.run].run_id, "KILLED")
+        run_id, content = self.campaign.run_id, campaign.to_json() | {"run_id": self.campaign.run_id}
+        tracking.log_files(run_id, {"campaign.json": json.dumps(content, indent=1).encode()}, "")
+        status = "FINISHED" if campaign.state == "finished" else "FAILED" if campaign.count("lost") else "KILLED"
+        tracking.client().set_terminated(run_id, status)

@@ -1,0 +1,257 @@
+"""One command's run of a campaign: which trial is next, what a trial's result means, and when all is done.
+
+Ray Tune drives it through the adapters in `jobs.tune.adapters`; all calls come from the driver's main thread.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from aecore.config import Recipe
+from aecore.data.shards import Manifest
+from aecore.search_space import Point, grid_size
+from cluster.lock import LockedError
+from jobs.run_store import lock_run, open_run, run_name, stored_run
+from jobs.tune.campaign import Campaign, State, Trial
+from jobs.tune.plan import PointPlan
+from jobs.tune.selection import rank_by_rule, score
+from jobs.tune.stopping import reason_to_stop
+
+log = logging.getLogger(__name__)
+METRICS = ("train_", "valid_", "hog_frechet_", "images_per_second", "memory_mb", "gpu_memory_mb")  # how names begin
+NUM_REPLICATED = 3  # points of the front that are trained with more seeds
+MAX_INVALID = 100  # points in a row that the recipe refuses in combination
+BUDGET = "the budget is spent"
+Listener = Callable[[Campaign], None]
+
+
+class CampaignRun:
+    """The trials of one command, by Tune's trial ids in `running`; `listeners` are called after each change."""
+
+    def __init__(
+        self, campaign: Campaign, recipe: Recipe, manifest: Manifest, listeners: Sequence[Listener] = ()
+    ) -> None:
+        self.campaign, self.recipe, self.manifest, self.listeners = campaign, recipe, manifest, listeners
+        self.search, self.space = recipe.search, recipe.search.dimensions
+        self.running: dict[str, Trial] = {}
+        self.refused: dict[str, str] = {}  # the user's mistake that ended a run, or kept it from starting
+        self._locks: dict[str, ExitStack] = {}  # by run; held here, since Ray may replace a trial's process
+        self._outcomes: dict[str, tuple[State, str]] = {}  # by trial id
+        self._clock: Callable[[], float] = lambda: campaign.seconds
+        self._resumable = [trial for trial in campaign.trials if self._goes_on(trial)]
+        self._plan = self._replicates = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles its searcher for a restore; a campaign resumes from its own file."""
+        return {}
+
+    def begin(self) -> None:
+        """Mark the campaign as running; its clock goes on from the seconds of earlier commands."""
+        start = time.monotonic() - self.campaign.seconds
+        self._clock = lambda: time.monotonic() - start
+        self.campaign.state = "running"
+        self._changed()
+
+    def has_work(self) -> bool:
+        """Return True if there is a trial to train."""
+        return bool(
+            self._resumable
+            or (not self.spent() and (self._num_searched() < self._max_searched() or self._missing_replicates()))
+        )
+
+    def next_trial(self) -> Trial | None:
+        """Return the next trial to train, None if there is none, or none before a running one ends."""
+        if self.spent():
+            self._resumable = []
+            return None
+        while self._resumable:
+            if self._open(trial := self._resumable.pop(0)):
+                return trial
+        invalid = 0
+        while self._num_searched() < self._max_searched() and invalid < MAX_INVALID:
+            if (point := self.plan.next()) is None:
+                break
+            try:
+                trial = self._new_trial(point)
+            except ValueError as error:  # each value is valid, but not their combination
+                log.warning("point %s is no recipe: %s", point, error)
+                self.plan.tell(point, None)
+                invalid += 1
+                continue
+            if trial is not None and self._open(trial):
+                return trial
+        if self.running:
+            return None
+        while missing := self._missing_replicates():
+            if (trial := self._new_trial(*missing[0])) is not None and self._open(trial):
+                return trial
+        return None
+
+    def finished(self) -> bool:
+        """Return True if no trial will follow."""
+        return not self.running and not self.has_work()
+
+    def start(self, trial_id: str, run: str, devices: float) -> None:
+        """Mark the trial as running."""
+        trial = self.running[trial_id]
+        assert trial.run == run
+        trial.start(devices)
+        self._changed()
+
+    def record(self, trial_id: str, result: dict[str, Any]) -> str:
+        """Take a trial's report: an epoch's metrics, or its outcome. Return why it is to stop, "" if it goes on."""
+        if "outcome" in result:
+            self._outcomes[trial_id] = (result["outcome"], result.get("reason", ""))
+            return ""
+        trial = self.running[trial_id]
+        trial.record(int(result["epoch"]), {key: value for key, value in result.items() if key.startswith(METRICS)})
+        reason = BUDGET if self.spent() else reason_to_stop(self.campaign, trial, self.recipe)
+        if reason and trial.epoch < trial.epochs:
+            self._outcomes[trial_id] = ("stopped", reason)
+        self._changed()
+        return reason if trial.epoch < trial.epochs else ""
+
+    def recover(self, trial_id: str) -> None:
+        """Take note that the trial's process died and that it will resume from its last checkpoint."""
+        trial = self.running[trial_id]
+        log.warning("trial %s: its process died; it resumes from its last checkpoint", trial.run)
+        trial.close_span()
+        self._changed()
+
+    def end(self, trial_id: str, error: str = "") -> None:
+        """Take the end of a trial, with `error` if Tune gave it up."""
+        trial = self.running.pop(trial_id)
+        state, reason = self._outcomes.pop(trial_id, ("lost", error or "it ended without a result"))
+        if state == "refused":
+            state = "lost"
+            self.refused[trial.run] = reason
+        self._end(trial, state, reason)
+
+    def close(self) -> None:
+        """Set the campaign's state after the last trial, or after an interruption."""
+        for trial in self.running.values():
+            trial.close_span()
+        for run in list(self._locks):
+            self._unlock(run)
+        unfinished = self.running or self.campaign.count("lost") or self.has_work()
+        self.campaign.state = "unfinished" if unfinished else "finished"
+        self.campaign.rank()
+        self._changed()
+
+    def spent(self) -> bool:
+        """Return True if the campaign has used its minutes or device hours."""
+        self.campaign.seconds = self._clock()
+        minutes, hours = self.search.minutes, self.search.gpu_hours
+        return bool(
+            (minutes and self.campaign.seconds >= 60 * minutes) or (hours and self.campaign.device_hours() >= hours)
+        )
+
+    @property
+    def plan(self) -> PointPlan:
+        """The search's points, with the results of earlier commands."""
+        if self._plan is None:
+            own = self._own_point()
+            first = [*self.search.first, *([own] if own else [])]
+            self._plan = PointPlan(self.space, first, self.search.trials, self.recipe.optim.seed)
+            for trial in self.campaign.trials:
+                if not trial.replicate_of:
+                    self._plan.add(trial.point, self._values(trial) if trial.state != "running" else None)
+        return self._plan
+
+    def _own_point(self) -> Point | None:
+        """Return the recipe's own values of the searched keys, None if the space has them not."""
+        sections = self.recipe.model_dump(mode="json")
+        point = {}
+        for key, dimension in self.space.items():
+            section, _, name = key.rpartition(".")
+            try:
+                point[key] = dimension.nearest(sections[section][name])
+            except (KeyError, ValueError):
+                return None
+        return point
+
+    def _goes_on(self, trial: Trial) -> bool:
+        longer = trial.epochs < self.recipe.optim.epochs and trial.state in ("finished", "stopped")
+        budget = trial.state == "stopped" and (trial.reason == BUDGET or self.search.stop == "none")
+        return trial.state in ("running", "lost") or longer or budget
+
+    def _num_searched(self) -> int:
+        return sum(not trial.replicate_of for trial in self.campaign.trials)
+
+    def _max_searched(self) -> float:
+        return min(self.search.trials, grid_size(self.space))
+
+    def _new_trial(self, point: Point, replicate_of: str = "") -> Trial | None:
+        """Add a trial of `point` to the campaign; return None if its run is a trial already."""
+        recipe = self.recipe.at(point)
+        run = run_name(recipe, self.campaign.stem, self.manifest)
+        if (known := self.campaign.trial(run)) is not None:
+            self.plan.tell(point, self._values(known))
+            return None
+        trial = Trial(run, point, recipe.optim.epochs, replicate_of=replicate_of)
+        self.campaign.trials.append(trial)
+        return trial
+
+    def _open(self, trial: Trial) -> bool:
+        """Lock and open the trial's run; return True if it is to be trained, and not trained already or elsewhere."""
+        trial.epochs = self.recipe.optim.epochs
+        finished = stored_run(trial.run).finished()
+        lock = ExitStack()
+        try:
+            if not finished:
+                lock.enter_context(lock_run(trial.run))
+        except LockedError as error:
+            self.refused[trial.run] = str(error)
+            self._end(trial, "lost", str(error))
+            return False
+        self._locks[trial.run] = lock
+        run_store = open_run(self.recipe.at(trial.point), self.campaign.stem, self.manifest)
+        for epoch, metrics in run_store.epochs().items():
+            trial.record(epoch, metrics)
+        if finished:
+            self._end(trial, "finished")
+        return not finished
+
+    def _end(self, trial: Trial, state: State, reason: str = "") -> None:
+        trial.end(state, reason)
+        self._unlock(trial.run)
+        if state in ("lost", "diverged"):
+            log.warning("trial %s %s: %s", trial.run, "is lost" if state == "lost" else "diverged", reason)
+        if not trial.replicate_of:
+            self.plan.tell(trial.point, self._values(trial))
+        self.campaign.rank()
+        self._changed()
+
+    def _unlock(self, run: str) -> None:
+        if lock := self._locks.pop(run, None):
+            lock.close()
+
+    def _missing_replicates(self) -> list[tuple[Point, str]]:
+        """Return the points, with the next seeds, of the best trials that lack replicates, and the runs they repeat."""
+        if self.search.replicates == 1:
+            return []
+        trials = {t.run: t for t in self.campaign.trials if not t.replicate_of}
+        models = [model for model in self.campaign.scores() if model.name in trials]
+        if self._replicates is None:
+            self._replicates = [m.name for m in rank_by_rule(models, self.search.psnr_slack)[:NUM_REPLICATED]]
+        first_seed = self.recipe.optim.seed
+        points = []
+        for run in self._replicates:
+            for seed in range(first_seed + 1, first_seed + self.search.replicates):
+                point = trials[run].point | {"optim.seed": seed}
+                if not any(trial.point == point for trial in self.campaign.trials):
+                    points.append((point, run))
+        return points
+
+    def _values(self, trial: Trial) -> tuple[float, float] | None:
+        """Return the trial's objectives at its last judged epoch."""
+        if not trial.judged:
+            return None
+        model = score(trial.run, trial.judged[-1], self.search.sampler)
+        return model.psnr, model.distance
+
+    def _changed(self) -> None:
+        for listener in self.listeners:
+            listener(self.campaign)

@@ -1,0 +1,35 @@
+"""When a trial of a campaign stops early: MO-ASHA's rungs (Schmucker 2021) and dead models."""
+
+import numpy as np
+
+from aecore.config import Optim, Recipe
+from jobs.tune.campaign import Campaign, Trial
+from jobs.tune.selection import in_better_half, score
+
+NUM_RUNGS = 2
+
+
+def rungs(optim: Optim) -> list[int]:
+    """Return the epochs at which trials are compared: the first judged ones, never the last epoch."""
+    return [epoch for epoch in optim.judged_epochs if epoch < optim.epochs][:NUM_RUNGS]
+
+
+def reason_to_stop(campaign: Campaign, trial: Trial, recipe: Recipe) -> str:
+    """Return why `trial` is to stop after its last epoch, "" if it goes on.
+
+    A model without active units after the KL's warm-up is dead: its decoder ignores z. At a rung the trial is compared
+    with all trials that have reached that epoch, and goes on if it is on their Pareto front or in the better half by
+    non-dominated sorting.
+    """
+    if recipe.search.stop == "none":
+        return ""
+    if trial.epoch >= recipe.loss.kl_warmup and trial.metrics.get("valid_active_units") == 0:
+        return f"no active units after epoch {trial.epoch}"
+    if trial.epoch not in rungs(recipe.optim) or trial.judged_at(trial.epoch) is None:
+        return ""
+    reached = [t for t in campaign.trials if t.judged_at(trial.epoch) is not None and t.epochs == trial.epochs]
+    scores = [score(t.run, t.judged_at(trial.epoch) or {}, recipe.search.sampler) for t in reached]
+    costs = np.array([(-model.psnr, model.distance) for model in scores])
+    if in_better_half(costs, [t.run for t in reached].index(trial.run)):
+        return ""
+    return f"in the worse half of {len(reached)} trials at epoch {trial.epoch}"

@@ -1,0 +1,60 @@
+"""One trial of a campaign, in its own process: a run that is trained as `zpoint train` trains it."""
+
+import os
+from functools import partial
+from typing import Any
+
+from aecore.config import Recipe
+from aecore.errors import one_line
+from cluster.progress import publish
+from cluster.ray_connection import has_gpu
+from cluster.settings import apply_env, settings
+from jobs.dataset import open_dataset
+from jobs.run_store import RunStore
+from jobs.train.ray_trainer import run_on_ray
+
+STOP_SECONDS = 600  # for a stopped trial to write its checkpoint before its process takes the next trial
+
+
+def run_trial(config: dict[str, Any], *, recipe: Recipe, env: dict[str, str]) -> None:
+    """Train one trial: a single worker in this process, several under Ray Train.
+
+    Reports each epoch's metrics, then the trial's outcome: finished, diverged or, after a user's mistake, refused. Any
+    other exception ends the process's trial, which Tune starts again.
+    """
+    from ray import tune as ray_tune
+
+    apply_env(env)
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(STOP_SECONDS)
+    recipe = recipe.at(config["point"])
+    # The driver keeps the MLflow run.
+    run_store = RunStore(config["run"], f"{settings().runs_uri}/{config['run']}", run_id="")
+    try:
+        _train(recipe, run_store)
+    except ValueError as error:
+        ray_tune.report({"outcome": "refused", "reason": one_line(error, limit=None)})
+    except FloatingPointError as error:
+        ray_tune.report({"outcome": "diverged", "reason": one_line(error)})
+    except RuntimeError as error:
+        if recipe.scale.max_workers <= 1:
+            raise
+        ray_tune.report({"outcome": "lost", "reason": one_line(error)})  # Ray Train has retried it
+    else:
+        ray_tune.report({"outcome": "finished"})
+
+
+def _train(recipe: Recipe, run_store: RunStore) -> None:
+    from ray import tune as ray_tune
+
+    dataset = open_dataset(recipe.data.uri)
+    if recipe.scale.max_workers > 1:
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        return run_on_ray(recipe, dataset, run_store, [TuneReportCallback()])
+    import torch
+
+    from jobs.train.worker import Worker, train_loop
+
+    worker = Worker(device=torch.device("cuda" if has_gpu() else "cpu"), show_progress=partial(publish, run_store.name))
+    for metrics in train_loop(recipe, dataset, run_store, worker):
+        ray_tune.report(metrics)
