@@ -91,7 +91,9 @@ def _add_data(add_command: Callable[..., Any]) -> None:
 
     ingest = add_command("ingest", _ingest, "convert images into shards and a manifest", printing.format_ingest)
     # The job checks dataset, encoding and split: argparse's choices would repeat its lists.
-    ingest.add_argument("dataset", metavar="DATASET", help="celeba, mnist, fashion_mnist, cifar10, folder or generated")
+    ingest.add_argument(
+        "dataset", metavar="DATASET", help="celeba, mnist, fashion_mnist, cifar10, folder, parquet or generated"
+    )
     ingest.add_argument(
         "--source", type=_path, help="folder or zip of the images, local or on S3 (omit it for generated)"
     )

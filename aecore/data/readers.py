@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +18,9 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import csv
 
 from aecore.data.io import retry_read
 from aecore.data.remote_path import RemotePath
@@ -25,6 +28,9 @@ from aecore.data.synthetic_faces import draw_face
 
 MAX_FILE_BYTES = 256 * 1024 * 1024  # of one encoded image
 MAX_REQUESTS = 16  # in flight, when each image is an S3 object of its own
+CSV_FILES = {  # Kaggle's names
+    subset: tuple(f"{stem}{subset}.csv" for stem in ("mnist_", "fashion-mnist_", "")) for subset in ("train", "test")
+}
 Item = bytes | np.ndarray
 _ENCRYPTED = 1  # flag bit of a zip member
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, UnicodeDecodeError)
@@ -126,7 +132,7 @@ class ZipReader(Reader):
 class ArrayReader(Reader):
     """Reads images of arrays in torchvision's formats; a name is train-00012 or test-00012."""
 
-    kind: str  # 'idx' or 'cifar'
+    kind: str  # of ARRAY_LOADERS
     folder: RemotePath
     fingerprint: str  # of the files, so that files that replace them are loaded anew
 
@@ -134,6 +140,25 @@ class ArrayReader(Reader):
         """Return the pixels, uint8 (H, W, 1 or 3)."""
         subset, _, index = name.partition("-")
         return _load_images(self.kind, self.folder, self.fingerprint, subset)[int(index)]
+
+
+@dataclass(frozen=True)
+class ParquetReader(Reader):
+    """Reads images of Hugging Face's Parquet files below `folder`; a name is FILE/ROW, without the ending of FILE."""
+
+    folder: RemotePath
+    column: str  # of encoded images: binary, or a struct with the binary field `bytes`
+    fingerprint: str  # of the files, so that files that replace them are read anew
+
+    def read(self, name: str) -> bytes:
+        """Return the encoded image. Raises ValueError when the row has none or the file is damaged."""
+        file, _, row = name.rpartition("/")
+        path = self.folder / f"{file}.parquet"
+        group, start = _find_row_group(path, self.fingerprint, int(row))
+        data = _read_row_group(path, self.fingerprint, self.column, group)[int(row) - start].as_py()
+        if data is None:
+            raise ValueError("its row holds no bytes")
+        return data
 
 
 @dataclass(frozen=True)
@@ -178,7 +203,28 @@ def member_path(name: str) -> str:
 
 @lru_cache(maxsize=2)
 def _load_images(kind: str, folder: RemotePath, fingerprint: str, subset: str) -> np.ndarray:
-    return (load_idx if kind == "idx" else load_cifar)(folder, subset)[0]
+    return ARRAY_LOADERS[kind](folder, subset)[0]
+
+
+def _find_row_group(path: RemotePath, fingerprint: str, row: int) -> tuple[int, int]:
+    """Return the index of the row group that holds `row`, and its first row."""
+    starts = _row_group_starts(path, fingerprint)
+    group = int(np.searchsorted(starts, row, side="right")) - 1
+    return group, int(starts[group])
+
+
+@lru_cache(maxsize=64)
+def _row_group_starts(path: RemotePath, fingerprint: str) -> np.ndarray:
+    metadata = pq.read_metadata(path.path, filesystem=path.fs)
+    return np.cumsum([0, *(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))])
+
+
+@lru_cache(maxsize=4)  # two shards are read from distant row groups at a time
+def _read_row_group(path: RemotePath, fingerprint: str, column: str, group: int) -> pa.ChunkedArray:
+    images = pq.ParquetFile(path.path, filesystem=path.fs).read_row_group(group, columns=[column])[column]
+    if not pa.types.is_struct(images.type):
+        return images
+    return images.flatten()[images.type.get_field_index("bytes")]
 
 
 def load_idx(folder: RemotePath, subset: str) -> tuple[np.ndarray, np.ndarray]:
@@ -187,11 +233,17 @@ def load_idx(folder: RemotePath, subset: str) -> tuple[np.ndarray, np.ndarray]:
     Raises ValueError when a file is missing, cut short or in another format.
     """
     stem = "train" if subset == "train" else "t10k"
-    images = _read_idx(folder / f"{stem}-images-idx3-ubyte")
-    labels = _read_idx(folder / f"{stem}-labels-idx1-ubyte")
+    images = _read_idx(find_idx(folder, f"{stem}-images-idx3-ubyte"))
+    labels = _read_idx(find_idx(folder, f"{stem}-labels-idx1-ubyte"))
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise ValueError(f"{folder}: shapes of {subset} images {images.shape} and labels {labels.shape} do not match")
     return images[..., None], labels
+
+
+def find_idx(folder: RemotePath, name: str) -> RemotePath:
+    """Return the path of an IDX file, without .gz: its official name, or Kaggle's `train-images.idx3-ubyte`."""
+    kaggle = folder / name.replace("-idx", ".idx")
+    return kaggle if kaggle.is_file() else folder / name
 
 
 def _read_idx(path: RemotePath) -> np.ndarray:
@@ -209,6 +261,35 @@ def _read_idx(path: RemotePath) -> np.ndarray:
     if len(shape) != data[3] or len(data) - start != int(np.prod(shape)):
         raise ValueError(f"{path} is cut short: {len(data):,} bytes for the shape {shape}")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def load_csv(folder: RemotePath, subset: str) -> tuple[np.ndarray, np.ndarray]:
+    """Load `subset` of an MNIST as CSV, a label and 784 pixels a row: uint8 (n, 28, 28, 1) images, uint8 (n,) labels.
+
+    The file is one of CSV_FILES; a header is optional. The arrays are empty if a test file is missing. Raises
+    ValueError when the file has other columns or values.
+    """
+    path = next((folder / name for name in CSV_FILES[subset] if (folder / name).is_file()), None)
+    if path is None:
+        return np.empty((0, 28, 28, 1), np.uint8), np.empty(0, np.uint8)
+    data = path.read()
+    header = data[: data.find(b"\n")].decode(errors="replace").strip().replace('"', "").split(",")
+    has_header = not header[0].isdigit()
+    if len(header) != 785:
+        hint = "; a test set without labels is of no use here: move it away" if len(header) == 784 else ""
+        raise ValueError(f"{path} has {len(header):,} columns, not a label and 784 pixels{hint}")
+    columns = header if has_header else [str(i) for i in range(785)]
+    try:
+        table = csv.read_csv(
+            pa.BufferReader(data),
+            csv.ReadOptions(column_names=columns, skip_rows=int(has_header)),
+            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.uint8())),
+        )
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} must hold whole numbers from 0 to 255: {error}") from error
+    label = columns.index("label") if "label" in columns else 0
+    values = np.stack([column.to_numpy() for column in table.columns], axis=1)
+    return np.delete(values, label, axis=1).reshape(-1, 28, 28, 1), values[:, label]
 
 
 def load_cifar(folder: RemotePath, subset: str) -> tuple[np.ndarray, np.ndarray]:
@@ -231,6 +312,13 @@ def load_cifar(folder: RemotePath, subset: str) -> tuple[np.ndarray, np.ndarray]
         except Exception as error:  # a damaged pickle raises nearly anything
             raise ValueError(f"{path} is not a CIFAR10 batch for Python: {error}") from error
     return np.concatenate(images), np.concatenate(labels)
+
+
+ARRAY_LOADERS: dict[str, Callable[[RemotePath, str], tuple[np.ndarray, np.ndarray]]] = {
+    "idx": load_idx,
+    "csv": load_csv,
+    "cifar": load_cifar,
+}
 
 
 class _NumbersOnly(pickle.Unpickler):

@@ -5,7 +5,7 @@ Its reader is pickled to other processes, which read the items.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from aecore.data.download import check_downloadable, download
 from aecore.data.file_tree import FileTree, list_tree
 from aecore.data.io import sha256
 from aecore.data.layout import read_layout
-from aecore.data.readers import ArrayReader, FaceReader, Item, Reader, load_cifar, load_idx
+from aecore.data.parquet import read_parquet_columns
+from aecore.data.readers import ARRAY_LOADERS, CSV_FILES, ArrayReader, FaceReader, Item, ParquetReader, Reader
 from aecore.data.remote_path import RemotePath
 from aecore.data.splits import SPLITS, sample_splits, split_table
 from aecore.data.synthetic_faces import face_factors
@@ -243,34 +244,68 @@ def folder(options: SourceOptions) -> SourceListing:
 
 
 def mnist(options: SourceOptions) -> SourceListing:
-    """List MNIST in torchvision's layout: 1 channel, 28 x 28, with labels."""
-    return _list_arrays(options, "idx", ("MNIST/raw", "raw", ""), "train-labels-idx1-ubyte", channels=1, size=28)
+    """List MNIST: 1 channel, 28 x 28, with labels; torchvision's files, Kaggle's CSV, or images in folders 0 to 9."""
+    return _list_digits(options, ("MNIST/raw", "raw", ""))
 
 
 def fashion_mnist(options: SourceOptions) -> SourceListing:
-    """List Fashion-MNIST in torchvision's layout: 1 channel, 28 x 28, with labels."""
-    layouts = ("FashionMNIST/raw", "raw", "")
-    return _list_arrays(options, "idx", layouts, "train-labels-idx1-ubyte", channels=1, size=28)
+    """List Fashion-MNIST in the forms of MNIST."""
+    return _list_digits(options, ("FashionMNIST/raw", "raw", ""))
+
+
+def _has_images(base: RemotePath) -> bool:
+    try:
+        return bool(list_tree(base).find_images())
+    except ValueError:  # a file that is no zip
+        return False
+
+
+def _list_digits(options: SourceOptions, layouts: tuple[str, ...]) -> SourceListing:
+    base = _source_path(options, "torchvision's root folder")
+    if any((base / name).is_file() for name in CSV_FILES["train"]):
+        return _list_arrays(options, "csv", ("",), CSV_FILES["train"], channels=1, size=28)
+    markers = ("train-labels-idx1-ubyte", "train-labels.idx1-ubyte")
+    try:
+        return _list_arrays(options, "idx", layouts, markers, channels=1, size=28)
+    except _NoArraysError:
+        if not _has_images(base):
+            raise
+    listing = folder(options)
+    classes = listing.items["class"].to_pylist() if "class" in listing.items.column_names else []
+    if not classes or set(classes) - set("0123456789"):
+        others = list_names(sorted(set(classes)) or listing.items["name"].to_pylist())
+        raise ValueError(
+            f"{base}: the class folders must be 0 to 9, not {others}; use `zpoint ingest folder --size 28`"
+        )
+    labels = pa.array([int(name) for name in classes])
+    items = listing.items.set_column(listing.items.column_names.index("label"), "label", labels).drop_columns("class")
+    return replace(listing, items=items, channels=1, size=28)
 
 
 def cifar10(options: SourceOptions) -> SourceListing:
     """List CIFAR10 in torchvision's layout (cifar-10-batches-py): 3 channels, 32 x 32, with labels."""
-    return _list_arrays(options, "cifar", ("cifar-10-batches-py", ""), "test_batch", channels=3, size=32)
+    return _list_arrays(options, "cifar", ("cifar-10-batches-py", ""), ("test_batch",), channels=3, size=32)
+
+
+class _NoArraysError(ValueError):
+    """A source has none of the files that mark a dataset of arrays."""
 
 
 def _list_arrays(
-    options: SourceOptions, kind: str, layouts: tuple[str, ...], marker: str, *, channels: int, size: int
+    options: SourceOptions, kind: str, layouts: tuple[str, ...], markers: tuple[str, ...], *, channels: int, size: int
 ) -> SourceListing:
-    """List the images of the first of the folders `layouts` that holds the file `marker`."""
-    expected = f"torchvision's root folder, or the folder that holds {marker}"
+    """List the images of the first of the folders `layouts` that holds one of the files `markers`."""
+    expected = f"torchvision's root folder, or the folder that holds {markers[0]}"
     base = _source_path(options, expected)
     folders = (base / layout for layout in layouts)
-    data_folder = next((p for p in folders if (p / marker).is_file() or (p / f"{marker}.gz").is_file()), None)
+    files = [f"{marker}{ending}" for marker in markers for ending in ("", ".gz")]
+    data_folder = next((p for p in folders if any((p / file).is_file() for file in files)), None)
     if data_folder is None:
-        raise ValueError(f"{base} holds no {marker}; --source takes {expected}")
+        hint = "; read CIFAR10 as image folders with `zpoint ingest folder --size 32`" if kind == "cifar" else ""
+        raise _NoArraysError(f"{base} holds no {markers[0]}; --source takes {expected}{hint}")
     names, labels, splits, digests = [], [], [], []
     for split in ("train", "test"):
-        split_images, split_labels = (load_idx if kind == "idx" else load_cifar)(data_folder, split)
+        split_images, split_labels = ARRAY_LOADERS[kind](data_folder, split)
         names += [f"{split}-{i:05d}" for i in range(len(split_images))]
         labels += split_labels.tolist()
         splits += [split] * len(split_images)
@@ -280,6 +315,28 @@ def _list_arrays(
     reader = ArrayReader(kind, data_folder, fingerprint)
     return SourceListing(
         table, splits, reader, channels, size, fingerprint=fingerprint, split_origin="the files of train and test"
+    )
+
+
+def parquet(options: SourceOptions) -> SourceListing:
+    """List the images of Hugging Face's Parquet files, with their labels and numbers; splits by the files' names."""
+    expected = "a folder of Parquet files with a column of images, such as data/train-00000-of-00001.parquet"
+    base = _source_path(options, expected)
+    tree = list_tree(base) if base.is_dir() else None
+    files = sorted(name for name in tree.files if name.endswith(".parquet")) if tree else []
+    if tree is None or not files:
+        raise ValueError(f"{base} holds no Parquet files; --source takes {expected}")
+    items, splits, column = read_parquet_columns(tree.path, files)
+    fingerprint = _fingerprint("parquet", {name: tree.files[name] for name in files})
+    return SourceListing(
+        items,
+        splits,
+        ParquetReader(tree.path, column, fingerprint),
+        channels=3,
+        size=96,
+        fingerprint=fingerprint,
+        split_origin="the names of the Parquet files",
+        passed_over=tree.passed_over | {"not Parquet": sorted(tree.files.keys() - set(files))},
     )
 
 
@@ -301,5 +358,6 @@ SOURCES: dict[str, Callable[[SourceOptions], SourceListing]] = {
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
     "folder": folder,
+    "parquet": parquet,
     "generated": generated,
 }

@@ -1,0 +1,165 @@
+"""Images in tables: Hugging Face's Parquet, MNIST as CSV, as IDX with Kaggle's names, and as images in folders."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from aecore.data.images import decode_image, encode_image
+from aecore.data.sources import Source, SourceOptions, open_source
+from tests.aecore.data.test_sources import write_idx
+
+
+def counts(source: Source) -> tuple[int, ...]:
+    return tuple(table.num_rows for table in source.splits.values())
+
+
+def picture(value: int, size: int = 8) -> bytes:
+    return encode_image(np.full((size, size, 3), value, np.uint8), "png")
+
+
+def write_parquet(path: Path, values: range, column: str = "image", **columns) -> None:
+    """Write a file as Hugging Face's datasets do, three images in a row group, the label of image i being i % 2."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"bytes": picture(value), "path": f"{value}.png"} for value in values]
+    table = pa.table({column: images, "label": [value % 2 for value in values], **columns})
+    features = {column: {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=3)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("data/train-0000{}-of-00002.parquet", "data/validation-00000-of-00001-0a1b2c.parquet"),
+        ("default/train/000{}.parquet", "default/dev/0000.parquet"),
+        ("train{}.parquet", "val.parquet"),
+    ],
+)
+def test_parquet_of_hugging_face(tmp_path: Path, train: str, test: str):
+    write_parquet(tmp_path / train.format(0), range(7), Smiling=[True] * 7, celeb_id=list(range(7)), text=["x"] * 7)
+    write_parquet(tmp_path / train.format(1), range(7, 9), Smiling=[False] * 2, celeb_id=[7, 8], text=["x"] * 2)
+    write_parquet(tmp_path / test, range(9, 12), Smiling=[False] * 3, celeb_id=[9, 10, 11], text=["x"] * 3)
+    (tmp_path / "README.md").write_text("a card")
+    source = open_source("parquet", SourceOptions(str(tmp_path)))
+    assert source.split_text == "official: the names of the Parquet files; test drawn from train, a tenth of it each"
+    assert counts(source)[1] == 3
+    reader = pickle.loads(pickle.dumps(source.reader))
+    for table in source.splits.values():
+        assert table.column_names == ["name", "label", "Smiling", "identity", "class"]
+        for row in table.to_pylist():
+            assert decode_image(reader.read(row["name"]))[0, 0, 0] == row["identity"]
+            assert (row["label"], row["class"]) == (row["identity"] % 2, ["cat", "dog"][row["identity"] % 2])
+            assert row["Smiling"] == (row["identity"] < 7)
+    assert source.passed_over == {"not Parquet": ["README.md"]}
+    assert "ingest parquet" in refusal("folder", tmp_path)
+    assert "ingest parquet" in refusal("celeba", tmp_path)
+
+
+def refusal(dataset: str, path: Path) -> str:
+    with pytest.raises(ValueError, match=path.name) as caught:
+        open_source(dataset, SourceOptions(str(path)))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_parquet_without_splits_labels_or_a_struct(tmp_path: Path):
+    pq.write_table(pa.table({"img": [picture(1), picture(2), None]}), tmp_path / "all.parquet")
+    source = open_source("parquet", SourceOptions(str(tmp_path), split="hash"))
+    assert sum(counts(source)) == 3
+    assert source.reader.read("all/000001") == picture(2)
+    with pytest.raises(ValueError, match="its row holds no bytes"):
+        source.reader.read("all/000002")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ((), "holds no Parquet files"),
+        (("train.parquet", "extra.parquet"), "extra.parquet name no split, but other files do"),
+        (("digits/train/0.parquet", "numbers/train/0.parquet"), "several configurations .* such as digits, numbers"),
+    ],
+)
+def test_ambiguous_parquet_is_refused(tmp_path: Path, files: tuple[str, ...], message: str):
+    for file in files:
+        write_parquet(tmp_path / file, range(3))
+    with pytest.raises(ValueError, match=message):
+        open_source("parquet", SourceOptions(str(tmp_path)))
+
+
+def test_damaged_or_differing_parquet_is_refused(tmp_path: Path):
+    write_parquet(tmp_path / "train.parquet", range(3))
+    write_parquet(tmp_path / "test.parquet", range(3), column="photo")
+    assert "test.parquet" in refusal("parquet", tmp_path)
+    (tmp_path / "test.parquet").write_bytes(b"PAR1 cut")
+    assert "damaged Parquet" in refusal("parquet", tmp_path)
+    (tmp_path / "test.parquet").unlink()
+    write_parquet(tmp_path / "train.parquet", range(3), mask=[{"bytes": b""}] * 3, column="photo")
+    assert "one column of images is needed" in refusal("parquet", tmp_path)
+
+
+def write_csv(path: Path, count: int, *, header: bool, labels: bool = True) -> None:
+    names = (["label"] if labels else []) + [f"pixel{i}" for i in range(784)]
+    rows = [([str(i % 10)] if labels else []) + [str((i + j) % 256) for j in range(784)] for i in range(count)]
+    path.write_text("\n".join(",".join(row) for row in ([names] if header else []) + rows))
+
+
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize(("dataset", "stem"), [("mnist", "mnist_"), ("fashion_mnist", "fashion-mnist_"), ("mnist", "")])
+def test_mnist_as_csv(tmp_path: Path, dataset: str, stem: str, header: bool):
+    for subset, count in (("train", 30), ("test", 5)):
+        write_csv(tmp_path / f"{stem}{subset}.csv", count, header=header)
+    source = open_source(dataset, SourceOptions(str(tmp_path)))
+    assert (source.channels, source.size, counts(source)[2], sum(counts(source))) == (1, 28, 5, 35)
+    pixels = next(iter(source.read("test", [3])))
+    assert isinstance(pixels, np.ndarray)
+    assert pixels.shape == (28, 28, 1)
+    assert pixels.ravel()[:3].tolist() == [3, 4, 5]
+    assert source.splits["test"]["label"].to_pylist() == [0, 1, 2, 3, 4]
+
+
+def test_kaggles_csv_without_labels_is_refused_and_train_alone_is_split(tmp_path: Path):
+    write_csv(tmp_path / "train.csv", 40, header=True)
+    write_csv(tmp_path / "test.csv", 5, header=True, labels=False)
+    assert "test.csv has 784 columns, not a label and 784 pixels; a test set without labels" in refusal(
+        "mnist", tmp_path
+    )
+    (tmp_path / "test.csv").unlink()
+    source = open_source("mnist", SourceOptions(str(tmp_path)))
+    assert sum(counts(source)) == 40
+    assert min(counts(source)) >= 1
+    (tmp_path / "train.csv").write_text("label," + ",".join(["x"] * 784) + "\n" + ",".join(["300"] * 785))
+    assert "whole numbers from 0 to 255" in refusal("mnist", tmp_path)
+
+
+def test_mnist_as_images_has_the_digits_as_labels(tmp_path: Path):
+    for subset in ("training", "testing"):
+        for digit in (3, 7):
+            for i in range(4):
+                path = tmp_path / "mnist_png" / subset / str(digit) / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encode_image(np.full((28, 28, 1), digit, np.uint8), "png"))
+    source = open_source("mnist", SourceOptions(str(tmp_path)))
+    assert (source.channels, source.size, counts(source)[2]) == (1, 28, 8)
+    assert source.splits["test"]["label"].to_pylist() == [3] * 4 + [7] * 4
+    (tmp_path / "mnist_png" / "testing" / "7").rename(tmp_path / "mnist_png" / "testing" / "seven")
+    assert "must be 0 to 9, not 3, 7, seven; use `zpoint ingest folder" in refusal("mnist", tmp_path)
+
+
+def test_idx_files_with_kaggles_names(tmp_path: Path):
+    write_idx(tmp_path / "raw", 20)
+    official = open_source("mnist", SourceOptions(str(tmp_path)))
+    for path in (tmp_path / "raw").iterdir():
+        path.rename(tmp_path / path.name.replace("-idx", ".idx"))
+    (tmp_path / "raw").rmdir()
+    assert open_source("mnist", SourceOptions(str(tmp_path))).splits == official.splits
+
+
+def test_cifar_as_images_is_refused_with_the_command_that_reads_it(tmp_path: Path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "1.png").write_bytes(picture(1))
+    assert "`zpoint ingest folder --size 32`" in refusal("cifar10", tmp_path)
