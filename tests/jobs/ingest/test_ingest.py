@@ -1,4 +1,6 @@
+import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from aecore.data.images import encode_image
 from aecore.data.shards import load_manifest, read_shard
 from aecore.data.synthetic_faces import draw_face
 from cluster.lock import LockedError
+from jobs.cli import main
 from jobs.ingest.job import ingest
 from tests.jobs.ingest.in_process import patch_ingest
 
@@ -233,3 +236,45 @@ def test_target_that_another_ingest_writes_is_refused(tmp_path: Path):
     ingest("generated", None, target, limit=32, size=16, progress=ingest_again)
     assert len(refusals) >= 3
     assert not [path for path in Path(target).iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_ingest_prints_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog):
+    source, picture = tmp_path / "source", encode_image(draw_face(0, 0, 16)[0], "png")
+    for name in (
+        *(f"train/class {i:02d}/{'n' * 90}{j}.png" for i in range(12) for j in range(3)),
+        "val/class 00/0.png",
+    ):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(picture)
+    for name in (".DS_Store", "README.md", *(f"train/class 00/{i}.xml" for i in range(20))):
+        (source / name).write_text("text")
+    arguments = ["ingest", "folder", f"--source={source}", "--to", str(tmp_path / "to"), "--size", "16"]
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments)
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines()[1:])) <= 80
+    for line in (
+        r"splits        train \d+, valid 1, test \d+",
+        r"split rule    official: the folders train/, val/; test drawn from train",
+        r"classes       12: class 00, class 01,",
+        r"passed over   1 hidden: .DS_Store\n +21 text: README.md, train/class 00/0.xml",
+    ):
+        assert re.search(line, text), text
+    with pytest.raises(SystemExit, match="0"):
+        main([*arguments, "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["split_rule"].startswith("official: the folders train/, val/")
+    assert result["classes"]["count"] == 12
+    assert {reason: names["count"] for reason, names in result["passed_over"].items()} == {"hidden": 1, "text": 21}
+    assert not caplog.records
+
+
+@pytest.mark.usefixtures("in_process")
+def test_ingest_warns_if_more_is_passed_over_than_read(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(encode_image(draw_face(0, i, 16)[0], "png"))
+    for i in range(9):
+        (tmp_path / f"{i}.heic").write_bytes(b"\0\0\0\x24ftypheic\0\0\0\0mif1heic")
+    ingest("folder", str(tmp_path), str(tmp_path / "to"), size=16)
+    assert "9 entries passed over, 3 images read: no HEIF decoder" in caplog.text
