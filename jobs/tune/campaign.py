@@ -52,7 +52,16 @@ from aecore.search_space import Point
 from cluster.lock import hold_lock
 from cluster.settings import settings
 from cluster.storage import open_uri
-from jobs.tune.selection import ScoredModel, choose_best, describe_rule, hypervolume, pareto_front, score
+from jobs.tune.selection import (
+    ScoredModel,
+    choose_best,
+    describe_noise,
+    describe_rule,
+    hypervolume,
+    mean_score,
+    pareto_front,
+    score,
+)
 
 JUDGED = ("valid_psnr", "valid_active_units", "hog_frechet_normal", "hog_frechet_gaussian")
 State = Literal["running", "finished", "stopped", "diverged", "lost"]
@@ -147,23 +156,34 @@ class Campaign:
 
     def scores(self) -> list[ScoredModel]:
         """Return the scores of the finished trials."""
-        trials = [trial for trial in self.trials if trial.state == "finished" and trial.judged]
-        return [score(trial.run, trial.judged[-1], self.search["sampler"]) for trial in trials]
+        return [model for seeds in self.points() for model in seeds]
+
+    def points(self) -> list[list[ScoredModel]]:
+        """Return the scores of each point's finished seeds; most points have one seed."""
+        points: dict[str, list[ScoredModel]] = {}
+        for trial in self.trials:
+            if trial.state == "finished" and trial.judged:
+                model = score(trial.run, trial.judged[-1], self.search["sampler"])
+                points.setdefault(trial.replicate_of or trial.run, []).append(model)
+        return list(points.values())
 
     def rank(self) -> None:
-        """Set the Pareto front, the best run and the rule from the finished trials."""
+        """Set the Pareto front, the best run, the rule and its note from the finished trials.
+
+        Points are ranked by the mean of their seeds. If some have several seeds, the best one is among them.
+        """
         slack, sampler = self.search["psnr_slack"], self.search["sampler"]
-        self.rule = describe_rule(slack, sampler)
-        scores = self.scores()
-        self.pareto_front = [model.name for model in pareto_front(scores)]
-        self.best = self.sampler = ""
+        self.rule, self.best, self.sampler, self.note = describe_rule(slack, sampler), "", "", ""
+        points = self.points()
+        self.pareto_front = [model.name for model in pareto_front([mean_score(seeds) for seeds in points])]
         if self.pareto_front:
-            best = choose_best(scores, slack)
-            self.best, self.sampler = best.name, best.sampler
-        points = [(model.psnr, model.distance) for model in scores if model.alive]
-        if points:
-            reference = (min(psnr for psnr, _ in points), max(distance for _, distance in points))
-            self.hypervolume = [hypervolume(points[: n + 1], reference) for n in range(len(points))]
+            several = [mean_score(seeds) for seeds in points if len(seeds) > 1 and all(m.alive for m in seeds)]
+            best = choose_best(several or [mean_score(seeds) for seeds in points], slack)
+            self.best, self.sampler, self.note = best.name, best.sampler, describe_noise(points, slack)
+        pairs = [(model.psnr, model.distance) for model in self.scores() if model.alive]
+        if pairs:
+            reference = (min(psnr for psnr, _ in pairs), max(distance for _, distance in pairs))
+            self.hypervolume = [hypervolume(pairs[: n + 1], reference) for n in range(len(pairs))]
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of the campaign's file."""

@@ -109,11 +109,10 @@ def _search(run: CampaignRun, recipe: Recipe) -> None:
     devices = resources.get("GPU", resources.get("CPU", 0.0))
     # A trial with several workers only waits for them; Tune refuses a request for no resources at all.
     idle: dict[str, float] = {"CPU": 0, "memory": 2**20}
-    env = exported_env() | ({"RAY_ADDRESS": settings().ray_address} if settings().ray_address else {})
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(
             # Not in param_space, which Tune writes to the store: the environment may hold keys.
-            ray_tune.with_parameters(run_trial, recipe=recipe, env=env),
+            ray_tune.with_parameters(run_trial, recipe=recipe, env=trial_env()),
             idle if several else resources,
         ),
         tune_config=ray_tune.TuneConfig(
@@ -140,6 +139,11 @@ def _search(run: CampaignRun, recipe: Recipe) -> None:
         delete_folder(fs, f"{root}/ray/{campaign.campaign}")  # Tune's files; the trials' own are in their runs' folders
     if not run.finished():  # after Ctrl-C Tune returns as if it had finished
         raise KeyboardInterrupt
+
+
+def trial_env() -> dict[str, str]:
+    """Return the environment of a trial: the driver's, and the address without which it would take Ray for local."""
+    return exported_env() | {name: value for name in ("RAY_ADDRESS",) if (value := os.environ.get(name))}
 
 
 def trial_resources(recipe: Recipe) -> tuple[dict[str, float], int | None]:

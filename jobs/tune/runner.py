@@ -82,8 +82,8 @@ class CampaignRun:
                 continue
             if trial is not None and self._open(trial):
                 return trial
-        if self.running:
-            return None
+        if any(not trial.replicate_of for trial in self.running.values()):
+            return None  # the best points are not known yet
         while missing := self._missing_replicates():
             if (trial := self._new_trial(*missing[0])) is not None and self._open(trial):
                 return trial

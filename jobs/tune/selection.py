@@ -66,6 +66,38 @@ def choose_best(models: Sequence[ScoredModel], slack: float) -> ScoredModel:
     return ranked[0]
 
 
+def mean_score(models: Sequence[ScoredModel]) -> ScoredModel:
+    """Return the mean of the scores of one point's seeds, under the name of the one with the lowest distance."""
+    best = min(models, key=lambda model: model.distance)
+    psnr, distance = (float(np.mean([getattr(model, name) for model in models])) for name in ("psnr", "distance"))
+    return ScoredModel(best.name, psnr, distance, best.sampler, all(model.alive for model in models))
+
+
+def describe_noise(points: Sequence[Sequence[ScoredModel]], slack: float) -> str:
+    """Return if the best point's lead is more than the noise between seeds; `points` are the scores of their seeds.
+
+    The lead in mean distance over the next point that the rule admits counts as noise below two standard errors of the
+    difference, from the pooled variance of the points with several seeds.
+    """
+    several = [seeds for seeds in points if len(seeds) > 1]
+    if len(several) < 2:
+        return "one seed each: the choice may lie within the noise between seeds; search.replicates=3 measures it"
+    distances = [np.array([model.distance for model in seeds]) for seeds in several]
+    variance = sum(((d - d.mean()) ** 2).sum() for d in distances) / sum(len(d) - 1 for d in distances)
+    ranked = rank_by_rule([mean_score(seeds) for seeds in several], slack)
+    if len(ranked) < 2:
+        return ""
+    counts = {mean_score(seeds).name: len(seeds) for seeds in several}
+    lead = ranked[1].distance - ranked[0].distance
+    error = float(np.sqrt(variance * sum(1 / counts[model.name] for model in ranked[:2])))
+    if lead >= 2 * error:
+        return f"the choice is above noise: it leads by {lead:.2f} in mean distance, at a standard error of {error:.2f}"
+    return (
+        f"the choice lies within noise: {ranked[0].name} leads {ranked[1].name} by {lead:.2f} in mean distance, at a "
+        f"standard error of {error:.2f}"
+    )
+
+
 def nondominated_ranks(costs: np.ndarray) -> np.ndarray:
     """Return the number of each point's front, 0 for the Pareto front, int (n,); `costs` (n, k) are minimised.
 

@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +168,41 @@ def test_trial_that_another_process_trains_is_left_to_it(refused, tiny: str, fac
     with lock_run(run):
         error = refused("tune", *argv)
     assert f"run '{run}' is being trained by pid {os.getpid()} on host" in error
+
+
+def kill_trial(runs: str, wait_until: Callable[..., None]) -> None:
+    """Kill -9 the process of the running trial once one of the runs has an epoch more than now."""
+    from ray.util.state import list_actors
+
+    folder = Path(os.environ["ZPOINT_HOME"], "runs")
+    num_epochs = len(list(folder.glob(f"{runs}/epochs/*.json")))
+    wait_until(lambda: len(list(folder.glob(f"{runs}/epochs/*.json"))) > num_epochs)
+    [trial] = list_actors(filters=[("class_name", "=", "ImplicitFunc"), ("state", "=", "ALIVE")])
+    os.kill(trial.pid, signal.SIGKILL)
+
+
+@on_ray
+def test_trial_whose_process_is_killed_resumes_and_a_lost_one_is_tried_again(tiny: str, faces: Path, wait_until):
+    recipe_file = Path(shutil.copy(tiny, "killed.yaml"))
+    overrides = [f"data.uri={faces}", "search.trials=1", "optim.epochs=40", "name=killed"]
+
+    def run(*more: str) -> dict[str, Any]:
+        killer = threading.Thread(target=kill_trial, args=("killed-*", wait_until))
+        killer.start()
+        try:
+            return tune(load_recipe(recipe_file, [*overrides, *more]), "killed")
+        finally:
+            killer.join()
+
+    with pytest.raises(RuntimeError, match=r"no trial of campaign 'killed' has finished alive: .*died"):
+        run("scale.max_failures=0")
+    lost = read_campaign("killed")
+    assert lost is not None
+    assert (lost.state, lost.count("lost")) == ("unfinished", 1)
+    assert tracking.client().get_run(lost.run_id).info.status == "FAILED"
+    files = epoch_files("killed-*")
+    campaign = run()
+    trial = campaign["trials"][0]
+    assert (campaign["state"], trial["state"], len(trial["spans"])) == ("finished", "finished", 3)
+    assert {path: epoch_files()[path] for path in files} == files
+    assert logged_epochs(find_run(trial["run"]).run_id) == list(range(1, 41))

@@ -1,0 +1,218 @@
+"""A campaign's command without Ray: which trial is next, how each one ends, and what the same command does then."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aecore.config import check_recipe
+from aecore.data.shards import Manifest
+from jobs.run_store import find_run
+from jobs.tune.campaign import Campaign, open_campaign
+from jobs.tune.job import trial_env, trial_resources
+from jobs.tune.runner import BUDGET, CampaignRun
+
+MANIFEST = Manifest(dataset="x", options={}, size=16, channels=3, encoding="png", splits={})
+SPACE = {"loss.kl_factor": "log(0.01, 1)", "model.z_dim": [2, 3]}
+EPOCHS = 10  # judged after 2, 4, 6, 8 and 10
+
+
+class Trainings:
+    """Trains the trials of a command one after the other, each with the PSNR and distance of its epochs."""
+
+    def __init__(self, campaign: Campaign | None = None, **search: Any) -> None:
+        epochs = search.pop("epochs", EPOCHS)
+        search = {"space": SPACE, "trials": 4, **search}
+        self.recipe = check_recipe({"optim": {"epochs": epochs}, "search": search})
+        self.campaign = campaign or open_campaign(self.recipe, "x", MANIFEST)
+        self.campaign.recipe = self.recipe.model_dump(mode="json")
+        self.run = CampaignRun(self.campaign, self.recipe, MANIFEST)
+        self.run.begin()
+
+    def next(self) -> str:
+        """Start the next trial; return its id, which is its run's name."""
+        trial = self.run.next_trial()
+        assert trial is not None
+        self.run.running[trial.run] = trial
+        self.run.start(trial.run, trial.run, 1.0)
+        return trial.run
+
+    def train(self, run: str, psnr: float, distance: float, active: int = 2, normal: float = 9.0) -> str:
+        """Report the epochs that are left until the trial is stopped or finished; return the reason of a stop."""
+        trial = self.run.running[run]
+        for epoch in range(trial.epoch + 1, self.recipe.optim.epochs + 1):
+            metrics = {"valid_psnr": psnr, "valid_active_units": active, "time_total_s": 1.0}
+            if epoch in self.recipe.optim.judged_epochs:
+                metrics |= {"hog_frechet_normal": normal, "hog_frechet_gaussian": distance}
+            if reason := self.run.record(run, {"epoch": epoch, **metrics}):
+                self.run.end(run)
+                return reason
+        self.run.record(run, {"outcome": "finished"})
+        self.run.end(run)
+        return ""
+
+    def train_all(self, *scores: tuple[float, float]) -> Campaign:
+        for psnr, distance in scores:
+            run = self.next()
+            self.train(run, psnr, distance)
+        assert self.run.next_trial() is None
+        self.run.close()
+        return self.campaign
+
+
+def states(campaign: Campaign) -> list[str]:
+    return [trial.state for trial in campaign.trials]
+
+
+def test_finished_campaign_is_ranked_by_the_rule_and_extended_by_more_trials():
+    campaign = Trainings(trials=2).train_all((20, 5), (19, 4))
+    assert (campaign.state, campaign.best, campaign.sampler) == ("finished", campaign.trials[1].run, "gaussian")
+    runs = [trial.run for trial in campaign.trials]
+    extended = Trainings(campaign, trials=4)
+    extended.train_all((20, 3), (20, 6))
+    assert [trial.run for trial in campaign.trials][:2] == runs
+    assert (len(campaign.trials), campaign.best) == (4, campaign.trials[2].run)
+    assert not CampaignRun(campaign, extended.recipe, MANIFEST).has_work()
+
+
+def test_trials_and_budgets_are_no_part_of_a_campaigns_identity_but_the_space_is():
+    first = Trainings(trials=2).campaign
+    assert Trainings(trials=9, minutes=5, psnr_slack=1, parallel=3).campaign.campaign == first.campaign
+    assert Trainings(space={"model.z_dim": [2, 3]}).campaign.campaign != first.campaign
+
+
+def test_equal_points_are_one_run():
+    """Before, a list of one value and bounds [1, 1] trained two trials at once in one folder."""
+    campaign = Trainings(space={"model.z_dim": [2], "loss.kl_factor": "log(1, 1)"}).train_all((20, 5))
+    assert len(campaign.trials) == 1
+
+
+def test_lost_trial_leaves_the_campaign_unfinished_and_is_tried_again():
+    trainings = Trainings(trials=2)
+    lost = trainings.next()
+    trainings.run.record(lost, {"epoch": 1, "valid_psnr": 9.0, "valid_active_units": 2})
+    trainings.run.recover(lost)
+    trainings.run.start(lost, lost, 1.0)
+    trainings.run.end(lost, "its process died")
+    campaign = trainings.train_all((20, 5))
+    assert (states(campaign), campaign.state) == (["lost", "finished"], "unfinished")
+    assert campaign.trials[0].reason == "its process died"
+    again = Trainings(campaign, trials=2)
+    assert again.next() == lost
+    again.train(lost, 21, 4)
+    again.run.close()
+    assert (states(campaign), campaign.state, campaign.best) == (["finished", "finished"], "finished", lost)
+    assert [len(trial.spans) for trial in campaign.trials] == [3, 1]
+
+
+def test_diverged_trial_is_not_tried_again():
+    trainings = Trainings(trials=2)
+    run = trainings.next()
+    trainings.run.record(run, {"outcome": "diverged", "reason": "the loss was not finite"})
+    trainings.run.end(run)
+    campaign = trainings.train_all((20, 5))
+    assert (states(campaign), campaign.state) == (["diverged", "finished"], "finished")
+    assert not CampaignRun(campaign, trainings.recipe, MANIFEST).has_work()
+
+
+def test_model_without_active_units_is_stopped_at_once_and_never_best():
+    trainings = Trainings(trials=3)
+    dead = trainings.next()
+    assert trainings.train(dead, 30, 1, active=0) == "no active units after epoch 1"
+    campaign = trainings.train_all((20, 5), (19, 4))
+    assert (states(campaign), campaign.best) == (["stopped", "finished", "finished"], campaign.trials[2].run)
+    unstopped = Trainings(campaign, trials=3, stop="none")
+    assert unstopped.next() == dead
+    unstopped.train(dead, 30, 1, active=0)
+    assert (campaign.trials[0].state, campaign.best) == ("finished", campaign.trials[2].run)
+
+
+def test_worse_half_is_stopped_at_the_rungs_and_the_front_goes_on():
+    campaign = Trainings(trials=5).train_all((20, 5), (19, 6), (25, 9), (18, 7), (19.9, 5.5))
+    assert states(campaign) == ["finished", "stopped", "finished", "stopped", "stopped"]
+    assert campaign.trials[3].reason == "in the worse half of 4 trials at epoch 2"
+    assert campaign.trials[4].reason == "in the worse half of 3 trials at epoch 4"  # it was third of five before
+    assert [trial.epoch for trial in campaign.trials] == [10, 2, 10, 2, 4]
+
+
+def test_minutes_stop_the_trials_and_more_minutes_let_them_go_on():
+    trainings = Trainings(trials=2, minutes=1)
+    run = trainings.next()
+    trainings.run._clock = lambda: 61.0
+    assert trainings.train(run, 20, 5) == BUDGET
+    assert trainings.run.next_trial() is None
+    trainings.run.close()
+    assert (states(trainings.campaign), trainings.campaign.state) == (["stopped"], "finished")
+    more = Trainings(trainings.campaign, trials=2, minutes=9)
+    assert more.next() == run
+    more.train(run, 20, 5)
+    assert states(more.train_all((20, 4))) == ["finished", "finished"]
+
+
+def test_gpu_hours_count_the_devices_of_each_trial():
+    trainings = Trainings(gpu_hours=2)
+    run = trainings.next()
+    trial = trainings.run.running[run]
+    trial.spans, trial.devices = [[0.0, 3600.0]], 2.0
+    assert trainings.run.spent()
+    trial.devices = 1.9
+    assert not trainings.run.spent()
+
+
+def test_replicates_of_the_best_points_are_ranked_by_their_mean():
+    trainings = Trainings(trials=4, replicates=3, stop="none")
+    for scores in ((20, 5.0), (20.5, 5.1), (21, 5.2), (22, 9)):
+        run = trainings.next()
+        trainings.train(run, *scores)
+    campaign = trainings.train_all((20, 7), (20, 7), (20.5, 5.1), (20.5, 5.1), (21, 5.4), (21, 5.2))
+    assert [trial.point.get("optim.seed") for trial in campaign.trials] == [None] * 4 + [1, 2] * 3
+    assert campaign.best in {t.run for t in campaign.trials if campaign.trials[1].run in (t.run, t.replicate_of)}
+    assert "lies within noise" in campaign.note
+    assert not CampaignRun(campaign, trainings.recipe, MANIFEST).has_work()
+
+
+def test_run_that_another_command_has_finished_is_taken_over():
+    trainings = Trainings(trials=1)
+    run = trainings.next()
+    trainings.train(run, 20, 5)
+    store = find_run(run)
+    store.save_epoch(EPOCHS, {"valid_psnr": 21.0, "valid_active_units": 2, "hog_frechet_normal": 4.0,
+                              "hog_frechet_gaussian": 3.0}, [], None)  # fmt: skip
+    model = Path(store.uri, "model")
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    other = Trainings(Campaign("other", "", "", "x", trainings.recipe.model_dump(mode="json")), trials=1)
+    assert other.run.next_trial() is None
+    [trial] = other.campaign.trials
+    assert (trial.run, trial.state, trial.spans, trial.metrics["valid_psnr"]) == (run, "finished", [], 21.0)
+
+
+def test_sampler_of_the_distance_is_the_recipes():
+    campaign = Trainings(trials=1).train_all((20, 5))
+    assert (campaign.points()[0][0].distance, campaign.sampler) == (5, "gaussian")
+    campaign = Trainings(campaign, trials=1, sampler="normal").campaign
+    campaign.rank()
+    assert (campaign.points()[0][0].distance, campaign.sampler) == (9, "normal")
+
+
+def test_trial_on_a_joined_cluster_knows_its_address(monkeypatch: pytest.MonkeyPatch):
+    """Without it a trial takes the cluster for a local Ray, and refuses workers for which there is no room yet."""
+    assert "RAY_ADDRESS" not in trial_env()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert trial_env()["RAY_ADDRESS"] == "10.0.0.1:6379"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "search", "workers", "expected"),
+    [
+        ([{"CPU": 2}], {}, 1, ({"CPU": 1}, None)),
+        ([{"CPU": 8}], {"trials": 2}, 1, ({"CPU": 4}, None)),
+        ([{"CPU": 8}], {"parallel": 4}, 1, ({"CPU": 2}, 4)),
+        ([{"CPU": 8}, {"CPU": 8}], {}, 4, ({"CPU": 4}, 1)),
+    ],
+)
+def test_trials_share_the_cluster(monkeypatch, nodes: list, search: dict, workers: int, expected: tuple):
+    monkeypatch.setattr("jobs.train.placement._node_resources", lambda: nodes)
+    monkeypatch.setattr("jobs.train.placement.has_gpu", lambda: False)
+    monkeypatch.setattr("jobs.tune.job.has_gpu", lambda: False)
+    assert trial_resources(check_recipe({"search": search, "scale": {"workers": workers}})) == expected
