@@ -114,6 +114,12 @@ def test_directions_pass_through_the_mean(model: StudiedModel):
         assert np.abs(images[analysis.DIRECTION_STEPS // 2].astype(int) - mean_image).max() <= 1
 
 
+def test_own_radius_is_that_of_the_training_z_points(model: StudiedModel):
+    radii = model.z_by_sampler["sphere, own radius"].norm(dim=1)
+    torch.testing.assert_close(radii, model.train_z.norm(dim=1).mean().expand(NUM_SAMPLES))
+    torch.testing.assert_close(model.z_by_sampler["sphere"].norm(dim=1), torch.full((NUM_SAMPLES,), Z_DIM**0.5))
+
+
 def test_directions_are_decoded_at_evenly_spaced_sds_around_the_mean(model: StudiedModel):
     """Along a unit axis by the sd of the z-points there: the root of the variance along it."""
     latent_stats = model.saved.latents | {"mean": torch.tensor([1.0, 2, 3, 4]), "direction.smile": torch.ones(4)}

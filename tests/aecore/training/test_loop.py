@@ -194,6 +194,30 @@ def test_mean_of_the_workers_gradients_is_the_gradient_of_one_worker(size):
     torch.testing.assert_close(means, gradients(World()), rtol=1e-4, atol=1e-4)
 
 
+def test_model_is_in_training_mode_in_steps_and_in_eval_mode_in_evaluations(monkeypatch):
+    run, modes = make_run(make_recipe("batch"), n_train=16), []
+
+    def record(function, name):
+        def call(*args):
+            modes.append((name, run.model.training))
+            return function(*args)
+
+        return call
+
+    for name in ("train_step", "evaluate"):
+        monkeypatch.setattr(loop, name, record(getattr(loop, name), name))
+    epoch_ends(run)
+    assert modes == 2 * [("train_step", True), ("train_step", True), ("evaluate", False)]
+
+
+def test_sums_of_many_images_are_exact():
+    """In float32 the count would stay at 2 ** 24 if images came one by one."""
+    run = make_run(make_recipe(optim={"batch": 1}))
+    run.epoch_sums += 2**24
+    weights_by_step(run)
+    assert run.epoch_sums[2].item() == 2**24 + 21
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_sums_of_an_open_epoch_move_to_rank_0(monkeypatch, rank):
     """So that the next sum over both workers, which here have equal sums, holds each image once."""

@@ -1,0 +1,306 @@
+"""Plant faults in the code, one at a time, and count those that the quick tests notice: `make mutants`.
+
+    make mutants                                         # all planted faults and 300 generated ones
+    make mutants ARGS="--generated 0"                    # the planted faults alone
+    make mutants ARGS="--only aecore/latent --seed 1"    # faults of some files, another sample
+
+Planted faults are those of tests/planted_faults.py. A generated one changes one operator, constant, argument order or
+statement; they are sampled from all such changes of GENERATED_FROM. Each fault gets a copy of the repository and a
+process forked from this one, which has imported the libraries; it is noticed if one of its tests fails or hangs.
+"""
+
+import argparse
+import ast
+import copy
+import json
+import multiprocessing as mp
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path.insert(0, str(REPO))
+
+from tests.planted_faults import EQUIVALENT, PLANTED, Fault  # noqa: E402
+
+GENERATED_FROM = (  # and all of aecore: the modules without Ray, MLflow or sockets
+    "cluster/settings.py", "cluster/storage.py", "jobs/claims/verdicts.py", "jobs/study/findings.py",
+    "jobs/study/metrics.py", "jobs/train/stopping.py", "jobs/tune/selection.py", "serving/http/decoding.py",
+    "serving/http/encoding.py", "serving/http/operations.py", "serving/runtime/batching.py",
+    "serving/runtime/model_loading.py", "serving/runtime/model_slot.py",
+)  # fmt: skip
+TESTS = {  # of a module whose tests are not only tests/.../test_MODULE.py
+    "aecore/data/canvas.py": ("tests/aecore/data/test_synthetic_faces.py",),
+    "aecore/data/dataset.py": ("tests/aecore/data/test_dataset.py", "tests/aecore/data/test_loaders.py"),
+    "aecore/data/images.py": ("tests/aecore/data/test_images.py", "tests/aecore/data/test_odd_images.py"),
+    "aecore/data/io.py": ("tests/aecore/data/test_shards.py", "tests/aecore/data/test_download.py"),
+    "aecore/data/node_cache.py": ("tests/aecore/data/test_node_cache.py", "tests/aecore/data/test_cache_eviction.py"),
+    "aecore/data/readers.py": ("tests/aecore/data/test_sources.py",),
+    "aecore/data/remote_path.py": ("tests/aecore/data/test_sources.py",),
+    "aecore/data/shard_stream.py": ("tests/aecore/data/test_loaders.py",),
+    "aecore/data/shuffle.py": ("tests/aecore/data/test_shuffle.py", "tests/aecore/data/test_loaders.py"),
+    "aecore/latent/density.py": ("tests/aecore/latent/test_samplers.py",),
+    "aecore/metrics/distribution.py": ("tests/aecore/metrics/test_suite.py",),
+    "aecore/metrics/face_detector.py": ("tests/aecore/metrics/test_suite.py",),
+    "aecore/model/sync_batch_norm.py": ("tests/aecore/training/test_loop.py",),
+    "aecore/training/state.py": ("tests/aecore/training/test_loop.py", "tests/aecore/training/test_evaluate.py"),
+    "jobs/claims/verdicts.py": ("tests/jobs/claims/test_verdicts.py",),
+    "jobs/study/metrics.py": ("tests/jobs/study/test_findings.py",),
+    "jobs/tune/selection.py": ("tests/jobs/tune/test_selection.py",),
+    "serving/http/decoding.py": ("tests/serving/http/test_decoding.py", "tests/serving/http/test_api_images.py"),
+    "serving/http/operations.py": ("tests/serving/http/test_api.py", "tests/serving/http/test_api_images.py"),
+    "serving/runtime/model_loading.py": ("tests/serving/runtime/test_model_loading.py",),
+    "serving/runtime/model_slot.py": ("tests/serving/http/test_api.py",),
+}  # fmt: skip
+LIBRARIES = (  # imported once, before the forks
+    "cv2", "fastapi.testclient", "hypothesis", "matplotlib.pyplot", "mlflow", "pyarrow.parquet", "pytest",
+    "safetensors.torch", "scipy.stats", "simplejpeg", "sklearn.mixture", "torch.nn.parallel", "torchvision", "yaml",
+)  # fmt: skip
+PACKAGES = ("aecore", "cluster", "jobs", "serving", "tests")
+COPIED = (*PACKAGES, "docs", "pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile")
+NO_TESTS_FAILED, USAGE_ERROR, NO_TESTS = 0, 4, 5  # of pytest's exit statuses
+CPU_LIMIT_S = 180  # of each process: a fault may loop without end
+HANG_S = 1200  # a fault may wait without end; not less, since a busy machine is slow
+
+SWAPPED: dict[type, type] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A module with one fault: its whole `text`, and the tests that are to notice it."""
+
+    file: str
+    change: str
+    text: str
+    tests: tuple[str, ...]
+
+
+def plant(fault: Fault) -> Mutant:
+    """Return the mutant of a planted fault. Raises ValueError unless its old text is in the file exactly once."""
+    source = (REPO / fault.file).read_text()
+    if (count := source.count(fault.old)) != 1:
+        raise ValueError(f"{fault.file} holds {fault.old!r} {count} times, not once: mend tests/planted_faults.py")
+    return Mutant(fault.file, fault.change, source.replace(fault.old, fault.new), fault.tests)
+
+
+def generate(file: str) -> Iterator[Mutant]:
+    """Yield a mutant for each change of one operator, constant, argument order or statement of a module."""
+    source = (REPO / file).read_bytes()
+    line_starts = [0]
+    for line in source.splitlines(keepends=True):
+        line_starts.append(line_starts[-1] + len(line))
+    for node, new in _changes(ast.parse(source)):
+        start = line_starts[node.lineno - 1] + node.col_offset
+        end = line_starts[node.end_lineno - 1] + node.end_col_offset
+        old = " ".join(source[start:end].decode().split())
+        text = (source[:start] + new.encode() + source[end:]).decode()
+        yield Mutant(file, f"{old} -> {' '.join(new.split())}", text, select_tests(file))
+
+
+def _changes(node: ast.AST) -> Iterator[tuple[Any, str]]:
+    """Yield nodes below `node` with the text that replaces them; none in annotations, f-strings and messages."""
+    yield from ((node, f"({ast.unparse(new)})") for new in _changed_expressions(node))
+    match node:
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name("log")))):
+            return
+        case ast.Expr(value=ast.Call()) | ast.AugAssign() | ast.Raise():
+            yield node, "pass"
+        case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
+            yield node, "pass"
+        case ast.Return(value=ast.expr() as value) if ast.unparse(value) != "None":
+            yield node, "return None"
+    if isinstance(node, ast.Raise | ast.JoinedStr | ast.Assert):
+        return
+    for name, child in ast.iter_fields(node):
+        if name not in ("annotation", "returns", "decorator_list", "slice" if isinstance(node, ast.AnnAssign) else ""):
+            for item in child if isinstance(child, list) else [child]:
+                if isinstance(item, ast.AST):
+                    yield from _changes(item)
+
+
+def _changed_expressions(node: ast.AST) -> Iterator[ast.expr]:
+    new: Any = copy.copy(node)
+    match node:
+        case ast.Compare(ops=[operator]):
+            new.ops = [SWAPPED[type(operator)]()]
+            yield new
+        case ast.BinOp(op=operator) | ast.BoolOp(op=operator) if type(operator) in SWAPPED:
+            new.op = SWAPPED[type(operator)]()
+            yield new
+        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand):
+            yield operand
+        case ast.Constant(value=bool() as flag):
+            yield ast.Constant(not flag)
+        case ast.Constant(value=int() | float() as number):
+            yield ast.Constant(number + 1)
+        case ast.Call(args=[first, second, *rest]) if not any(isinstance(a, ast.Starred) for a in node.args):
+            new.args = [second, first, *rest]
+            yield new
+
+
+def select_tests(file: str) -> tuple[str, ...]:
+    """Return the test files of a module."""
+    path = Path(file)
+    tests = TESTS.get(file, (f"tests/{path.parent}/test_{path.stem}.py",))
+    return tuple(test for test in tests if (REPO / test).exists())
+
+
+def sample_generated(count: int, seed: int, only: str) -> tuple[list[Mutant], int]:
+    """Return `count` generated mutants in the proportions of the files, and how many there are; none is equivalent."""
+    aecore = [path.relative_to(REPO).as_posix() for path in (REPO / "aecore").rglob("*.py")]
+    files = [file for file in sorted({*aecore, *GENERATED_FROM}) if only in file]
+    equivalent = {(file, change) for file, change, _ in EQUIVALENT}
+    mutants = [m for file in files for m in generate(file) if (file, m.change) not in equivalent]
+    return random.Random(seed).sample(mutants, min(count, len(mutants))), len(mutants)
+
+
+def run_tests(mutant: Mutant | None, tests: tuple[str, ...], folder: str) -> None:
+    """Run tests in a copy of the repository, with the mutant if there is one, and exit with pytest's status."""
+    os.setsid()
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT_S, CPU_LIMIT_S))
+    root = Path(folder) / "zpoint"
+    root.mkdir()
+    for name in COPIED:
+        source = REPO / name
+        shutil.copytree(source, root / name) if source.is_dir() else shutil.copy2(source, root / name)
+    if mutant:
+        (root / mutant.file).write_text(mutant.text)
+    with open(f"{folder}/output", "w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
+        del sys.modules[name]
+    os.chdir(root)
+    sys.path.insert(0, str(root))
+    os.environ["PYTHONPATH"] = str(root)
+    import pytest
+
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not ray and not real and not browser"]
+    status = pytest.main([*options, f"--basetemp={folder}/temp", *tests])
+    sys.stdout.flush()
+    os._exit(int(status))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`status`: pytest's exit status; negative: the signal that ended it, of the CPU limit too; None: it hung."""
+
+    status: int | None
+    seconds: float
+    output: str
+
+    @property
+    def noticed(self) -> bool:
+        return self.status != NO_TESTS_FAILED
+
+    @property
+    def reason(self) -> str:
+        """Return the first test that failed, or how the tests ended."""
+        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", self.output, re.MULTILINE)
+        return failed[1] if failed else "" if not self.noticed else f"status {self.status}"
+
+
+def run_all(jobs: list[tuple[Mutant | None, tuple[str, ...]]], processes: int) -> Iterator[tuple[int, Outcome]]:
+    """Run the tests of each job, `processes` jobs at a time; yield its index and outcome."""
+    fork, queue, running = mp.get_context("fork"), list(enumerate(jobs)), {}
+    while queue or running:
+        while queue and len(running) < processes:
+            index, (mutant, tests) = queue.pop(0)
+            folder = tempfile.mkdtemp(prefix="mutant-")
+            process = fork.Process(target=run_tests, args=(mutant, tests, folder))
+            process.start()
+            running[process.sentinel] = (index, process, folder, time.monotonic())
+        wait(list(running), timeout=1)
+        for sentinel, (index, process, folder, start) in list(running.items()):
+            seconds, status = time.monotonic() - start, process.exitcode
+            if status is None and seconds < HANG_S:
+                continue
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # the tests' own processes too
+            process.join()
+            output = Path(folder, "output")
+            yield index, Outcome(status, seconds, output.read_text(errors="replace") if output.exists() else "")
+            shutil.rmtree(folder, ignore_errors=True)
+            del running[sentinel]
+
+
+def check_tests(mutants: list[Mutant], processes: int) -> None:
+    """Run the tests of all mutants once without a fault. Exits if one fails."""
+    test_sets = sorted({mutant.tests for mutant in mutants})
+    for index, outcome in run_all([(None, tests) for tests in test_sets], processes):
+        if outcome.noticed:
+            sys.exit(f"{outcome.output}\n{' '.join(test_sets[index])} fails without a fault: {outcome.reason}")
+
+
+def run_mutants(kind: str, mutants: list[Mutant], processes: int) -> list[dict[str, Any]]:
+    """Run the mutants of one kind; print a line for each, then how many were noticed by package."""
+    check_tests(mutants, processes)
+    results = []
+    for index, outcome in run_all([(mutant, mutant.tests) for mutant in mutants], processes):
+        mutant = mutants[index]
+        if outcome.status in (USAGE_ERROR, NO_TESTS):
+            sys.exit(f"{outcome.output}\npytest cannot run {' '.join(mutant.tests)}: status {outcome.status}")
+        results.append({"kind": kind, "file": mutant.file, "change": mutant.change, "noticed": outcome.noticed})
+        verdict = f"noticed by {outcome.reason}" if outcome.noticed else "SURVIVED"
+        print(
+            f"{len(results)}/{len(mutants)} {outcome.seconds:.0f} s  {mutant.file}: {mutant.change}  {verdict}",
+            flush=True,
+        )
+    print(f"\n| {kind} faults | noticed | of | share |\n|---|---:|---:|---:|")
+    for package in (*PACKAGES, ""):
+        noticed = [result["noticed"] for result in results if result["file"].startswith(package)]
+        if noticed:
+            print(f"| {package or 'all'} | {sum(noticed)} | {len(noticed)} | {sum(noticed) / len(noticed):.0%} |")
+    print(*(f"survived: {result['file']}: {result['change']}" for result in results if not result["noticed"]), sep="\n")
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generated", type=int, default=300, help="number of generated mutants (default: 300)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample of generated mutants")
+    parser.add_argument("--only", default="", help="part of the path of the files to mutate")
+    parser.add_argument("--no-planted", action="store_true", help="leave the planted faults out")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="mutants to test at the same time")
+    parser.add_argument("--json", type=Path, help="file to write the results to")
+    options = parser.parse_args()
+
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+    from cluster.settings import disable_telemetry
+
+    disable_telemetry()
+    for name in LIBRARIES:
+        import_module(name)
+    results = []
+    planted = [] if options.no_planted else [plant(fault) for fault in PLANTED if options.only in fault.file]
+    if planted:
+        results += run_mutants("planted", planted, options.processes)
+    generated, count = sample_generated(options.generated, options.seed, options.only)
+    if generated:
+        print(f"{len(generated)} of {count} generated mutants, seed {options.seed}")
+        results += run_mutants("generated", generated, options.processes)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

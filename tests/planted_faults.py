@@ -1,0 +1,433 @@
+"""Faults that the quick tests must notice: tests/mutants.py plants them, tests/test_mutants.py checks the list."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`change` in words: `old`, which is in `file` exactly once, becomes `new`; one of `tests` then fails."""
+
+    change: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+CONFIG = "tests/aecore/test_config.py"
+ANALYSIS = "tests/aecore/test_analysis.py"
+LOADERS = "tests/aecore/data/test_loaders.py"
+SHUFFLE = "tests/aecore/data/test_shuffle.py"
+IMAGES = "tests/aecore/data/test_images.py"
+SAMPLERS = "tests/aecore/latent/test_samplers.py"
+INTERPOLATION = "tests/aecore/latent/test_interpolation.py"
+STATS = "tests/aecore/latent/test_stats.py"
+PIXEL = "tests/aecore/metrics/test_pixel.py"
+SUITE = "tests/aecore/metrics/test_suite.py"
+AUTOENCODER = "tests/aecore/model/test_autoencoder.py"
+CORRUPTIONS = "tests/aecore/model/test_corruptions.py"
+LOSSES = "tests/aecore/model/test_losses.py"
+SYNC_BATCH_NORM = "tests/aecore/model/test_sync_batch_norm.py"
+CHECKPOINT = "tests/aecore/training/test_checkpoint.py"
+EVALUATE = "tests/aecore/training/test_evaluate.py"
+LOOP = "tests/aecore/training/test_loop.py"
+SCHEDULE = "tests/aecore/training/test_schedule.py"
+SETTINGS = "tests/cluster/test_settings.py"
+STORAGE = "tests/cluster/test_storage.py"
+VERDICTS = "tests/jobs/claims/test_verdicts.py"
+FINDINGS = "tests/jobs/study/test_findings.py"
+STOPPING = "tests/jobs/train/test_stopping.py"
+CLIENT = "tests/serving/client/test_client.py"
+API = "tests/serving/http/test_api.py"
+API_IMAGES = "tests/serving/http/test_api_images.py"
+DECODING = "tests/serving/http/test_decoding.py"
+ENCODING = "tests/serving/http/test_encoding.py"
+BATCHING = "tests/serving/runtime/test_batching.py"
+MODEL_LOADING = "tests/serving/runtime/test_model_loading.py"
+REFERENCE_STEPS = f"{LOOP}::test_each_step_equals_a_float64_reference"
+
+PLANTED = (
+    # The network, its loss and the training loop.
+    Fault(
+        "z is drawn with the variance in place of the sd", "aecore/model/autoencoder.py",
+        "torch.exp(0.5 * self.logvar)", "torch.exp(self.logvar)", (AUTOENCODER,),
+    ),
+    Fault(
+        "logvar is not clamped", "aecore/model/autoencoder.py",
+        "logvar.clamp(*LOGVAR_RANGE)", "logvar", (AUTOENCODER,),
+    ),
+    Fault(
+        "images are cut off in place of rounded", "aecore/model/autoencoder.py",
+        "images.mul(255.0).round_()", "images.mul(255.0)", (AUTOENCODER,),
+    ),
+    Fault(
+        "weights are He's for a kernel without stride", "aecore/model/autoencoder.py",
+        "math.prod(layer.kernel_size) / math.prod(layer.stride))", "math.prod(layer.kernel_size))", (AUTOENCODER,),
+    ),
+    Fault(
+        "sync_batch normalises per worker", "aecore/model/autoencoder.py",
+        "return SyncBatchNorm(channels)", "return nn.BatchNorm2d(channels)",
+        (f"{LOOP}::test_gradients_of_three_workers_equal_those_of_one_in_float64",),
+    ),
+    Fault(
+        "the running variance of sync_batch is biased", "aecore/model/sync_batch_norm.py",
+        "unbiased = variance * count / (count - 1).clamp_min(1)", "unbiased = variance", (SYNC_BATCH_NORM,),
+    ),
+    Fault(
+        "sync_batch's gradients are those of each worker alone", "aecore/model/sync_batch_norm.py",
+        "total = grads[0].contiguous().clone()\n        dist.all_reduce(total)",
+        "total = grads[0].contiguous().clone()", (SYNC_BATCH_NORM,),
+    ),
+    Fault(
+        "the BCE is a mean over pixels", "aecore/model/losses.py",
+        'binary_cross_entropy_with_logits(logits, images, reduction="none").flatten(1).sum(1)',
+        'binary_cross_entropy_with_logits(logits, images, reduction="none").flatten(1).mean(1)', (LOSSES,),
+    ),
+    Fault(
+        "the squared error is one of logits", "aecore/model/losses.py",
+        "F.mse_loss(logits.sigmoid(), images", "F.mse_loss(logits, images", (LOSSES,),
+    ),
+    Fault(
+        "free bits raise the reported KL", "aecore/model/losses.py",
+        "kl_per_dim.sum(1), penalised.sum(1)", "penalised.sum(1), penalised.sum(1)", (LOSSES,),
+    ),
+    Fault(
+        "kl_factor is ignored", "aecore/training/loop.py",
+        "loss = (recon + beta * kl_penalty)", "loss = (recon + kl_penalty)", (REFERENCE_STEPS,),
+    ),
+    Fault(
+        "the KL warm-up is ignored", "aecore/training/loop.py",
+        "beta = kl_factor(recipe.loss, step, run.steps_per_epoch)", "beta = recipe.loss.kl_factor", (REFERENCE_STEPS,),
+    ),
+    Fault(
+        "the learning-rate schedule is ignored", "aecore/training/loop.py",
+        'group["lr"] = learning_rate(recipe.optim, step, run.steps_per_epoch)', 'group["lr"] = recipe.optim.lr',
+        (REFERENCE_STEPS,),
+    ),
+    Fault(
+        "gradients are not scaled by the number of workers", "aecore/training/loop.py",
+        ".sum() * (run.world.size / batch.count)", ".sum() / batch.count",
+        (f"{LOOP}::test_mean_of_the_workers_gradients_is_the_gradient_of_one_worker",),
+    ),
+    Fault(
+        "each step has the same noise", "aecore/training/loop.py",
+        "make_generator(run.device, run.recipe, step, LATENT_NOISE)",
+        "make_generator(run.device, run.recipe, 0, LATENT_NOISE)",
+        (f"{LOOP}::test_each_step_has_its_own_standard_normal_noise",),
+    ),
+    Fault(
+        "epoch sums of several workers are counted twice", "aecore/training/loop.py",
+        "run.state.sums[name] if run.world.rank == 0 else 0.0 for", "run.state.sums[name] for",
+        (f"{LOOP}::test_sums_of_an_open_epoch_move_to_rank_0",),
+    ),
+    Fault(
+        "epochs are validated in training mode", "aecore/training/loop.py",
+        "run.model.eval()\n        last_epoch", "last_epoch",
+        (f"{LOOP}::test_model_is_in_training_mode_in_steps_and_in_eval_mode_in_evaluations",),
+    ),
+    Fault(
+        "epochs after the first are trained in eval mode", "aecore/training/loop.py",
+        "run.model.train()\n        yield", "yield",
+        (f"{LOOP}::test_model_is_in_training_mode_in_steps_and_in_eval_mode_in_evaluations",),
+    ),
+    Fault(
+        "the metrics of an epoch contain those before", "aecore/training/loop.py",
+        "run.state.epochs + 1\n    run.epoch_sums.sums.zero_()", "run.state.epochs + 1",
+        (f"{LOOP}::test_training_improves_and_reports_its_metrics",),
+    ),
+    Fault(
+        "sums are float32", "aecore/training/state.py",
+        "torch.zeros(sum(widths.values()), dtype=torch.float64, device=device)",
+        "torch.zeros(sum(widths.values()), dtype=torch.float32, device=device)",
+        (f"{LOOP}::test_sums_of_many_images_are_exact",),
+    ),
+    Fault(
+        "the warm-up starts at a learning rate of 0", "aecore/training/schedule.py",
+        "optim.lr * (step + 1)", "optim.lr * step", (SCHEDULE,),
+    ),
+    Fault(
+        "the cosine does not end at 0", "aecore/training/schedule.py",
+        "0.5 * (1 + math.cos(", "0.5 * (1.2 + math.cos(", (SCHEDULE,),
+    ),
+    Fault(
+        "the samplers' statistics are fitted on validation images", "aecore/training/evaluate.py",
+        "enumerate(run.train.spaced_images(limit)", "enumerate(run.valid.spaced_images(limit)", (EVALUATE,),
+    ),
+    Fault(
+        "the samplers' statistics are those of the means of q(z|x)", "aecore/training/evaluate.py",
+        "z_points.append(posterior.sample(noise).cpu())", "z_points.append(posterior.mean.cpu())", (EVALUATE,),
+    ),
+    Fault(
+        "each unit counts as active in training", "aecore/training/evaluate.py",
+        "> ACTIVE_VARIANCE)", "> -1)", (EVALUATE,),
+    ),
+    Fault(
+        "the validation loss has a KL factor of 1", "aecore/training/evaluate.py",
+        'metrics["recon"] + recipe.loss.kl_factor * metrics["kl"]', 'metrics["recon"] + metrics["kl"]', (EVALUATE,),
+    ),
+    Fault(
+        "outputs are compared with the corrupted inputs", "aecore/training/evaluate.py",
+        "mse = _mse(decoded, clean)", "mse = _mse(decoded, corrupted)", (EVALUATE,),
+    ),
+    Fault(
+        "pruning deletes the checkpoint with the lowest loss", "aecore/training/checkpoint.py",
+        "if path != best:", "if path:", (CHECKPOINT,),
+    ),
+    Fault(
+        "a damaged checkpoint is loaded", "aecore/training/checkpoint.py",
+        'if any(sha256(content) != progress["sha256"][name] for', 'if any(not progress["sha256"][name] for',
+        (CHECKPOINT,),
+    ),
+    Fault(
+        "a resumed optimizer starts with empty moments", "aecore/training/checkpoint.py",
+        '_load_optimizer(optimizer, load_tensors(contents["optimizer.safetensors"]))', "pass", (CHECKPOINT,),
+    ),
+    Fault(
+        "weights of another network version are loaded", "aecore/training/checkpoint.py",
+        '!= NETWORK_VERSION:', "> 99:", (CHECKPOINT,),
+    ),
+    # Tasks.
+    Fault(
+        "flipped images stand on their heads", "aecore/model/corruptions.py",
+        "images.flip(2)", "images.flip(1)", (f"{LOADERS}::test_a_flip_depends_on_the_counters_alone",),
+    ),
+    Fault(
+        "each worker draws its own noise", "aecore/model/corruptions.py",
+        "torch.randn(self.count, *shape, generator=self.generator, device=self.generator.device)[self.positions]",
+        "torch.randn(len(self.positions), *shape, generator=self.generator, device=self.generator.device)",
+        (CORRUPTIONS,),
+    ),
+    Fault(
+        "denoise adds uniform noise", "aecore/model/corruptions.py",
+        "task.sigma * noise.normal(*clean.shape[1:])", "task.sigma * noise.uniform(*clean.shape[1:])", (CORRUPTIONS,),
+    ),
+    Fault(
+        "drop keeps what it is to drop", "aecore/model/corruptions.py",
+        ">= task.keep", "< task.keep", (CORRUPTIONS,),
+    ),
+    # The order of images.
+    Fault(
+        "each epoch has the same order", "aecore/data/shuffle.py",
+        "derive_seed(seed, epoch, 0)", "derive_seed(seed, 0, 0)", (SHUFFLE,),
+    ),
+    Fault(
+        "all workers get the slice of the first", "aecore/data/shuffle.py",
+        "world.size)[world.rank]", "world.size)[0]", (SHUFFLE,),
+    ),
+    Fault(
+        "spaced images are the first ones", "aecore/data/shuffle.py",
+        "np.arange(limit) * count // limit", "np.arange(limit)", (LOADERS,),
+    ),
+    Fault(
+        "positions and counts of a stream's batches are local to a worker", "aecore/data/loaders.py",
+        "self._position_and_count(len(images)) if epoch is not None else (0, len(images))", "0, len(images)",
+        (LOADERS,),
+    ),
+    Fault(
+        "a stream's buffer mixes each epoch alike", "aecore/data/loaders.py",
+        "derive_seed(self.sampler.seed, epoch, self.sampler.world.rank)", "derive_seed(self.sampler.seed)", (LOADERS,),
+    ),
+    Fault(
+        "a loader overwrites the batch in use", "aecore/data/loaders.py",
+        "range(threads + 2)", "range(threads)", (LOADERS,),
+    ),
+    Fault(
+        "the crop is at the top left", "aecore/data/images.py",
+        "left + (box_width - side) // 2, top + (box_height - side) // 2", "left, top", (IMAGES,),
+    ),
+    Fault(
+        "a fifth of the images is tested", "aecore/data/splits.py",
+        '"test": (0.1, 0.2)', '"test": (0.1, 0.3)', ("tests/aecore/data/test_splits.py",),
+    ),
+    Fault(
+        "a recipe's digest ignores data.flip", "aecore/config.py",
+        '{"data": {"flip"}, "model": True', '{"model": True', (CONFIG,),
+    ),
+    # Samplers and statistics of z-points.
+    Fault(
+        "the cube has only its positive orthant", "aecore/latent/samplers.py",
+        "(torch.rand(n, z_dim, generator=generator) * 2 - 1) * boundary",
+        "torch.rand(n, z_dim, generator=generator) * boundary", (SAMPLERS,),
+    ),
+    Fault(
+        "the sphere is not uniform", "aecore/latent/samplers.py",
+        "z = torch.randn(n, z_dim, generator=generator)\n    return z / z.norm",
+        "z = torch.rand(n, z_dim, generator=generator) * 2 - 1\n    return z / z.norm", (SAMPLERS,),
+    ),
+    Fault(
+        "`diagonal` has the variance in place of the sd", "aecore/latent/samplers.py",
+        'latents["covariance"].diagonal().sqrt()', 'latents["covariance"].diagonal()', (SAMPLERS,),
+    ),
+    Fault(
+        "`gaussian` has no correlations", "aecore/latent/samplers.py",
+        "correlation = covariance / torch.outer(sd, sd) + 1e-4 *", "correlation =", (SAMPLERS,),
+    ),
+    Fault(
+        "the weights of the mixture are ignored", "aecore/latent/samplers.py",
+        'torch.multinomial(latents["gmm_weights"], n, replacement=True, generator=generator)',
+        'torch.randint(len(latents["gmm_weights"]), (n,), generator=generator)', (SAMPLERS,),
+    ),
+    Fault(
+        "the factors of the mixture are transposed", "aecore/latent/samplers.py",
+        'latents["gmm_factors"][component].T', 'latents["gmm_factors"][component]', (SAMPLERS,),
+    ),
+    Fault(
+        "few points are not shrunk", "aecore/latent/density.py",
+        "(1 - shrinkage) * covariance + shrinkage * target", "covariance", (SAMPLERS,),
+    ),
+    Fault(
+        "a great circle is about the origin", "aecore/latent/interpolation.py",
+        "centre, t = points.mean(0),", "centre, t = torch.zeros_like(start),", (INTERPOLATION,),
+    ),
+    Fault(
+        "edges between neighbours cost their length", "aecore/latent/interpolation.py",
+        "nearest.values.square().clamp_min", "nearest.values.clamp_min", (INTERPOLATION,),
+    ),
+    Fault(
+        "each unit counts as active in a study", "aecore/latent/stats.py", "> ACTIVE_VARIANCE)", "> -1)", (STATS,),
+    ),
+    Fault(
+        "the radius is the distance from the mean", "aecore/latent/stats.py",
+        "np.linalg.norm(x, axis=1)", "np.linalg.norm(x - x.mean(0), axis=1)", (STATS,),
+    ),
+    Fault(
+        "kurtosis is not in excess of the normal one", "aecore/latent/stats.py",
+        ".mean(0).sub(3)", ".mean(0)", (STATS,),
+    ),
+    Fault(
+        "a direction's sd is replaced by its variance in a study", "aecore/analysis.py",
+        "sd = (unit @ covariance @ unit).sqrt()", "sd = unit @ covariance @ unit",
+        (f"{ANALYSIS}::test_directions_are_decoded_at_evenly_spaced_sds_around_the_mean",),
+    ),
+    Fault(
+        "the own radius is sqrt(z_dim)", "aecore/analysis.py",
+        "radius=float(self.train_z.norm(dim=1).mean())", "radius=self.train_z.shape[1] ** 0.5",
+        (f"{ANALYSIS}::test_own_radius_is_that_of_the_training_z_points",),
+    ),
+    # Metrics.
+    Fault("PSNR is doubled", "aecore/metrics/pixel.py", "-10.0 * torch.log10", "-20.0 * torch.log10", (PIXEL,)),
+    Fault(
+        "the Frechet distance ignores the means", "aecore/metrics/distribution.py",
+        "np.square(mean - self._mean).sum() + traces", "traces", (SUITE,),
+    ),
+    Fault(
+        "coverage counts the farthest real neighbour", "aecore/metrics/distribution.py",
+        "[:, COVERAGE_NEIGHBOUR - 1]", "[:, -1]", (SUITE,),
+    ),
+    Fault(
+        "images count as copies up to twice the ratio", "aecore/metrics/distribution.py",
+        "COPY_RATIO = 1 / 3", "COPY_RATIO = 2 / 3", (SUITE,),
+    ),
+    # Claims and studies.
+    Fault(
+        "almost none is up to 19 %", "jobs/claims/verdicts.py",
+        "ALMOST_NONE = 0.1 ", "ALMOST_NONE = 0.19 ", (VERDICTS,),
+    ),
+    Fault(
+        "near real begins at 60 %", "jobs/claims/verdicts.py", "NEAR_REAL = 0.9 ", "NEAR_REAL = 0.6 ", (VERDICTS,),
+    ),
+    Fault(
+        "`one-region` always holds", "jobs/claims/verdicts.py",
+        "return Verdict(holds, evidence, (), charts)", "return Verdict(True, evidence, (), charts)", (VERDICTS,),
+    ),
+    Fault(
+        "`fitted` always holds", "jobs/claims/verdicts.py",
+        'Verdict(_is_near_real(run, "gaussian"), evidence, rows)', "Verdict(True, evidence, rows)", (VERDICTS,),
+    ),
+    Fault(
+        "`vae-radius` always holds", "jobs/claims/verdicts.py",
+        'return Verdict(holds, f"mean radius', 'return Verdict(True, f"mean radius', (VERDICTS,),
+    ),
+    Fault(
+        "any gain of PSNR is visible", "jobs/claims/verdicts.py",
+        "VISIBLE_PSNR = 0.5 ", "VISIBLE_PSNR = 0.0 ", (VERDICTS,),
+    ),
+    Fault(
+        "`kl-factor` ignores the rates", "jobs/claims/verdicts.py",
+        "Verdict(psnr_falls and rate_rises,", "Verdict(psnr_falls,", (VERDICTS,),
+    ),
+    Fault(
+        "one standard error makes a difference", "jobs/study/metrics.py",
+        "abs(a - b) > 2 *", "abs(a - b) > 1 *", (FINDINGS,),
+    ),
+    Fault(
+        "nearly all is written as all", "jobs/study/metrics.py", "0.995 <= rate < 1", "0.9999 <= rate < 1", (FINDINGS,),
+    ),
+    Fault(
+        "the best trial is the one of the highest PSNR", "jobs/tune/selection.py",
+        "front[0].psnr - slack", "front[0].psnr", (PIXEL,),
+    ),
+    Fault(
+        "workers save without the others", "jobs/train/stopping.py",
+        "action, self._stride = self._max_over_workers(max(action, self.local_action()), stride)",
+        "action, self._stride = max(action, self.local_action()), stride", (STOPPING,),
+    ),
+    # The endpoint.
+    Fault(
+        "batch norms are dropped from the served layers", "serving/runtime/model_loading.py",
+        "layers[-1] = fuse_conv_bn_eval(layers[-1], layer, transpose=transposed)", "pass", (MODEL_LOADING,),
+    ),
+    Fault(
+        "transposed convolutions are folded as plain ones", "serving/runtime/model_loading.py",
+        "transpose=transposed)", "transpose=False)", (MODEL_LOADING,),
+    ),
+    Fault(
+        "the compiled decoder gives another layout", "serving/runtime/model_loading.py",
+        "return torch.compile(_decode, dynamic=True)",
+        "return torch.compile(lambda model, z: _decode(model, z).transpose(1, 2), dynamic=True)", (MODEL_LOADING,),
+    ),
+    Fault(
+        "/v1/reconstruct ignores its seed", "serving/http/api.py",
+        "operations.corrupt_images, task, images, seed)", "operations.corrupt_images, task, images, 0)", (API_IMAGES,),
+    ),
+    Fault(
+        "/v1/sample ignores the sampler's parameters", "serving/http/operations.py",
+        "sample(name, request.n, latents, seed, **parameters)", "sample(name, request.n, latents, seed)", (API,),
+    ),
+    Fault(
+        "the latent space has variances in place of sds", "serving/runtime/model_slot.py",
+        '_rounded(self.latents["covariance"].diagonal().sqrt())', '_rounded(self.latents["covariance"].diagonal())',
+        (API,),
+    ),
+    Fault(
+        "a direction's sd is replaced by its variance at the endpoint", "serving/runtime/model_slot.py",
+        "variances[:MAX_AXES].sqrt()", "variances[:MAX_AXES]", (API,),
+    ),
+    Fault(
+        "requests get the results of others", "serving/runtime/batching.py",
+        "start += len(request_items)", "start += 1", (BATCHING,),
+    ),
+    Fault(
+        "batches exceed their maximum", "serving/runtime/batching.py",
+        "while self._queue and batch_size + len(self._queue[0][0]) <= self._max_batch_size:", "while self._queue:",
+        (BATCHING,),
+    ),
+    Fault("NaN is decoded", "serving/http/decoding.py", "if not np.isfinite(z).all():", "if False:", (DECODING,)),
+    Fault(
+        "the least acceptable media type is sent", "serving/http/encoding.py",
+        "best = max(media_types, key=q)", "best = min(media_types, key=q)", (ENCODING,),
+    ),
+    Fault(
+        "any scheme authorizes", "serving/http/middleware.py",
+        'self._token) and auth_scheme.lower() == b"bearer"', "self._token)", (API,),
+    ),
+    Fault(
+        "the client ignores Retry-After", "serving/client/client.py",
+        "if retry_after_s is not None:", "if False:", (CLIENT,),
+    ),
+    # Settings and storage.
+    Fault(
+        "AWS_ENDPOINT_URL is not forwarded", "cluster/settings.py",
+        '"AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT', '"AWS_DEFAULT_REGION", "AWS_ENDPOINT',
+        (SETTINGS,),
+    ),
+    Fault(
+        "the session token is not forwarded", "cluster/settings.py",
+        '"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")', '"AWS_SECRET_ACCESS_KEY")', (SETTINGS,),
+    ),
+    Fault("a size's prefixes are binary", "cluster/settings.py", "* 1000 **", "* 1024 **", (SETTINGS,)),
+    Fault("S3 is tried once", "cluster/storage.py", "attempts: int = 3", "attempts: int = 1", (STORAGE,)),
+)  # fmt: skip
+
+# (file, change as tests/mutants.py prints it, the reason why no test can notice it)
+EQUIVALENT: tuple[tuple[str, str, str], ...] = ()

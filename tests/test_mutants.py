@@ -1,0 +1,38 @@
+"""The list of planted faults does not rot: each still applies, and its tests exist. `make mutants` runs them."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.mutants import PLANTED, generate, plant, select_tests
+from tests.planted_faults import Fault
+
+REPO = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("fault", PLANTED, ids=lambda fault: fault.change)
+def test_planted_fault_still_applies(fault: Fault):
+    ast.parse(plant(fault).text)
+    assert fault.tests
+    for test in fault.tests:
+        path, _, function = test.partition("::")
+        assert not function or f"def {function}(" in (REPO / path).read_text()
+        assert (REPO / path).is_file()
+
+
+def test_fault_whose_old_text_is_gone_is_refused():
+    with pytest.raises(ValueError, match="0 times, not once: mend tests/planted_faults"):
+        plant(Fault("none", "aecore/config.py", "no such text", "", ()))
+
+
+def test_generated_mutants_change_one_expression_or_statement_each():
+    file = "aecore/training/schedule.py"
+    source = (REPO / file).read_text()
+    mutants = {mutant.change: mutant.text for mutant in generate(file)}
+    assert {"step < warmup_steps -> (step <= warmup_steps)", "return optim.lr -> return None"} <= set(mutants)
+    assert "optim.lr * (step + 1) -> (optim.lr / (step + 1))" in mutants
+    for text in mutants.values():
+        ast.parse(text)
+        assert text != source
+    assert select_tests(file) == ("tests/aecore/training/test_schedule.py",)
