@@ -8,7 +8,7 @@ INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c c
 PYTEST = $(VENV)/bin/pytest -n 2 --dist loadgroup --durations 20
 SOURCES = aecore cluster jobs serving tests docs
 
-.PHONY: demo test test-faults docs install install-dev clean
+.PHONY: demo test test-faults mutants docs install install-dev clean
 
 demo: install
 	$(VENV)/bin/zpoint demo $(ARGS)
@@ -22,6 +22,10 @@ test: install-dev
 # Killed processes, failing stores, damaged caches: slow, and heavy on processes.
 test-faults: install-dev
 	$(PYTEST) tests/faults $(ARGS)
+
+# Faults planted in copies of the code, one at a time: do the quick tests notice? An hour or more on 2 cores.
+mutants: install-dev
+	nice $(VENV)/bin/python tests/mutants.py $(ARGS)
 
 docs: install
 	$(VENV)/bin/python docs/generate.py
