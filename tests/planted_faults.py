@@ -23,7 +23,7 @@ SAMPLERS = "tests/aecore/latent/test_samplers.py"
 INTERPOLATION = "tests/aecore/latent/test_interpolation.py"
 STATS = "tests/aecore/latent/test_stats.py"
 PIXEL = "tests/aecore/metrics/test_pixel.py"
-SUITE = "tests/aecore/metrics/test_suite.py"
+DISTRIBUTION = "tests/aecore/metrics/test_distribution.py"
 AUTOENCODER = "tests/aecore/model/test_autoencoder.py"
 CORRUPTIONS = "tests/aecore/model/test_corruptions.py"
 LOSSES = "tests/aecore/model/test_losses.py"
@@ -66,8 +66,7 @@ PLANTED = (
     ),
     Fault(
         "sync_batch normalises per worker", "aecore/model/autoencoder.py",
-        "return SyncBatchNorm(channels)", "return nn.BatchNorm2d(channels)",
-        (f"{LOOP}::test_gradients_of_three_workers_equal_those_of_one_in_float64",),
+        "return SyncBatchNorm(channels)", "return nn.BatchNorm2d(channels)", (AUTOENCODER,),
     ),
     Fault(
         "the running variance of sync_batch is biased", "aecore/model/sync_batch_norm.py",
@@ -216,20 +215,22 @@ PLANTED = (
     ),
     Fault(
         "spaced images are the first ones", "aecore/data/shuffle.py",
-        "np.arange(limit) * count // limit", "np.arange(limit)", (LOADERS,),
+        "np.arange(limit) * count // limit", "np.arange(limit)",
+        (f"{LOADERS}::test_spaced_images_are_spread_over_the_split",),
     ),
     Fault(
         "positions and counts of a stream's batches are local to a worker", "aecore/data/loaders.py",
         "self._position_and_count(len(images)) if epoch is not None else (0, len(images))", "0, len(images)",
-        (LOADERS,),
+        (f"{LOADERS}::test_positions_in_a_streamed_global_batch_follow_those_of_lower_ranks",),
     ),
     Fault(
         "a stream's buffer mixes each epoch alike", "aecore/data/loaders.py",
-        "derive_seed(self.sampler.seed, epoch, self.sampler.world.rank)", "derive_seed(self.sampler.seed)", (LOADERS,),
+        "derive_seed(self.sampler.seed, epoch, self.sampler.world.rank)", "derive_seed(self.sampler.seed)",
+        (f"{LOADERS}::test_buffer_of_a_stream_mixes_differently_in_each_epoch_and_worker",),
     ),
     Fault(
         "a loader overwrites the batch in use", "aecore/data/loaders.py",
-        "range(threads + 2)", "range(threads)", (LOADERS,),
+        "range(threads + 2)", "range(threads)", (f"{LOADERS}::test_node_and_device_loaders_are_bit_identical",),
     ),
     Fault(
         "the crop is at the top left", "aecore/data/images.py",
@@ -273,7 +274,8 @@ PLANTED = (
     ),
     Fault(
         "few points are not shrunk", "aecore/latent/density.py",
-        "(1 - shrinkage) * covariance + shrinkage * target", "covariance", (SAMPLERS,),
+        "(1 - shrinkage) * covariance + shrinkage * target", "covariance",
+        (f"{SAMPLERS}::test_shrunk_covariance_equals_that_of_scikit_learn",),
     ),
     Fault(
         "a great circle is about the origin", "aecore/latent/interpolation.py",
@@ -308,15 +310,15 @@ PLANTED = (
     Fault("PSNR is doubled", "aecore/metrics/pixel.py", "-10.0 * torch.log10", "-20.0 * torch.log10", (PIXEL,)),
     Fault(
         "the Frechet distance ignores the means", "aecore/metrics/distribution.py",
-        "np.square(mean - self._mean).sum() + traces", "traces", (SUITE,),
+        "np.square(mean - self._mean).sum() + traces", "traces", (DISTRIBUTION,),
     ),
     Fault(
         "coverage counts the farthest real neighbour", "aecore/metrics/distribution.py",
-        "[:, COVERAGE_NEIGHBOUR - 1]", "[:, -1]", (SUITE,),
+        "[:, COVERAGE_NEIGHBOUR - 1]", "[:, -1]", (DISTRIBUTION,),
     ),
     Fault(
         "images count as copies up to twice the ratio", "aecore/metrics/distribution.py",
-        "COPY_RATIO = 1 / 3", "COPY_RATIO = 2 / 3", (SUITE,),
+        "COPY_RATIO = 1 / 3", "COPY_RATIO = 2 / 3", (DISTRIBUTION,),
     ),
     # Claims and studies.
     Fault(
@@ -355,7 +357,7 @@ PLANTED = (
     ),
     Fault(
         "the best trial is the one of the highest PSNR", "jobs/tune/selection.py",
-        "front[0].psnr - slack", "front[0].psnr", (PIXEL,),
+        "front[0].psnr - slack", "front[0].psnr", ("tests/jobs/tune/test_selection.py",),
     ),
     Fault(
         "workers save without the others", "jobs/train/stopping.py",
@@ -365,16 +367,19 @@ PLANTED = (
     # The endpoint.
     Fault(
         "batch norms are dropped from the served layers", "serving/runtime/model_loading.py",
-        "layers[-1] = fuse_conv_bn_eval(layers[-1], layer, transpose=transposed)", "pass", (MODEL_LOADING,),
+        "layers[-1] = fuse_conv_bn_eval(layers[-1], layer, transpose=transposed)", "pass",
+        (f"{MODEL_LOADING}::test_folding_norms_changes_nothing_in_float64",),
     ),
     Fault(
         "transposed convolutions are folded as plain ones", "serving/runtime/model_loading.py",
-        "transpose=transposed)", "transpose=False)", (MODEL_LOADING,),
+        "transpose=transposed)", "transpose=False)",
+        (f"{MODEL_LOADING}::test_folding_norms_changes_nothing_in_float64",),
     ),
     Fault(
         "the compiled decoder gives another layout", "serving/runtime/model_loading.py",
         "return torch.compile(_decode, dynamic=True)",
-        "return torch.compile(lambda model, z: _decode(model, z).transpose(1, 2), dynamic=True)", (MODEL_LOADING,),
+        "return torch.compile(lambda model, z: _decode(model, z).transpose(1, 2), dynamic=True)",
+        (f"{MODEL_LOADING}::test_compiled_decoder_equals_the_model_also_after_a_swap",),
     ),
     Fault(
         "/v1/reconstruct ignores its seed", "serving/http/api.py",

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,71 @@ def test_digest_depends_on_what_is_trained_not_on_workers_or_location():
         {"task": {"kind": "recolor"}},
     )  # fmt: skip
     assert len({check_recipe(sections).digest("d") for sections in ({}, *trained)}) == 1 + len(trained)
+
+
+def test_defaults():
+    """Each is stated in docs/configuration.md and trained by recipes that leave it out."""
+    assert Recipe().model_dump() == {
+        "name": "",
+        "data": {"uri": "", "cache": "auto", "flip": False},
+        "model": {"z_dim": 200, "channels": (32, 64, 128, 256), "norm": "none"},
+        "task": {"kind": "reconstruct"},
+        "loss": {"pixels": "bce", "kl_factor": 1.0, "kl_warmup": 0.0, "free_bits": 0.0},
+        "optim": {
+            "epochs": 10, "batch": 64, "lr": 1e-3, "warmup": 0.0, "schedule": "constant", "clip": 0.0, "seed": 0,
+            "precision": "auto", "deterministic": False,
+        },
+        "scale": {"workers": 1, "max_failures": 3},
+        "checkpoint": {"every": 0, "minutes": 5.0, "keep": 2},
+        "search": {
+            "trials": 8, "parallel": 2, "z_dim": (64, 128, 200, 512), "kl_factor": (1e-6, 10.0), "psnr_slack": 3.0
+        },
+    }  # fmt: skip
+    defaults = {kind: check_recipe({"task": {"kind": kind}}).task.model_dump(exclude={"kind"}) for kind in TASKS}
+    assert defaults == {
+        "reconstruct": {}, "denoise": {"sigma": 0.25}, "drop": {"keep": 0.2, "fill": "black"}, "recolor": {},
+        "inpaint": {"block": 0.25, "share": 0.25, "fill": "black"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "allowed", "refused"),
+    [
+        ("model.z_dim", (2, 1200), (1, 1201)),
+        ("model.channels", ([1, 1, 1, 1],), ([1, 1, 1, 0], [8, 8, 8], [8, 8, 8, 8, 8])),
+        ("loss.kl_factor", (0, 1e9), (-1e-9,)),
+        ("loss.kl_warmup", (0, 1e9), (-1e-9,)),
+        ("loss.free_bits", (0, 1e9), (-1e-9,)),
+        ("optim.epochs", (1,), (0, 1.5)),
+        ("optim.batch", (1,), (0,)),
+        ("optim.lr", (1e-9,), (0,)),
+        ("optim.warmup", (0, 9.9), (-1e-9, 10)),
+        ("optim.clip", (0,), (-1e-9,)),
+        ("optim.seed", (0,), (-1,)),
+        ("scale.workers", (0, [1, 1], [1, 9]), (-1, [0, 1], [2, 1])),
+        ("scale.max_failures", (0,), (-1,)),
+        ("checkpoint.every", (0,), (-1,)),
+        ("checkpoint.minutes", (0,), (-1e-9,)),
+        ("checkpoint.keep", (1,), (0,)),
+        ("search.trials", (1,), (0,)),
+        ("search.parallel", (1,), (0,)),
+        ("search.z_dim", ([2], [1200]), ([], [1], [1201])),
+        ("search.kl_factor", ([1, 1], [1e-9, 1e9]), ([0, 1], [2, 1])),
+        ("search.psnr_slack", (0,), (-1e-9,)),
+        ('task={"kind":"denoise"}.sigma', (1e-9, 100), (0, 100.1)),
+        ('task={"kind":"drop"}.keep', (0, 0.999), (-1e-9, 1)),
+        ('task={"kind":"inpaint"}.block', (1e-9, 1), (0, 1.001)),
+        ('task={"kind":"inpaint"}.share', (1e-9, 1), (0, 1.001)),
+    ],
+)
+def test_values_up_to_each_bound_are_allowed_and_beyond_it_refused(recipe_file, key, allowed, refused):
+    section, _, name = key.rpartition(".")
+    task, section = ([section], "task") if "=" in section else ([], section)
+    for value in allowed:
+        load_recipe(recipe_file, [*task, f"{section}.{name}={json.dumps(value)}"])
+    for value in refused:
+        with pytest.raises(ValueError, match=rf"^{section}"):
+            load_recipe(recipe_file, [*task, f"{section}.{name}={json.dumps(value)}"])
 
 
 def test_task_round_trips_through_json():

@@ -103,6 +103,17 @@ def test_a_stream_yields_each_image_once_in_an_order_of_its_epoch(tmp_path):
     assert orders[3] == list(range(41))
 
 
+def test_buffer_of_a_stream_mixes_differently_in_each_epoch_and_worker():
+    images, orders = noise_images(60, 2), []
+    for seed, rank, epoch in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)):
+        sampler = BatchSampler(seed, 8, World(rank, 2))
+        loader = StreamLoader(lambda epoch: iter([images]), lambda n: images[:n], 120, sampler, CPU)
+        loader._position_and_count = lambda local: (0, local)
+        orders.append([n for batch in loader.batches(epoch) for n in image_ids(batch.images.numpy())])
+    assert len({tuple(order) for order in orders}) == 4
+    assert all(sorted(order) == list(range(60)) for order in orders)
+
+
 @given(st.integers(1, 60), st.integers(1, 16), st.randoms())
 @pytest.mark.parametrize("size", WORLDS)
 def test_workers_of_a_stream_take_the_same_number_of_steps(size, count, batch, random):

@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from scipy import stats
 
-from aecore.latent.density import PER_COMPONENT, fit_gaussian, shrunk_covariance
+from aecore.latent.density import PER_COMPONENT, fit_gaussian, fit_mixture, shrunk_covariance, shrunk_eigenvalues
 from aecore.latent.samplers import SAMPLERS, attribute_directions, fit_latent_stats, sample
 
 
@@ -187,6 +189,74 @@ def test_gaussian_is_positive_definite_for_any_number_of_points(n):
     torch.testing.assert_close(covariance.trace(), z.var(0, correction=0).sum())
 
 
+def reference_shrinkage(eigenvalues, n):
+    """Return the analytical shrinkage of Ledoit and Wolf 2020, one eigenvalue at a time."""
+    p, h = len(eigenvalues), n ** (-1 / 3)
+    nonzero = list(eigenvalues[max(0, p - n) :])
+
+    def mean(function, x):
+        return sum(function((x - other) / (h * other)) / (h * other) for other in nonzero) / len(nonzero)
+
+    def epanechnikov(u):
+        return 3 / (4 * 5**0.5) * max(0, 1 - u**2 / 5)
+
+    def hilbert_transform(u):
+        ratio = abs((5**0.5 - u) / (5**0.5 + u))
+        return -3 * u / (10 * math.pi) + 3 / (4 * 5**0.5 * math.pi) * (1 - u**2 / 5) * math.log(ratio)
+
+    shrunk = []
+    for x in nonzero:
+        density, hilbert = mean(epanechnikov, x), mean(hilbert_transform, x)
+        if p <= n:
+            c = p / n
+            shrunk.append(x / ((math.pi * c * x * density) ** 2 + (1 - c - math.pi * c * x * hilbert) ** 2))
+        else:
+            shrunk.append(x / (math.pi**2 * x**2 * (density**2 + hilbert**2)))
+    if p <= n:
+        return shrunk
+    logarithm = math.log(abs((1 + 5**0.5 * h) / (1 - 5**0.5 * h)))
+    bracket = 3 / (10 * h**2) + 3 / (4 * 5**0.5 * h) * (1 - 1 / (5 * h**2)) * logarithm
+    hilbert_at_0 = bracket / math.pi * sum(1 / x for x in nonzero) / len(nonzero)
+    return [1 / (math.pi * (p - n) / n * hilbert_at_0)] * (p - n) + shrunk
+
+
+@pytest.mark.parametrize(("p", "n"), [(10, 50), (10, 11), (10, 10), (30, 12), (30, 20)])
+def test_eigenvalues_are_shrunk_as_in_the_paper(p, n):
+    eigenvalues = torch.cat([torch.full((max(0, p - n),), 1e-9), torch.logspace(-1, 1, min(p, n))]).double()
+    expected = torch.tensor(reference_shrinkage(eigenvalues.tolist(), n), dtype=torch.float64)
+    torch.testing.assert_close(shrunk_eigenvalues(eigenvalues, n), expected, rtol=1e-6, atol=1e-12)
+
+
+def test_gaussian_is_fitted_to_the_shrunk_correlations():
+    """Each dimension counts alike, whatever its scale; the sum of the variances stays as it is."""
+    z = torch.randn(60, 8, generator=torch.manual_seed(0), dtype=torch.float64).cumsum(1) * torch.arange(1, 9) ** 2 + 5
+    sd = z.std(0, correction=0)
+    eigenvalues, axes = torch.linalg.eigh(torch.corrcoef(z.T))
+    correlation = axes @ torch.diag(shrunk_eigenvalues(eigenvalues, 59)) @ axes.T
+    expected = torch.outer(sd, sd) * correlation
+    mean, covariance = fit_gaussian(z)
+    torch.testing.assert_close(mean, z.mean(0))
+    torch.testing.assert_close(covariance, expected * sd.square().sum() / expected.trace())
+
+
+def test_each_cluster_has_its_own_mean_and_covariance():
+    """Shrunk in coordinates in which all points are white."""
+    z = two_clusters(4000).double()
+    mean, covariance = fit_gaussian(z)
+    root = torch.linalg.cholesky(covariance)
+    weights, means, factors = fit_mixture(z, mean, covariance, 2)
+    for weight, centre, factor in zip(weights, means, factors, strict=True):
+        cluster = z[(z.mean(1) > 0) == (centre.mean() > 0)]
+        white = torch.linalg.solve_triangular(root, (cluster - cluster.mean(0)).T, upper=False).T
+        assert weight.item() == pytest.approx(0.5, abs=0.01)
+        torch.testing.assert_close(centre, cluster.mean(0), atol=0.02, rtol=0)
+        expected = root @ (shrunk_covariance(white) + 1e-4 * torch.eye(5)) @ root.T
+        torch.testing.assert_close(factor @ factor.T, expected, atol=2e-3, rtol=0.02)
+    one = fit_mixture(z[:PER_COMPONENT], mean, covariance, 1)
+    assert one[0].tolist() == [1]
+    torch.testing.assert_close(one[1][0], z[:PER_COMPONENT].mean(0))
+
+
 def test_shrunk_covariance_equals_that_of_scikit_learn():
     from sklearn.covariance import ledoit_wolf
 
@@ -220,8 +290,10 @@ def test_stats_stored_without_a_mixture_still_sample():
 
 
 def test_few_z_points_reduce_the_mixture_components():
-    assert len(fit_latent_stats(correlated(2 * PER_COMPONENT))["gmm_weights"]) == 2
+    assert len(fit_latent_stats(correlated(100))["gmm_weights"]) == 2
+    assert len(fit_latent_stats(correlated(99))["gmm_weights"]) == 1
     assert len(fit_latent_stats(correlated(9))["gmm_weights"]) == 1
+    assert len(fit_latent_stats(correlated(600))["gmm_weights"]) == 10
 
 
 def test_unknown_sampler_and_parameter_are_refused():

@@ -1,7 +1,10 @@
 """Statistics of z-points against distributions with closed-form statistics."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from aecore.latent.stats import compute_z_stats, core_distance, measure_structure, tsne
@@ -31,6 +34,43 @@ def test_standard_normal():
     assert summary["mean_abs_correlation"] < 0.03
     assert summary["active_units"] == 20
     assert stats.radii.shape == (N,)
+
+
+def test_each_statistic_equals_its_definition():
+    z = (normal(500, 4) @ torch.randn(4, 4, generator=torch.manual_seed(2))).exp() * 10 - 5
+    posterior = DiagonalGaussian(z + 1, torch.randn(500, 4, generator=torch.manual_seed(3)))
+    stats, x = compute_z_stats(posterior, z), z.double().numpy()
+    np.testing.assert_allclose(stats.mean, x.mean(0))
+    np.testing.assert_allclose(stats.sd, x.std(0))
+    np.testing.assert_allclose(stats.skew, scipy.stats.skew(x))
+    np.testing.assert_allclose(stats.kurtosis, scipy.stats.kurtosis(x))
+    np.testing.assert_allclose(stats.kl, posterior.kl().mean(0), rtol=1e-5)
+    np.testing.assert_allclose(stats.radii, np.sqrt((x**2).sum(1)))
+    np.testing.assert_allclose(stats.correlation, np.corrcoef(x.T))
+    np.testing.assert_allclose(stats.variances, np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1], rtol=1e-4)
+    assert stats.within == (np.abs(x) < 20).mean()
+    off_diagonal = [abs(stats.correlation[i, j]) for i in range(4) for j in range(4) if i != j]
+    assert stats.summary() == pytest.approx({
+        "z_dim": 4, "mean_abs_mean": np.abs(x.mean(0)).mean(), "centre_radius": np.linalg.norm(x.mean(0)),
+        "mean_sd": x.std(0).mean(), "mean_abs_skew": np.abs(stats.skew).mean(),
+        "mean_kurtosis": stats.kurtosis.mean(), "core_distance": core_distance(x).mean(), "kl": stats.kl.sum(),
+        "active_units": 4, "mean_radius": stats.radii.mean(), "sqrt_z_dim": 2, "within_20": stats.within,
+        "mean_abs_correlation": np.mean(off_diagonal), "axes_90": stats.axes_for(0.9), "axes_99": stats.axes_for(0.99),
+    })  # fmt: skip
+
+
+def test_axes_for_a_share_of_the_variance():
+    stats = replace(stats_of(normal(100, 4)), variances=np.array([6.0, 3, 0.9, 0.1]))
+    assert [stats.axes_for(share) for share in (0.5, 0.6, 0.61, 0.9, 0.91, 0.99, 1)] == [1, 1, 2, 2, 3, 3, 4]
+
+
+def test_core_distance_is_that_of_kolmogorov_and_smirnov():
+    x = np.random.default_rng(0).gamma(3, 2, (300, 2))
+    for distance, column in zip(core_distance(x), x.T, strict=True):
+        q1, median, q3 = np.quantile(column, [0.25, 0.5, 0.75])
+        standardised = (column - median) / ((q3 - q1) / (scipy.stats.norm.ppf(0.75) - scipy.stats.norm.ppf(0.25)))
+        core = standardised[np.abs(standardised) < 2]
+        assert distance == pytest.approx(scipy.stats.kstest(core, scipy.stats.truncnorm(-2, 2).cdf).statistic, abs=1e-5)
 
 
 def test_off_centre_correlated_normal():

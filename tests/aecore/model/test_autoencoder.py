@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import stats
+from torch import nn
 
 from aecore.config import check_recipe
 from aecore.model.autoencoder import (
@@ -15,6 +16,7 @@ from aecore.model.autoencoder import (
     to_float,
     to_uint8,
 )
+from aecore.model.sync_batch_norm import SyncBatchNorm
 
 
 @pytest.mark.parametrize("size", [16, 28, 32, 50, 96])
@@ -37,6 +39,18 @@ def test_extreme_z_dims_and_all_norms_decode(z_dim, norm):
     recipe = check_recipe({"model": {"z_dim": z_dim, "norm": norm}})
     model = build_model(recipe, ImageShape(28, 1))
     assert model.decode(torch.randn(2, z_dim)).dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("norm", "layer"),
+    [("batch", nn.BatchNorm2d), ("sync_batch", SyncBatchNorm), ("group", nn.GroupNorm), ("none", nn.Identity)],
+)
+def test_each_hidden_layer_has_the_norm_of_the_recipe(norm, layer):
+    model = Autoencoder(check_recipe({"model": {"norm": norm}}).model, ImageShape(32, 3), variational=True)
+    assert [type(model.encoder[i]) for i in (1, 4, 7, 10)] == [layer] * 4
+    assert [type(model.decoder[i]) for i in (1, 4, 7)] == [layer] * 3
+    if norm == "group":
+        assert [model.encoder[i].num_groups for i in (1, 4, 7, 10)] == [4, 8, 16, 32]
 
 
 def test_layers_have_the_documented_shapes():
