@@ -50,6 +50,8 @@ NOT_GENERATED_FROM = (
 TESTS = {  # of a module whose tests are not only tests/.../test_MODULE.py
     "aecore/data/canvas.py": ("tests/aecore/data/test_synthetic_faces.py",),
     "aecore/data/dataset.py": ("tests/aecore/data/test_dataset.py", "tests/aecore/data/test_loaders.py"),
+    "aecore/data/file_tree.py": ("tests/aecore/data/test_layout.py", "tests/aecore/data/test_sources.py"),
+    "aecore/data/parquet.py": ("tests/aecore/data/test_tables.py",),
     "aecore/data/images.py": ("tests/aecore/data/test_images.py", "tests/aecore/data/test_odd_images.py"),
     "aecore/data/io.py": ("tests/aecore/data/test_shards.py", "tests/aecore/data/test_download.py"),
     "aecore/data/node_cache.py": ("tests/aecore/data/test_node_cache.py", "tests/aecore/data/test_cache_eviction.py"),
@@ -58,16 +60,12 @@ TESTS = {  # of a module whose tests are not only tests/.../test_MODULE.py
     "aecore/data/shard_stream.py": ("tests/aecore/data/test_loaders.py",),
     "aecore/data/shuffle.py": ("tests/aecore/data/test_shuffle.py", "tests/aecore/data/test_loaders.py"),
     "aecore/latent/density.py": ("tests/aecore/latent/test_samplers.py",),
-    "aecore/metrics/distribution.py": ("tests/aecore/metrics/test_suite.py",),
+    "aecore/metrics/distribution.py": ("tests/aecore/metrics/test_distribution.py",),
     "aecore/metrics/face_detector.py": ("tests/aecore/metrics/test_suite.py",),
-    "aecore/model/sync_batch_norm.py": ("tests/aecore/training/test_loop.py",),
-    "aecore/training/state.py": ("tests/aecore/training/test_loop.py", "tests/aecore/training/test_evaluate.py"),
     "jobs/claims/verdicts.py": ("tests/jobs/claims/test_verdicts.py",),
     "jobs/study/metrics.py": ("tests/jobs/study/test_findings.py",),
-    "jobs/tune/selection.py": ("tests/jobs/tune/test_selection.py",),
     "serving/http/decoding.py": ("tests/serving/http/test_decoding.py", "tests/serving/http/test_api_images.py"),
     "serving/http/operations.py": ("tests/serving/http/test_api.py", "tests/serving/http/test_api_images.py"),
-    "serving/runtime/model_loading.py": ("tests/serving/runtime/test_model_loading.py",),
     "serving/runtime/model_slot.py": ("tests/serving/http/test_api.py",),
 }  # fmt: skip
 LIBRARIES = (  # imported once, before the forks

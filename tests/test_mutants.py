@@ -27,12 +27,12 @@ def test_fault_whose_old_text_is_gone_is_refused():
 
 
 def test_generated_mutants_change_one_expression_or_statement_each():
-    file = "aecore/training/schedule.py"
+    file = "aecore/data/shuffle.py"
     source = (REPO / file).read_text()
     mutants = {mutant.change: mutant.text for mutant in generate(file)}
-    assert {"step < warmup_steps -> (step <= warmup_steps)", "return optim.lr -> return None"} <= set(mutants)
-    assert "optim.lr * (step + 1) -> (optim.lr / (step + 1))" in mutants
+    assert {"limit >= count -> (limit > count)", "step * batch -> (step / batch)", "0 -> (1)"} <= set(mutants)
+    assert "return rows[positions], positions -> return None" in mutants
     for text in mutants.values():
         ast.parse(text)
         assert text != source
-    assert select_tests(file) == ("tests/aecore/training/test_schedule.py",)
+    assert select_tests(file) == ("tests/aecore/data/test_shuffle.py", "tests/aecore/data/test_loaders.py")

@@ -11,6 +11,7 @@ from aecore.config import check_recipe
 from aecore.data.loaders import NodeLoader
 from aecore.data.shuffle import BatchSampler, World
 from aecore.data.synthetic_faces import draw_face
+from aecore.latent.samplers import sample
 from aecore.metrics.pixel import psnr, ssim
 from aecore.model.autoencoder import DiagonalGaussian, ImageShape, build_model, to_float
 from aecore.training.evaluate import NUM_SAMPLES, SampleEvaluator, evaluate, fit_train_latents
@@ -84,6 +85,13 @@ def test_latent_stats_are_fitted_to_training_images_alone():
     assert torch.equal(
         latents["mean"], train_latents(make_evaluator(ae, train=dark, valid=dark), n_components=0)["mean"]
     )
+
+
+def test_epochs_show_samples_of_the_gaussian_fitted_to_training_images():
+    evaluator = make_evaluator({}, train=make_images() // 4, valid=make_images() + 80)
+    images = evaluator.evaluate()[1]
+    z = sample("gaussian", NUM_SAMPLES, train_latents(evaluator, n_components=0), seed=0)
+    assert np.abs(images["gaussian"].astype(int) - evaluator.model.decode(z[:10]).numpy()).max() <= 1
 
 
 def test_latent_stats_have_the_sd_of_the_posterior():

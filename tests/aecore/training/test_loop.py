@@ -210,6 +210,11 @@ def test_model_is_in_training_mode_in_steps_and_in_eval_mode_in_evaluations(monk
     assert modes == 2 * [("train_step", True), ("train_step", True), ("evaluate", False)]
 
 
+def test_epoch_sums_hold_the_images_of_the_open_epoch_alone():
+    run = make_run(make_recipe())
+    assert [int(run.epoch_sums[2]) for _ in loop.fit(run)] == 2 * [8, 16, 21, 0]
+
+
 def test_sums_of_many_images_are_exact():
     """In float32 the count would stay at 2 ** 24 if images came one by one."""
     run = make_run(make_recipe(optim={"batch": 1}))

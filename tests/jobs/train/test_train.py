@@ -11,11 +11,14 @@ import pyarrow.fs as pafs
 import pytest
 import torch
 
+from aecore.data.loaders import NodeLoader
 from aecore.data.node_cache import open_cache
 from aecore.data.shards import load_manifest
+from aecore.data.shuffle import BatchSampler
 from aecore.metrics.pixel import psnr
 from aecore.model.autoencoder import build_model, to_float
 from aecore.training.checkpoint import load_checkpoint, load_model
+from aecore.training.evaluate import fit_train_latents
 from cluster import tracking
 from cluster.settings import settings
 from jobs.cli import main
@@ -69,6 +72,10 @@ def test_batch_norm_model_is_saved_and_tested_in_eval_mode(zpoint, tiny: str, fa
     reconstructions = saved.model.logits(saved.model.encode(images).mean).sigmoid()
     squared_error = (reconstructions - images).square().flatten(1).mean(1)
     assert saved.metrics["test_psnr"] == pytest.approx(float(psnr(squared_error).mean()), rel=1e-4)
+    train_images = open_cache(settings().cache, open_dataset(str(faces)), "train")
+    loader = NodeLoader(train_images, BatchSampler(0, 8), torch.device("cpu"))
+    latents = fit_train_latents(saved.model, saved.recipe, loader)
+    torch.testing.assert_close(saved.latents["mean"], latents["mean"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("trained_runs")
