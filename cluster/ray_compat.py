@@ -15,6 +15,11 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 _environment_lock = threading.Lock()
+SLOW_START_S = 30.0  # after which Ray itself gives up
+DASHBOARD_MODULES = (  # all of Ray 2.60 but UsageStatsHead
+    "DataHead", "JobHead", "MetricsHead", "NodeHead", "PlatformEventsHead", "ReportHead", "ServeHead", "StateHead",
+    "TaskEventsHead", "TrainHead",
+)  # fmt: skip
 
 
 def use_loopback(enabled: bool) -> None:
@@ -43,6 +48,94 @@ def slow_down_metrics() -> None:
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
     os.environ.setdefault("METRICS_RECORD_INTERVAL_S", "86400")
     os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
+
+
+def ignore_uv_run() -> None:
+    """Keep Ray from starting workers by the command `uv run` of this process' parent, unless the user asks for it.
+
+    Without it: `uv run zpoint ...` fails in a subfolder of the project, since the workers' working directory has no
+    pyproject.toml, and in a project beyond Ray's limit of 512 MiB for uploads. zpoint sends its code itself.
+    Test: tests/cluster/test_ray_connection.py::test_a_parent_process_uv_run_changes_nothing.
+    Goes when: Ray uploads nothing for `uv run` on a local Ray.
+    """
+    enabled = os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # read when Ray is imported
+    if "ray" in sys.modules and enabled == "0":
+        from ray._private import ray_constants
+
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+
+
+@contextmanager
+def without_usage_stats() -> Iterator[None]:
+    """Start the dashboard of a Ray that is started inside the block without its module for usage statistics.
+
+    Without it: the module asks 169.254.169.254 and metadata.google.internal for the cloud, at each start and even if
+    the statistics are disabled: RAY_USAGE_STATS_ENABLED=0 only keeps it from sending them.
+    Test: tests/cluster/test_network.py::test_a_local_ray_sends_nothing_to_other_hosts.
+    Goes when: UsageStatsHead checks RAY_USAGE_STATS_ENABLED before it looks for the cloud.
+    """
+    from ray._private import ray_constants, services
+
+    start_ray_process = services.start_ray_process
+
+    def start(command: list[str], process_type: str, *args: Any, **kwargs: Any) -> Any:
+        if process_type == ray_constants.PROCESS_TYPE_DASHBOARD:
+            command = [*command, f"--modules-to-load={','.join(DASHBOARD_MODULES)}"]
+        return start_ray_process(command, process_type, *args, **kwargs)
+
+    services.start_ray_process = start
+    try:
+        yield
+    finally:
+        services.start_ray_process = start_ray_process
+
+
+@contextmanager
+def wait_longer_for_start(timeout_s: float) -> Iterator[None]:
+    """Give a Ray that is started inside the block `timeout_s` seconds; log it if Ray's own 30 s are not enough.
+
+    Without it: `ray.init` fails on a busy machine, whose processes take longer to import Ray, and leaves them running.
+    Test: tests/cluster/test_ray_connection.py::test_a_slow_start_is_waited_for_and_logged.
+    Goes when: `ray.init` takes the time to wait for its node.
+    """
+    from ray._private import ray_constants, services
+
+    for name in ("RAY_gcs_server_port_wait_time_s", "RAY_worker_register_timeout_seconds"):
+        os.environ.setdefault(name, f"{timeout_s:.0f}")
+    os.environ.setdefault("RAY_agent_register_timeout_ms", f"{timeout_s * 1000:.0f}")
+    os.environ.setdefault("RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT", f"{timeout_s:.0f}")
+    dashboard_timeout_s, get_node = ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S, services.get_node
+    start_ray_process, raylets = services.start_ray_process, []
+
+    def start(command: list[str], process_type: str, *args: Any, **kwargs: Any) -> Any:
+        info = start_ray_process(command, process_type, *args, **kwargs)
+        if process_type == ray_constants.PROCESS_TYPE_RAYLET:
+            raylets.append(info.process)
+        return info
+
+    def wait_for_node(gcs_address: str, node_id: str) -> Any:
+        started, logged = time.monotonic(), False
+        while True:
+            try:
+                return get_node(gcs_address, node_id)
+            except RuntimeError:  # it has not registered
+                elapsed_s = time.monotonic() - started
+                if any(raylet.poll() is not None for raylet in raylets):
+                    raise ChildProcessError("Ray's node process, raylet, exited during its start") from None
+                if elapsed_s > timeout_s:
+                    raise TimeoutError(f"Ray did not start within {timeout_s:.0f} s: the machine is too busy") from None
+                if elapsed_s > SLOW_START_S and not logged:
+                    log.warning("Ray has not started after %.0f s; waiting up to %.0f s", elapsed_s, timeout_s)
+                    logged = True
+                time.sleep(0.1)
+
+    services.get_node, services.start_ray_process = wait_for_node, start
+    ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = max(dashboard_timeout_s, int(timeout_s))
+    try:
+        yield
+    finally:
+        services.get_node, services.start_ray_process = get_node, start_ray_process
+        ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = dashboard_timeout_s
 
 
 @contextmanager

@@ -6,17 +6,24 @@ http://127.0.0.1:8265 or the next free port, stays on: without it, stopped trial
 
 import logging
 import os
+import resource
+import secrets
 import socket
 import sys
-from ipaddress import ip_address
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from cluster import ray_compat
-from cluster.settings import disable_telemetry, exported_env, secret_env, settings
+from cluster.network import configure_libraries, is_loopback
+from cluster.settings import exported_env, secret_env, settings
 
+log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 8
 SECRETS_FILE = ".secrets.sh"  # in the folder of a submitted job, until its driver or a worker has started
+START_TIMEOUT_S = 180.0  # of a local Ray; Ray's own 30 s are too short on a busy machine
+OPEN_FILES, OPEN_FILES_PER_CPU = 200, 8  # of a local Ray; with fewer its processes hang
+MAX_RAY_FOLDER_BYTES = 35  # a socket's path has at most 107; Ray appends a session's name and a socket's, 72
 PACKAGES = ("aecore", "cluster", "jobs", "serving")
 
 
@@ -26,7 +33,7 @@ def connect(*, niceness: int = 15) -> None:
     Workers of a local Ray run at `niceness`, 0 to 19; the default leaves the CPUs to the machine's other processes
     first. Raises ValueError if the address does not answer or is not one that `ray.init` takes.
     """
-    disable_telemetry()
+    configure_libraries()
     if is_connected():
         return
     if uses_local_ray():
@@ -91,38 +98,72 @@ def check_reachable(address: str) -> None:
                 raise unreachable from error
 
 
-def is_loopback(host: str) -> bool:
-    """Return True if `host`, a name or an IP address, is this machine's loopback interface."""
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def use_token(host: str) -> None:
     """Present Ray's token (~/.ray/auth_token) to a cluster on this machine; call it before Ray is imported.
 
     Ray 2.60 starts every local cluster with a token, and presents it by itself only to an address it finds itself.
     Other hosts get the token only if the user sets RAY_AUTH_MODE=token.
     """
-    if is_loopback(host) and (Path.home() / ".ray" / "auth_token").exists():
+    if is_loopback(host) and _token_file().exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _start_local(niceness: int) -> None:
+    raise_open_files_limit()
+    folder = choose_ray_folder()
+    _provide_token()
     ray_compat.use_loopback(True)
+    ray_compat.ignore_uv_run()
     ray_compat.slow_down_metrics()
     os.environ["RAY_worker_niceness"] = str(niceness)  # noqa: SIM112  # read by the raylet
     import ray
 
-    ray.init(
-        address="local",  # never a cluster that another process left on this machine
-        num_cpus=settings().cpus,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    try:
+        with ray_compat.without_usage_stats(), ray_compat.wait_longer_for_start(START_TIMEOUT_S):
+            ray.init(
+                address="local",  # never a cluster that another process left on this machine
+                num_cpus=settings().cpus,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except Exception as error:  # an OSError, for example, would look like one of the caller's own files
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise RuntimeError(f"Ray did not start here: {cause}; its logs: {folder}/session_latest/logs") from error
+
+
+def raise_open_files_limit() -> int:
+    """Raise the limit of open files to what a local Ray needs, if it is lower; return the limit.
+
+    Raises ValueError if the hard limit forbids it.
+    """
+    needed = OPEN_FILES + OPEN_FILES_PER_CPU * (settings().cpus or os.cpu_count() or 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY not in (soft, hard) and hard < needed:
+        raise ValueError(
+            f"a local Ray needs {needed} open files, `ulimit -n` allows {hard}: raise it, or set ZPOINT_CPUS"
+        )
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    return needed
+
+
+def choose_ray_folder() -> Path:
+    """Return the folder of a local Ray's sessions: RAY_TMPDIR or TMPDIR if Ray can use it, else /tmp.
+
+    Sockets lie in it, whose paths are short, so both variables are changed to /tmp if TMPDIR does not do.
+    """
+    parent = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp").absolute()
+    too_long = len(os.fsencode(parent / "ray")) > MAX_RAY_FOLDER_BYTES
+    if too_long or not _is_writable(parent):
+        reason = "too long for the path of a socket" if too_long else "not writable"
+        log.warning("%s is %s: Ray's folder is /tmp/ray", parent, reason)
+        parent = Path("/tmp")
+        os.environ["RAY_TMPDIR"] = os.environ["TMPDIR"] = str(parent)
+        tempfile.tempdir = None  # read TMPDIR anew
+    return parent / "ray"
 
 
 def _join(address: str) -> None:
@@ -136,6 +177,7 @@ def _join(address: str) -> None:
         check_reachable(address)
         ray_compat.use_loopback(is_loopback(host) and not _accepts_connections(_outward_ip(), int(port)))
     ray_compat.log_lost_nodes()
+    ray_compat.ignore_uv_run()
     import ray
     from ray.exceptions import AuthenticationError
 
@@ -175,6 +217,26 @@ def _secrets_hook(secrets: dict[str, str]) -> dict[str, Any]:
         Path(SECRETS_FILE).unlink(missing_ok=True)
 
     return {"worker_process_setup_hook": set_secrets} if secrets else {}
+
+
+def _token_file() -> Path:
+    return Path.home() / ".ray" / "auth_token"
+
+
+def _provide_token() -> None:
+    """Set the token of a local Ray, which Ray would write into the home folder, if that is not writable."""
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ and not _token_file().exists() and not _is_writable(Path.home()):
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _is_writable(folder: Path) -> bool:
+    """Return True if a file can be created in `folder`, which is created if it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
 
 
 def _outward_ip() -> str:

@@ -28,7 +28,9 @@ class Settings:
 
     @property
     def artifacts_uri(self) -> str:
-        return f"{self.store}/mlflow-artifacts"
+        # MLflow parses it as a URI: a local path with %, # or ? has to be quoted.
+        uri = f"{self.store}/mlflow-artifacts"
+        return uri if "://" in uri else Path(uri).as_uri()
 
 
 def settings() -> Settings:
@@ -46,7 +48,7 @@ def settings() -> Settings:
         cpus=int(cpus) if cpus else None,
         debug=bool(env.get("ZPOINT_DEBUG")),
         token=_parse_token(env.get("ZPOINT_TOKEN", "")),
-        tracking_uri=env.get("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}"),
+        tracking_uri=env.get("MLFLOW_TRACKING_URI", _sqlite_uri(home / "mlflow.db")),
         ray_address=env.get("RAY_ADDRESS", ""),
         s3_endpoint=env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL", ""),
         s3_region=env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION", ""),
@@ -59,7 +61,11 @@ def absolute_uri(uri: str) -> str:
 
 
 def _absolute_path(path: str) -> Path:
-    return Path(expand_user(path)).absolute()
+    """Return `path` as an absolute one. Raises ValueError if it is relative and the working directory was deleted."""
+    try:
+        return Path(expand_user(path)).absolute()
+    except FileNotFoundError:
+        raise ValueError(f"cannot resolve '{path}': the working directory was deleted; change to another") from None
 
 
 def expand_user(path: str) -> str:
@@ -76,6 +82,13 @@ def expand_user(path: str) -> str:
     return expanded
 
 
+def _sqlite_uri(path: Path) -> str:
+    """Return the URI of a SQLite database; SQLAlchemy decodes % and takes what follows ? for options."""
+    quoted = str(path).replace("%", "%25").replace("?", "%3F")
+    # With the driver named, MLflow does not make the folder of the quoted path.
+    return f"sqlite:///{path}" if quoted == str(path) else f"sqlite+pysqlite:///{quoted}"
+
+
 def _parse_token(text: str) -> str:
     token = text.strip()  # a secret read from a file often ends in a newline
     if not (token.isascii() and token.isprintable()):
@@ -90,13 +103,6 @@ def _parse_size(name: str, text: str) -> int | None:
     if not match or not float(match[1]):
         raise ValueError(f"{name} takes a size as in 500MB or 20GB, not '{text}'")
     return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
-
-
-def disable_telemetry() -> None:
-    """Disable the telemetry of Ray and MLflow; call it before either is imported."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
 
 
 SECRETS = (  # never shown: not in logs and results, and not in what Ray's dashboard shows of a job

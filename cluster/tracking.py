@@ -13,6 +13,7 @@ from functools import lru_cache
 from textwrap import shorten
 from typing import Any
 
+from cluster.network import bypass_proxies
 from cluster.settings import hide_credentials, settings
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def check_tracking_uri() -> None:
         raise ValueError(
             f"{shown} is not supported: it takes sqlite:///, http(s)://, postgresql://, mysql:// or mssql://"
         )
-    if dialect == "sqlite" and not uri.startswith("sqlite:///"):
+    if dialect == "sqlite" and not uri.startswith(f"{scheme}:///"):
         raise ValueError(f"{shown} names no file: write sqlite:///relative/path or sqlite:////absolute/path")
     if dialect in ("http", "https", "sqlite"):
         return
@@ -62,6 +63,7 @@ def check_tracking_uri() -> None:
 @lru_cache(maxsize=4)
 def _client(uri: str) -> Any:
     check_tracking_uri()
+    bypass_proxies()
     # Seconds instead of MLflow's minutes: a training must not wait for a dead server.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
@@ -69,9 +71,11 @@ def _client(uri: str) -> Any:
         logging.getLogger(logger).setLevel(logging.ERROR)
     from mlflow import MlflowClient
 
-    if not uri.startswith("sqlite:///"):
+    if not uri.startswith("sqlite"):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
-    path = uri.removeprefix("sqlite:///")
+    from sqlalchemy import make_url
+
+    path = make_url(uri).database or ""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with open(f"{path}.lock", "w") as lock:  # MLflow creates the tables on first use, which two processes cannot share
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -93,7 +97,7 @@ def experiment_id() -> str:
     if experiment is None:
         current = settings()
         # A tracking server has an artifact store of its own; it is used unless the user named one.
-        named_store = current.tracking_uri.startswith("sqlite:") or current.store != str(current.home)
+        named_store = current.tracking_uri.startswith("sqlite") or current.store != str(current.home)
         location = current.artifacts_uri if named_store else None
         try:
             return client().create_experiment(_experiment_name(), artifact_location=location)

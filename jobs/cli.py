@@ -15,7 +15,8 @@ from contextlib import closing, redirect_stdout
 from typing import Any, NoReturn
 
 from aecore.errors import one_line
-from cluster.settings import disable_telemetry, expand_user, hide_credentials, settings
+from cluster.network import configure_libraries
+from cluster.settings import expand_user, hide_credentials, settings
 from jobs.commands import printing
 
 Result = dict[str, Any]
@@ -35,7 +36,7 @@ class SafeFormatter(logging.Formatter):
 
 
 def main(argv: list[str] | None = None) -> None:
-    disable_telemetry()
+    configure_libraries()
     parser = make_parser()
     args, extra = parser.parse_known_args(argv)
     # argparse stops collecting overrides at the first option; a later word with a `=` is an override too.

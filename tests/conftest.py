@@ -60,9 +60,9 @@ def session_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        from cluster.settings import disable_telemetry
+        from cluster.network import configure_libraries
 
-        disable_telemetry()
+        configure_libraries()
         yield
 
 

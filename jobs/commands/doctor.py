@@ -1,7 +1,9 @@
 """Check this machine's installation, settings, cluster, storage and MLflow, and say how to fix what is broken."""
 
+import os
 import platform
 import re
+import resource
 import shutil
 import sys
 import time
@@ -13,8 +15,11 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from aecore.errors import one_line
-from cluster.settings import disable_telemetry, hide_credentials, settings
+from cluster.network import configure_libraries, describe_proxy_error, proxies
+from cluster.settings import hide_credentials, settings
 
+MIN_PROCESSES = 1024  # of this user; Ray's have some hundred threads
+MIN_SHARED_BYTES = 200e6
 MIN_FREE_BYTES = 10e9  # an installation takes 6e9, CelebA in 96x96 1e9
 
 
@@ -30,7 +35,7 @@ class Check:
 
 def doctor() -> list[Check]:
     """Run all checks: about 10 seconds, no internet. Raises nothing."""
-    disable_telemetry()
+    configure_libraries()
     checks: dict[str, tuple[Callable[[], Check], str]] = {
         "settings": (_check_settings, "correct the variable"),
         "python": (_check_python, "make a new environment with Python 3.11 or 3.12"),
@@ -38,22 +43,21 @@ def doctor() -> list[Check]:
         "gpu": (_check_gpu, "repair the driver until `nvidia-smi` lists the GPU"),
         "disk": (_check_disk, "set ZPOINT_HOME to a writable folder"),
         "cache": (_check_cache, "set ZPOINT_CACHE to a writable folder"),
-        "ray": (_check_ray, "unset RAY_ADDRESS to use this machine alone, or start the cluster"),
-        "storage": (_check_storage, "check ZPOINT_STORE and the AWS_* variables"),
-        "mlflow": (
-            _check_mlflow,
-            "check MLFLOW_TRACKING_URI and its credentials, or unset it for a file under ZPOINT_HOME",
-        ),
+        "limits": (_check_limits, "raise the limit in this shell or by the administrator, or set ZPOINT_CPUS lower"),
+        "ray": (_check_ray, ""),
+        "storage": (_check_storage, ""),
+        "mlflow": (_check_mlflow, ""),
+        "network": (_check_network, ""),
     }
     results = []
     for name, (check, fix) in checks.items():
         try:
             results.append(check())
         except Exception as error:
-            results.append(Check(name, False, hide_credentials(one_line(error)), fix))
+            results.append(Check(name, False, hide_credentials(one_line(error)), fix or _fix(name)))
             if name == "settings":  # the other checks read them
-                break
-    return [*results, Check("network", True, "not needed: zpoint sends no telemetry")]
+                return [*results, _check_network()]
+    return results
 
 
 def render(checks: list[Check]) -> str:
@@ -66,6 +70,22 @@ def render(checks: list[Check]) -> str:
             lines.append(f"{'':<17}fix: {check.mend}")
     broken = sum(check.ok is False for check in checks)
     return "\n".join([*lines, f"{broken} broken" if broken else "all in order"])
+
+
+def _fix(name: str) -> str:
+    """Return the fix of a failed check, which depends on the variables that are set."""
+    current = settings()
+    if name == "ray":
+        if current.ray_address:
+            return "unset RAY_ADDRESS to use this machine alone, or start the cluster"
+        return "correct what `limits` names, else read Ray's logs"
+    if name == "storage":
+        if current.store.startswith("s3://"):
+            return "check ZPOINT_STORE and the AWS_* variables"
+        return f"set {'ZPOINT_STORE' if 'ZPOINT_STORE' in os.environ else 'ZPOINT_HOME'} to a writable folder"
+    if "MLFLOW_TRACKING_URI" in os.environ:
+        return "check MLFLOW_TRACKING_URI and its credentials, or unset it for a file under ZPOINT_HOME"
+    return "set ZPOINT_HOME to a writable folder on a local disk, or MLFLOW_TRACKING_URI to a server"
 
 
 def _check_settings() -> Check:
@@ -114,6 +134,25 @@ def _check_cache() -> Check:
     cache = settings().cache
     _check_writable(cache)
     return Check("cache", True, f"{cache} is writable")
+
+
+def _check_limits() -> Check:
+    """Check what a local Ray needs of this machine: open files, processes, shared memory and a folder for sockets."""
+    from cluster.ray_connection import choose_ray_folder, raise_open_files_limit, uses_local_ray
+
+    if not uses_local_ray():
+        return Check("limits", True, "not checked: they are the cluster's")
+    open_files, folder = raise_open_files_limit(), choose_ray_folder()
+    finding = f"{open_files} open files, Ray's folder {folder}"
+    processes, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if processes != resource.RLIM_INFINITY and processes < MIN_PROCESSES:
+        return Check(
+            "limits", None, f"{processes} processes (`ulimit -u`) are few for Ray", "raise it: `ulimit -u 4096`"
+        )
+    if (shared := shutil.disk_usage("/dev/shm").free) < MIN_SHARED_BYTES:
+        fix = "start the container with --shm-size=2g; Ray uses slower files until then"
+        return Check("limits", None, f"{shared / 1e6:.0f} MB free in /dev/shm", fix)
+    return Check("limits", True, finding)
 
 
 def _check_ray() -> Check:
@@ -171,6 +210,15 @@ def _check_mlflow() -> Check:
         return Check("mlflow", None, finding, "nothing: the next training restores it, with the runs in it")
     client().set_experiment_tag(experiment_id(), "doctor", time.strftime("%Y-%m-%d %H:%M:%S"))
     return Check("mlflow", True, f"MLflow {mlflow.__version__} writes to {hide_credentials(uri)}")
+
+
+def _check_network() -> Check:
+    values = hide_credentials(", ".join(f"{name}={value}" for name, value in proxies().items()))
+    if not values:
+        return Check("network", True, "not needed: zpoint sends no telemetry")
+    if error := describe_proxy_error():
+        return Check("network", None, f"unusable proxy: {error}", "correct or unset the variable")
+    return Check("network", True, f"{values}: not for loopback, nor for hosts in NO_PROXY")
 
 
 def _check_server(url: str) -> None:

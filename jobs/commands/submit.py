@@ -23,9 +23,10 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
+from cluster.network import configure_libraries, is_loopback
 from cluster.ray_compat import ray_api_address
-from cluster.ray_connection import SECRETS_FILE, check_reachable, is_loopback, runtime_env, use_token
-from cluster.settings import EXPORTED_VARIABLES, disable_telemetry, expand_user, secret_env, settings
+from cluster.ray_connection import SECRETS_FILE, check_reachable, runtime_env, use_token
+from cluster.settings import EXPORTED_VARIABLES, expand_user, secret_env, settings
 
 JOBS = ("ingest", "train", "tune", "study", "claims", "promote")
 DASHBOARD_PORT = 8265
@@ -96,7 +97,7 @@ def stop_job(job_id: str, address: str | None = None) -> dict[str, Any]:
 
 def _connect(address: str | None) -> tuple[Any, str]:
     """Return a Ray Jobs client and the URL of its dashboard, which has answered."""
-    disable_telemetry()
+    configure_libraries()
     address = address or settings().ray_address
     url = _dashboard_url(address)
     use_token(urlsplit(url).hostname or "")

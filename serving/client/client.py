@@ -21,6 +21,8 @@ import httpx2
 import numpy as np
 from PIL import Image
 
+from cluster.network import bypasses_proxies, describe_proxy_error
+
 PNG, NPY, JSON, PROBLEM = "image/png", "application/x-npy", "application/json", "application/problem+json"
 FIRST_DELAY_S, MAX_DELAY_S = 0.2, 5.0  # before a retry; each delay is twice the one before
 MAX_ATTEMPTS = 8  # within 16 s: a replica that died has been replaced by then
@@ -74,8 +76,11 @@ class _Endpoint(Generic[ArrayT, BytesT, PairT, DictT]):
                 base_url=self._url,
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_S)),
+                trust_env=not bypasses_proxies(self._url),  # else it reads the environment's proxies
             )
-        except httpx2.InvalidURL as error:
+        except (ValueError, ImportError, httpx2.InvalidURL) as error:
+            if proxy_error := describe_proxy_error():
+                raise EndpointError(f"no proxy for {self._url}: {proxy_error}, or add the host to NO_PROXY") from None
             raise EndpointError(f"'{url}' is no URL: {error}") from None
 
     def decode(self, z: np.ndarray) -> ArrayT:

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cluster.ray_connection import is_loopback
+from cluster.network import is_loopback
 from serving.http.decoding import Limits
 from serving.http.schemas import Problem
 from serving.runtime.batching import Overloaded

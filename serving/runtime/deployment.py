@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.network import bypass_proxies, is_loopback
 from cluster.ray_compat import haproxy_binary, shut_down_serve
-from cluster.ray_connection import is_loopback
 from cluster.settings import settings
 from serving.runtime import haproxy, last_served
 from serving.runtime.registry import ModelVersion, find_model_version
@@ -73,6 +73,7 @@ def start_endpoint(
     version = find_model_version(alias)
     _check_port(host, port)
     url_host = "127.0.0.1" if host == "0.0.0.0" else host
+    bypass_proxies(url_host)
     endpoint = Endpoint(f"http://{url_host}:{port}", version.name, version.version)
 
     from ray import serve
@@ -190,7 +191,7 @@ def _wait_until_ready(url: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         try:
-            if httpx2.get(f"{url}/healthz", timeout=5).is_success:
+            if httpx2.get(f"{url}/healthz", timeout=5, trust_env=False).is_success:  # not through a proxy
                 return
         except httpx2.HTTPError:
             pass

@@ -17,6 +17,7 @@ import ctypes
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ CLIENT_LIMITS = "    timeout http-request 10s\n    option http-buffer-request"
 def write_wrapper(folder: Path, binary: str) -> Path:
     """Write an executable into `folder` that runs this module before `binary`; for RAY_SERVE_HAPROXY_BINARY_PATH."""
     script = folder / "haproxy"
-    script.write_text(f"#!/bin/sh\nexec '{sys.executable}' -I -S '{__file__}' '{binary}' \"$@\"\n")
+    script.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-I", "-S", __file__, binary])} "$@"\n')
     script.chmod(0o700)
     return script
 

@@ -1,19 +1,25 @@
 import os
+import resource
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
 
-from cluster import ray_connection
+from cluster import ray_compat, ray_connection
 from cluster.settings import exported_env
 from tests.sockets import descendants, listening_addresses
+
+REPO = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -145,6 +151,132 @@ def test_only_a_ray_on_this_machine_gets_the_token(host: str, mode: str | None, 
     (tmp_path / ".ray" / "auth_token").write_text("secret")
     ray_connection.use_token(host)
     assert os.environ.get("RAY_AUTH_MODE") == mode
+
+
+def limit_open_files(monkeypatch: pytest.MonkeyPatch, soft: int, hard: int) -> list[tuple[int, int]]:
+    limits = [(soft, hard)]
+    monkeypatch.setattr("resource.getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr("resource.setrlimit", lambda _, limit: limits.append(limit))
+    return limits
+
+
+@pytest.mark.parametrize(("cpus", "needed"), [(1, 208), (2, 216), (64, 712)])
+def test_too_few_open_files_are_raised_or_refused_before_ray_starts(monkeypatch, cpus: int, needed: int):
+    monkeypatch.setenv("ZPOINT_CPUS", str(cpus))
+    for hard in (64, needed - 1):
+        limit_open_files(monkeypatch, 64, hard)
+        with pytest.raises(ValueError, match=f"needs {needed} open files, `ulimit -n` allows {hard}"):
+            ray_connection.connect()
+    for hard in (needed, 65536, resource.RLIM_INFINITY):
+        limits = limit_open_files(monkeypatch, 64, hard)
+        assert ray_connection.raise_open_files_limit() == needed
+        assert limits[-1] == (needed, hard)
+    for soft in (needed, 1024, resource.RLIM_INFINITY):
+        limits = limit_open_files(monkeypatch, soft, resource.RLIM_INFINITY)
+        assert ray_connection.raise_open_files_limit() == soft
+        assert len(limits) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({}, "/tmp/ray"),
+        ({"TMPDIR": "/dev/shm/zpoint-test"}, "/dev/shm/zpoint-test/ray"),
+        ({"TMPDIR": "/dev/shm", "RAY_TMPDIR": "/tmp"}, "/tmp/ray"),
+        ({"TMPDIR": "/scratch/local/slurm-job-1234567/tmp"}, "/tmp/ray"),
+        ({"RAY_TMPDIR": "/dev/shm/" + "x" * 60}, "/tmp/ray"),
+        ({"TMPDIR": "/dev/shm/" + "ä" * 13}, "/tmp/ray"),  # its bytes count
+        ({"TMPDIR": "/proc/missing"}, "/tmp/ray"),
+    ],
+)
+def test_the_folder_of_ray_fits_a_socket_and_is_writable(monkeypatch, caplog, variables: dict, folder: str):
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.setenv(name, "")  # restored after the test
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert str(ray_connection.choose_ray_folder()) == folder
+    moved = [value for value in variables.values() if not folder.startswith(value)]
+    assert bool(caplog.text) == ((bool(moved) and "RAY_TMPDIR" not in variables) or "x" * 60 in str(variables))
+    if caplog.text:
+        assert moved[0] in caplog.text
+        assert os.environ["RAY_TMPDIR"] == os.environ["TMPDIR"] == tempfile.gettempdir() == "/tmp"
+
+
+def test_a_home_that_cannot_hold_the_token_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # restored after the test
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ray_connection._provide_token()
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    monkeypatch.setenv("HOME", "/proc/missing")
+    ray_connection._provide_token()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
+    ray_connection._provide_token()
+    assert os.environ["RAY_AUTH_TOKEN"] == "mine"
+
+
+def test_a_slow_start_is_waited_for_and_logged(monkeypatch: pytest.MonkeyPatch, caplog):
+    from ray._private import services
+
+    now = [0.0]
+    monkeypatch.setattr(ray_compat.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ray_compat.time, "sleep", lambda s: now.__setitem__(0, now[0] + 10 * s))
+
+    def get_node(_address, _node_id):
+        if now[0] < ready_at:
+            raise RuntimeError("no such node")
+        return {"node": 1}
+
+    monkeypatch.setattr(services, "get_node", get_node)
+    for ready_at, messages in ((29, 0), (100, 1)):
+        now[0] = 0
+        caplog.clear()
+        with ray_compat.wait_longer_for_start(180):
+            assert services.get_node("address", "node") == {"node": 1}
+        assert now[0] >= ready_at
+        assert len(caplog.messages) == messages
+        assert all("waiting up to 180 s" in message for message in caplog.messages)
+    ready_at = 1000
+    with ray_compat.wait_longer_for_start(180), pytest.raises(TimeoutError, match="within 180 s"):
+        services.get_node("address", "node")
+    assert services.get_node is get_node
+
+
+def test_a_node_process_that_exits_ends_the_wait(monkeypatch: pytest.MonkeyPatch):
+    from ray._private import services
+
+    def get_node(_address, _node_id):
+        raise RuntimeError("no such node")
+
+    process = SimpleNamespace(process=SimpleNamespace(poll=lambda: 1))
+    monkeypatch.setattr(services, "get_node", get_node)
+    monkeypatch.setattr(services, "start_ray_process", lambda *_, **__: process)
+    with ray_compat.wait_longer_for_start(180):
+        services.start_ray_process(["raylet"], "raylet")
+        with pytest.raises(ChildProcessError, match="exited"):
+            services.get_node("address", "node")
+
+
+def test_a_parent_process_uv_run_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Ray finds `uv run` among the command lines of this process' ancestors; here one is called so."""
+    (tmp_path / "uv").symlink_to(shutil.which("bash") or "/bin/bash")
+    code = (
+        "from cluster import ray_compat; ray_compat.ignore_uv_run(); import ray; ray_compat.ignore_uv_run();"
+        "from ray._private import worker; print(worker._maybe_modify_runtime_env({'env_vars': {}}, False))"
+    )
+    (tmp_path / "run").write_text(f'{sys.executable} -c "$CODE"; exit $?')
+    environment = {**os.environ, "CODE": code, "PYTHONPATH": str(REPO)}
+    environment.pop("RAY_ENABLE_UV_RUN_RUNTIME_ENV", None)
+
+    def run(**variables: str) -> subprocess.CompletedProcess[str]:
+        command = [str(tmp_path / "uv"), "run"]
+        return subprocess.run(command, env={**environment, **variables}, cwd=tmp_path, capture_output=True, text=True)
+
+    assert run().stdout == "{'env_vars': {}}\n"
+    assert "py_executable" in run(RAY_ENABLE_UV_RUN_RUNTIME_ENV="1").stdout  # as the user asked
 
 
 def test_the_local_ray_has_the_cpus_of_the_settings(ray_cluster):

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from cluster import tracking
-from cluster.settings import apply_env, disable_telemetry, exported_env, settings
+from cluster.network import configure_libraries
+from cluster.settings import apply_env, exported_env, settings
+from cluster.storage import open_uri
 
 EXPORTED = (  # of docs/configuration.md: what a worker or a job on the cluster gets of the submitter's environment
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_USERNAME",
@@ -59,7 +61,7 @@ def test_a_worker_gets_absolute_paths_and_of_the_defaults_only_the_home(no_setti
 def test_defaults(no_settings: None):
     current, home = settings(), Path(".zpoint").absolute()
     assert (current.home, current.store, current.cache) == (home, str(home), home / "cache")
-    assert (current.runs_uri, current.artifacts_uri) == (f"{home}/runs", f"{home}/mlflow-artifacts")
+    assert (current.runs_uri, current.artifacts_uri) == (f"{home}/runs", f"file://{home}/mlflow-artifacts")
     assert current.tracking_uri == f"sqlite:///{home}/mlflow.db"
     assert (current.cpus, current.cache_max, current.debug, current.token) == (None, None, False, "")
     assert (current.ray_address, current.s3_endpoint, current.s3_region) == ("", "", "")
@@ -136,10 +138,10 @@ def test_telemetry_is_off_unless_the_user_has_set_it(monkeypatch: pytest.MonkeyP
     for name in names:
         monkeypatch.setenv(name, "")  # restored after the test
         monkeypatch.delenv(name)
-    disable_telemetry()
+    configure_libraries()
     assert [os.environ[name] for name in names] == ["0", "true", "true"]
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
-    disable_telemetry()
+    configure_libraries()
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
 
 
@@ -153,6 +155,50 @@ def test_a_token_may_end_in_a_newline(monkeypatch: pytest.MonkeyPatch, text: str
 def test_a_token_that_is_not_printable_ascii_is_refused(monkeypatch: pytest.MonkeyPatch, text: str):
     monkeypatch.setenv("ZPOINT_TOKEN", text)
     with pytest.raises(ValueError, match="ZPOINT_TOKEN takes"):
+        settings()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b", "a%20b", "a%23b", "a%b", "a?b", "a?b=c&d", "a#b", "a+b", "ä ö", "a;b", "a'b", 'a"b', "a:b", "a@b",
+     "~a"],
+)  # fmt: skip
+def test_mlflow_stays_in_a_home_with_any_sign_in_its_name(
+    mlflow_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    home = tmp_path / name
+    home.mkdir()
+    shutil.copy(mlflow_template, home / "mlflow.db")
+    monkeypatch.setenv("ZPOINT_HOME", str(home))
+    run_id = tracking.create_run("run", {}, {})
+    tracking.log_files(run_id, {"a.txt": b"zpoint"}, "folder")
+    assert [run.info.run_id for run in tracking.find_runs()] == [run_id]
+    fs, path = open_uri(tracking.client().get_run(run_id).info.artifact_uri)
+    with fs.open_input_stream(f"{path}/folder/a.txt") as stream:
+        assert stream.read() == b"zpoint"
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    assert {entry.name for entry in home.iterdir()} == {"mlflow.db", "mlflow.db.lock", "mlflow-artifacts"}
+
+
+@pytest.mark.parametrize("name", ["a b", "a%20b", "a+b", "ä"])
+@pytest.mark.usefixtures("tracking")
+def test_mlflow_artifacts_may_lie_under_any_s3_prefix(s3: str, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setenv("ZPOINT_STORE", f"{s3}/{name}")
+    run_id = tracking.create_run("run", {}, {})
+    tracking.log_files(run_id, {"a.txt": b"zpoint"}, "folder")
+    fs, path = open_uri(tracking.client().get_run(run_id).info.artifact_uri)
+    assert path.split("/")[1] == name
+    with fs.open_input_stream(f"{path}/folder/a.txt") as stream:
+        assert stream.read() == b"zpoint"
+
+
+def test_a_deleted_working_directory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    monkeypatch.delenv("ZPOINT_HOME")
+    with pytest.raises(ValueError, match="the working directory was deleted"):
         settings()
 
 

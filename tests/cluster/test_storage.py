@@ -4,6 +4,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 import boto3
@@ -22,6 +23,12 @@ def test_local_paths_and_file_uris(uri: str, path: str):
     fs, opened_path = open_uri(uri)
     assert isinstance(fs, pafs.LocalFileSystem)
     assert opened_path == path
+
+
+@pytest.mark.parametrize("path", ["/a b", "/a%20b", "/a#b", "/a?b", "/ä+b"])
+def test_a_local_path_is_taken_literally(path: str):
+    assert open_uri(path)[1] == path
+    assert open_uri(Path(path).as_uri())[1] == path
 
 
 def test_a_relative_path_is_made_absolute():

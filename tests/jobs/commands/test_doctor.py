@@ -10,7 +10,7 @@ from cluster import tracking
 from jobs.commands.doctor import Check, _check_mlflow, _check_server, doctor, render
 
 REPO = Path(__file__).parents[3]
-NAMES = ["settings", "python", "torch", "gpu", "disk", "cache", "ray", "storage", "mlflow", "network"]
+NAMES = ["settings", "python", "torch", "gpu", "disk", "cache", "limits", "ray", "storage", "mlflow", "network"]
 
 
 @pytest.mark.usefixtures("ray_cluster", "tracking")
@@ -71,6 +71,42 @@ def test_mlflows_troubles_are_found(monkeypatch: pytest.MonkeyPatch):
 
 def test_server_with_credentials_in_its_url_is_reached(monkeypatch: pytest.MonkeyPatch, start_moto):
     _check_server(start_moto().replace("http://", "http://me:ge@heim@"))
+
+
+def run_doctor(*prefix: str, **variables: str) -> dict[str, dict]:
+    """Return the checks that are not ok, by name, of `zpoint doctor` in a process of its own."""
+    command = [*prefix, sys.executable, "-m", "jobs.cli", "doctor", "--json"]
+    environment = {**os.environ, **variables}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, cwd=REPO)
+    assert process.stdout, process.stderr
+    return {check["name"]: check for check in json.loads(process.stdout)["checks"] if check["ok"] is not True}
+
+
+@pytest.mark.usefixtures("tracking")
+def test_limits_and_proxies_are_found_and_no_variable_is_blamed_that_is_not_set(tmp_path):
+    findings = run_doctor(
+        "bash", "-c", 'ulimit -n 100; exec "$@"', "bash",
+        TMPDIR="/tmp/" + "x" * 80, HTTP_PROXY="socks5://me:secret@127.0.0.1:1",
+    )  # fmt: skip
+    assert set(findings) == {"limits", "ray", "network"}
+    assert "`ulimit -n` allows 100" in findings["limits"]["what"]
+    assert findings["ray"]["what"] == findings["limits"]["what"]
+    assert "HTTP_PROXY=socks5://***@127.0.0.1:1 needs a SOCKS package" in findings["network"]["what"]
+    text = str(findings)
+    assert not [name for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "AWS_", "secret") if name in text]
+
+
+def test_the_fix_of_a_failed_check_names_only_variables_that_are_set(tmp_path):
+    (tmp_path / "file").touch()
+    home = {"ZPOINT_HOME": str(tmp_path / "file"), "ZPOINT_CACHE": str(tmp_path), "RAY_ADDRESS": "127.0.0.1:1"}
+    findings = run_doctor(**home)
+    assert set(findings) == {"disk", "ray", "storage", "mlflow"}
+    assert "RAY_ADDRESS" in findings["ray"]["mend"]
+    assert "ZPOINT_STORE" not in findings["storage"]["mend"]
+    assert "unset" not in findings["mlflow"]["mend"]
+    findings = run_doctor(**home, ZPOINT_STORE=str(tmp_path / "file"), MLFLOW_TRACKING_URI="http://127.0.0.1:1")
+    assert "ZPOINT_STORE" in findings["storage"]["mend"]
+    assert "MLFLOW_TRACKING_URI" in findings["mlflow"]["mend"]
 
 
 def test_wrong_settings_end_the_checks(monkeypatch: pytest.MonkeyPatch):
