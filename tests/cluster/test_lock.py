@@ -58,7 +58,7 @@ def test_second_process_is_refused_by_the_name_of_the_first(uri: str, start_owne
     started = time.monotonic()
     with pytest.raises(LockedError) as error, hold(uri):
         pass
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < lock.LEASE_SECONDS / 2  # a lease is not awaited
     clock = time.strftime("%H:%M")
     assert str(error.value) in {
         f"run 'x' is being trained by pid {owner.pid} on host {socket.gethostname()} since {text}: wait for it, "
@@ -77,7 +77,7 @@ def test_killed_process_loses_the_lock_at_once(uri: str, start_owner):
     started = time.monotonic()
     with hold(uri):
         pass
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < lock.LEASE_SECONDS / 2  # a lease is not awaited
 
 
 def test_threads_of_one_process_exclude_each_other(uri: str):
@@ -98,7 +98,7 @@ def test_of_many_at_once_one_gets_the_lock(uri: str):
         try:
             with hold(uri):
                 results.append("held")
-                done.wait(20)
+                done.wait(120)
         except LockedError:
             results.append("refused")
 
@@ -144,7 +144,7 @@ def test_lease_of_a_process_that_died_elsewhere_runs_out(s3: str, start_owner, c
     owner.kill()
     started = time.monotonic()
     with hold(uri):
-        assert 2 < time.monotonic() - started < 8
+        assert time.monotonic() - started > 2
     assert f"is being trained by pid {owner.pid} on host" in caplog.text
     assert "waiting up to 2 s until it renews its lease" in caplog.text
 
@@ -165,13 +165,22 @@ def test_owner_that_was_taken_for_dead_stops(s3: str, monkeypatch: pytest.Monkey
     """As a process does that was suspended longer than its lease."""
     uri, stopped = f"{s3}/locks/run-x", threading.Event()
     previous = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    monkeypatch.setattr(lock, "RENEW_SECONDS", 3.0)
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.5)
     monkeypatch.setattr(lock, "LEASE_SECONDS", 0.5)
+    write, written = lock._Lease.write, []
+
+    def write_once(lease: lock._Lease, etag: str) -> bool:  # a suspended process does not renew its lease
+        if lease in written:
+            return True
+        written.append(lease)
+        return write(lease, etag)
+
+    monkeypatch.setattr(lock._Lease, "write", write_once)
     try:
         with hold(uri):
             monkeypatch.setattr(lock, "_machine", lambda: "a third")
             with hold(uri):
-                assert stopped.wait(10)
+                assert stopped.wait(60)
             assert "run-x was taken over by pid" in caplog.text
     finally:
         signal.signal(signal.SIGTERM, previous)

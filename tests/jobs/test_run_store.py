@@ -1,5 +1,6 @@
 """The folder of a run and its MLflow run."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from aecore.config import check_recipe
 from aecore.data.shards import Manifest
 from cluster import tracking
+from jobs import run_store as run_store_module
 from jobs.run_store import RunStore, open_run
 
 MANIFEST = Manifest(dataset="x", options={}, size=16, channels=1, encoding="png", splits={})
@@ -71,6 +73,74 @@ def test_two_trainings_may_create_the_embedded_database_at_once():
     for process in processes:
         assert process.stdin
         print(file=process.stdin, flush=True)
-    outputs = [process.communicate(timeout=120) for process in processes]
+    outputs = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert len({stdout for stdout, _ in outputs}) == 2
+
+
+def test_name_of_another_recipe_or_dataset_is_refused():
+    uri = open_run(RECIPE, "t", MANIFEST).uri
+    assert open_run(RECIPE, "t", MANIFEST).uri == uri
+    other_recipe = check_recipe({"name": "mine", "optim": {"lr": 1.0}})
+    for recipe, manifest in ((other_recipe, MANIFEST), (RECIPE, MANIFEST.model_copy(update={"size": 17}))):
+        with pytest.raises(ValueError, match="run 'mine' was made from another recipe or dataset"):
+            open_run(recipe, "t", manifest)
+        unnamed = recipe.model_copy(update={"name": ""})
+        assert open_run(unnamed, "t", manifest).name != open_run(check_recipe({}), "t", MANIFEST).name
+    (Path(uri) / "epochs").mkdir()
+    assert open_run(other_recipe, "t", MANIFEST, fresh=True).uri == uri
+    assert not (Path(uri) / "epochs").exists()
+
+
+@pytest.mark.usefixtures("tracking")
+def test_each_epoch_is_logged_once_with_the_time_of_its_file_and_its_images(monkeypatch: pytest.MonkeyPatch):
+    run_store, logged = open_run(RECIPE, "t", MANIFEST), []
+    run_store.save_epoch(1, {"loss": 3.0}, [0.5], b"png")
+    run_store.save_epoch(2, {"loss": 2.0}, [0.5], None)
+    os.utime(Path(run_store.uri, "epochs", "epoch-001.json"), (1_000, 1_000))
+    run_store.end_mlflow_run("FINISHED")
+    client, run_id = tracking.client(), run_store.run_id
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags["zpoint.epoch"]) == ("FINISHED", "2")
+    points = client.get_metric_history(run_id, "loss")
+    assert [(point.step, point.value) for point in points] == [(1, 3.0), (2, 2.0)]
+    assert points[0].timestamp == 1_000_000
+    files = {file.path for folder in ("epochs", "pictures") for file in client.list_artifacts(run_id, folder)}
+    assert files == {"epochs/epoch-001.json", "epochs/epoch-002.json", "pictures/epoch-001.png"}
+
+    monkeypatch.setattr(tracking, "log_metrics", lambda run_id, metrics, epoch, time_ms: logged.append(epoch))
+    run_store = open_run(RECIPE, "t", MANIFEST)
+    run_store.save_epoch(3, {"loss": 1.0}, [0.5], None)
+    assert run_store.sync_to_mlflow()
+    assert run_store.sync_to_mlflow()
+    assert logged == [3]
+
+
+@pytest.mark.usefixtures("tracking")
+def test_run_that_has_begun_is_not_discarded():
+    run_store = open_run(RECIPE, "t", MANIFEST)
+    run_store.ensure_mlflow_run()
+    (Path(run_store.uri) / "checkpoints").mkdir()
+    run_store.discard()
+    assert (Path(run_store.uri) / "run.json").exists()
+    assert tracking.client().get_run(run_store.run_id).info.status == "FAILED"
+    (Path(run_store.uri) / "checkpoints").rmdir()
+    run_store.discard()
+    assert not Path(run_store.uri).exists()
+    assert tracking.find_runs() == []
+
+
+def test_of_a_row_of_failed_syncs_only_the_first_is_logged(monkeypatch: pytest.MonkeyPatch, wait_until):
+    warned, outcomes = [], iter([False, False, True, False, True])
+
+    def sync(self: RunStore, *, warn: bool = True) -> bool:
+        warned.append(warn)
+        return next(outcomes, True)
+
+    monkeypatch.setattr(RunStore, "start_mlflow_run", lambda self: None)
+    monkeypatch.setattr(RunStore, "sync_to_mlflow", sync)
+    monkeypatch.setattr(run_store_module, "SYNC_SECONDS", 0.001)
+    monkeypatch.setattr(run_store_module, "MAX_SYNC_SECONDS", 0.002)
+    with RunStore("mine", "/nowhere", run_id="1", synced_epoch=0).background_sync():
+        wait_until(lambda: len(warned) > 5)
+    assert warned[:6] == [True, False, False, True, False, True]

@@ -1,0 +1,60 @@
+"""Which runs, images and options a study measures."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from aecore.config import check_recipe
+from jobs.dataset import open_dataset
+from jobs.study.images import check_image_count, held_out_split
+from jobs.study.measurements import FinishedRun, find_finished_run, make_options, open_study_dataset
+
+
+def make_run(name: str, uri: Path, digest: str) -> FinishedRun:
+    store: Any = SimpleNamespace(name=name)
+    return FinishedRun(store, check_recipe({"data": {"uri": str(uri)}}), digest)
+
+
+def test_runs_are_studied_on_the_dataset_of_their_training(many_faces: Path):
+    digest = open_dataset(str(many_faces)).manifest.digest
+    runs = [make_run(name, many_faces, digest) for name in "ab"]
+    study_dataset = open_study_dataset(runs, 64, 256)
+    assert study_dataset.dataset.manifest.digest == digest
+    assert study_dataset.options == {"limit": 64, "judged": 64}
+    other = make_run("c", Path("other"), "0123")
+    with pytest.raises(ValueError, match=r"on one dataset: 'a' was trained on .*, 'c' on .*other; study them apart"):
+        open_study_dataset([*runs, other], 64, 256)
+    with pytest.raises(ValueError, match="has changed since 'd' was trained: restore it, or train again"):
+        open_study_dataset([make_run("d", many_faces, "0123")], 64, 256)
+    with pytest.raises(ValueError, match=r"at least 64 images .* 128 in train and 64 in test, with --limit 63"):
+        open_study_dataset(runs, 63, 256)
+
+
+def test_held_out_images_are_those_of_test_or_else_of_valid(many_faces: Path):
+    manifest = open_dataset(str(many_faces)).manifest
+    assert held_out_split(manifest) == "test"
+    for splits in ({"test": ()}, {}):
+        without_test = manifest.model_copy(
+            update={"splits": {name: manifest.splits[name] for name in ("train", "valid")} | splits}
+        )
+        assert held_out_split(without_test) == "valid"
+        check_image_count(without_test, 64)
+    only_train = manifest.model_copy(update={"splits": {"train": manifest.splits["train"]}})
+    with pytest.raises(ValueError, match="128 in train and 0 in valid"):
+        check_image_count(only_train, 64)
+
+
+def test_as_many_images_are_scored_as_there_are_held_out_ones(many_faces: Path):
+    manifest = open_dataset(str(many_faces)).manifest
+    assert make_options(manifest, 6_000, 256) == {"limit": 6_000, "judged": 64}
+    assert make_options(manifest, 6_000, 12)["judged"] == 12
+
+
+def test_unfinished_run_is_not_studied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ZPOINT_STORE", str(tmp_path))
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "run.json").write_text('{"run_id": ""}')
+    with pytest.raises(ValueError, match="run 'a' has not finished: repeat its train command"):
+        find_finished_run("a")
