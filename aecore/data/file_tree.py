@@ -60,7 +60,7 @@ class FileTree:
     def find_images(self) -> dict[str, int]:
         """Return the files that are images, sorted by path; add the others to `passed_over`.
 
-        Raises ValueError for an image whose name is not UTF-8.
+        Raises ValueError for an image whose name is not UTF-8, or has backslashes outside of a zip.
         """
         images, unclear = [], []
         for name in self.files:
@@ -82,10 +82,16 @@ class FileTree:
                 self.passed_over[f"no {image_format} decoder"].append(name)
             else:
                 images.append(name)
+        images.sort()
         for name in images:
             if not (name.isascii() or _is_utf8(name)):
                 raise ValueError(f"{self.path}: the file name {printable(name)} is not UTF-8; rename the file")
-        return {name: self.files[name] for name in sorted(images)}
+            if "\\" in name and self.mtime_ns is None:
+                raise ValueError(
+                    f"{self.path}: the file name {printable(name)} has backslashes, as Python unpacks a zip made on "
+                    "Windows; name the zip as --source, unpack it with `unzip`, or rename the file"
+                )
+        return {name: self.files[name] for name in images}
 
     def _read_heads(self, names: list[str]) -> Iterator[bytes]:
         if self.path.is_local:
@@ -190,6 +196,10 @@ def _list_zip(path: RemotePath) -> FileTree:
     try:
         archive, _ = open_zip(path, mtime_ns)
     except zipfile.BadZipFile as error:
+        if not path.path.lower().endswith(".zip"):
+            raise ValueError(
+                f"{path} is neither a folder nor a zip; unpack other archives and name the folder"
+            ) from None
         raise ValueError(
             f"{path} is not a complete zip file ({path.size():,} bytes): {error}; fetch it again"
         ) from error

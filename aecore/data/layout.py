@@ -1,6 +1,6 @@
 """The rule by which the folders of an image set give splits and classes; the same for folders and zips.
 
-1. Masks and thumbnails are passed over: a folder of masks beside a folder of images or splits, a file `X_mask.png`
+1. Masks and thumbnails are passed over: a folder of masks beside images, their folder or splits, a file `X_mask.png`
    beside `X`, a folder of THUMBNAIL_FOLDERS beside anything else.
 2. Folders that hold all images are neither split nor class: `photos/photos/train/cat/1.png` is `train/cat/1.png`.
 3. The first folders are splits if they are named so (`split_of`), else classes; below splits the next folders are
@@ -98,7 +98,9 @@ def _pass_over_masks(names: list[str]) -> tuple[list[str], dict[str, list[str]]]
             children["/".join(segments[:depth])].add(segment)
     reasons = {}
     for parent, siblings in children.items():
-        beside_images = any(_words(s) & IMAGE_FOLDERS or s.lower() in SPLIT_WORDS for s in siblings)
+        beside_images = parent in holders or any(
+            _words(sibling) & IMAGE_FOLDERS or sibling.lower() in SPLIT_WORDS for sibling in siblings
+        )
         for folder in siblings:
             path = f"{parent}/{folder}" if parent else folder
             if folder.lower() in THUMBNAIL_FOLDERS and (len(siblings) > 1 or parent in holders):

@@ -101,7 +101,7 @@ def open_source(dataset: str, options: SourceOptions) -> Source:
         options.size or listing.size,
         listing.fingerprint,
         split_text=_describe_split(rule, listing, splits),
-        notes=listing.notes,
+        notes=listing.notes + ([] if splits["train"].num_rows else ["no images to train on"]),
         passed_over={reason: sorted(names) for reason, names in listing.passed_over.items() if names},
     )
 

@@ -92,6 +92,7 @@ def test_a_split_folder_without_images_is_refused_and_an_empty_class_folder_list
         (make("CelebA-HQ-img", "CelebAMask-HQ-mask-anno/0"), 3, 3),
         (["benign/1.png", "benign/1_mask.png", "benign/1_mask_1.png", "normal/2.png"], 2, 2),  # BUSI
         (make("train/images", "train/masks", "test/images"), 3, 6),
+        (["1.png", "2.png", "masks/1.png", "masks/2.png"], 2, 2),
         (make("face", "face_mask"), 0, 6),  # classes
         (make("with_mask", "without_mask"), 0, 6),
     ],
@@ -162,6 +163,27 @@ def test_a_zip_with_backslashes_has_its_splits_and_classes(tmp_path: Path):
     source = open_folder(tmp_path / "windows.zip")
     assert source.splits == open_folder(tmp_path / "set").splits
     assert list(source.read("valid", [0, 1])) == [PNG, PNG]
+
+
+def test_files_that_python_unpacked_from_a_zip_with_backslashes_are_refused(tmp_path: Path):
+    for name in make("train\\cat", "train\\dog"):
+        (tmp_path / name.replace("/", "\\")).write_bytes(PNG)
+    with pytest.raises(ValueError, match=r"train\\cat\\0.png has backslashes.*name the zip as --source") as caught:
+        open_folder(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["set.tar.gz", "set.7z", "a.png"])
+def test_another_file_than_a_zip_is_refused(tmp_path: Path, name: str):
+    write(tmp_path, name)
+    with pytest.raises(ValueError, match=f"{name} is neither a folder nor a zip; unpack other archives"):
+        open_folder(tmp_path / name)
+
+
+def test_a_set_without_a_train_split_is_noted(tmp_path: Path):
+    write(tmp_path, *make("test"))
+    assert counts(open_folder(tmp_path)) == (0, 0, 3)
+    assert open_folder(tmp_path).notes == ["no images to train on"]
 
 
 @pytest.mark.parametrize("start", ["./", "/", ".\\", "C:\\data\\"])
