@@ -21,6 +21,7 @@ MODEL_NAME = "zpoint"
 KEY_TAG = "zpoint.key"  # identifies a run whose creation is repeated
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")  # of MLFLOW_TRACKING_URI
 DRIVER_PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+SAMPLER_TAG = "zpoint.sampler"  # of a model version: the sampler that serves it best
 PARAM_LIMIT = 500  # characters of a parameter's value that every MLflow store accepts
 
 

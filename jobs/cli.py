@@ -198,7 +198,7 @@ def _add_serving(add_command: Callable[..., Any]) -> None:
     sample = add_command("sample", _sample, "sample z-points and decode them at an endpoint")
     sample.add_argument("--n", type=_positive_int, default=64, help="number of z-points (default: 64)")
     sample.add_argument(
-        "--sampler", default="normal", help="cube, normal, sphere, diagonal, gaussian or gmm (default: normal)"
+        "--sampler", help="cube, normal, sphere, diagonal, gaussian or gmm (default: the model's best one)"
     )
 
     reconstruct = add_command("reconstruct", _reconstruct, "corrupt an image and reconstruct it at an endpoint")

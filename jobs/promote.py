@@ -10,6 +10,7 @@ from cluster.settings import hide_credentials, settings
 from cluster.storage import check_uri
 from jobs.run_store import RunStore, find_run, resolve_name
 from jobs.tune.campaign import find_best_run
+from jobs.tune.selection import score
 
 ALIAS = re.compile(r"(?i)(?!latest$|v\d+$)[a-z0-9_-]{1,255}")
 MODEL_FILES = ("config.json", "latents.safetensors", "metrics.json", "model.safetensors")
@@ -20,26 +21,31 @@ def promote(name: str, alias: str = "champion") -> dict[str, Any]:
 
     `name` may also be the MLflow id of either. A run that MLflow lacks, or has deleted, is logged or restored first.
 
-    A run that is registered already keeps its version; only the alias moves. Returns model, version, alias, run, MLflow
-    run id and metrics. Raises ValueError for an unknown name, a run that has not finished or whose model does not load,
-    or an alias that MLflow does not accept.
+    A run that is registered already keeps its version; only the alias moves. The version's tag names the sampler
+    that serves it best: the campaign's, or the one with the lowest distance. Returns model, version, alias, run, MLflow
+    run id, sampler and metrics. Raises ValueError for an unknown name, a run that has not finished or whose model does
+    not load, or an alias that MLflow does not accept.
     """
     if not ALIAS.fullmatch(alias):
         raise ValueError(f"--alias takes letters, digits, '_' and '-', not 'latest' nor a version, not '{alias}'")
     check_uri(settings().store)
     name = resolve_name(name)
-    run_store = find_run(find_best_run(name) or name)
+    best, sampler = find_best_run(name) or (name, "")
+    run_store = find_run(best)
     run = run_store.name
     if not run_store.finished():
         raise ValueError(f"run '{run}' has not finished: start its command again, then promote it")
     _check_loads(run_store)
     _log_to_mlflow(run_store)
-    version = _find_version(run_store.run_id) or _register(run_store)
-    tracking.client().set_registered_model_alias(tracking.MODEL_NAME, alias, version)
     fs, root = run_store.folder
+    metrics = read_json(fs, f"{root}/model/metrics.json")
+    sampler = sampler or score(run, metrics, "best").sampler
+    version = _find_version(run_store.run_id) or _register(run_store)
+    tracking.client().set_model_version_tag(tracking.MODEL_NAME, version, tracking.SAMPLER_TAG, sampler)
+    tracking.client().set_registered_model_alias(tracking.MODEL_NAME, alias, version)
     return {
         "model": tracking.MODEL_NAME, "version": version, "alias": alias, "run": run, "run_id": run_store.run_id,
-        "metrics": read_json(fs, f"{root}/model/metrics.json"),
+        "sampler": sampler, "metrics": metrics,
     }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def decode(url: str, out: str, z_path: str) -> dict[str, Any]:
         return _write(out, client.decode_png(z) if _is_png(out) else to_npy(client.decode(z)), len(z))
 
 
-def sample(url: str, out: str, sampler: str, n: int, seed: int, overrides: list[str]) -> dict[str, Any]:
+def sample(url: str, out: str, sampler: str | None, n: int, seed: int, overrides: list[str]) -> dict[str, Any]:
     """Sample `n` z-points, decode them, and write their images to `out`.
 
     `overrides` are parameters of the sampler, as in ["boundary=3"].

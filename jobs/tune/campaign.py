@@ -250,12 +250,15 @@ def discard(campaign: Campaign) -> None:
         fs.delete_file(path)
 
 
-def find_best_run(name: str) -> str | None:
-    """Return the best run of campaign `name`, None if there is no campaign. Raises ValueError for an unfinished one."""
+def find_best_run(name: str) -> tuple[str, str] | None:
+    """Return the best run of campaign `name` and its sampler, None if there is no campaign.
+
+    Raises ValueError for an unfinished one.
+    """
     try:
         campaign = read_json(*campaign_file(name))
     except (FileNotFoundError, NotADirectoryError):
         return None
     if not campaign.get("best") or campaign.get("state", "finished") != "finished":
         raise ValueError(f"campaign '{name}' has not finished: start its command again, then promote it")
-    return campaign["best"]
+    return campaign["best"], campaign.get("sampler", "normal")

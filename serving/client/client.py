@@ -91,15 +91,22 @@ class _Endpoint(Generic[ArrayT, BytesT, PairT, DictT]):
         """Return one PNG of the images of `z` (n, z_dim): a grid if there are several."""
         return self._send(Request("/v1/decode", PNG, _parse_bytes, NPY, to_npy(z)))
 
-    def sample(self, sampler: str = "normal", n: int = 1, seed: int | None = None, **parameters: float) -> ArrayT:
-        """Return the images uint8 (n, size, size, channels) of `n` z-points of a sampler; a seed repeats them."""
+    def sample(self, sampler: str | None = None, n: int = 1, seed: int | None = None, **parameters: float) -> ArrayT:
+        """Return the images uint8 (n, size, size, channels) of `n` z-points; a seed repeats them.
+
+        Without a `sampler` they are of the one that serves the model best.
+        """
         return self._send(_sample_request(sampler, n, seed, parameters, NPY, parse_npy))
 
-    def sample_png(self, sampler: str = "normal", n: int = 1, seed: int | None = None, **parameters: float) -> BytesT:
+    def sample_png(
+        self, sampler: str | None = None, n: int = 1, seed: int | None = None, **parameters: float
+    ) -> BytesT:
         """Return the images of `sample` as one PNG."""
         return self._send(_sample_request(sampler, n, seed, parameters, PNG, _parse_bytes))
 
-    def sample_with_z(self, sampler: str = "normal", n: int = 1, seed: int | None = None, **parameters: float) -> PairT:
+    def sample_with_z(
+        self, sampler: str | None = None, n: int = 1, seed: int | None = None, **parameters: float
+    ) -> PairT:
         """Return the images of `sample` and their z-points float32 (n, z_dim)."""
         return self._send(_sample_request(sampler, n, seed, parameters, JSON, _parse_images_and_z))
 
@@ -254,7 +261,7 @@ def _read_images(files: list[str]) -> np.ndarray:
 
 
 def _sample_request(
-    sampler: str, n: int, seed: int | None, parameters: Mapping[str, float], accept: str,
+    sampler: str | None, n: int, seed: int | None, parameters: Mapping[str, float], accept: str,
     parse: Callable[[httpx2.Response], Any],
 ) -> Request:  # fmt: skip
     body = _drop_none(sampler=sampler, n=n, seed=seed, parameters=dict(parameters))

@@ -3,7 +3,7 @@
 | route | request | response |
 |---|---|---|
 | POST /v1/decode | z | images |
-| POST /v1/sample | {"sampler": "normal", "n": 1, "seed": null, "parameters": {}} | images; JSON also z, seed |
+| POST /v1/sample | {"sampler": null, "n": 1, "seed": null, "parameters": {}} | images; JSON also z, seed |
 | POST /v1/encode | images | z |
 | POST /v1/reconstruct | images; task, seed, parameters | images; JSON also seen, z, seed |
 | POST /v1/interpolate | two z or two images; steps, path | images; JSON also z |
@@ -125,7 +125,7 @@ async def sample(request: Request) -> Response:
         options = _merge_options(request, schemas.SampleRequest, load_json(body or b"{}"))
         request.app.state.limits.check_option("n", options.n, model.info.image)
         seed = _choose_seed(options.seed)
-        z = await asyncio.to_thread(operations.sample_z, options, model.info.latents, seed)
+        z = await asyncio.to_thread(operations.sample_z, options, model.info.sampler, model.info.latents, seed)
     return await _images_response(model, await model.decode(z), media_type, {"z": z, "seed": seed})
 
 
@@ -202,7 +202,9 @@ def get_model(request: Request) -> schemas.ModelResponse:  # not async: FastAPI 
     with _client_errors():
         _merge_options(request, schemas.Options, {})
     info, limits = request.state.model.info, request.app.state.limits
-    fields = {key: getattr(info, key) for key in ("name", "version", "alias", "run_id", "recipe", "z_dim", "image")}
+    fields = {
+        key: getattr(info, key) for key in ("name", "version", "alias", "run_id", "recipe", "z_dim", "image", "sampler")
+    }
     return schemas.ModelResponse(
         **fields,
         metrics={name: value for name, value in info.metrics.items() if math.isfinite(value)},

@@ -45,12 +45,12 @@ def available_paths(latents: LatentStats) -> list[str]:
     return [name for name in INTERPOLATIONS if "points" in latents or name != "neighbours"]
 
 
-def sample_z(request: SampleRequest, latents: LatentStats, seed: int) -> np.ndarray:
-    """Return `request.n` z-points of the sampler, float32 (n, z_dim).
+def sample_z(request: SampleRequest, default: str, latents: LatentStats, seed: int) -> np.ndarray:
+    """Return `request.n` z-points of its sampler, else of sampler `default`, float32 (n, z_dim).
 
     Raises ValueError for an unknown sampler, for parameters that it lacks, and for z-points that are not finite.
     """
-    name, parameters = request.sampler, request.parameters
+    name, parameters = request.sampler or default, request.parameters
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler '{name[:50]}': use one of {', '.join(SAMPLERS)}")
     _check_names(name, sampler_parameters(name), parameters)

@@ -41,7 +41,9 @@ class DecodeRequest(Options):
 
 
 class SampleRequest(Options):
-    sampler: str = Field(default="normal", description=f"one of {', '.join(SAMPLERS)}")
+    sampler: str | None = Field(
+        default=None, description=f"one of {', '.join(SAMPLERS)}; by default the best one of the model, see /v1/model"
+    )
     n: int = Field(default=1, strict=True, ge=1, description="number of z-points")
     seed: Annotated[Seed, Field(strict=True)] = None
     parameters: dict[str, float] = Field(default={}, description="parameters of the sampler, see /v1/model")
@@ -132,6 +134,7 @@ class ModelResponse(BaseModel):
     image: ImageShape
     metrics: dict[str, float]
     samplers: dict[str, dict[str, float | None]] = Field(description="parameters and their defaults")
+    sampler: str = Field(description="the one that serves the model best, of requests that name none")
     tasks: dict[str, dict[str, Any]] = Field(description="parameters and their defaults")
     paths: list[str]
     latents: LatentSpace

@@ -45,7 +45,7 @@ def load_version(
     saved = read_model(version.source, version.tracking_uri)
     info = ModelInfo(
         version.name, version.version, version.alias, version.run_id, saved.recipe.model_dump(mode="json"),
-        saved.model.image, saved.model.z_dim, saved.metrics, saved.latents,
+        saved.model.image, saved.model.z_dim, saved.metrics, saved.latents, version.sampler,
     )  # fmt: skip
     stats_z_dim = len(saved.latents["mean"])
     if stats_z_dim != info.z_dim:

@@ -17,7 +17,10 @@ MAX_AXES = 32  # principal axes in /v1/model
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The description of a served model that /v1/model returns, and the statistics that its samplers draw from."""
+    """The description of a served model that /v1/model returns, and the statistics that its samplers draw from.
+
+    `sampler` is the one of requests that name none.
+    """
 
     name: str
     version: str
@@ -28,6 +31,7 @@ class ModelInfo:
     z_dim: int
     metrics: dict[str, float]
     latents: LatentStats
+    sampler: str = "normal"
 
     @property
     def label(self) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # resolving an alias does not need torch
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A registered model version. `source` is the URI of its model folder."""
+    """A registered model version. `source` is the URI of its model folder, `sampler` the one that serves it best."""
 
     name: str
     version: str
@@ -23,6 +23,7 @@ class ModelVersion:
     run_id: str
     source: str
     tracking_uri: str
+    sampler: str = "normal"
 
 
 def find_model_version(alias: str = "champion") -> ModelVersion:
@@ -37,8 +38,9 @@ def find_model_version(alias: str = "champion") -> ModelVersion:
             raise
         raise ValueError(f"no model has the alias '{alias}': promote a run first (zpoint promote RUN)") from None
     return ModelVersion(
-        tracking.MODEL_NAME, str(entry.version), alias, entry.run_id or "", entry.source, settings().tracking_uri
-    )
+        tracking.MODEL_NAME, str(entry.version), alias, entry.run_id or "", entry.source, settings().tracking_uri,
+        entry.tags.get(tracking.SAMPLER_TAG, "normal"),
+    )  # fmt: skip
 
 
 def read_model(source: str, tracking_uri: str) -> "SavedModel":

@@ -118,5 +118,6 @@ def test_campaign_name_promotes_its_best_run(refused, zpoint):
     fs, path = campaign_file("c")
     write_json(fs, path, campaign)
     assert "campaign 'c' has not finished" in refused("promote", "c")
-    write_json(fs, path, campaign | {"best": "b"})
-    assert zpoint("promote", "c")["run"] == "b"
+    write_json(fs, path, campaign | {"best": "b", "sampler": "gaussian"})
+    promoted = zpoint("promote", "c")
+    assert (promoted["run"], promoted["sampler"], find_model_version().sampler) == ("b", "gaussian", "gaussian")

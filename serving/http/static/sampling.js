@@ -22,6 +22,7 @@ export function startSampling(onSelect) {
   byId("samples").append(...buttons.map((button) => button.element));
   const names = new Set([...Object.keys(DESCRIPTIONS), ...Object.keys(model.samplers)]);
   const available = [...names].filter((name) => name in model.samplers);
+  available.sort((a, b) => (b === model.sampler) - (a === model.sampler)); // the model's best one first
   const sampler = createRadioGroup(byId("samplers"), available, DESCRIPTIONS, () => {
     createSliders();
     refresh();

@@ -207,7 +207,7 @@ def test_options_are_sent_unless_they_are_none(call, scripted_url):
     call(scripted_url, "reconstruct", [b"file"], "drop")
     bodies = [json.loads(ScriptedHandler.bodies[index]) for index in (0, 1, 3)]
     assert bodies[0] == {"sampler": "cube", "n": 2, "seed": 0, "parameters": {"boundary": 0.0}}
-    assert bodies[1] == {"sampler": "normal", "n": 1, "parameters": {}}
+    assert bodies[1] == {"n": 1, "parameters": {}}
     assert bodies[2] == {"images": ["ZmlsZQ=="], "task": "drop"}
     assert ScriptedHandler.requests[2] == "/v1/reconstruct?task=drop&seed=0&keep=0.0"
 

@@ -256,6 +256,13 @@ def test_readyz_decodes_a_z_point_of_the_model():
     assert decoded_shapes == [(1, Z_DIM)]
 
 
+def test_sample_without_a_sampler_takes_the_models_best_one():
+    http = make_client(make_slot_with(sampler="gaussian"))
+    body = http.post("/v1/sample", json={"n": 3, "seed": 3}, headers={"accept": JSON}).json()
+    np.testing.assert_array_equal(np.float32(body["z"]), sample("gaussian", 3, INFO.latents, 3).numpy())
+    assert http.get("/v1/model").json()["sampler"] == "gaussian"
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_sample_decodes_the_z_points_of_the_sampler(sampler):
     response = make_client().post("/v1/sample", json={"sampler": sampler, "n": 5, "seed": 3}, headers={"accept": NPY})
