@@ -246,6 +246,9 @@ class Search(Section):
     parallel: Literal["auto"] | int = Field(
         default="auto", description="Trials that run at the same time; auto: as many as the cluster has resources for."
     )
+    per_gpu: Count = Field(
+        default=1, description="Trials that share one GPU: a small network in small batches leaves most of one idle."
+    )
     stop: Literal["dominated", "none"] = Field(
         default="dominated",
         description=(

@@ -147,15 +147,18 @@ def trial_env() -> dict[str, str]:
 
 
 def trial_resources(recipe: Recipe) -> tuple[dict[str, float], int | None]:
-    """Return the resources of one worker of a trial, and how many trials may run at once, None for all that fit."""
+    """Return the resources of one worker of a trial, and how many trials may run at once, None for all that fit.
+
+    On CPUs trials that fill the cluster have a core each: on small networks k threads are slower than k trials.
+    """
     search, workers = recipe.search, max(1, recipe.scale.max_workers)
     if workers > 1:
         resources = worker_resources(workers)
         fitting = max(1, worker_capacity(resources) // max(1, recipe.scale.min_workers))
         return resources, fitting if search.parallel == "auto" else search.parallel
-    if search.parallel == "auto":
-        return worker_resources(min(search.trials, worker_capacity({"CPU": 1}))), None
-    return worker_resources(search.parallel), search.parallel
+    parallel = None if search.parallel == "auto" else search.parallel
+    resources = worker_resources(parallel or max(1, min(search.trials, worker_capacity({"CPU": 1}))))
+    return resources | ({"GPU": 1 / search.per_gpu} if "GPU" in resources else {}), parallel
 
 
 def _quiet_tune() -> None:
