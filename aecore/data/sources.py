@@ -138,7 +138,7 @@ def _list_images(path: RemotePath, expected: str) -> tuple[FileTree, dict[str, i
 
 
 def _no_images(tree: FileTree, expected: str) -> ValueError:
-    contents = describe_passed_over(tree.passed_over)
+    contents = _describe_passed_over(tree.passed_over)
     passed_over = f" (passed over: {contents})" if contents else ""
     return ValueError(f"{tree.path} holds no images{passed_over}; --source takes {expected}{_other_command(tree)}")
 
@@ -157,7 +157,7 @@ def _other_command(tree: FileTree) -> str:
     return ""
 
 
-def describe_passed_over(passed_over: dict[str, list[str]]) -> str:
+def _describe_passed_over(passed_over: dict[str, list[str]]) -> str:
     """Return the number of entries and the first names by reason: `2 hidden (.DS_Store, Thumbs.db), 1 text (a.md)`."""
     return ", ".join(f"{len(names):,} {reason} ({list_names(names)})" for reason, names in passed_over.items() if names)
 
