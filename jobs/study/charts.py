@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ INK, GRID = "#2b2b2b", "#dddddd"
 DIVERGING_COLORMAP = "RdBu_r"  # ColorBrewer's: blue to red, distinct with any colour vision
 MIN_COLOUR_LIMIT = 0.25  # of a matrix: without it the strongest of weak correlations would look strong
 DPI = 150
+PANEL_TITLE_WIDTH = 26  # characters in a line
 STYLE: dict[Any, Any] = {
     "font.size": 9.5, "font.family": "sans-serif", "axes.titlesize": 10.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
@@ -134,7 +136,7 @@ def scatter_chart(
             axes.scatter(*points.T, s=7, alpha=0.45, linewidths=0, color=_colour(index))
             if reference:
                 axes.plot(reference.x, reference.y, "+", color=INK, ms=11, mew=2, label=reference.label)
-            axes.set_title(label, fontweight="normal")
+            axes.set_title(fill(label, PANEL_TITLE_WIDTH), fontweight="normal")
             _format_axes(axes, x, y if index == 0 else Axis(""))
             if not x.label:  # a map without coordinates
                 axes.set(xticks=[], yticks=[])
@@ -157,7 +159,7 @@ def matrix_chart(
         for index, (axes, (label, _), matrix) in enumerate(zip(all_axes, panels, matrices, strict=True)):
             side = (0.5, len(matrix) + 0.5)  # the first row is number 1
             axes.imshow(matrix, colours.cmap, colours.norm, extent=(*side, *side[::-1]))
-            axes.set_title(label, fontweight="normal")
+            axes.set_title(fill(label, PANEL_TITLE_WIDTH), fontweight="normal")
             axes.grid(visible=False)
             _format_axes(axes, axis, axis if index == 0 else Axis(""))
             for mpl_axis in (axes.xaxis, axes.yaxis):

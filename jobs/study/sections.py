@@ -108,8 +108,8 @@ def make_sections(study: StudyMetrics, arrays: Sequence[RunArrays]) -> list[Sect
         Section(
             "tasks", "Tasks",
             "Held-out images, the encoder's input for each task, and the decoder's output. The metrics compare input "
-            "and output with the clean images; `colours` compares only the chroma (Cb and Cr). Each model was trained "
-            "for one of the tasks.",
+            "and output with the clean images; the column colours compares only the chroma (Cb and Cr). Each model was "
+            "trained for one of the tasks.",
             image_tables=[image_tables(_task_rows, "task", _task_headers(runs[0]))],
         ),
         Section(

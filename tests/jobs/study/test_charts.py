@@ -54,6 +54,15 @@ def without_ids_and_urls(svg: str) -> str:
     return re.sub(r'(href|id)="[^"]*"|url\([^)]*\)', "", svg)
 
 
+def test_long_panel_titles_stay_inside_the_chart():
+    """The background of the right margin is not drawn on."""
+    panels = [("faces-near-ae-bf4f14e0 (kl_factor 1e-06)", np.zeros((1, 2)))] * 2
+    chart = scatter_chart("s", "Points", panels, Axis("mean"), Axis("sd"))
+    pixels = np.asarray(Image.open(io.BytesIO(chart.png)).convert("L"))
+    assert pixels.min() < 100
+    assert (pixels[:, -6:] == 255).all()
+
+
 def test_chart_is_a_png_and_an_svg_without_fixed_size(charts: list[Chart]):
     for chart in charts:
         assert Image.open(io.BytesIO(chart.png)).format == "PNG"
