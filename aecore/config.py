@@ -46,9 +46,9 @@ class Data(Section):
     @field_validator("uri")
     @classmethod
     def _make_absolute(cls, uri: str) -> str:
-        return (
-            uri if "://" in uri or not uri else str(Path(os.path.expanduser(uri)).absolute())
-        )  # for workers elsewhere
+        if not uri or "://" in uri:
+            return uri
+        return str(Path(os.path.expanduser(uri)).absolute())  # workers have other working directories
 
 
 class Model(Section):
