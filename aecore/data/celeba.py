@@ -48,6 +48,7 @@ def find_celeba(base: RemotePath) -> CelebaFiles:
             break
     prefix = common_folder(list(images)) if images else ""
     lists = dict(filter(None, (_find_list(tree, base, name) for name in LISTS)))
+    tree.passed_over["text"] = [name for name in tree.passed_over["text"] if name.rpartition("/")[2] not in lists]
     return CelebaFiles(tree, prefix, {name[len(prefix) :]: images[name] for name in images}, lists)
 
 

@@ -187,7 +187,7 @@ def test_images_outside_of_the_image_folder_are_passed_over(tmp_path: Path):
     write_files(folder, "overview.jpg")
     source = open_celeba(pack(folder, tmp_path / "archive.zip"))
     assert sum(table.num_rows for table in source.splits.values()) == COUNT
-    assert source.passed_over["not in img_align_celeba"] == ["overview.jpg"]
+    assert source.passed_over == {"not in img_align_celeba": ["overview.jpg"], "text": ["list_bbox_celeba.csv"]}
 
 
 def test_without_the_list_a_split_must_be_chosen(tmp_path: Path):
