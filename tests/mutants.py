@@ -286,9 +286,9 @@ def main() -> None:
     options = parser.parse_args()
 
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
-    from cluster.settings import disable_telemetry
+    from cluster.network import configure_libraries
 
-    disable_telemetry()
+    configure_libraries()
     for name in LIBRARIES:
         import_module(name)
     results = []
