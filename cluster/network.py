@@ -6,7 +6,7 @@ than loopback go as NO_PROXY says.
 
 import os
 from importlib.util import find_spec
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from urllib.parse import urlsplit
 from urllib.request import proxy_bypass
 
@@ -85,12 +85,25 @@ def describe_proxy_error() -> str:
     return ""
 
 
+def check_proxies(url: str) -> None:
+    """Raise ValueError if requests to `url` would go through a proxy that the libraries cannot use."""
+    if not bypasses_proxies(url) and (error := describe_proxy_error()):
+        raise ValueError(f"no proxy for {hide_credentials(url)}: {error}, or add the host to NO_PROXY")
+
+
+def proxy_hint(url: str) -> str:
+    """Return a hint for a failed request to `url` if it went through a proxy, which may have answered it; else ""."""
+    if not proxies() or bypasses_proxies(url):
+        return ""
+    return f" (through the proxy of {', '.join(proxies())}; hosts in NO_PROXY are reached directly)"
+
+
 def _no_proxy() -> list[str]:
     value = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
-def _network(name: str):
+def _network(name: str) -> IPv4Network | IPv6Network | None:
     try:
         return ip_network(name, strict=False) if "/" in name else None
     except ValueError:

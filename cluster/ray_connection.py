@@ -140,7 +140,7 @@ def raise_open_files_limit() -> int:
     """
     needed = OPEN_FILES + OPEN_FILES_PER_CPU * (settings().cpus or os.cpu_count() or 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if resource.RLIM_INFINITY not in (soft, hard) and hard < needed:
+    if hard != resource.RLIM_INFINITY and hard < needed:
         raise ValueError(
             f"a local Ray needs {needed} open files, `ulimit -n` allows {hard}: raise it, or set ZPOINT_CPUS"
         )

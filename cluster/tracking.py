@@ -13,7 +13,7 @@ from functools import lru_cache
 from textwrap import shorten
 from typing import Any
 
-from cluster.network import bypass_proxies
+from cluster.network import bypass_proxies, check_proxies
 from cluster.settings import hide_credentials, settings
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ def check_tracking_uri() -> None:
 def _client(uri: str) -> Any:
     check_tracking_uri()
     bypass_proxies()
+    if uri.startswith("http"):
+        check_proxies(uri)
     # Seconds instead of MLflow's minutes: a training must not wait for a dead server.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")

@@ -142,16 +142,15 @@ def _check_limits() -> Check:
 
     if not uses_local_ray():
         return Check("limits", True, "not checked: they are the cluster's")
-    open_files, folder = raise_open_files_limit(), choose_ray_folder()
-    finding = f"{open_files} open files, Ray's folder {folder}"
+    finding = f"{raise_open_files_limit()} open files, Ray's folder {choose_ray_folder()}"
     processes, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if processes != resource.RLIM_INFINITY and processes < MIN_PROCESSES:
         return Check(
             "limits", None, f"{processes} processes (`ulimit -u`) are few for Ray", "raise it: `ulimit -u 4096`"
         )
-    if (shared := shutil.disk_usage("/dev/shm").free) < MIN_SHARED_BYTES:
+    if Path("/dev/shm").is_dir() and (free_bytes := shutil.disk_usage("/dev/shm").free) < MIN_SHARED_BYTES:
         fix = "start the container with --shm-size=2g; Ray uses slower files until then"
-        return Check("limits", None, f"{shared / 1e6:.0f} MB free in /dev/shm", fix)
+        return Check("limits", None, f"{free_bytes / 1e6:.0f} MB free in /dev/shm", fix)
     return Check("limits", True, finding)
 
 

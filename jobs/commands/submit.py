@@ -23,7 +23,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from cluster.network import configure_libraries, is_loopback
+from cluster.network import check_proxies, configure_libraries, is_loopback, proxy_hint
 from cluster.ray_compat import ray_api_address
 from cluster.ray_connection import SECRETS_FILE, check_reachable, runtime_env, use_token
 from cluster.settings import EXPORTED_VARIABLES, expand_user, secret_env, settings
@@ -111,7 +111,7 @@ def _connect(address: str | None) -> tuple[Any, str]:
             return JobSubmissionClient(url), url
         except AuthenticationError as error:
             raise ValueError(
-                f"the cluster at {url} refuses the token: set RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN"
+                f"the cluster at {url}{proxy_hint(url)} refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
             ) from error
 
 
@@ -130,7 +130,8 @@ def _dashboard_url(address: str) -> str:
     parsed = urlsplit(url)
     if parsed.scheme not in ("http", "https") or not parsed.hostname:
         raise ValueError(f"--address and RAY_ADDRESS take http://host:8265 or host:6379, not '{address}'")
-    derived = f" (from {address})" if address not in ("", url) else ""
+    check_proxies(url)
+    derived = (f" (from {address})" if address not in ("", url) else "") + proxy_hint(url)
     fix = "give the dashboard's URL by --address or RAY_ADDRESS"
     try:
         urlopen(f"{url.rstrip('/')}/api/version", timeout=CONNECT_TIMEOUT_S).close()

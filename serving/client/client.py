@@ -21,7 +21,7 @@ import httpx2
 import numpy as np
 from PIL import Image
 
-from cluster.network import bypasses_proxies, describe_proxy_error
+from cluster.network import bypasses_proxies, describe_proxy_error, proxy_hint
 
 PNG, NPY, JSON, PROBLEM = "image/png", "application/x-npy", "application/json", "application/problem+json"
 FIRST_DELAY_S, MAX_DELAY_S = 0.2, 5.0  # before a retry; each delay is twice the one before
@@ -148,11 +148,15 @@ class _Endpoint(Generic[ArrayT, BytesT, PairT, DictT]):
     def _send(self, request: Request) -> Any:
         raise NotImplementedError
 
+    def _describe(self, response: httpx2.Response) -> str:
+        text = f"the endpoint{proxy_hint(self._url)} answered {response.status_code} {response.text[:200].strip()}"
+        return text.strip()
+
     def _retry_delay_s(self, outcome: httpx2.Response | Exception, attempt: int) -> float:
         """Return the seconds to wait after the failed `attempt` (from 1). Raises EndpointError if it was the last."""
         retry_after_s = None
         if isinstance(outcome, httpx2.Response):
-            error = EndpointError(_error_detail(outcome), outcome.status_code)
+            error = EndpointError(_error_detail(outcome) or self._describe(outcome), outcome.status_code)
             retry_after_s = _retry_after_s(outcome)
             retry = _is_transient(outcome) and attempt < MAX_ATTEMPTS and (retry_after_s or 0) <= MAX_RETRY_AFTER_S
         elif isinstance(outcome, (httpx2.ConnectError, httpx2.ConnectTimeout)):
@@ -302,7 +306,8 @@ def _retry_after_s(response: httpx2.Response) -> float | None:
 
 
 def _error_detail(response: httpx2.Response) -> str:
+    """Return the detail of the endpoint's problem; "" if it is another server's response."""
     try:
         return str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):
-        return f"the endpoint answered {response.status_code} {response.text[:200].strip()}".strip()
+        return ""

@@ -35,6 +35,7 @@ def proxy(no_proxies: None, monkeypatch: pytest.MonkeyPatch):
     with counting_proxy() as server:
         for name in PROXY_VARIABLES:
             monkeypatch.setenv(name, server.url)
+        monkeypatch.setattr(urllib.request, "_opener", None)  # urlopen keeps the proxies of its first call
         yield server
 
 
@@ -135,10 +136,29 @@ def test_another_host_goes_through_the_proxy_unless_no_proxy_lists_it(proxy, mon
     monkeypatch.setattr("serving.client.client.MAX_CONNECT_ATTEMPTS", 1)
     configure_libraries()
     for host in ("endpoint.example", "192.0.2.7"):
-        with Client(f"http://{host}:8000") as client, pytest.raises(EndpointError, match="418"):
+        with Client(f"http://{host}:8000") as client, pytest.raises(EndpointError, match=r"proxy of http_proxy.* 418"):
             client.model()
     assert proxy.requests == [f"GET http://{host}:8000/v1/model" for host in ("endpoint.example", "192.0.2.7")]
     assert urllib.request.getproxies()["http"] == proxy.url
+
+
+def test_the_answer_of_a_proxy_is_not_blamed_on_the_cluster_alone(proxy, monkeypatch: pytest.MonkeyPatch):
+    from jobs.commands.submit import list_jobs
+
+    with pytest.raises(ValueError, match=r"http://cluster.example:8265 \(through the proxy of .*NO_PROXY.*HTTP 418"):
+        list_jobs("http://cluster.example:8265")
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1")
+    with pytest.raises(ValueError, match=r"no proxy for http://cluster.example:8265: http_proxy=socks5"):
+        list_jobs("http://cluster.example:8265")
+
+
+def test_mlflow_behind_an_unusable_proxy_names_it(no_proxies, monkeypatch: pytest.MonkeyPatch):
+    from cluster import tracking
+
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+    with pytest.raises(ValueError, match=r"no proxy for http://mlflow.example:5000: ALL_PROXY=socks5"):
+        tracking.find_runs()
 
 
 @pytest.mark.parametrize(
