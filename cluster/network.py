@@ -1,4 +1,4 @@
-"""What the libraries send over the network: no telemetry, nothing for loopback through a proxy.
+"""Configure what the libraries send: no telemetry, nothing for loopback through a proxy.
 
 The proxies are those of the environment, HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in either case. Other hosts
 than loopback go as NO_PROXY says.
