@@ -12,7 +12,6 @@ process forked from this one, which has imported the libraries; it is noticed if
 import argparse
 import ast
 import copy
-import json
 import multiprocessing as mp
 import os
 import random
@@ -68,8 +67,8 @@ TESTS = {  # of a module whose tests are not only tests/.../test_MODULE.py
     "serving/http/operations.py": ("tests/serving/http/test_api.py", "tests/serving/http/test_api_images.py"),
     "serving/runtime/model_slot.py": ("tests/serving/http/test_api.py",),
 }  # fmt: skip
-LIBRARIES = (  # imported once, before the forks
-    "cv2", "fastapi.testclient", "hypothesis", "matplotlib.pyplot", "mlflow", "pyarrow.parquet", "pytest",
+LIBRARIES = (  # imported once, before the forks; not Ray and MLflow, which read variables that the tests set
+    "cv2", "fastapi.testclient", "hypothesis", "matplotlib.pyplot", "pyarrow.parquet", "pytest",
     "safetensors.torch", "scipy.stats", "simplejpeg", "sklearn.mixture", "torch.nn.parallel", "torchvision", "yaml",
 )  # fmt: skip
 PACKAGES = ("aecore", "cluster", "jobs", "serving", "tests")
@@ -224,55 +223,61 @@ class Outcome:
 def run_all(jobs: list[tuple[Mutant | None, tuple[str, ...]]], processes: int) -> Iterator[tuple[int, Outcome]]:
     """Run the tests of each job, `processes` jobs at a time; yield its index and outcome."""
     fork, queue, running = mp.get_context("fork"), list(enumerate(jobs)), {}
-    while queue or running:
-        while queue and len(running) < processes:
-            index, (mutant, tests) = queue.pop(0)
-            folder = tempfile.mkdtemp(prefix="mutant-")
-            process = fork.Process(target=run_tests, args=(mutant, tests, folder))
-            process.start()
-            running[process.sentinel] = (index, process, folder, time.monotonic())
-        wait(list(running), timeout=1)
-        for sentinel, (index, process, folder, start) in list(running.items()):
-            seconds, status = time.monotonic() - start, process.exitcode
-            if status is None and seconds < HANG_S:
-                continue
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # the tests' own processes too
-            process.join()
-            output = Path(folder, "output")
-            yield index, Outcome(status, seconds, output.read_text(errors="replace") if output.exists() else "")
-            shutil.rmtree(folder, ignore_errors=True)
-            del running[sentinel]
+    try:
+        while queue or running:
+            while queue and len(running) < processes:
+                index, (mutant, tests) = queue.pop(0)
+                folder = tempfile.mkdtemp(prefix="mutant-")
+                process = fork.Process(target=run_tests, args=(mutant, tests, folder))
+                process.start()
+                running[process.sentinel] = (index, process, folder, time.monotonic())
+            wait(list(running), timeout=1)
+            for sentinel, (index, process, folder, start) in list(running.items()):
+                seconds, status = time.monotonic() - start, process.exitcode
+                if status is None and seconds < HANG_S:
+                    continue
+                output = Path(folder, "output")
+                yield index, Outcome(status, seconds, output.read_text(errors="replace") if output.exists() else "")
+                _clean_up(process, folder)
+                del running[sentinel]
+    finally:
+        for _, process, folder, _ in running.values():
+            _clean_up(process, folder)
 
 
-def run_mutants(kind: str, mutants: list[Mutant], processes: int) -> list[dict[str, Any]]:
+def _clean_up(process: Any, folder: str) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # the tests' own processes too
+    process.join()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_mutants(kind: str, mutants: list[Mutant], processes: int) -> None:
     """Run the mutants of one kind; print a line for each, then how many were noticed by package.
 
     Exits if one of the tests that failed also fails without a fault.
     """
-    results, failed_tests = [], set()
+    noticed_by_file: list[tuple[str, bool]] = []
+    survivors, failed_tests = [], set()
     for index, outcome in run_all([(mutant, mutant.tests) for mutant in mutants], processes):
         mutant = mutants[index]
         if outcome.status in (USAGE_ERROR, NO_TESTS):
             sys.exit(f"{outcome.output}\npytest cannot run {' '.join(mutant.tests)}: status {outcome.status}")
         failed_tests |= {outcome.failed_test} - {""}
-        results.append({"kind": kind, "file": mutant.file, "change": mutant.change, "noticed": outcome.noticed})
-        reason = outcome.failed_test or f"status {outcome.status}"
-        verdict = f"noticed: {reason}" if outcome.noticed else "SURVIVED"
-        print(
-            f"{len(results)}/{len(mutants)} {outcome.seconds:.0f} s {mutant.file}: {mutant.change}  {verdict}",
-            flush=True,
-        )
+        noticed_by_file.append((mutant.file, outcome.noticed))
+        description = f"{mutant.file}: {mutant.change}"
+        verdict = f"noticed: {outcome.failed_test or f'status {outcome.status}'}" if outcome.noticed else "SURVIVED"
+        survivors += [] if outcome.noticed else [description]
+        print(f"{len(noticed_by_file)}/{len(mutants)} {outcome.seconds:.0f} s {description}  {verdict}", flush=True)
     for _, outcome in run_all([(None, tuple(sorted(failed_tests)))] if failed_tests else [], processes):
         if outcome.noticed:
             sys.exit(f"{outcome.output}\na test fails without a fault too: {outcome.failed_test or outcome.status}")
     print(f"\n| {kind} faults | noticed | of | share |\n|---|---:|---:|---:|")
     for package in (*PACKAGES, ""):
-        noticed = [result["noticed"] for result in results if result["file"].startswith(package)]
+        noticed = [is_noticed for file, is_noticed in noticed_by_file if file.startswith(package)]
         if noticed:
             print(f"| {package or 'all'} | {sum(noticed)} | {len(noticed)} | {sum(noticed) / len(noticed):.0%} |")
-    print(*(f"survived: {result['file']}: {result['change']}" for result in results if not result["noticed"]), sep="\n")
-    return results
+    print(*(f"survived: {survivor}" for survivor in survivors), sep="\n")
 
 
 def main() -> None:
@@ -282,25 +287,18 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of the path of the files to mutate")
     parser.add_argument("--no-planted", action="store_true", help="leave the planted faults out")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="mutants to test at the same time")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
     options = parser.parse_args()
 
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
-    from cluster.network import configure_libraries
-
-    configure_libraries()
     for name in LIBRARIES:
         import_module(name)
-    results = []
     planted = [] if options.no_planted else [plant(fault) for fault in PLANTED if options.only in fault.file]
     if planted:
-        results += run_mutants("planted", planted, options.processes)
+        run_mutants("planted", planted, options.processes)
     generated, count = sample_generated(options.generated, options.seed, options.only)
     if generated:
         print(f"{len(generated)} of {count} generated mutants, seed {options.seed}")
-        results += run_mutants("generated", generated, options.processes)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
+        run_mutants("generated", generated, options.processes)
 
 
 if __name__ == "__main__":
