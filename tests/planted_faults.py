@@ -438,6 +438,195 @@ PLANTED = (
     ),
     Fault("a size's prefixes are binary", "cluster/settings.py", "* 1000 **", "* 1024 **", (SETTINGS,)),
     Fault("S3 is tried once", "cluster/storage.py", "attempts: int = 3", "attempts: int = 1", (STORAGE,)),
+    # Verdicts, the served network, the endpoint, settings and S3, the selection rule and the run store.
+    Fault(
+        "one-region: no off-centre", "jobs/claims/verdicts.py",
+        '        and points["centre_radius"] > OFF_CENTRE * points["mean_radius"]\n', "", (VERDICTS,),
+    ),
+    Fault(
+        "one-region: no core", "jobs/claims/verdicts.py",
+        '        and points["core_distance"] < NEAR_NORMAL_CORE\n', "", (VERDICTS,),
+    ),
+    Fault(
+        "one-region: no coherence", "jobs/claims/verdicts.py",
+        'points["coherent"]\n        and ', "", (VERDICTS,),
+    ),
+    Fault(
+        "fitted always holds", "jobs/claims/verdicts.py",
+        'return Verdict(_is_near_real(run, "gaussian"), evidence, rows)',
+        "return Verdict(True, evidence, rows)", (VERDICTS,),
+    ),
+    Fault(
+        "fitted by diagonal", "jobs/claims/verdicts.py",
+        '_is_near_real(run, "gaussian")', '_is_near_real(run, "diagonal")', (VERDICTS,),
+    ),
+    Fault(
+        "vae-radius always holds", "jobs/claims/verdicts.py",
+        'holds = abs(mean_radii["vae"] / sqrt_z_dim - 1) <= RADIUS_TOLERANCE', "holds = True", (VERDICTS,),
+    ),
+    Fault(
+        "vae-radius of the AE", "jobs/claims/verdicts.py",
+        'holds = abs(mean_radii["vae"] /', 'holds = abs(mean_radii["near-ae"] /', (VERDICTS,),
+    ),
+    Fault(
+        "vae-radius one-sided", "jobs/claims/verdicts.py",
+        'holds = abs(mean_radii["vae"] / sqrt_z_dim - 1) <=',
+        'holds = mean_radii["vae"] / sqrt_z_dim - 1 <=', (VERDICTS,),
+    ),
+    Fault(
+        "reconstruct always holds", "jobs/claims/verdicts.py",
+        'return Verdict(_is_near_real(run, "reconstructions"), evidence, rows)',
+        "return Verdict(True, evidence, rows)", (VERDICTS,),
+    ),
+    Fault(
+        "visible psnr 1.5", "jobs/claims/verdicts.py",
+        "VISIBLE_PSNR = 0.5 ", "VISIBLE_PSNR = 1.5 ", (VERDICTS,),
+    ),
+    Fault(
+        "visible psnr 0.1", "jobs/claims/verdicts.py",
+        "VISIBLE_PSNR = 0.5 ", "VISIBLE_PSNR = 0.1 ", (VERDICTS,),
+    ),
+    Fault(
+        "off centre 0.4", "jobs/claims/verdicts.py",
+        "OFF_CENTRE = 0.1 ", "OFF_CENTRE = 0.4 ", (VERDICTS,),
+    ),
+    Fault(
+        "correlated 1", "jobs/claims/verdicts.py",
+        "CORRELATED = 2.0 ", "CORRELATED = 1.0 ", (VERDICTS,),
+    ),
+    Fault(
+        "core 0.06", "jobs/claims/verdicts.py",
+        "NEAR_NORMAL_CORE = 0.03 ", "NEAR_NORMAL_CORE = 0.06 ", (VERDICTS,),
+    ),
+    Fault(
+        "half 0.4", "jobs/study/findings.py",
+        "HALF = 0.5 ", "HALF = 0.41 ", (VERDICTS,),
+    ),
+    Fault(
+        "radius tolerance 0.3", "jobs/study/findings.py",
+        "RADIUS_TOLERANCE = 0.1 ", "RADIUS_TOLERANCE = 0.3 ", (VERDICTS,),
+    ),
+    Fault(
+        "near real ignores real", "jobs/claims/verdicts.py",
+        '>= NEAR_REAL * _rate(_metrics(run, "real"))', ">= NEAR_REAL", (VERDICTS,),
+    ),
+    Fault(
+        "recolor vs gray alone", "jobs/claims/verdicts.py",
+        'baseline = max(task["input_chroma_psnr"], task["mean_chroma_psnr"])',
+        'baseline = task["input_chroma_psnr"]', (VERDICTS,),
+    ),
+    Fault(
+        "ae-random ignores cubes", "jobs/claims/verdicts.py",
+        "max(_rate(normal), max_cube_rate) <=", "_rate(normal) <=", (VERDICTS,),
+    ),
+    Fault(
+        "kl-factor: any fall", "jobs/claims/verdicts.py",
+        "psnr_falls = all(", "psnr_falls = any(", (VERDICTS,),
+    ),
+    Fault(
+        "kl-factor: no significance", "jobs/claims/verdicts.py",
+        'last_rate > first_rate and rates_differ(last_rate, first_rate, first.options["judged"])',
+        "last_rate > first_rate", (VERDICTS,),
+    ),
+    Fault(
+        "kl-factor: rate may fall", "jobs/claims/verdicts.py",
+        "last_rate > first_rate and rates_differ", "rates_differ", (VERDICTS,),
+    ),
+    Fault(
+        "z-dim: beyond ignored", "jobs/claims/verdicts.py",
+        "(not is_sufficient or gain_above < VISIBLE_PSNR)", "True", (VERDICTS,),
+    ),
+    Fault(
+        "z-dim faces at 512", "jobs/claims/catalog.py",
+        "z_dim=200, is_sufficient=False", "z_dim=512, is_sufficient=False", (VERDICTS,),
+    ),
+    Fault(
+        "z-dim faces sufficient", "jobs/claims/catalog.py",
+        "z_dim=200, is_sufficient=False", "z_dim=200, is_sufficient=True", (VERDICTS,),
+    ),
+    Fault(
+        "z-dim fashion not sufficient", "jobs/claims/catalog.py",
+        "z_dim=32, is_sufficient=True", "z_dim=32, is_sufficient=False", (VERDICTS,),
+    ),
+    Fault(
+        "reconstruct random seed", "serving/http/operations.py",
+        "torch.Generator().manual_seed(seed), torch.arange(len(images))",
+        "torch.Generator().manual_seed(torch.seed()), torch.arange(len(images))", (API_IMAGES,),
+    ),
+    Fault(
+        "AWS_ENDPOINT_URL not exported", "cluster/settings.py",
+        '"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"', '"AWS_ENDPOINT_URL_S3"', (SETTINGS,),
+    ),
+    Fault(
+        "S3 no retry strategy", "cluster/storage.py",
+        "max_attempts=attempts", "max_attempts=1", (STORAGE,),
+    ),
+    Fault(
+        "sync batch norm not folded: exact type", "serving/runtime/model_loading.py",
+        "if isinstance(layer, nn.BatchNorm2d):", "if type(layer) is nn.BatchNorm2d:", (MODEL_LOADING,),
+    ),
+    Fault(
+        "encoder not folded", "serving/runtime/model_loading.py",
+        'for name, transposed in (("encoder", False), ("decoder", True)):',
+        'for name, transposed in (("decoder", True),):', (MODEL_LOADING,),
+    ),
+    Fault(
+        "fold edits the model in place", "serving/runtime/model_loading.py",
+        "    model = copy.deepcopy(model)\n", "", (MODEL_LOADING,),
+    ),
+    Fault(
+        "served encoder gets 0 to 255", "serving/runtime/model_loading.py",
+        "model.encode(to_float(images)).mean", "model.encode(to_float(images) * 255).mean", (MODEL_LOADING,),
+    ),
+    Fault(
+        "decode without sigmoid", "serving/runtime/model_loading.py",
+        "to_uint8(torch.sigmoid(model.logits(z)))", "to_uint8(model.logits(z))", (MODEL_LOADING,),
+    ),
+    Fault(
+        "from_latent transposed wrongly", "serving/runtime/model_loading.py",
+        "weight.data = weight.data.t().contiguous().t()",
+        "weight.data = weight.data.t().contiguous().view_as(weight.data)", (MODEL_LOADING,),
+    ),
+    Fault(
+        "z_dim of statistics unchecked", "serving/runtime/model_loading.py",
+        "if stats_z_dim != info.z_dim:", "if False:", (MODEL_LOADING,),
+    ),
+    Fault(
+        "compile failure is an outage", "serving/runtime/model_loading.py",
+        "        return partial(_decode, model)\n\n\n@cache", "        raise\n\n\n@cache", (MODEL_LOADING,),
+    ),
+    Fault(
+        "selection: slack ignored", "jobs/tune/selection.py",
+        "if m.psnr >= front[0].psnr - slack", "if True", ("tests/jobs/tune/test_selection.py",),
+    ),
+    Fault(
+        "selection: best psnr wins", "jobs/tune/selection.py",
+        "key=lambda m: m.distance)", "key=lambda m: -m.psnr)", ("tests/jobs/tune/test_selection.py",),
+    ),
+    Fault(
+        "selection: strict slack", "jobs/tune/selection.py",
+        "m.psnr >= front[0].psnr - slack", "m.psnr > front[0].psnr - slack", ("tests/jobs/tune/test_selection.py",),
+    ),
+    Fault(
+        "selection: front keeps beaten models", "jobs/tune/selection.py",
+        "if not front or model.distance < front[-1].distance:", "if True:", ("tests/jobs/tune/test_selection.py",),
+    ),
+    Fault(
+        "run store: after inclusive", "jobs/run_store.py",
+        "if epoch > after}", "if epoch >= after}", ("tests/jobs/test_run_store.py",),
+    ),
+    Fault(
+        "api: seed of 16 bits", "serving/http/api.py",
+        "secrets.randbelow(1 << 32) if seed is None", "secrets.randbelow(1) if seed is None", (API,),
+    ),
+    Fault(
+        "api: seed 0 is no seed", "serving/http/api.py",
+        "if seed is None else seed", "if not seed else seed", (API,),
+    ),
+    Fault(
+        "api: body limit off by one", "serving/http/api.py",
+        "if len(body) + len(chunk) > max_bytes:", "if len(body) + len(chunk) >= max_bytes:", (API,),
+    ),
 )  # fmt: skip
 
 # (file, change as tests/mutants.py prints it, the reason why no test can notice it)
