@@ -18,9 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from aecore.search_space import FORMS, Dimension, Point, parse_dimension, parse_space
 
-Count = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+Channels = Annotated[int, Field(strict=True, ge=1, le=4096)]
+Epochs = Annotated[float, Field(ge=0, le=1_000_000)]
 Flag = Annotated[bool, Field(strict=True)]
 ZDim = Annotated[int, Field(strict=True, ge=2, le=1200)]
+MAX_WORKERS = 10_000
 SAMPLE_EVALUATIONS = 5  # in a run: one costs as much as some steps
 Fill = Literal["black", "gray", "random"]
 TRAINED = ("data.flip", "model.", "task.", "loss.", "optim.")  # how a key that changes what is trained begins
@@ -55,7 +58,7 @@ class Model(Section):
     """The network."""
 
     z_dim: ZDim = Field(default=200, description="Number of latent dimensions.")
-    channels: tuple[Count, Count, Count, Count] = Field(
+    channels: tuple[Channels, Channels, Channels, Channels] = Field(
         default=(32, 64, 128, 256), description="Channels of the encoder's four layers; the decoder's are the reverse."
     )
     norm: Literal["none", "group", "batch", "sync_batch"] = Field(
@@ -65,6 +68,11 @@ class Model(Section):
             "learns fastest (tests/benchmarks/README.md)."
         ),
     )
+
+    @property
+    def min_batch(self) -> int:
+        """Return the fewest images of a batch that the network can train on: the variance of one image is none."""
+        return 2 if self.norm in ("batch", "sync_batch") else 1
 
 
 class Reconstruct(Section):
@@ -121,13 +129,13 @@ class Loss(Section):
     pixels: Literal["bce", "mse"] = Field(
         default="bce", description="Pixel loss, summed over pixels: binary cross-entropy or squared error."
     )
-    kl_factor: Annotated[float, Field(ge=0)] = Field(
+    kl_factor: Annotated[float, Field(ge=0, le=1e6)] = Field(
         default=1.0, description="Weight of the KL (beta): 1 is the ELBO, 0 a plain autoencoder."
     )
-    kl_warmup: Annotated[float, Field(ge=0)] = Field(
+    kl_warmup: Epochs = Field(
         default=0.0, description="Epochs during which the weight of the KL rises linearly from 0."
     )
-    free_bits: Annotated[float, Field(ge=0)] = Field(
+    free_bits: Annotated[float, Field(ge=0, le=1e6)] = Field(
         default=0.0, description="Nats of KL per latent dimension that are not penalised."
     )
 
@@ -135,19 +143,21 @@ class Loss(Section):
 class Optim(Section):
     """The optimizer, Adam, and its schedule."""
 
-    epochs: Count = Field(default=10, description="Epochs to train.")
+    epochs: Count = Field(
+        default=10, description="Epochs to train; more of them continue a finished run, unless schedule is cosine."
+    )
     batch: Count = Field(default=64, description="Images in a global batch, split over the workers.")
-    lr: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="Learning rate after the warmup.")
-    warmup: Annotated[float, Field(ge=0)] = Field(
+    lr: Annotated[float, Field(gt=0, le=1e3)] = Field(default=1e-3, description="Learning rate after the warmup.")
+    warmup: Epochs = Field(
         default=0.0, description="Epochs during which the learning rate rises linearly; fewer than epochs."
     )
     schedule: Literal["constant", "cosine"] = Field(
         default="constant", description="Learning rate after the warmup; cosine falls to 0 at the end of the run."
     )
-    clip: Annotated[float, Field(ge=0)] = Field(
+    clip: Annotated[float, Field(ge=0, le=1e12)] = Field(
         default=0.0, description="Maximum norm of the gradient; 0: no clipping."
     )
-    seed: Annotated[int, Field(strict=True, ge=0)] = Field(
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] = Field(
         default=0, description="Seed of the weights, the order of images and all noise."
     )
     precision: Literal["auto", "float32", "bf16"] = Field(
@@ -180,7 +190,7 @@ class Scale(Section):
             "[min, max]: as many as the cluster has resources for, more when a node joins, fewer when one is lost."
         ),
     )
-    max_failures: Annotated[int, Field(strict=True, ge=0)] = Field(
+    max_failures: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] = Field(
         default=3, description="Worker failures after which the training fails; announced node shutdowns do not count."
     )
 
@@ -190,11 +200,11 @@ class Scale(Section):
         match value:
             case bool():
                 pass
-            case int() if value >= 0:
+            case int() if 0 <= value <= MAX_WORKERS:
                 return value
-            case [int(min_workers), int(max_workers)] if 1 <= min_workers <= max_workers:
+            case [int(min_workers), int(max_workers)] if 1 <= min_workers <= max_workers <= MAX_WORKERS:
                 return value
-        raise ValueError("takes a number of workers, or [min, max] with 1 <= min <= max")
+        raise ValueError(f"takes a number of workers, or [min, max] with 1 <= min <= max <= {MAX_WORKERS}")
 
     @property
     def min_workers(self) -> int:
@@ -211,10 +221,10 @@ class Checkpoints(Section):
     A killed run repeats the steps since its last complete checkpoint.
     """
 
-    every: Annotated[int, Field(strict=True, ge=0)] = Field(
+    every: Annotated[int, Field(strict=True, ge=0, le=10**12)] = Field(
         default=0, description="Steps between two checkpoints; 0: none by steps."
     )
-    minutes: Annotated[float, Field(ge=0)] = Field(
+    minutes: Annotated[float, Field(ge=0, le=1e9)] = Field(
         default=5.0, description="Minutes between two checkpoints; 0: none by time."
     )
     keep: Count = Field(
@@ -237,10 +247,10 @@ class Search(Section):
         description="Points to try first, each with a value of every searched key; the recipe's own point is the next.",
     )
     trials: Count = Field(default=12, description="Points to train, those of earlier commands included.")
-    minutes: Annotated[float, Field(ge=0)] = Field(
+    minutes: Annotated[float, Field(ge=0, le=1e9)] = Field(
         default=0.0, description="Minutes of the campaign, those of earlier commands included; 0: no limit."
     )
-    gpu_hours: Annotated[float, Field(ge=0)] = Field(
+    gpu_hours: Annotated[float, Field(ge=0, le=1e9)] = Field(
         default=0.0, description="GPU hours of all trials; on a cluster without GPUs core hours; 0: no limit."
     )
     parallel: Literal["auto"] | int = Field(
@@ -263,7 +273,7 @@ class Search(Section):
     replicates: Count = Field(
         default=1, description="Seeds to train of each of the best three points, their first one included."
     )
-    psnr_slack: Annotated[float, Field(ge=0)] = Field(
+    psnr_slack: Annotated[float, Field(ge=0, le=1e6)] = Field(
         default=3.0, description="Decibels of PSNR below the best trial at which a trial can still be chosen."
     )
 
@@ -305,9 +315,9 @@ class Search(Section):
     @field_validator("parallel", mode="before")  # one message; pydantic would give one for each type of the union
     @classmethod
     def _check_parallel(cls, value: Any) -> Any:
-        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_WORKERS):
             return value
-        raise ValueError("takes auto, or a number of trials")
+        raise ValueError(f"takes auto, or a number of trials, 1 to {MAX_WORKERS}")
 
     @property
     def dimensions(self) -> dict[str, Dimension]:
@@ -338,18 +348,28 @@ class Recipe(Section):
     checkpoint: Checkpoints = Checkpoints()
     search: Search = Search()
 
+    @model_validator(mode="after")
+    def _check_batch(self) -> "Recipe":
+        if self.optim.batch < self.model.min_batch:
+            raise ValueError(f"optim.batch: model.norm={self.model.norm} needs at least 2 images (got 1)")
+        return self
+
     @property
     def variational(self) -> bool:
         """Return True for a VAE, whose encoder gives a distribution, and False for an AE."""
         return self.loss.kl_factor > 0
 
-    def digest(self, *extra: str) -> str:
+    def digest(self, *extra: str, with_epochs: bool = False) -> str:
         """Return 8 hex digits of what is trained: they do not depend on workers, storage or checkpoints.
 
-        `extra` identifies the data, by the digest of its manifest.
+        `extra` identifies the data, by the digest of its manifest. Nor do they depend on the number of epochs, unless
+        `with_epochs`: a training of more epochs is the same one, continued. With the cosine schedule it is not: the
+        number of epochs sets the learning rate of each step.
         """
         trained = {"data": {"flip"}, "model": True, "task": True, "loss": True, "optim": True}
         content = self.model_dump(mode="json", include=trained)
+        if not with_epochs and self.optim.schedule == "constant":
+            del content["optim"]["epochs"]
         text = json.dumps([content, *extra], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -448,16 +468,16 @@ def _parse_value(text: str) -> Any:
     # JSON first: YAML 1.1 reads 1e-6 as a string.
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also for a number of more than 4,300 digits
         try:
             return yaml.safe_load(text) if text.startswith(("[", "{")) else text
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             return text
 
 
 def _error_message(details: Any) -> str:
     location = [str(name) for name in details["loc"]]
-    task_kind = location.pop(1) if location[0] == "task" and len(location) > 1 else ""  # the union's tag is no key
+    task_kind = location.pop(1) if location[:1] == ["task"] and len(location) > 1 else ""  # the union's tag is no key
     key = ".".join(location) or "recipe"
     if details["type"] == "extra_forbidden":
         section: Any = Recipe
@@ -468,6 +488,8 @@ def _error_message(details: Any) -> str:
     if details["type"].startswith("union_tag"):
         return f"{key}.kind: it takes one of {', '.join(TASKS)} (got {_to_json(details['input'].get('kind'))})"
     message = details["msg"].removeprefix("Value error, ")
+    if not location:  # a check over several sections names its keys
+        return message
     message = message[0].lower() + message[1:]
     return f"{key}: {message} (got {_to_json(details['input'])})"
 

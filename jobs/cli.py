@@ -187,7 +187,7 @@ def _add_serving(add_command: Callable[..., Any]) -> None:
     serve = add_command("serve", _serve, "serve the model version of an alias until Ctrl-C")
     serve.add_argument("--alias", default="champion", help="alias in MLflow (default: champion)")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--port", type=_positive_int, default=8000, help="port to listen on (default: 8000)")
+    serve.add_argument("--port", type=_port, default=8000, help="port to listen on (default: 8000)")
     serve.add_argument(
         "--replicas", default="1", help="number of replica processes, or a minimum and maximum as in 1-4 (default: 1)"
     )
@@ -417,6 +417,13 @@ def _positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
+def _port(text: str) -> int:
+    value = _positive_int(text)
+    if value > 65_535:
+        raise argparse.ArgumentTypeError(f"must be 1 to 65535, not {text}")
     return value
 
 

@@ -40,7 +40,7 @@ def promote(name: str, alias: str = "champion") -> dict[str, Any]:
     fs, root = run_store.folder
     metrics = read_json(fs, f"{root}/model/metrics.json")
     sampler = sampler or score(run, metrics, "best").sampler
-    version = _find_version(run_store.run_id) or _register(run_store)
+    version = _find_or_register(run_store)
     tracking.client().set_model_version_tag(tracking.MODEL_NAME, version, tracking.SAMPLER_TAG, sampler)
     tracking.client().set_registered_model_alias(tracking.MODEL_NAME, alias, version)
     return {
@@ -77,25 +77,26 @@ def _log_to_mlflow(run_store: RunStore) -> None:
         tracking.set_status(run_store.run_id, "FINISHED")
 
 
-def _find_version(run_id: str) -> str | None:
-    query = f"name = '{tracking.MODEL_NAME}' and run_id = '{run_id}'"
-    versions = tracking.client().search_model_versions(query)
-    return str(versions[0].version) if versions else None
-
-
-def _register(run_store: RunStore) -> str:
-    """Register the run's model; return its version."""
+def _find_or_register(run_store: RunStore) -> str:
+    """Return the version of the run's model; register it if there is none. A continued run has several versions."""
     from mlflow.exceptions import MlflowException
 
-    client = tracking.client()
+    client, run_id = tracking.client(), run_store.run_id
     fs, root = run_store.folder
+    epochs = str(read_json(fs, f"{root}/model/config.json")["recipe"]["optim"]["epochs"])
+    run = client.get_run(run_id)
+    versions = client.search_model_versions(f"name = '{tracking.MODEL_NAME}' and run_id = '{run_id}'")
+    for version in versions:
+        if version.tags.get("zpoint.epochs", run.data.params["optim.epochs"]) == epochs:
+            return str(version.version)
+    folder = f"model-epoch-{epochs}" if versions else "model"  # a version's files never change
     files = {name: read_bytes(fs, f"{root}/model/{name}") for name in MODEL_FILES}
-    tracking.log_files(run_store.run_id, files, "model")
+    tracking.log_files(run_id, files, folder)
     try:
         client.create_registered_model(tracking.MODEL_NAME)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    source = f"{client.get_run(run_store.run_id).info.artifact_uri}/model"
-    tags = {"zpoint.run": run_store.name}
-    return str(client.create_model_version(tracking.MODEL_NAME, source, run_store.run_id, tags=tags).version)
+    tags = {"zpoint.run": run_store.name, "zpoint.epochs": epochs}
+    source = f"{run.info.artifact_uri}/{folder}"
+    return str(client.create_model_version(tracking.MODEL_NAME, source, run_id, tags=tags).version)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pyarrow.fs as pafs
 
-from aecore.config import Recipe
+from aecore.config import Recipe, stored_recipe
 from aecore.data.io import read_bytes, read_json, write_atomic, write_json
 from aecore.data.shards import Manifest
 from cluster import tracking
@@ -61,10 +61,18 @@ class RunStore:
 
     def epochs(self, after: int = 0) -> dict[int, dict[str, float]]:
         """Return the metrics of each epoch later than `after`, in order."""
+        fs, _ = self.folder
+        return {epoch: read_json(fs, path)["metrics"] for epoch, path in self._epoch_paths().items() if epoch > after}
+
+    def last_epoch(self) -> int:
+        """Return the last epoch that has ended, 0 if none has."""
+        return max(self._epoch_paths(), default=0)
+
+    def _epoch_paths(self) -> dict[int, str]:
         fs, root = self.folder
         files = fs.get_file_info(pafs.FileSelector(f"{root}/epochs", allow_not_found=True))
         paths = {int(file.base_name[6:-5]): file.path for file in files if file.path.endswith(".json")}
-        return {epoch: read_json(fs, paths[epoch])["metrics"] for epoch in sorted(paths) if epoch > after}
+        return dict(sorted(paths.items()))
 
     def epoch_metrics(self, epoch: int) -> dict[str, float]:
         """Return the metrics of one epoch. Raises FileNotFoundError if it has not ended yet."""
@@ -76,10 +84,15 @@ class RunStore:
         fs, root = self.folder
         return fs.get_file_info(f"{root}/run.json").type is not pafs.FileType.NotFound
 
-    def finished(self) -> bool:
-        """Return if the run has its finished model."""
+    def finished(self, epochs: int | None = None) -> bool:
+        """Return if the run has its model of `epochs`, by default of as many as its recipe has."""
         fs, root = self.folder
-        return fs.get_file_info(f"{root}/model/config.json").type is not pafs.FileType.NotFound
+        try:
+            model = read_json(fs, f"{root}/model/config.json")
+            epochs = epochs or read_json(fs, f"{root}/run.json")["recipe"]["optim"]["epochs"]
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return model["recipe"]["optim"]["epochs"] == epochs
 
     def start_mlflow_run(self) -> None:
         """Set the MLflow run to RUNNING, and create it if there is none."""
@@ -185,8 +198,11 @@ def open_run(
 ) -> RunStore:
     """Return the run of `recipe` on `manifest`, an existing one or a new one; `fresh` deletes an existing one.
 
+    A recipe with more epochs than the existing run continues it.
+
     The same command finds its run again by `run_name`. Call it in `lock_run` unless the run has finished. MLflow gets
-    the run when it starts. Raises ValueError if another recipe has the name and not `fresh`.
+    the run when it starts. Raises ValueError if another recipe has the name, or if the run has more
+    epochs already, and not `fresh`.
     """
     digest, name = recipe.digest(manifest.digest), run_name(recipe, stem, manifest)
     uri = stored_run(name).uri
@@ -203,9 +219,19 @@ def open_run(
             "tags": labels | {tracking.KEY_TAG: secrets.token_hex(8)}, "recipe": recipe.model_dump(mode="json"),
         }  # fmt: skip
         write_json(fs, f"{root}/run.json", run)
-    if run["digest"] != digest:
+    run_store = RunStore(name, uri, run["run_id"])
+    stored, epochs = stored_recipe(run["recipe"]), recipe.optim.epochs
+    if stored.digest(run["dataset"]) != digest:
         raise ValueError(f"run '{name}' was made from another recipe or dataset: give another name=..., or --fresh")
-    return RunStore(name, uri, run["run_id"])
+    if epochs != stored.optim.epochs:
+        if (last_epoch := run_store.last_epoch()) > epochs:
+            raise ValueError(
+                f"run '{name}' has {last_epoch} epochs, optim.epochs={epochs} are fewer: take {last_epoch} or more, "
+                "another name=..., or --fresh"
+            )
+        write_json(fs, f"{root}/run.json", run | {"recipe": recipe.model_dump(mode="json")})
+        delete_folder(fs, f"{root}/study")  # measurements of the model before
+    return run_store
 
 
 def find_run(name: str) -> RunStore:

@@ -91,7 +91,8 @@ class NodeLoader:
     def _new_buffer(self) -> Tensor | None:
         if self.device.type != "cpu":
             return None  # torch pools pinned memory and reuses it only after the copy to the device
-        local = -(-self.sampler.batch // self.sampler.world.size)
+        largest = min(len(self), self.sampler.batch + self.sampler.min_last - 1)
+        local = -(-largest // self.sampler.world.size)
         return torch.empty((local, *self.images.shape[1:]), dtype=torch.uint8)
 
     def _gather(self, buffer: Tensor | None, rows: np.ndarray, positions: np.ndarray, count: int) -> Batch:
@@ -153,7 +154,7 @@ class StreamLoader:
 
     def batches(self, epoch: int | None, first: int = 0) -> Iterator[Batch]:
         assert first == 0, "a stream cannot start within an epoch"
-        steps, max_local = steps_per_epoch(self.count, self.sampler.batch), self.max_local
+        steps, max_local = steps_per_epoch(self.count, self.sampler.batch, self.sampler.min_last), self.max_local
         sizes = [max_local * (step + 1) // steps - max_local * step // steps for step in range(steps)]
         chunks = self.iter_chunks(epoch)
         if epoch is not None:

@@ -19,25 +19,29 @@ def plan_epoch(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(derive_seed(seed, epoch, 0))).permutation(count)
 
 
-def step_rows(plan: np.ndarray, step: int, batch: int, world: World) -> tuple[np.ndarray, np.ndarray]:
+def step_rows(
+    plan: np.ndarray, step: int, batch: int, world: World, *, last: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Return this worker's rows of a global batch and their positions in it, both int64 `(local,)`.
 
+    The `last` batch of an epoch holds all rows that are left.
     The workers' slices are disjoint, cover the global batch and differ by one row at most. The last batch may hold
     fewer images than there are workers: some slices are empty then.
     """
     start = step * batch
-    rows = plan[start : start + batch]
+    rows = plan[start:] if last else plan[start : start + batch]
     positions = np.array_split(np.arange(len(rows)), world.size)[world.rank]
     return rows[positions], positions
 
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """Samples this worker's slices of the global batches of `batch` images."""
+    """Samples this worker's slices of the global batches of `batch` images; `min_last` as in `steps_per_epoch`."""
 
     seed: int
     batch: int
     world: World = World()
+    min_last: int = 1
 
     def steps(self, count: int, epoch: int | None, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """Yield this worker's rows, their positions in the global batch, and its size, from step `first` on.
@@ -45,9 +49,11 @@ class BatchSampler:
         `epoch` None keeps the stored order of the `count` images.
         """
         plan = np.arange(count) if epoch is None else plan_epoch(self.seed, epoch, count)
-        for step in range(first, steps_per_epoch(count, self.batch)):
-            rows, positions = step_rows(plan, step, self.batch, self.world)
-            yield rows, positions, min(self.batch, count - step * self.batch)
+        steps = steps_per_epoch(count, self.batch, self.min_last)
+        for step in range(first, steps):
+            last = step == steps - 1
+            rows, positions = step_rows(plan, step, self.batch, self.world, last=last)
+            yield rows, positions, count - step * self.batch if last else self.batch
 
 
 def evenly_spaced(count: int, limit: int) -> np.ndarray:
@@ -55,9 +61,13 @@ def evenly_spaced(count: int, limit: int) -> np.ndarray:
     return np.arange(count) if limit >= count else np.arange(limit) * count // limit
 
 
-def steps_per_epoch(count: int, batch: int) -> int:
-    """Return the number of batches of `count` images, the last of which may be short."""
-    return -(-count // batch)
+def steps_per_epoch(count: int, batch: int, min_last: int = 1) -> int:
+    """Return the number of batches of `count` images.
+
+    The last one may be short. With fewer than `min_last` images it is merged into the one before.
+    """
+    full, rest = divmod(count, batch)
+    return full + (rest >= min_last or 0 < count < batch)
 
 
 def derive_seed(*counters: int) -> int:

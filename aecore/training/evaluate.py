@@ -33,8 +33,11 @@ def evaluate(
 
     `loss`, `recon` and `kl` in nats, `mse` of pixels in [0, 1], `psnr` in dB, `ssim`, and `active_units` of the z_dim
     (Burda 2016); if the task corrupts its input, `input_psnr` and `input_ssim` of that input too. Images are decoded
-    from the mean of q(z|x). The KL per dimension is float64 `(z_dim,)` in nats. A collective.
+    from the mean of q(z|x). The KL per dimension is float64 `(z_dim,)` in nats. An empty split gives no metrics and an
+    empty array. A collective.
     """
+    if not len(loader):
+        return {}, np.empty(0)
     input_metrics = ("input_psnr", "input_ssim") if recipe.task.kind != "reconstruct" else ()
     scalars = ("recon", "mse", "psnr", "ssim", *input_metrics)
     sums = torch.zeros(1 + len(scalars) + 3 * model.z_dim, dtype=torch.float64, device=model.device)
@@ -54,7 +57,7 @@ def evaluate(
         sums += torch.cat([torch.stack(columns, 1), *vectors], 1).double().sum(0)
     if world.size > 1:
         dist.all_reduce(sums)
-    means = (sums[1:] / sums[0].clamp_min(1)).cpu().numpy()
+    means = (sums[1:] / sums[0]).cpu().numpy()
     kl_per_dim, mean, square = means[len(scalars) :].reshape(3, model.z_dim)
     metrics: dict[str, float] = dict(zip(scalars, means[: len(scalars)].tolist(), strict=True))
     metrics["kl"] = float(kl_per_dim.sum())

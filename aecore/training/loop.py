@@ -63,7 +63,7 @@ class TrainingRun:
 
     @property
     def steps_per_epoch(self) -> int:
-        return steps_per_epoch(len(self.train), self.recipe.optim.batch)
+        return steps_per_epoch(len(self.train), self.recipe.optim.batch, self.recipe.model.min_batch)
 
     def autocast(self) -> torch.autocast:
         """Return the context in which the network runs: in bf16 if `optim.precision` is bf16, or auto on a GPU."""
@@ -89,9 +89,10 @@ class StepEnd:
 class EpochEnd:
     """The end of epoch `epoch`, counted from 1.
 
-    `metrics` are means per image over all workers (`train_*`, `valid_*`), rates and memory. `kl_per_dim` is the mean KL
-    of the validation images, float64 `(z_dim,)` in nats. `images`, uint8 (n, size, size, channels) by name, are those
-    of `SampleEvaluator`; on other ranks than 0 and after most epochs there are none.
+    `metrics` are means per image over all workers (`train_*`, and `valid_*` if there are validation images), rates and
+    memory. `kl_per_dim` is the mean KL of the validation images, float64 `(z_dim,)` in nats, empty without any.
+    `images`, uint8 (n, size, size, channels) by name, are those of `SampleEvaluator`; on other ranks than 0 and after
+    most epochs there are none.
     """
 
     epoch: int

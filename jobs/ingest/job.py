@@ -69,7 +69,9 @@ def ingest(
     Raises ValueError if an option is invalid, the source is unreadable, more than `max_bad` images are bad, storage
     fails, or another process writes to `uri`.
     """
-    _check_options(size=size, shard_rows=shard_rows, max_bad=max_bad, encoding=encoding, quality=quality, split=split)
+    _check_options(
+        size=size, shard_rows=shard_rows, max_bad=max_bad, encoding=encoding, quality=quality, split=split, seed=seed
+    )
     crop_rule = Crop.parse(crop)
     fs, root = check_uri(uri)
     source = _open_source(dataset, source_uri, limit=limit, seed=seed, size=size, split=split, download=download)
@@ -125,8 +127,11 @@ def ingest(
 
 
 def _check_options(
-    *, size: int | None, shard_rows: int, max_bad: int, encoding: str | None, quality: int | None, split: str | None
-) -> None:
+    *, size: int | None, shard_rows: int, max_bad: int, encoding: str | None, quality: int | None, split: str | None,
+    seed: int,
+) -> None:  # fmt: skip
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be 0 to {2**32 - 1}, not {seed}")
     if size is not None and not 8 <= size <= 2048:
         raise ValueError(f"size must be 8 to 2048 pixels, not {size}")
     if shard_rows < 1:

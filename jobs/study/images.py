@@ -24,7 +24,7 @@ class StudyImages:
 
 def held_out_split(manifest: Manifest) -> str:
     """Return the name of the held-out split: test, or valid if the dataset has no test images."""
-    return "test" if manifest.splits.get("test") else "valid"
+    return "test" if manifest.splits.get("test") and manifest.count("test") else "valid"
 
 
 def check_image_count(manifest: Manifest, limit: int) -> None:

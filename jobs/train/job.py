@@ -21,14 +21,14 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
     """Train `recipe` to its end, resuming a run that the same command began.
 
     Returns the run's name, folder, MLflow run id, last epoch's metrics and seconds taken. A finished run is trained
-    again only if `fresh`. Raises ValueError for a wrong recipe or dataset and for a run that another process trains,
-    RuntimeError if the training fails.
+    again only if `fresh`; with more `optim.epochs` it goes on. Raises ValueError for a wrong recipe or dataset and for
+    a run that another process trains, RuntimeError if the training fails.
     """
     dataset = open_dataset(recipe.data.uri)
     check_uri(settings().store)
     check_tracking_uri()
     name = run_name(recipe, stem, dataset.manifest)
-    started, already_finished = time.monotonic(), not fresh and stored_run(name).finished()
+    started, already_finished = time.monotonic(), not fresh and stored_run(name).finished(recipe.optim.epochs)
     with nullcontext() if already_finished else lock_run(name):
         run_store = open_run(recipe, stem, dataset.manifest, fresh=fresh)
         if not already_finished:

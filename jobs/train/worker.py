@@ -16,7 +16,7 @@ from aecore.data.dataset import Dataset
 from aecore.data.loaders import DeviceLoader, Loader, NodeLoader, StreamLoader
 from aecore.data.node_cache import open_cache
 from aecore.data.shard_stream import iter_shards
-from aecore.data.shuffle import BatchSampler, World, evenly_spaced
+from aecore.data.shuffle import BatchSampler, World, evenly_spaced, steps_per_epoch
 from aecore.data.splits import SPLITS
 from aecore.image_grid import titled_sheet, to_png
 from aecore.model.autoencoder import ImageShape, build_model
@@ -125,9 +125,11 @@ def open_loaders(recipe: Recipe, dataset: Dataset, worker: Worker) -> dict[str, 
     """Return a loader for each split, an empty one for a split that the dataset lacks.
 
     With `data.cache=none` a worker of Ray Train streams its shard of Ray Data; any other process must be the only
-    worker and reads the shards itself. Raises ValueError if the images exceed the cache or the GPU's memory.
+    worker and reads the shards itself. Raises ValueError if the images exceed the cache or the GPU's memory, or
+    are too few for batch norm.
     """
-    sampler = BatchSampler(recipe.optim.seed, recipe.optim.batch, worker.world)
+    check_batches(recipe, dataset.count("train"))
+    sampler = BatchSampler(recipe.optim.seed, recipe.optim.batch, worker.world, recipe.model.min_batch)
 
     def open_loader(split: str) -> Loader:
         count = dataset.count(split) if split in dataset.manifest.splits else 0
@@ -153,6 +155,20 @@ def open_loaders(recipe: Recipe, dataset: Dataset, worker: Worker) -> dict[str, 
         return StreamLoader(stream, partial(dataset.images, split), count, sampler, worker.device)
 
     return {split: open_loader(split) for split in SPLITS}
+
+
+def check_batches(recipe: Recipe, count: int) -> None:
+    """Raise ValueError if batch norm would get a batch of one image, of `count` training images, on any worker."""
+    norm, batch, min_batch = recipe.model.norm, recipe.optim.batch, recipe.model.min_batch
+    if count < min_batch:
+        raise ValueError(f"model.norm={norm} needs {min_batch} training images, the dataset has {count}")
+    workers = max(1, recipe.scale.max_workers) if norm == "batch" else 1
+    last = count - batch * (steps_per_epoch(count, batch, min_batch) - 1)
+    if min(last, batch) < min_batch * workers:
+        raise ValueError(
+            f"model.norm=batch needs {min_batch} images for each of scale.workers={workers}, and the smallest batch "
+            f"of an epoch has {min(last, batch)}: take model.norm=sync_batch, or another optim.batch"
+        )
 
 
 def fits_device(cache: str, nbytes: int, device: torch.device) -> bool:

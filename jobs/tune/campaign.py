@@ -212,7 +212,7 @@ def open_campaign(recipe: Recipe, stem: str, manifest: Manifest) -> Campaign:
     """
     search = recipe.search
     point = {key: dimension.ends[0] for key, dimension in search.dimensions.items()}
-    digest = recipe.at(point).digest(manifest.digest, json.dumps(search.space, sort_keys=True))
+    digest = recipe.at(point).digest(manifest.digest, json.dumps(search.space, sort_keys=True), with_epochs=True)
     name = recipe.name or f"{stem}-search-{digest}"
     content = recipe.model_dump(mode="json")
     campaign = read_campaign(name) or Campaign(name, digest, manifest.digest, stem, content)

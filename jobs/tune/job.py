@@ -38,7 +38,7 @@ def tune(recipe: Recipe, stem: str, listeners: Sequence[Listener] = ()) -> dict[
     a wrong recipe or dataset, RuntimeError if no trial finishes.
     """
     manifest = open_dataset(recipe.data.uri).manifest
-    if not manifest.splits.get("valid"):
+    if not (manifest.splits.get("valid") and manifest.count("valid")):
         raise ValueError(f"the dataset at {recipe.data.uri} has no split 'valid' to rank trials by")
     check_uri(settings().store)
     tracking.check_tracking_uri()

@@ -12,7 +12,6 @@ from typing import Any
 from aecore.config import Recipe
 from aecore.data.shards import Manifest
 from aecore.search_space import Point, grid_size
-from cluster.lock import LockedError
 from jobs.run_store import lock_run, open_run, run_name, stored_run
 from jobs.tune.campaign import Campaign, State, Trial
 from jobs.tune.plan import PointPlan
@@ -197,17 +196,18 @@ class CampaignRun:
     def _open(self, trial: Trial) -> bool:
         """Lock and open the trial's run; return True if it is to be trained, and not trained already or elsewhere."""
         trial.epochs = self.recipe.optim.epochs
-        finished = stored_run(trial.run).finished()
+        finished = stored_run(trial.run).finished(trial.epochs)
         lock = ExitStack()
         try:
             if not finished:
                 lock.enter_context(lock_run(trial.run))
-        except LockedError as error:
+            run_store = open_run(self.recipe.at(trial.point), self.campaign.stem, self.manifest)
+        except ValueError as error:  # another process trains it, or it has more epochs
+            lock.close()
             self.refused[trial.run] = str(error)
             self._end(trial, "lost", str(error))
             return False
         self._locks[trial.run] = lock
-        run_store = open_run(self.recipe.at(trial.point), self.campaign.stem, self.manifest)
         for epoch, metrics in run_store.epochs().items():
             trial.record(epoch, metrics)
         if finished:
@@ -240,7 +240,7 @@ class CampaignRun:
         points = []
         for run in self._replicates:
             for seed in range(first_seed + 1, first_seed + self.search.replicates):
-                point = trials[run].point | {"optim.seed": seed}
+                point = trials[run].point | {"optim.seed": seed % 2**32}
                 if not any(trial.point == point for trial in self.campaign.trials):
                     points.append((point, run))
         return points

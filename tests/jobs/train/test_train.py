@@ -1,5 +1,7 @@
 """Training in this process, by the command that a user starts, and starts again."""
 
+import json
+import math
 import os
 import subprocess
 import sys
@@ -11,9 +13,10 @@ import pyarrow.fs as pafs
 import pytest
 import torch
 
+from aecore.config import load_recipe
 from aecore.data.loaders import NodeLoader
 from aecore.data.node_cache import open_cache
-from aecore.data.shards import load_manifest
+from aecore.data.shards import Manifest, load_manifest, save_manifest
 from aecore.data.shuffle import BatchSampler
 from aecore.metrics.pixel import psnr
 from aecore.model.autoencoder import build_model, to_float
@@ -24,6 +27,7 @@ from cluster.settings import settings
 from jobs.cli import main
 from jobs.dataset import open_dataset
 from jobs.run_store import find_run
+from jobs.train.worker import check_batches
 from tests.jobs.runs import has_checkpoint, logged_epochs, model_bytes
 
 SAMPLE_METRICS = {"hog_frechet_normal", "hog_frechet_gaussian"}
@@ -147,3 +151,101 @@ def test_killed_run_ends_bit_identical(zpoint, capsys, tiny: str, faces: Path):
     assert len(zpoint("runs")["runs"]) == 1
     zpoint(*argv, "name=undisturbed")
     assert model_bytes("killed") == model_bytes("undisturbed")
+
+
+@pytest.mark.usefixtures("tracking")
+def test_more_epochs_continue_a_finished_run_bit_identically(zpoint, refused, tiny: str, faces: Path):
+    """Warm-ups are counted in epochs, so they are those of the longer run too."""
+    argv = ["train", tiny, f"data.uri={faces}", "optim.warmup=1.5", "loss.kl_warmup=2.5", "model.norm=sync_batch"]
+    short = zpoint(*argv, "name=run")
+    versions = [zpoint("promote", "run")]
+    (Path(short["uri"]) / "study").mkdir()  # of the model of two epochs
+    weights = model_bytes("run")
+    long = zpoint(*argv, "name=run", "optim.epochs=5")
+    assert (long["run_id"], long["already_finished"]) == (short["run_id"], False)
+    assert zpoint(*argv, "name=run", "optim.epochs=5")["already_finished"]
+    assert logged_epochs(short["run_id"]) == [1, 2, 3, 4, 5]
+    assert tracking.client().get_run(short["run_id"]).info.status == "FINISHED"
+    assert not (Path(short["uri"]) / "study").exists()
+    assert [row["epochs"] for row in zpoint("runs")["runs"]] == ["5"]
+    zpoint(*argv, "name=undisturbed", "optim.epochs=5")
+    assert model_bytes("run") == model_bytes("undisturbed") != weights
+
+    versions += [zpoint("promote", "run") for _ in range(2)]
+    assert [version["version"] for version in versions] == ["1", "2", "2"]
+    files = [
+        Path(entry.source.removeprefix("file://")) / "model.safetensors"
+        for entry in tracking.client().search_model_versions("name = 'zpoint'", order_by=["version_number ASC"])
+    ]
+    assert [file.read_bytes() for file in files] == [weights, model_bytes("run")]
+
+    error = refused(*argv, "name=run", "optim.epochs=4")
+    assert "run 'run' has 5 epochs, optim.epochs=4 are fewer: take 5 or more, another name=..., or --fresh" in error
+
+
+@pytest.mark.usefixtures("trained_runs")
+def test_more_epochs_of_a_run_without_a_name_find_it(zpoint, refused, tiny: str, faces: Path):
+    argv = ["train", tiny, f"data.uri={faces}", "optim.epochs=1"]
+    first = zpoint(*argv)
+    assert zpoint(*argv, "optim.epochs=2")["run_id"] == first["run_id"]
+
+
+@pytest.mark.usefixtures("tracking")
+def test_more_epochs_of_a_cosine_schedule_are_another_training(zpoint, refused, tiny: str, faces: Path):
+    argv = ["train", tiny, f"data.uri={faces}", "name=cosine", "optim.schedule=cosine", "optim.epochs=1"]
+    zpoint(*argv)
+    assert "run 'cosine' was made from another recipe" in refused(*argv, "optim.epochs=2")
+
+
+@pytest.mark.usefixtures("trained_runs")
+def test_run_of_an_earlier_version_goes_on(zpoint, tiny: str, faces: Path):
+    """Its run.json has a digest of the recipe with its epochs."""
+    path = Path(find_run("b").uri, "run.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"digest": "0ld"}))
+    assert zpoint("train", tiny, f"data.uri={faces}", "name=b", "optim.epochs=1")["already_finished"]
+    assert zpoint("train", tiny, f"data.uri={faces}", "name=b", "optim.epochs=2")["run"] == "b"
+
+
+def remove_splits(dataset: Path, names: tuple[str, ...]) -> None:
+    fs = pafs.LocalFileSystem()
+    manifest = load_manifest(fs, str(dataset))
+    splits = {name: shards for name, shards in manifest.splits.items() if name not in names}
+    fields = manifest.model_dump(exclude={"digest", "splits"})
+    save_manifest(fs, str(dataset), Manifest(**fields, splits=splits))
+
+
+@pytest.mark.usefixtures("tracking")
+@pytest.mark.parametrize("missing", [("valid",), ("test",), ("valid", "test")])
+def test_split_without_images_has_no_metrics(zpoint, tiny: str, faces: Path, missing: tuple[str, ...]):
+    remove_splits(faces, missing)
+    result = zpoint("train", tiny, f"data.uri={faces}", "optim.epochs=1")
+    fs, root = find_run(result["run"]).folder
+    metrics = load_model(fs, f"{root}/model").metrics | result["metrics"]
+    assert {name.split("_")[0] for name in metrics} & {"valid", "test"} == {"valid", "test"} - set(missing)
+    logged = tracking.client().get_run(result["run_id"]).data.metrics
+    assert "train_loss" in logged
+    assert any(name.startswith("valid_") for name in logged) == ("valid" not in missing)
+    zpoint("runs")
+
+
+@pytest.mark.usefixtures("tracking")
+@pytest.mark.parametrize("norm", ["batch", "sync_batch"])
+def test_last_batch_of_one_image_joins_the_one_before_under_batch_norm(zpoint, tiny: str, faces: Path, norm: str):
+    """The dataset has 48 training images; batch norm of one image of 16x16 pixels, 1x1 below, has no variance."""
+    argv = ["train", tiny, f"data.uri={faces}", f"model.norm={norm}", "optim.epochs=1"]
+    assert math.isfinite(zpoint(*argv, "optim.batch=47")["metrics"]["valid_loss"])
+
+
+@pytest.mark.usefixtures("tracking")
+def test_batch_norm_of_too_few_images_is_refused_by_name(refused, tiny: str, faces: Path):
+    argv = ["train", tiny, f"data.uri={faces}", "model.norm=batch"]
+    assert "optim.batch: model.norm=batch needs at least 2 images" in refused(*argv, "optim.batch=1")
+    with pytest.raises(ValueError, match=r"model\.norm=batch needs 2 training images, the dataset has 1"):
+        check_batches(load_recipe(Path(tiny), argv[2:]), 1)
+    for workers, batch, count in ((2, 3, 48), (4, 64, 71), (2, 64, 67)):
+        recipe = load_recipe(Path(tiny), [*argv[3:], f"scale.workers={workers}", f"optim.batch={batch}"])
+        with pytest.raises(ValueError, match=f"needs 2 images for each of scale.workers={workers}, .*sync_batch"):
+            check_batches(recipe, count)
+    for norm, workers, batch, count in (("batch", 2, 64, 129), ("batch", 1, 2, 3), ("sync_batch", 4, 64, 66)):
+        overrides = [f"model.norm={norm}", f"scale.workers={workers}", f"optim.batch={batch}"]
+        check_batches(load_recipe(Path(tiny), overrides), count)

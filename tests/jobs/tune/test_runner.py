@@ -1,5 +1,6 @@
 """A campaign's command without Ray: which trial is next, how each one ends, and what the same command does then."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ def test_run_that_another_command_has_finished_is_taken_over():
                               "hog_frechet_gaussian": 3.0}, [], None)  # fmt: skip
     model = Path(store.uri, "model")
     model.mkdir()
-    (model / "config.json").write_text("{}")
+    (model / "config.json").write_text(json.dumps({"recipe": trainings.recipe.model_dump(mode="json")}))
     other = Trainings(Campaign("other", "", "", "x", trainings.recipe.model_dump(mode="json")), trials=1)
     assert other.run.next_trial() is None
     [trial] = other.campaign.trials
