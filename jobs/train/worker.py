@@ -112,9 +112,9 @@ def train_loop(recipe: Recipe, dataset: Dataset, run_store: RunStore, worker: Wo
     test_metrics = evaluate(model, recipe, test, world, "test")[0] if len(test) else {}
     if world.rank != 0:
         return
-    # A stream's images have no fixed order that the attributes could follow.
-    rows = evenly_spaced(len(train), LATENT_IMAGES) if train.resumable else None
-    attributes = read_attributes(dataset, "train", rows) if rows is not None else {}
+    attributes = {}
+    if train.resumable:  # a stream's images have no fixed order that the attributes could follow
+        attributes = read_attributes(dataset, "train", evenly_spaced(len(train), LATENT_IMAGES))
     latents = fit_train_latents(model, recipe, train, attributes=attributes)
     metrics = run_store.epoch_metrics(recipe.optim.epochs) | test_metrics
     save_model = partial(checkpoint.save_model, fs, f"{root}/model", model, recipe, latents, metrics)
