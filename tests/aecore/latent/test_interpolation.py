@@ -56,6 +56,12 @@ def test_neighbours_path_goes_around_a_hole():
     assert INTERPOLATIONS["straight"](start, end, STEPS, points)[10, :2].sub(5).norm() < 1e-4
 
 
+def test_neighbours_path_takes_two_short_edges_in_place_of_a_long_one():
+    """By squared lengths 1.25 + 1.25 < 4; by lengths the straight edge would be shorter."""
+    path = through_neighbours(torch.zeros(2), torch.tensor([2.0, 0]), 3, torch.tensor([[1.0, 0.5]]))
+    torch.testing.assert_close(path, torch.tensor([[0.0, 0], [1, 0.5], [2, 0]]))
+
+
 def test_neighbours_path_connects_separate_clusters():
     points = torch.cat([torch.randn(50, 4, generator=torch.manual_seed(0)), torch.randn(50, 4) + 100])
     path = through_neighbours(points[0], points[60], STEPS, points)
