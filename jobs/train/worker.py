@@ -1,7 +1,7 @@
 """The loop of one training worker: from its last checkpoint, step by step, to the finished model."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -57,7 +57,9 @@ class Worker:
         return Action.STOP if self.stop.requested else Action.SAVE if preempted else Action.CONTINUE
 
 
-def train_loop(recipe: Recipe, dataset: Dataset, run_store: RunStore, worker: Worker) -> Iterator[dict[str, float]]:
+def train_loop(
+    recipe: Recipe, dataset: Dataset, run_store: RunStore, worker: Worker
+) -> Generator[dict[str, float], None, None]:
     """Train from the last checkpoint to the finished model; yield each epoch's number and metrics.
 
     Raises KeyboardInterrupt once it has saved because of `worker.stop`. After notice that a node will end, it trains on

@@ -13,6 +13,7 @@ from typing import Any
 
 from aecore.config import Recipe
 from aecore.data.shards import Manifest
+from aecore.search_space import grid_size
 from cluster import tracking
 from cluster.lock import LockedError
 from cluster.progress import Bar
@@ -56,7 +57,7 @@ def _run(campaign: Campaign, recipe: Recipe, manifest: Manifest, listeners: Sequ
     connect()
     run = CampaignRun(campaign, recipe, manifest)
     with recorded(campaign, recipe) as record, closing(Bar(campaign.campaign, "epochs")) as bar:
-        run.listeners = [record, lambda campaign: _show(bar, campaign, recipe), *listeners]
+        run.listeners = [record, lambda campaign: show_progress(bar, campaign, recipe), *listeners]
         try:
             run.begin()
             _search(run, recipe)
@@ -170,10 +171,11 @@ def _quiet_tune() -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # tracebacks of trials, which a campaign reports itself
 
 
-def _show(bar: Bar, campaign: Campaign, recipe: Recipe) -> None:
+def show_progress(bar: Bar, campaign: Campaign, recipe: Recipe) -> None:
     """Show the epochs that are done or will not be trained."""
     epochs = recipe.optim.epochs
     done = sum(trial.epoch if trial.state == "running" else epochs for trial in campaign.trials)
-    total = max(recipe.search.trials, len(campaign.trials)) * epochs
+    expected = max(min(recipe.search.trials, grid_size(recipe.search.dimensions)), len(campaign.trials))
+    total = int(expected) * epochs if campaign.state == "running" else done
     counts = [f"{campaign.count(state)} {state}" for state in ("finished", "stopped", "lost") if campaign.count(state)]
     bar.update(done, total, ", ".join(counts))

@@ -131,11 +131,14 @@ class MlflowRuns:
         client, store = tracking.client(), self._stores.setdefault(trial.run, find_run(trial.run))
         if not store.sync_to_mlflow(warn=warn):
             return False
-        state, _ = self._synced.get(trial.run, ("", 0))
-        if state != trial.state:
-            parent = {"mlflow.parentRunId": self.campaign.run_id, "zpoint.campaign": self.campaign.campaign}
-            for key, value in (parent | {"zpoint.state": trial.state}).items():
-                client.set_tag(store.run_id, key, value)
+        if trial.run not in self._synced:
+            tags = client.get_run(store.run_id).data.tags
+            if "mlflow.parentRunId" not in tags:  # else another campaign has trained it
+                client.set_tag(store.run_id, "mlflow.parentRunId", self.campaign.run_id)
+                client.set_tag(store.run_id, "zpoint.campaign", self.campaign.campaign)
+            self._synced[trial.run] = (tags.get("zpoint.state", ""), 0)
+        if self._synced[trial.run][0] != trial.state:
+            client.set_tag(store.run_id, "zpoint.state", trial.state)
             if trial.state == "running":
                 client.update_run(store.run_id, "RUNNING")
             else:

@@ -55,15 +55,13 @@ class CampaignRun:
 
     def has_work(self) -> bool:
         """Return True if there is a trial to train."""
-        return bool(
-            self._resumable
-            or (not self.spent() and (self._num_searched() < self._max_searched() or self._missing_replicates()))
-        )
+        if self.spent():
+            return False
+        return bool(self._resumable or self._num_searched() < self._max_searched() or self._missing_replicates())
 
     def next_trial(self) -> Trial | None:
         """Return the next trial to train, None if there is none, or none before a running one ends."""
         if self.spent():
-            self._resumable = []
             return None
         while self._resumable:
             if self._open(trial := self._resumable.pop(0)):
@@ -134,6 +132,9 @@ class CampaignRun:
             trial.close_span()
         for run in list(self._locks):
             self._unlock(run)
+        for trial in self._resumable:
+            if trial.state == "running" and self.spent():  # an earlier command was killed while it trained
+                trial.end("stopped", BUDGET)
         unfinished = self.running or self.campaign.count("lost") or self.has_work()
         self.campaign.state = "unfinished" if unfinished else "finished"
         self.campaign.rank()

@@ -1,6 +1,7 @@
 """One trial of a campaign, in its own process: a run that is trained as `zpoint train` trains it."""
 
 import os
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -56,5 +57,6 @@ def _train(recipe: Recipe, run_store: RunStore) -> None:
     from jobs.train.worker import Worker, train_loop
 
     worker = Worker(device=torch.device("cuda" if has_gpu() else "cpu"), show_progress=partial(publish, run_store.name))
-    for metrics in train_loop(recipe, dataset, run_store, worker):
-        ray_tune.report(metrics)
+    with closing(train_loop(recipe, dataset, run_store, worker)) as epochs:  # a stopped trial writes its checkpoint
+        for metrics in epochs:
+            ray_tune.report(metrics)

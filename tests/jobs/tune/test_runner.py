@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from aecore.config import check_recipe
 from aecore.data.shards import Manifest
 from jobs.run_store import find_run
 from jobs.tune.campaign import Campaign, open_campaign
-from jobs.tune.job import trial_env, trial_resources
+from jobs.tune.job import show_progress, trial_env, trial_resources
 from jobs.tune.runner import BUDGET, CampaignRun
 
 MANIFEST = Manifest(dataset="x", options={}, size=16, channels=3, encoding="png", splits={})
@@ -144,6 +145,7 @@ def test_minutes_stop_the_trials_and_more_minutes_let_them_go_on():
     assert trainings.run.next_trial() is None
     trainings.run.close()
     assert (states(trainings.campaign), trainings.campaign.state) == (["stopped"], "finished")
+    assert not Trainings(trainings.campaign, trials=2, minutes=1).run.has_work()
     more = Trainings(trainings.campaign, trials=2, minutes=9)
     assert more.next() == run
     more.train(run, 20, 5)
@@ -218,3 +220,19 @@ def test_trials_share_the_cluster(monkeypatch, nodes: list, search: dict, worker
     monkeypatch.setattr("jobs.train.placement._node_resources", lambda: nodes)
     monkeypatch.setattr("jobs.train.placement.has_gpu", lambda: any("GPU" in node for node in nodes))
     assert trial_resources(check_recipe({"search": search, "scale": {"workers": workers}})) == expected
+
+
+@pytest.mark.parametrize(
+    ("search", "totals"), [({"trials": 4}, (40, 10)), ({"trials": 4, "space": {"model.z_dim": [2]}}, (10, 10))]
+)
+def test_progress_ends_at_its_total(search: dict, totals: tuple):
+    """Before, stopped and failed trials left the bar at 67 %."""
+    trainings = Trainings(**search)
+    shown: list[tuple[int, int]] = []
+    bar = SimpleNamespace(update=lambda done, total, text: shown.append((done, total)))
+    trainings.run.listeners = [lambda campaign: show_progress(bar, campaign, trainings.recipe)]
+    trainings.train(trainings.next(), 20, 5, active=0)
+    assert shown[-1] == (10, totals[0])
+    trainings.campaign.state = "finished"
+    show_progress(bar, trainings.campaign, trainings.recipe)
+    assert shown[-1] == (10, totals[1])

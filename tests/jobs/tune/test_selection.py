@@ -1,8 +1,19 @@
 """The rule that chooses a search's best decoder."""
 
+import numpy as np
 import pytest
 
-from jobs.tune.selection import ScoredModel, choose_best, pareto_front
+from jobs.tune.selection import (
+    ScoredModel,
+    choose_best,
+    describe_noise,
+    hypervolume,
+    in_better_half,
+    mean_score,
+    nondominated_ranks,
+    pareto_front,
+    score,
+)
 
 MODELS = (
     ScoredModel("sharpest", 25.0, 4.0), ScoredModel("beaten", 23.0, 4.0), ScoredModel("balanced", 24.0, 2.0),
@@ -31,3 +42,77 @@ def test_pareto_front_has_the_models_that_no_other_beats_by_falling_psnr():
 def test_no_model_raises():
     with pytest.raises(ValueError, match="no model to choose from: every trial failed"):
         choose_best([], 3.0)
+
+
+def test_model_without_active_units_is_never_chosen():
+    dead = ScoredModel("dead", 26.0, 0.1, alive=False)
+    assert choose_best([*MODELS, dead], 3.0).name == "at the slack"
+    with pytest.raises(ValueError, match="or ended without active units"):
+        choose_best([dead], 3.0)
+
+
+def test_distance_is_that_of_the_best_sampler_or_of_the_normal_one():
+    metrics = {"valid_psnr": 20.0, "valid_active_units": 2.0, "hog_frechet_normal": 5.0, "hog_frechet_gaussian": 4.0}
+    assert score("a", metrics, "best") == ScoredModel("a", 20.0, 4.0, "gaussian", alive=True)
+    assert score("a", metrics, "normal") == ScoredModel("a", 20.0, 5.0, "normal", alive=True)
+    assert not score("a", metrics | {"valid_active_units": 0.0}, "best").alive
+
+
+def test_ranks_number_the_fronts():
+    """Three fronts, one of which has two equal points; the order of the points does not matter."""
+    costs = np.array([[0, 3], [1, 1], [3, 0], [1, 2], [2, 1], [2, 1], [3, 3]])
+    ranks = np.array([0, 0, 0, 1, 1, 1, 2])
+    order = np.random.default_rng(0).permutation(len(costs))
+    np.testing.assert_array_equal(nondominated_ranks(costs), ranks)
+    np.testing.assert_array_equal(nondominated_ranks(costs[order]), ranks[order])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ranks_agree_with_their_definition(seed: int):
+    costs = np.random.default_rng(seed).integers(0, 6, (30, 2))
+    ranks = nondominated_ranks(costs)
+    for row, rank in enumerate(ranks):
+        dominating = (costs <= costs[row]).all(1) & (costs < costs[row]).any(1)
+        assert rank == (ranks[dominating].max() + 1 if dominating.any() else 0)
+
+
+def test_front_and_better_half_go_on():
+    chain = np.array([[i, i] for i in range(5)])
+    assert [in_better_half(chain, row) for row in range(5)] == [True, True, True, False, False]
+    front = np.array([[i, -i] for i in range(5)])
+    assert all(in_better_half(front, row) for row in range(5))
+    assert in_better_half(chain[:1], 0)
+    assert not in_better_half(chain[:2], 1)
+
+
+def test_hypervolume_is_the_area_that_the_points_dominate():
+    assert hypervolume([], (0, 10)) == 0
+    assert hypervolume([(2, 4)], (0, 10)) == 12
+    assert hypervolume([(2, 4), (3, 8), (1, 9), (1, 2)], (0, 10)) == 2 * 6 + 1 * 2 + 1 * 2
+    assert hypervolume([(-1, 4), (2, 11)], (0, 10)) == 0
+
+
+def seeds_of(name: str, *distances: float) -> list[ScoredModel]:
+    return [ScoredModel(f"{name}{i}", 20.0, distance) for i, distance in enumerate(distances)]
+
+
+def test_seeds_have_the_mean_score_and_the_name_of_the_best_one():
+    assert mean_score(seeds_of("a", 4.0, 2.0, 3.0)) == ScoredModel("a1", 20.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("distances", "note"),
+    [
+        ([(4.0,), (5.0,)], "one seed each"),
+        ([(4.0, 4.2, 3.8), (4.1, 4.3, 3.9)], "lies within noise: a2 leads b2 by 0.10"),
+        ([(4.0, 4.1, 3.9), (5.0, 5.1, 4.9)], "is above noise: it leads by 1.00"),
+        ([(4.0, 4.1), (5.0,)], "one seed each"),
+    ],
+)
+def test_note_says_if_the_choice_lies_within_noise(distances: list, note: str):
+    worse_psnr = [1.0 * i for i in range(len(distances))]  # both points are on the front
+    points = [
+        [ScoredModel(model.name, model.psnr + psnr, model.distance) for model in seeds_of(name, *values)]
+        for name, values, psnr in zip("ab", distances, worse_psnr, strict=True)
+    ]
+    assert note in describe_noise(points, 3.0)

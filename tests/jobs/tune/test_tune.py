@@ -19,6 +19,7 @@ from jobs.tune.job import tune
 from jobs.tune.selection import choose_best, score
 from tests.jobs.conftest import RECIPE, small_trainings
 from tests.jobs.runs import logged_epochs
+from tests.sockets import command_line, descendants
 
 on_ray = pytest.mark.usefixtures("ray_cluster", "tracking")
 EPOCHS = 6
@@ -172,19 +173,17 @@ def test_trial_that_another_process_trains_is_left_to_it(refused, tiny: str, fac
 
 def kill_trial(runs: str, wait_until: Callable[..., None]) -> None:
     """Kill -9 the process of the running trial once one of the runs has an epoch more than now."""
-    from ray.util.state import list_actors
-
     folder = Path(os.environ["ZPOINT_HOME"], "runs")
     num_epochs = len(list(folder.glob(f"{runs}/epochs/*.json")))
-    wait_until(lambda: len(list(folder.glob(f"{runs}/epochs/*.json"))) > num_epochs)
-    [trial] = list_actors(filters=[("class_name", "=", "ImplicitFunc"), ("state", "=", "ALIVE")])
-    os.kill(trial.pid, signal.SIGKILL)
+    wait_until(lambda: len(list(folder.glob(f"{runs}/epochs/*.json"))) > num_epochs, 300)
+    [trial] = [pid for pid in descendants(os.getpid()) if "ImplicitFunc" in command_line(pid)]
+    os.kill(trial, signal.SIGKILL)
 
 
 @on_ray
 def test_trial_whose_process_is_killed_resumes_and_a_lost_one_is_tried_again(tiny: str, faces: Path, wait_until):
     recipe_file = Path(shutil.copy(tiny, "killed.yaml"))
-    overrides = [f"data.uri={faces}", "search.trials=1", "optim.epochs=40", "name=killed"]
+    overrides = [f"data.uri={faces}", "search.trials=1", "optim.epochs=10", "name=killed"]
 
     def run(*more: str) -> dict[str, Any]:
         killer = threading.Thread(target=kill_trial, args=("killed-*", wait_until))
@@ -205,4 +204,4 @@ def test_trial_whose_process_is_killed_resumes_and_a_lost_one_is_tried_again(tin
     trial = campaign["trials"][0]
     assert (campaign["state"], trial["state"], len(trial["spans"])) == ("finished", "finished", 3)
     assert {path: epoch_files()[path] for path in files} == files
-    assert logged_epochs(find_run(trial["run"]).run_id) == list(range(1, 41))
+    assert logged_epochs(find_run(trial["run"]).run_id) == list(range(1, 11))
