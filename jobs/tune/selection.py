@@ -117,12 +117,12 @@ def nondominated_ranks(costs: np.ndarray) -> np.ndarray:
 
 
 def in_better_half(costs: np.ndarray, row: int) -> bool:
-    """Return True if point `row` of `costs` (n, k) is on the Pareto front or among the better half by its front.
+    """Return True if point `row` of `costs` (n, k) is on the Pareto front or in a front within the better half.
 
-    Within a front the points are alike: all of it goes on if its first point does.
+    Points of one front are alike: it belongs to the better half if it lies there whole.
     """
     ranks = nondominated_ranks(costs)
-    return bool(ranks[row] == 0 or (ranks < ranks[row]).sum() < len(costs) / 2)
+    return bool(ranks[row] == 0 or (ranks <= ranks[row]).sum() <= len(costs) / 2)
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:

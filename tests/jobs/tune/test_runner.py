@@ -130,11 +130,11 @@ def test_model_without_active_units_is_stopped_at_once_and_never_best():
 
 
 def test_worse_half_is_stopped_at_the_rungs_and_the_front_goes_on():
-    campaign = Trainings(trials=5).train_all((20, 5), (19, 6), (25, 9), (18, 7), (19.9, 5.5))
-    assert states(campaign) == ["finished", "stopped", "finished", "stopped", "stopped"]
+    campaign = Trainings(trials=6).train_all((20, 5), (19, 6), (25, 9), (18, 7), (17, 8), (19.9, 5.5))
+    assert states(campaign) == ["finished", "stopped", "finished", "stopped", "stopped", "stopped"]
     assert campaign.trials[3].reason == "in the worse half of 4 trials at epoch 2"
-    assert campaign.trials[4].reason == "in the worse half of 3 trials at epoch 4"  # it was third of five before
-    assert [trial.epoch for trial in campaign.trials] == [10, 2, 10, 2, 4]
+    assert campaign.trials[5].reason == "in the worse half of 3 trials at epoch 4"  # it was third of six at epoch 2
+    assert [trial.epoch for trial in campaign.trials] == [10, 2, 10, 2, 2, 4]
 
 
 def test_minutes_stop_the_trials_and_more_minutes_let_them_go_on():

@@ -77,8 +77,11 @@ def test_ranks_agree_with_their_definition(seed: int):
 
 
 def test_front_and_better_half_go_on():
-    chain = np.array([[i, i] for i in range(5)])
-    assert [in_better_half(chain, row) for row in range(5)] == [True, True, True, False, False]
+    chain = np.array([[i, i] for i in range(6)])
+    assert [in_better_half(chain, row) for row in range(6)] == [True, True, True, False, False, False]
+    assert [in_better_half(chain[:5], row) for row in range(5)] == [True, True, False, False, False]
+    cut_front = np.array([[0, 0], [1, 3], [2, 2], [3, 1]])  # half of it would lie in the better half
+    assert [in_better_half(cut_front, row) for row in range(4)] == [True, False, False, False]
     front = np.array([[i, -i] for i in range(5)])
     assert all(in_better_half(front, row) for row in range(5))
     assert in_better_half(chain[:1], 0)
