@@ -23,6 +23,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, GRID = "#2b2b2b", "#dddddd"
 DIVERGING_COLORMAP = "RdBu_r"  # ColorBrewer's: blue to red, distinct with any colour vision
+SEQUENTIAL_COLORMAP = "cividis"  # of even lightness steps, and readable with any colour vision
 MIN_COLOUR_LIMIT = 0.25  # of a matrix: without it the strongest of weak correlations would look strong
 DPI = 150
 PANEL_TITLE_WIDTH = 26  # characters in a line
@@ -37,12 +38,19 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Series:
-    """The values `y` at `x`, of one length; `band` holds lower and upper bounds of `y`."""
+    """The values `y` at `x`, of one length; `band` holds lower and upper bounds of `y`.
+
+    In a line chart `joined` draws a line through the points, `muted` a thin one that the legend lacks, and `labels` are
+    written beside the points.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     band: tuple[Sequence[float], Sequence[float]] | None = None
+    joined: bool = True
+    muted: bool = False
+    labels: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Axis:
     percent: bool = False
     ticks: Sequence[float] = ()
     from_zero: bool = False
+    integer: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,9 +90,16 @@ def line_chart(
     """Draw lines, with markers if they have few points, and the bands of those series that have one."""
     with rc_context(STYLE):
         fig, axes = _new_figure()
-        for index, line in enumerate(series):
-            marker = MARKERS[index % len(MARKERS)] if len(line.x) <= 20 else None
-            axes.plot(line.x, line.y, color=_colour(index), marker=marker, label=line.name, clip_on=False, zorder=3)
+        for line in (line for line in series if line.muted):
+            axes.plot(line.x, line.y, color=INK, alpha=0.3, linewidth=1, zorder=2)
+        for index, line in enumerate(line for line in series if not line.muted):
+            marker = MARKERS[index % len(MARKERS)] if len(line.x) <= 20 or not line.joined else None
+            axes.plot(
+                line.x, line.y, linestyle="-" if line.joined else "none", color=_colour(index), marker=marker,
+                label=line.name, clip_on=False, zorder=3,
+            )  # fmt: skip
+            for x_value, y_value, text in zip(line.x, line.y, line.labels, strict=False):
+                axes.annotate(text, (x_value, y_value), (5, 4), textcoords="offset points", fontsize=8)
             if line.band:
                 axes.fill_between(line.x, *line.band, color=_colour(index), alpha=0.15, linewidth=0)
         _format_axes(axes, x, y, references)
@@ -121,6 +137,38 @@ def histogram_chart(
             axes.fill_between(bins.x, bins.y, step="mid", color=_colour(index), alpha=0.25, linewidth=0)
             axes.step(bins.x, bins.y, where="mid", color=_colour(index), label=bins.name)
         _format_axes(axes, x, y, references)
+        _add_legend(fig, axes)
+        return _render(fig, name, title)
+
+
+def value_chart(
+    name: str, title: str, x: Axis, y: Axis, points: Series, values: Sequence[float], value_label: str
+) -> Chart:
+    """Draw points coloured by a value of each."""
+    with rc_context(STYLE):
+        fig, axes = _new_figure()
+        dots = axes.scatter(
+            points.x, points.y, c=values, cmap=SEQUENTIAL_COLORMAP, s=60, linewidths=0.8, edgecolors=INK,
+            clip_on=False, zorder=3,
+        )  # fmt: skip
+        _format_axes(axes, x, y)
+        colour_bar: Any = fig.colorbar(dots, ax=axes, label=value_label)
+        colour_bar.solids.set_rasterized(True)  # otherwise the SVG has one shape for each of its colours
+        return _render(fig, name, title)
+
+
+def span_chart(name: str, title: str, row_labels: Sequence[str], x: Axis, series: Sequence[Series]) -> Chart:
+    """Draw labelled rows of bars. In a series `y` is a bar's row and `x` its length, or `band` its ends."""
+    with rc_context(STYLE):
+        fig, axes = _new_figure(height=1.2 + 0.24 * len(row_labels))
+        for index, bars in enumerate(series):
+            starts, ends = bars.band or ([0.0] * len(bars.x), bars.x)
+            widths = [end - start for start, end in zip(starts, ends, strict=True)]
+            axes.barh(bars.y, widths, height=0.66, left=starts, color=_colour(index), label=bars.name, zorder=3)
+        _format_axes(axes, x, Axis(""))
+        axes.grid(visible=False, axis="y")
+        axes.set_yticks(range(len(row_labels)), row_labels)
+        axes.set_ylim(len(row_labels) - 0.5, -0.5)
         _add_legend(fig, axes)
         return _render(fig, name, title)
 
@@ -194,6 +242,8 @@ def _format_axes(axes: Any, x: Axis, y: Axis, references: Sequence[Reference] = 
             mpl_axis.set_major_locator(FixedLocator(axis.ticks))
             mpl_axis.set_minor_locator(NullLocator())
             mpl_axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        if axis.integer:
+            mpl_axis.set_major_locator(MaxNLocator(8, integer=True))
         if axis.percent:
             mpl_axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     if y.percent and y.ticks:

@@ -35,9 +35,9 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """Rows of images of the run `run_index` of the study. `headers` are those of the cells."""
+    """Rows of images of the run `run_index` of the study, None for several runs. `headers` are those of the cells."""
 
-    run_index: int
+    run_index: int | None
     title: str
     label_header: str
     headers: Sequence[str]
