@@ -8,7 +8,7 @@ the job: progress that cannot be shown is dropped.
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -99,17 +99,22 @@ class Bar:
 
     def update(self, done: int, total: int, text: str = "") -> None:
         """Show `done` of `total`; a `total` of 0 is unknown. `text` follows the counts."""
+        self.set(done, total, text)
         current_time = time.monotonic()
-        if self._start is None or done < self._start[1]:  # begun, or resumed from an earlier checkpoint
-            self._start = (current_time, done)
-            self._line_time = self._line_time or current_time
-        self.done, self.total, self.text = done, total, text
         with suppress(Exception):
             if sys.stderr.isatty():
                 self._draw()
             elif current_time - self._line_time >= LINE_INTERVAL_S:
                 self._line_time = current_time
                 self._print_line()
+
+    def set(self, done: int, total: int, text: str = "") -> None:
+        """Take the state for `line` without showing it."""
+        current_time = time.monotonic()
+        if self._start is None or done < self._start[1]:  # begun, or resumed from an earlier checkpoint
+            self._start = (current_time, done)
+            self._line_time = self._line_time or current_time
+        self.done, self.total, self.text = done, total, text
 
     def close(self) -> None:
         """Leave the last state on stderr; print nothing if there was no update."""
@@ -172,6 +177,17 @@ def _show_state(key: str, bar: Bar) -> None:
         state = ray.get(_board().get.remote(key), timeout=CALL_TIMEOUT_S)
         if state is not None:
             bar.update(*state)
+
+
+def read_states(keys: Iterable[str]) -> dict[str, tuple[int, int, str]]:
+    """Return the states that other processes published last, by key, without those that have none."""
+    with suppress(Exception):
+        import ray
+
+        board, keys = _board(create=True), list(keys)
+        states = ray.get([board.get.remote(key) for key in keys], timeout=CALL_TIMEOUT_S)
+        return {key: state for key, state in zip(keys, states, strict=True) if state is not None}
+    return {}
 
 
 def _discard(key: str, create: bool = False) -> None:

@@ -132,10 +132,19 @@ def _add_training(add_command: Callable[..., Any]) -> None:
         command.add_argument("overrides", nargs="*", metavar="section.key=value", help="recipe keys to override")
     train.add_argument("--fresh", action="store_true", help="delete the earlier run of this name and start over")
 
+    campaign = add_command(
+        "campaign",
+        _campaign,
+        "show a campaign's trials and write its report, or list the campaigns",
+        lambda r: r["text"],
+    )
+    campaign.add_argument("name", nargs="?", metavar="CAMPAIGN", help="name of a campaign (omit it for the list)")
+    campaign.add_argument("--out", help="folder of the report (default: ZPOINT_HOME/campaigns/CAMPAIGN)")
+
     study = add_command(
         "study", _study, "measure which z-points of finished runs decode to meaningful images", printing.format_study
     )
-    study.add_argument("runs", nargs="+", metavar="RUN", help="names of runs or campaigns")
+    study.add_argument("runs", nargs="+", metavar="RUN", help="names of runs, or of campaigns: the runs of its front")
     study.add_argument("--out", type=_path, help="folder of the report (default: one in ZPOINT_HOME/studies)")
     study.add_argument(
         "--limit", type=_positive_int, default=6_000, help="maximum number of training images to encode (default: 6000)"
@@ -163,6 +172,9 @@ def _add_training(add_command: Callable[..., Any]) -> None:
 
     promote = add_command("promote", _promote, "register a run's model in MLflow and set an alias to it")
     promote.add_argument("name", metavar="RUN|CAMPAIGN", help="name of a run, or of a campaign: its best run")
+    promote.add_argument(
+        "--run", dest="campaign_run", metavar="RUN", help="run of the campaign to take instead of its best one"
+    )
     promote.add_argument("--alias", default="champion", help="alias in MLflow (default: champion)")
 
     add_command("runs", _runs, "list the runs in MLflow, newest first", printing.format_runs)
@@ -304,6 +316,16 @@ def _tune(args: Any) -> Result:
     return tune(recipe, stem)
 
 
+def _campaign(args: Any) -> Result:
+    from jobs.commands.campaign import show_campaign, show_campaigns
+
+    if args.name is None:
+        if args.out:
+            raise ValueError("--out takes the folder of one campaign's report: name the campaign")
+        return show_campaigns()
+    return show_campaign(args.name, args.out)
+
+
 def _study(args: Any) -> Result:
     from cluster.progress import Bar
     from jobs.study.job import study
@@ -328,7 +350,7 @@ def _claims(args: Any) -> Result:
 def _promote(args: Any) -> Result:
     from jobs.promote import promote
 
-    return promote(args.name, args.alias)
+    return promote(args.name, args.alias, args.campaign_run)
 
 
 def _runs(args: Any) -> Result:

@@ -10,14 +10,15 @@ from cluster.settings import hide_credentials, settings
 from cluster.storage import check_uri
 from jobs.run_store import RunStore, find_run, resolve_name
 from jobs.tune.campaign import find_best_run
+from jobs.tune.lookup import find_trial
 from jobs.tune.selection import score
 
 ALIAS = re.compile(r"(?i)(?!latest$|v\d+$)[a-z0-9_-]{1,255}")
 MODEL_FILES = ("config.json", "latents.safetensors", "metrics.json", "model.safetensors")
 
 
-def promote(name: str, alias: str = "champion") -> dict[str, Any]:
-    """Register the model of run `name`, or of the best run of campaign `name`, and point `alias` to it.
+def promote(name: str, alias: str = "champion", run: str | None = None) -> dict[str, Any]:
+    """Register the model of run `name`, or of the best or the given `run` of campaign `name`; point `alias` to it.
 
     `name` may also be the MLflow id of either. A run that MLflow lacks, or has deleted, is logged or restored first.
 
@@ -30,7 +31,7 @@ def promote(name: str, alias: str = "champion") -> dict[str, Any]:
         raise ValueError(f"--alias takes letters, digits, '_' and '-', not 'latest' nor a version, not '{alias}'")
     check_uri(settings().store)
     name = resolve_name(name)
-    best, sampler = find_best_run(name) or (name, "")
+    best, sampler = (find_trial(name, run), "") if run else find_best_run(name) or (name, "")
     run_store = find_run(best)
     run = run_store.name
     if not run_store.finished():

@@ -53,18 +53,10 @@ def _format_count(names: Result, reason: str = "") -> str:
 
 def format_campaign(result: Result) -> str:
     """Format the trials of `zpoint tune`, the best one, and the command that promotes it."""
-    keys = list(result["recipe"]["search"]["space"])
-    rows = [
-        {"run": trial["run"], "state": trial["state"], "epoch": f"{trial['epoch']}/{trial['epochs']}"}
-        | {key.rpartition(".")[2]: trial["point"][key] for key in keys}
-        | {"psnr": trial["metrics"].get("valid_psnr", "")}
-        | {name: trial["judged"][-1][f"hog_frechet_{name}"] for name in ("normal", "gaussian") if trial["judged"]}
-        for trial in result["trials"]
-    ]
-    columns = ["run", "state", "epoch", *(key.rpartition(".")[2] for key in keys), "psnr", "normal", "gaussian"]
-    lines = [_format_table(rows, columns), f"best: {result['best']}, sampler {result['sampler']}"]
-    lines += [f"{trial['run']} {trial['state']}: {trial['reason']}" for trial in result["trials"] if trial["reason"]]
-    return "\n".join([*lines, f"rule: {result['rule']}", f"next: zpoint promote {result['campaign']}"])
+    from jobs.tune.campaign import from_json
+    from jobs.tune.table import format_campaign
+
+    return f"{format_campaign(from_json(result))}\nreport: zpoint campaign {result['campaign']}"
 
 
 def format_study(result: Result) -> str:

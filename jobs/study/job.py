@@ -22,6 +22,7 @@ from jobs.study.measurements import (
     find_finished_run,
     open_study_dataset,
 )
+from jobs.tune.lookup import expand_campaigns
 
 if TYPE_CHECKING:
     from aecore.metrics.inception import Inception
@@ -34,21 +35,22 @@ def study(
 ) -> dict[str, Any]:  # fmt: skip
     """Study finished runs that were trained on one dataset. Return the report's path, the findings and the seconds.
 
-    At most `limit` training images are encoded. `num_samples` images, or as many as there are held-out images, are
-    scored for each sampler and sweep value; with `inception`, a file of weights, the samplers' images also by that
-    network. Measurements are stored with each run and reused unless `fresh`. The report is written to the folder `out`,
-    by default one in ZPOINT_HOME/studies, and logged to the runs in MLflow.
+    A campaign stands for the runs of its Pareto front. At most `limit` training images are encoded. `num_samples`
+    images, or as many as there are held-out images, are scored for each sampler and sweep value; with `inception`, a
+    file of weights, the samplers' images also by that network. Measurements are stored with each run and reused unless
+    `fresh`. The report is written to the folder `out`, by default one in ZPOINT_HOME/studies, and logged to the runs in
+    MLflow.
 
     Raises ValueError for an unknown or unfinished run, for runs on different datasets, and if `out` is a file or
     `inception` is not the expected file of weights.
     """
     start = time.monotonic()
-    run_names = list(dict.fromkeys(run_names))
-    folder = Path(out).absolute() if out else settings().home / "studies" / _folder_name(run_names)
+    names = list(dict.fromkeys(run_names))
+    folder = Path(out).absolute() if out else settings().home / "studies" / _folder_name(names)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {out} is a file: name a folder")
     check_uri(settings().store)
-    runs = [find_finished_run(name) for name in run_names]
+    runs = [find_finished_run(name) for name in dict.fromkeys(expand_campaigns(names))]
     study_dataset = open_study_dataset(runs, limit, num_samples)
     network = _load_inception(inception)
     folder.mkdir(parents=True, exist_ok=True)  # fails before the measurements, not after them

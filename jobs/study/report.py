@@ -19,7 +19,7 @@ from jobs.study.sections import ImageRow, describe_dataset, describe_method, mak
 
 PAGE_FILE, METRICS_FILE = "study.html", "metrics.json"
 WEBP_QUALITY = 88  # of the images in the page; the PNGs are lossless
-TEMPLATE_FOLDERS = [Path(__file__).parent, Path(__file__).parents[1] / "claims"]
+TEMPLATE_FOLDERS = [Path(__file__).parent, *(Path(__file__).parents[1] / job for job in ("claims", "tune"))]
 
 
 def make_report(study: StudyMetrics, arrays: Sequence[RunArrays]) -> tuple[dict[str, bytes], dict[str, list[str]]]:

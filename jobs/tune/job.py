@@ -8,15 +8,13 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from typing import Any
 
 from aecore.config import Recipe
 from aecore.data.shards import Manifest
-from aecore.search_space import grid_size
 from cluster import tracking
 from cluster.lock import LockedError
-from cluster.progress import Bar
 from cluster.ray_connection import connect, has_gpu
 from cluster.settings import exported_env, settings
 from cluster.storage import check_uri, open_uri
@@ -25,6 +23,7 @@ from jobs.run_store import delete_folder, find_run, lock_run
 from jobs.train.placement import worker_capacity, worker_resources
 from jobs.train.stopping import interruptible
 from jobs.tune.campaign import Campaign, discard, lock_campaign, open_campaign
+from jobs.tune.live import shown
 from jobs.tune.records import recorded
 from jobs.tune.runner import CampaignRun, Listener
 
@@ -56,8 +55,8 @@ def _run(campaign: Campaign, recipe: Recipe, manifest: Manifest, listeners: Sequ
     """Run the trials that are left, and choose the best one."""
     connect()
     run = CampaignRun(campaign, recipe, manifest)
-    with recorded(campaign, recipe) as record, closing(Bar(campaign.campaign, "epochs")) as bar:
-        run.listeners = [record, lambda campaign: show_progress(bar, campaign, recipe), *listeners]
+    with recorded(campaign, recipe) as record, shown(campaign) as show:
+        run.listeners = [record, show, *listeners]
         try:
             run.begin()
             _search(run, recipe)
@@ -169,13 +168,3 @@ def _quiet_tune() -> None:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # else a relative ZPOINT_HOME would name another folder
     warnings.filterwarnings("ignore", module="optuna")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # tracebacks of trials, which a campaign reports itself
-
-
-def show_progress(bar: Bar, campaign: Campaign, recipe: Recipe) -> None:
-    """Show the epochs that are done or will not be trained."""
-    epochs = recipe.optim.epochs
-    done = sum(trial.epoch if trial.state == "running" else epochs for trial in campaign.trials)
-    expected = max(min(recipe.search.trials, grid_size(recipe.search.dimensions)), len(campaign.trials))
-    total = int(expected) * epochs if campaign.state == "running" else done
-    counts = [f"{campaign.count(state)} {state}" for state in ("finished", "stopped", "lost") if campaign.count(state)]
-    bar.update(done, total, ", ".join(counts))

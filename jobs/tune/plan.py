@@ -36,7 +36,7 @@ class PointPlan:
         self._open: dict[str, Any] = {}  # Optuna's running trials
         self._num_told = 0
         self._fractions = self._draw_sobol(seed)
-        self._distributions = {key: _distribution(dimension) for key, dimension in self.searched.items()}
+        self._distributions = {key: distribution(dimension) for key, dimension in self.searched.items()}
         sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=1)
         self._study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
 
@@ -101,7 +101,7 @@ class PointPlan:
         return point
 
     def _params(self, point: Point) -> dict[str, Any]:
-        return {key: _param(dimension, point[key]) for key, dimension in self.searched.items()}
+        return {key: to_param(dimension, point[key]) for key, dimension in self.searched.items()}
 
     def _at(self, fractions: Sequence[float]) -> Point:
         return {key: dimension.at(fractions[i]) for i, (key, dimension) in enumerate(self.space.items())}
@@ -125,7 +125,7 @@ def _key(point: Point) -> str:
     return json.dumps(point, sort_keys=True)
 
 
-def _distribution(dimension: Dimension) -> Any:
+def distribution(dimension: Dimension) -> Any:
     """Return Optuna's distribution: of ordered choices their index, so that neighbours are alike."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -137,7 +137,8 @@ def _distribution(dimension: Dimension) -> Any:
     return IntDistribution(0, last) if dimension.ordered else CategoricalDistribution(range(last + 1))
 
 
-def _param(dimension: Dimension, value: Any) -> Any:
+def to_param(dimension: Dimension, value: Any) -> Any:
+    """Return the value as Optuna's distribution takes it."""
     return value if isinstance(dimension, Range) else dimension.values.index(value)
 
 

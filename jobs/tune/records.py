@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from aecore.config import Recipe
@@ -17,6 +18,7 @@ from aecore.training.checkpoint import retry_storage
 from cluster import tracking
 from jobs.run_store import RunStore, find_run
 from jobs.tune.campaign import Campaign, Trial, campaign_file, from_json, write_campaign
+from jobs.tune.mlflow_overview import CampaignOverview, log_report
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = 5.0
@@ -62,10 +64,12 @@ class Latest:
 def recorded(campaign: Campaign, recipe: Recipe) -> Iterator[Callable[[Campaign], None]]:
     """Return a listener that has the campaign's file and MLflow runs follow it; on leaving, both are complete.
 
+    Unless an exception ends the campaign its report is written then.
+
     A failing storage is waited for at the end, MLflow is not: what it lacks, the same command logs when it answers.
     """
-    file = Latest("campaign-file", _write)
-    mlflow = Latest("campaign-mlflow", MlflowRuns(campaign, recipe).sync)
+    file, mlflow_runs = Latest("campaign-file", _write), MlflowRuns(campaign, recipe)
+    mlflow = Latest("campaign-mlflow", mlflow_runs.sync)
 
     def listener(campaign: Campaign) -> None:
         content = campaign.to_json()
@@ -74,12 +78,26 @@ def recorded(campaign: Campaign, recipe: Recipe) -> Iterator[Callable[[Campaign]
 
     try:
         yield listener
+        mlflow_runs.report = _write_report(campaign)
     finally:
         listener(campaign)
         file.close()
         if not mlflow.close():
             log.warning("MLflow lacks a part of the campaign's runs: the same command logs it when MLflow answers")
         retry_storage(lambda: write_campaign(campaign), "write the campaign's file")
+
+
+def _write_report(campaign: Campaign) -> dict[str, Path]:
+    """Write the report of a campaign with judged trials; a failure is logged, since the trials are what counts."""
+    if not any(trial.judged for trial in campaign.trials):
+        return {}
+    try:
+        from jobs.tune.report import write_report
+
+        return write_report(campaign)
+    except Exception as error:
+        log.warning("the report of campaign '%s' cannot be written: %s", campaign.campaign, one_line(error))
+        return {}
 
 
 def _write(content: dict[str, Any]) -> bool:
@@ -96,6 +114,8 @@ class MlflowRuns:
 
     def __init__(self, campaign: Campaign, recipe: Recipe) -> None:
         self.campaign, self.recipe = campaign, recipe
+        self.report: dict[str, Path] = {}  # its files, once they are written
+        self._overview = CampaignOverview()
         self._started, self._failed = False, False
         self._stores: dict[str, RunStore] = {}
         self._synced: dict[str, tuple[str, int]] = {}  # state and epoch of each run that MLflow has
@@ -113,6 +133,8 @@ class MlflowRuns:
         for trial in campaign.trials:
             if self._synced.get(trial.run) != (trial.state, trial.epoch) and not self._sync_trial(trial, warn):
                 return False
+        run_ids = {run: store.run_id for run, store in self._stores.items()}
+        self._overview.sync(campaign, self.campaign.run_id, run_ids)
         if campaign.state != "running":
             self._end(campaign)
         return True
@@ -151,6 +173,7 @@ class MlflowRuns:
             if trial.state == "running":  # interrupted
                 tracking.client().set_terminated(self._stores[trial.run].run_id, "KILLED")
         run_id, content = self.campaign.run_id, campaign.to_json() | {"run_id": self.campaign.run_id}
+        log_report(run_id, self.report)
         tracking.log_files(run_id, {"campaign.json": json.dumps(content, indent=1).encode()}, "")
         status = "FINISHED" if campaign.state == "finished" else "FAILED" if campaign.count("lost") else "KILLED"
         tracking.client().set_terminated(run_id, status)

@@ -1,0 +1,108 @@
+"""What MLflow shows of a whole campaign: metrics, description and table of its run, tags of its trials' runs."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster import tracking
+from jobs.tune.campaign import Campaign, Trial
+from jobs.tune.report import PAGE_FILE, PARETO_FILE
+from jobs.tune.selection import SAMPLERS
+from jobs.tune.table import describe_best, format_summary, promote_command, score_trial, sort_trials, trial_cells
+
+TABLE_FILE = "trials.json"
+NOTE_LIMIT = 5_000  # characters of a tag's value that every MLflow store accepts
+ENDED = ("finished", "stopped", "diverged", "lost")
+FRONT_TAG = "zpoint.front"
+DISTANCES = [f"hog_frechet_{sampler}" for sampler in SAMPLERS]
+
+
+class CampaignOverview:
+    """The overview of one campaign in MLflow, which is logged anew whenever a trial has ended."""
+
+    def __init__(self) -> None:
+        self._summary: dict[str, float] | None = None  # as logged last
+        self._tags: dict[str, dict[str, str]] = {}  # of each trial's run, as logged last
+
+    def sync(self, campaign: Campaign, run_id: str, trial_run_ids: Mapping[str, str]) -> None:
+        """Log what has changed; `trial_run_ids` has the MLflow run of each trial."""
+        client = tracking.client()
+        for trial in campaign.trials:
+            tags, logged = trial_tags(campaign, trial), self._tags.setdefault(trial.run, {})
+            for key, value in tags.items():
+                if trial.run in trial_run_ids and logged.get(key) != value:
+                    client.set_tag(trial_run_ids[trial.run], key, value)
+                    logged[key] = value
+        summary = summarize(campaign)
+        if summary == self._summary:
+            return
+        hours = {f"{campaign.unit.lower()}_hours": campaign.device_hours()}
+        step = int(sum(summary[f"trials_{state}"] for state in ENDED))
+        tracking.log_metrics(run_id, summary | hours, step, int(time.time() * 1000))
+        client.set_tag(run_id, "mlflow.note.content", describe(campaign))
+        # Not by MlflowClient.log_table, which appends to the table that an earlier call has logged.
+        tracking.log_files(run_id, {TABLE_FILE: json.dumps(make_table(campaign)).encode()}, "")
+        client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": TABLE_FILE, "type": "table"}]))
+        self._summary = summary
+
+
+def log_report(run_id: str, paths: Mapping[str, Path]) -> None:
+    """Log the report and the picture of the Pareto front."""
+    files = {name: paths[name].read_bytes() for name in (PAGE_FILE, PARETO_FILE) if name in paths}
+    tracking.log_files(run_id, files, "report")
+
+
+def summarize(campaign: Campaign) -> dict[str, float]:
+    """Return the metrics of the campaign's run, those of its best trial once there is one."""
+    metrics: dict[str, float] = {f"trials_{state}": campaign.count(state) for state in ENDED}
+    if campaign.hypervolume:
+        metrics["hypervolume"] = campaign.hypervolume[-1]
+    best = campaign.trial(campaign.best)
+    if best is not None and (model := score_trial(campaign, best)) is not None:
+        metrics |= {"best_psnr": model.psnr, "best_distance": model.distance}
+    return metrics
+
+
+def trial_tags(campaign: Campaign, trial: Trial) -> dict[str, str]:
+    """Return the searched values of a trial, and if it is on the Pareto front."""
+    point = {f"search.{key}": str(value) for key, value in trial.point.items()}
+    return point | {FRONT_TAG: str(trial.run in campaign.pareto_front).lower()}
+
+
+def describe(campaign: Campaign) -> str:
+    """Return the description in Markdown: the best run, the command that promotes it, and as many trials as fit."""
+    head = [f"{format_summary(campaign)}.", ""]
+    if campaign.best:
+        head += [f"Best: {describe_best(campaign)}.", "", f"    {promote_command(campaign)}", ""]
+    head += [f"{text}." for text in (campaign.rule and f"Rule: {campaign.rule}", campaign.note) if text]
+    rows = [trial_cells(campaign, trial) for trial in sort_trials(campaign)]
+    if not rows:
+        return "\n".join(head)
+    lines = ["", f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
+    left = NOTE_LIMIT - sum(len(line) + 1 for line in [*head, *lines]) - 40
+    shown = []
+    for row in rows:
+        line = f"| {' | '.join(row.values())} |"
+        left -= len(line) + 1
+        if left < 0:
+            break
+        shown.append(line)
+    more = ["", f"and {len(rows) - len(shown)} more in {TABLE_FILE}"] if len(shown) < len(rows) else []
+    return "\n".join([*head, *lines, *shown, *more])
+
+
+def make_table(campaign: Campaign) -> dict[str, Any]:
+    """Return the trials in the form of MLflow's tables."""
+    trials = sort_trials(campaign)
+    rows = [
+        {"run": trial.run, "state": trial.state, "reason": trial.reason, "epoch": trial.epoch, **trial.point}
+        | {"front": trial.run in campaign.pareto_front, "best": trial.run == campaign.best}
+        | {key: trial.metrics.get(key) for key in ("valid_psnr", "valid_active_units", "images_per_second")}
+        | {name: (trial.judged[-1] if trial.judged else {}).get(name) for name in DISTANCES}
+        | {"minutes": round(trial.seconds / 60, 2)}
+        for trial in trials
+    ]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return {"columns": columns, "data": [[row.get(column) for column in columns] for row in rows]}

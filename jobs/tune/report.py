@@ -1,0 +1,195 @@
+"""Make the report of a campaign: one HTML page that loads nothing, its charts as PNG, and the command of each trial."""
+
+import json
+import logging
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs as pafs
+import yaml
+
+from aecore.config import flatten_keys, load_recipe
+from aecore.data.io import write_atomic
+from aecore.errors import one_line
+from cluster.settings import settings
+from jobs.recipes import RECIPES
+from jobs.run_store import find_run
+from jobs.study.report import render_page
+from jobs.study.sections import ImageRow, ImageTable, Section
+from jobs.tune import campaign_charts
+from jobs.tune.campaign import Campaign, Trial
+from jobs.tune.selection import SAMPLER_TITLES, SAMPLERS
+from jobs.tune.table import (
+    describe_best,
+    describe_hours,
+    key_names,
+    promote_command,
+    searched_keys,
+    sort_trials,
+    trial_cells,
+)
+
+log = logging.getLogger(__name__)
+PAGE_FILE, PARETO_FILE = "campaign.html", "chart-pareto.png"
+NUM_IMAGES, SEED = 10, 0  # decoded z-points of each trial; the same z-points for trials of one z_dim
+
+Decoder = Callable[[str, Sequence[str]], dict[str, np.ndarray]]
+
+
+def write_report(campaign: Campaign, out: str | None = None) -> dict[str, Path]:
+    """Write campaign.html and its files to the folder `out`, by default ZPOINT_HOME/campaigns/NAME; return their paths.
+
+    The page comes last and is written whole, so it never lacks a file. Raises ValueError if `out` is a file.
+    """
+    folder = Path(out).absolute() if out else settings().home / "campaigns" / campaign.campaign
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {out} is a file: name a folder")
+    paths = {}
+    for name, content in make_report(campaign, folder).items():
+        write_atomic(pafs.LocalFileSystem(), str(folder / name), content)
+        paths[name] = folder / name
+    return paths
+
+
+def make_report(campaign: Campaign, folder: Path, decode: "Decoder | None" = None) -> dict[str, bytes]:
+    """Return the report's files by name, the page last. `decode` returns decoded z-points of a run by sampler."""
+    sections = make_sections(campaign, decode or decode_run)
+    files = {f"chart-{chart.name}.png": chart.png for section in sections for chart in section.charts}
+    commands, recipe = trial_commands(campaign, folder)
+    if recipe is not None:
+        files[f"{campaign.stem}.yaml"] = recipe
+    trials = sort_trials(campaign)
+    page = render_page(
+        "campaign.html.j2", campaign=campaign, sections=sections, hours=describe_hours(campaign),
+        states={state: campaign.count(state) for state in ("running", "finished", "stopped", "diverged", "lost")},
+        best=describe_best(campaign) if campaign.best else "", promote=promote_command(campaign),
+        space=campaign.search["space"], columns=list(trial_cells(campaign, trials[0])) if trials else [],
+        rows=[(trial, list(trial_cells(campaign, trial).values()), commands[trial.run]) for trial in trials],
+    )  # fmt: skip
+    files[PAGE_FILE] = page.encode()
+    return files
+
+
+def make_sections(campaign: Campaign, decode: Decoder) -> list[Section]:
+    """Return the report's sections in order, without those that the campaign has no data for yet."""
+    slack = campaign.search["psnr_slack"]
+    judged = [trial for trial in campaign.trials if trial.judged]
+    hypervolume = campaign_charts.hypervolume_chart(campaign) if campaign.hypervolume else None
+    sections = []
+    if judged:
+        sections.append(Section(
+            "pareto", "Pareto front",
+            "Higher PSNR and a lower distance are better; no trial is better in both than one on the front. The rule "
+            f"chooses the lowest distance on the front within {slack:g} dB of the best PSNR. The area that the front "
+            "dominates, measured from the worst values of living models, grows while the search finds better ones.",
+            [campaign_charts.pareto_chart(campaign), *([hypervolume] if hypervolume else [])],
+        ))  # fmt: skip
+    if tables := image_tables(campaign, decode):
+        sections.append(Section(
+            "samples", "Decoded samples",
+            "Each row is one finished trial, ordered by its searched values; each column is one random z-point.",
+            image_tables=[tables],
+        ))  # fmt: skip
+    if judged:
+        text = "Each point is one trial, at its last judged epoch. A lower distance and a higher PSNR are better."
+        charts = campaign_charts.map_charts(campaign)
+        if chart := campaign_charts.importance_chart(campaign):
+            charts.append(chart)
+            text += " The importance of a key is its share in reaching the front (PED-ANOVA, Watanabe 2023)."
+        sections.append(Section("map", "Map of the searched values", text, charts))
+        text = "The best trial and some others on the front are in colour."
+        sections.append(Section("curves", "Learning curves", text, campaign_charts.curve_charts(campaign)))
+    if any(trial.spans for trial in campaign.trials):
+        text = "Pauses of over a minute are left out."
+        sections.append(Section("timeline", "Timeline", text, [campaign_charts.timeline_chart(campaign)]))
+    return sections
+
+
+def image_tables(campaign: Campaign, decode: Decoder) -> list[ImageTable]:
+    """Return a table of decoded z-points for each compared sampler, a row for each finished trial."""
+    keys, names = ordered_keys(campaign), key_names(campaign)
+    samplers = SAMPLERS if campaign.search["sampler"] == "best" else ("normal",)
+    trials = sorted((t for t in campaign.trials if t.state == "finished"), key=lambda t: sample_order(campaign, t))
+    images = {trial.run: decode(trial.run, samplers) for trial in trials}
+    tables = []
+    for sampler in samplers:
+        rows = []
+        for trial in (trial for trial in trials if sampler in images[trial.run]):
+            cells, distance = trial_cells(campaign, trial), trial.judged[-1].get(f"hog_frechet_{sampler}")
+            label = f"{cells['']} {', '.join(cells[names[key]] for key in keys)}".strip()
+            values = [cells["PSNR"], f"{distance:.2f}" if distance is not None else "", cells["active"]]
+            rows.append(ImageRow(label, images[trial.run][sampler], values))
+        if rows:
+            title = f"z-points of {SAMPLER_TITLES[sampler]}"
+            tables.append(
+                ImageTable(None, title, ", ".join(names[key] for key in keys), ["PSNR", "distance", "active"], rows)
+            )
+    return tables
+
+
+def ordered_keys(campaign: Campaign) -> list[str]:
+    """Return the searched keys, kl_factor first."""
+    return sorted(searched_keys(campaign), key=lambda key: key != "loss.kl_factor")
+
+
+def sample_order(campaign: Campaign, trial: Trial) -> list[Any]:
+    """Return the sort key of a trial's images: its searched values, numbers before texts."""
+    values = [trial.point.get(key, 0) for key in ordered_keys(campaign)]
+    return [(isinstance(value, str), value) for value in values]
+
+
+def decode_run(run: str, samplers: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return NUM_IMAGES decoded z-points of a finished run by sampler, uint8 (n, size, size, channels).
+
+    A run whose model cannot be read has none; that is logged.
+    """
+    from aecore.latent.samplers import sample
+    from aecore.training.checkpoint import load_model
+
+    try:
+        fs, root = find_run(run).folder
+        saved = load_model(fs, f"{root}/model")
+        return {
+            name: saved.model.decode(sample(name, NUM_IMAGES, saved.latents, seed=SEED)).numpy() for name in samplers
+        }
+    except (OSError, ValueError) as error:
+        log.warning("the report lacks the images of run '%s': %s", run, one_line(error))
+        return {}
+
+
+def trial_commands(campaign: Campaign, folder: Path) -> tuple[dict[str, str], bytes | None]:
+    """Return the `zpoint train` command of each trial by run, and the recipe to write beside the page if they need it.
+
+    The commands start from the named recipe of the campaign's stem if overrides lead from it to the campaign's recipe,
+    else from a YAML file of this recipe.
+    """
+    content = {key: value for key, value in campaign.recipe.items() if key not in ("name", "search")}
+    recipe, named = flatten_keys(content), RECIPES / f"{campaign.stem}.yaml"
+    base = (
+        flatten_keys(load_recipe(named, []).model_dump(mode="json", exclude={"name", "search"}))
+        if named.exists()
+        else {}
+    )
+    if base and base.keys() <= recipe.keys():
+        start, file = campaign.stem, None
+        overrides = {key: value for key, value in recipe.items() if key not in base or base[key] != value}
+    else:
+        start, file, overrides = str(folder / f"{campaign.stem}.yaml"), yaml.safe_dump(content).encode(), {}
+    commands = {}
+    for trial in campaign.trials:
+        values = [f"{key}={format_override(value)}" for key, value in (overrides | trial.point).items()]
+        commands[trial.run] = shlex.join(["zpoint", "train", start, *values])
+    return commands, file
+
+
+def format_override(value: Any) -> str:
+    """Return a value as the command line takes it: JSON, or a text that is none."""
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return json.dumps(value)

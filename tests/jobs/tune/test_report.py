@@ -1,0 +1,248 @@
+"""A campaign's report: one page without external resources, charts of the right values, commands that name the runs."""
+
+import os
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aecore.config import Recipe, check_recipe, load_recipe, recipe_path
+from jobs.recipes import RECIPES
+from jobs.study.charts import Axis, Chart, Series
+from jobs.tune import campaign_charts, report
+from jobs.tune.campaign import Campaign, write_campaign
+from jobs.tune.campaign_charts import busy_minutes, importance
+from jobs.tune.report import make_report, make_sections, trial_commands, write_report
+from tests.jobs.tune.made_campaigns import START, make_campaign
+
+
+def decode_index(run: str, samplers: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return images whose gray level tells the sampler."""
+    return {name: np.full((10, 8, 8, 3), 40 * index, np.uint8) for index, name in enumerate(samplers)}
+
+
+@pytest.fixture
+def charts(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
+    """Draw no chart, which takes seconds; return the arguments of each by name."""
+    drawn: dict[str, tuple[Any, ...]] = {}
+
+    def draw(name: str, title: str, *values: Any) -> Chart:
+        drawn[name] = values
+        return Chart(name, title, png=b"", svg="<svg></svg>")
+
+    for kind in ("line", "value", "span"):
+        monkeypatch.setattr(campaign_charts, f"{kind}_chart", draw)
+    return drawn
+
+
+def series_of(values: tuple[Any, ...]) -> dict[str, Series]:
+    found = next(value for value in values if isinstance(value, list) and value and isinstance(value[0], Series))
+    return {series.name: series for series in found}
+
+
+def test_page_loads_nothing_and_shows_every_trial(monkeypatch: pytest.MonkeyPatch):
+    campaign = make_campaign()
+    monkeypatch.setattr(report, "decode_run", decode_index)
+    paths = write_report(campaign, "out")
+    assert list(paths)[-1] == "campaign.html"
+    assert {path.name for path in Path("out").iterdir()} == set(paths)
+    page = paths["campaign.html"].read_text()
+    assert "default-src 'none'" in page
+    for url in re.findall(r"""(?:src|href|url|data)\s*[=(]\s*["']?([^"'\s)>]+)""", page):
+        assert url.startswith(("data:image/", "#")), url
+    assert "<script" not in page
+    text = unescape(page)
+    for trial in campaign.trials:
+        assert f"<td>{trial.run.removeprefix('celeba-vae-')}</td>" in page
+        assert not trial.reason or f"{trial.state}: {trial.reason}" in text
+    for part in (campaign.rule, campaign.best, "<code>zpoint promote faces</code>", "1 diverged", "0.93 core hours"):
+        assert part in text
+    assert page.count("<svg ") == 7
+    assert page.count('src="data:image/webp') == 2 * campaign.count("finished")
+    pngs = [path for name, path in paths.items() if name.endswith(".png")]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pngs)
+    assert len(pngs) == 7
+
+
+def test_report_of_a_started_campaign_lacks_what_it_does_not_know_yet(charts: dict):
+    campaign = make_campaign(0)
+    assert make_sections(campaign, decode_index) == []
+    assert "No trial has finished" in make_report(campaign, Path("out"), decode_index)["campaign.html"].decode()
+    campaign = make_campaign(1)
+    campaign.trials[0].state, campaign.trials[0].judged, campaign.trials[0].spans = "running", [], [[START, None]]
+    assert [section.id for section in make_sections(campaign, decode_index)] == ["timeline"]
+
+
+def test_samples_are_ordered_by_kl_factor_with_the_distance_of_their_sampler(charts: dict):
+    campaign = make_campaign()
+    campaign.trials.reverse()
+    normal, gaussian = report.image_tables(campaign, decode_index)
+    assert normal.label_header == "kl_factor, z_dim"
+    kl_factors = [float(row.label.lstrip("*> ").split(",")[0]) for row in normal.rows]
+    assert kl_factors == sorted(kl_factors)
+    assert len(kl_factors) == campaign.count("finished")
+    best = campaign.trial(campaign.best)
+    assert best is not None
+    for table, name in ((normal, "hog_frechet_normal"), (gaussian, "hog_frechet_gaussian")):
+        row = next(row for row in table.rows if row.label.startswith(">"))
+        assert row.cells[1] == f"{best.judged[-1][name]:.2f}"
+    assert (normal.rows[0].images.max(), gaussian.rows[0].images.max()) == (0, 40)
+    campaign.recipe["search"]["sampler"] = "normal"
+    assert len(report.image_tables(campaign, decode_index)) == 1
+
+
+def test_a_run_whose_model_is_gone_has_no_images(caplog: pytest.LogCaptureFixture):
+    assert report.image_tables(make_campaign(2), report.decode_run) == []
+    assert "the report lacks the images of run 'celeba-vae-00000000'" in caplog.text
+
+
+def test_pareto_chart_has_the_front_the_choice_and_the_slack(charts: dict):
+    campaign = make_campaign()
+    campaign_charts.pareto_chart(campaign)
+    series, references = series_of(charts["pareto"]), charts["pareto"][-1]
+    front = [campaign.trial(run) for run in campaign.pareto_front]
+    assert sorted(series["Pareto front"].x, reverse=True) == [
+        trial.judged[-1]["valid_psnr"] for trial in front if trial
+    ]
+    assert references[0].x == max(series["Pareto front"].x) - 3
+    assert list(series["chosen"].y) == [min(series["Pareto front"].y)]
+    counts = {name: len(values.x) for name, values in series.items()}
+    assert counts == {
+        "Pareto front": 6, "chosen": 1, "dominated": 2, "no active units": 1, "stopped": 1, "diverged": 1, "lost": 1,
+    }  # fmt: skip
+    assert series["Pareto front"].labels[-1] == "0.00316, 64"
+
+
+def test_curves_are_coloured_for_the_best_and_some_of_the_front(charts: dict):
+    campaign = make_campaign(40)
+    campaign_charts.curve_charts(campaign)
+    coloured = [series for series in charts["curves-distance"][-1] if not series.muted]
+    assert len(coloured) == 6
+    assert coloured[0].name == campaign_charts.point_label(campaign, campaign.trial(campaign.best))  # type: ignore[arg-type]
+    assert list(coloured[0].x) == [4, 8, 12, 16, 20]
+    assert len(charts["curves-distance"][-1]) == 40
+
+
+def test_map_has_each_pair_of_numbers_or_the_only_one(charts: dict):
+    campaign = make_campaign()
+    campaign_charts.map_charts(campaign)
+    x, y, points, values, _ = charts["map-kl_factor-z_dim-distance"]
+    assert (x, y) == (Axis("kl_factor", log=True), Axis("z_dim", log=True, ticks=(64, 128, 200, 512)))
+    assert (points.x[4], points.y[4]) == (campaign.trials[4].point["loss.kl_factor"], 64)
+    assert values[0] == campaign.trials[0].judged[-1]["hog_frechet_gaussian"]
+    charts.clear()
+    campaign_charts.map_charts(
+        make_campaign(6, {"model.norm": ["batch", "group"], "optim.lr": "uniform(0.001, 0.002)"})
+    )
+    assert list(charts) == ["map-distance", "map-psnr"]
+    assert charts["map-psnr"][0] == Axis("lr")
+
+
+def test_importance_needs_20_trials_and_finds_the_key_that_matters():
+    assert importance(make_campaign(19)) == {}
+    campaign = make_campaign(40)
+    for index, trial in enumerate(campaign.trials):  # kl_factor alone decides, between nothing and a front
+        good = trial.point["loss.kl_factor"] > 1
+        trial.judged[-1] |= {"valid_psnr": 20.0 + good + index / 1000, "hog_frechet_normal": 5.0 - good + index / 1000}
+        trial.judged[-1]["hog_frechet_gaussian"] = 9.0
+    shares = importance(campaign)
+    assert list(shares) == ["loss.kl_factor", "model.z_dim"]
+    assert shares["loss.kl_factor"] > 0.6
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_timeline_leaves_out_long_pauses_and_shows_resumed_trials_twice(charts: dict):
+    minutes = busy_minutes([(1000, 1060), (1030, 1120), (1150, 1180), (90_000, 90_060)])
+    assert [minutes(time) for time in (1000, 1150, 1180, 90_000, 90_060)] == [0, 2.5, 3, 3, 4]
+    campaign = make_campaign(2)
+    campaign.trials[0].spans.append([START + 4000, None])
+    campaign.trials[0].state = "running"
+    campaign_charts.timeline_chart(campaign)
+    labels, _, series = charts["timeline"]
+    assert labels == ["00000000", "9e3779b1"]
+    assert [(bars.name, list(bars.y)) for bars in series] == [("running", [0, 0]), ("finished", [1])]
+
+
+@pytest.mark.parametrize("stem", ["celeba-denoise", "faces-vae", "my-own"])
+def test_command_of_a_trial_trains_its_run(stem: str, tmp_path: Path):
+    """The command leads to the recipe of the campaign at the trial's point, whatever file the campaign came from."""
+    named = RECIPES / f"{stem}.yaml"
+    base = named if named.exists() else tmp_path / "base.yaml"
+    if base is not named:
+        base.write_text("model: {z_dim: 7}\ntask: {kind: drop, keep: 0.3}\n")
+    overrides = ["data.uri=/data/my faces", "optim.epochs=3", "optim.lr=1e-6", "search.trials=4", "name=c"]
+    campaign = make_campaign(3)
+    recipe = load_recipe(base, overrides)
+    campaign.stem, campaign.recipe = stem, recipe.model_dump(mode="json")
+    commands, file = trial_commands(campaign, tmp_path)
+    assert (file is None) == named.exists()
+    if file is not None:
+        (tmp_path / f"{stem}.yaml").write_bytes(file)
+    for trial in campaign.trials:
+        program, command, start, *words = shlex.split(commands[trial.run])
+        assert (program, command) == ("zpoint", "train")
+        assert Path(start).stem == stem
+        trained = load_recipe(recipe_path(start, RECIPES), words)
+        assert without_search(trained) == without_search(recipe.at(trial.point))
+
+
+def test_recipe_that_overrides_cannot_reach_is_written_beside_the_page(tmp_path: Path):
+    """A file with the name of a recipe of zpoint, but without a key that this one has."""
+    campaign = make_campaign(1)
+    campaign.stem = "celeba-denoise"  # with task.sigma, which the task of this recipe has not
+    _, file = trial_commands(campaign, tmp_path)
+    assert file is not None
+    (tmp_path / "celeba-denoise.yaml").write_bytes(file)
+    trained = load_recipe(tmp_path / "celeba-denoise.yaml", [])
+    assert without_search(trained) == without_search(check_recipe(campaign.recipe))
+
+
+def without_search(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(exclude={"search", "name"})
+
+
+@pytest.fixture
+def stored(monkeypatch: pytest.MonkeyPatch) -> Campaign:
+    """Store a made-up campaign `faces`."""
+    monkeypatch.setattr(report, "decode_run", decode_index)
+    campaign = make_campaign()
+    write_campaign(campaign)
+    return campaign
+
+
+def test_command_shows_a_campaign_and_writes_its_page(
+    stored: Campaign, zpoint: Callable, charts: dict, capsys: pytest.CaptureFixture[str]
+):
+    result = zpoint("campaign", "faces")
+    home = Path(os.environ["ZPOINT_HOME"])
+    assert result["report"] == str(home / "campaigns" / "faces" / "campaign.html")
+    assert Path(result["report"]).exists()
+    assert [trial["run"] for trial in result["trials"]] == [trial.run for trial in stored.trials]
+    assert Path(zpoint("campaign", "faces", "--out", "page")["report"]) == Path.cwd() / "page" / "campaign.html"
+    assert [row["campaign"] for row in zpoint("campaign")["campaigns"]] == ["faces"]
+
+
+def test_list_of_campaigns_names_their_state(stored: Campaign, zpoint: Callable):
+    stored.campaign, stored.state = "second", "unfinished"
+    write_campaign(stored)
+    text = zpoint("campaign")["text"]
+    assert text.splitlines()[0].startswith("faces   finished, 9 finished, 1 stopped")
+    assert text.splitlines()[1].startswith("second  unfinished, 9 finished")
+
+
+def test_unknown_campaign_is_refused(stored: Campaign, refused: Callable[..., str]):
+    assert "no campaign 'other'" in refused("campaign", "other")
+    assert "--out takes the folder of one campaign's report" in refused("campaign", "--out", "x")
+    Path("file").touch()
+    assert "--out file is a file: name a folder" in refused("campaign", "faces", "--out", "file")
+    assert "campaign 'faces' has no run '12345678'" in refused("promote", "faces", "--run", "12345678")
+    assert "no campaign 'a'" in refused("promote", "a", "--run", "12345678")
+    stored.pareto_front = []
+    write_campaign(stored)
+    assert "campaign 'faces' has no finished trial yet" in refused("study", "faces")
+    assert "no campaigns yet" not in refused("study", "faces")
