@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 from aecore.search_space import grid_size, parse_space
 from cluster.progress import Bar, read_states
@@ -152,11 +152,9 @@ class Screen:
                 self.stream.write(complete + newline)
         return len(text)
 
-    def flush(self) -> None:
-        self.stream.flush()
-
-    def isatty(self) -> bool:
-        return True
+    def __getattr__(self, name: str) -> Any:
+        """Return the stream's own attribute, such as `isatty` or `encoding`."""
+        return getattr(self.stream, name)
 
     @contextmanager
     def above(self) -> Iterator[None]:

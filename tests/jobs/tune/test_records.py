@@ -2,6 +2,7 @@
 
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +10,11 @@ from aecore.config import check_recipe
 from aecore.data.shards import Manifest
 from cluster import tracking
 from jobs.run_store import find_run, open_run
-from jobs.tune.campaign import Trial, open_campaign, read_campaign
+from jobs.tune import report
+from jobs.tune.campaign import Campaign, Trial, open_campaign, read_campaign
+from jobs.tune.mlflow_overview import TABLE_FILE
 from jobs.tune.records import Latest, recorded
+from jobs.tune.report import PAGE_FILE, PARETO_FILE
 from tests.jobs.runs import logged_epochs
 
 MANIFEST = Manifest(dataset="x", options={}, size=16, channels=3, encoding="png", splits={})
@@ -26,6 +30,15 @@ def silent_mlflow(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         yield
+
+
+@pytest.fixture(autouse=True)
+def small_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Write a report of two small files: drawing the charts of a real one takes seconds."""
+    paths = {name: tmp_path / name for name in (PAGE_FILE, PARETO_FILE)}
+    for name, path in paths.items():
+        path.write_text(name)
+    monkeypatch.setattr(report, "write_report", lambda campaign: paths)
 
 
 def run_campaign(state: str = "finished", epochs: int = 2) -> float:
@@ -76,6 +89,35 @@ def test_mlflow_gets_the_campaign_and_its_trials():
         "mlflow.parentRunId": campaign.run_id, "zpoint.campaign": campaign.campaign, "zpoint.state": "finished",
     }  # fmt: skip
     assert (logged_epochs(store.run_id), run.info.status) == ([1, 2], "FINISHED")
+    tags = {key: run.data.tags[key] for key in ("search.model.z_dim", "search.loss.kl_factor", "zpoint.front")}
+    assert tags == {"search.model.z_dim": "64", "search.loss.kl_factor": "1.0", "zpoint.front": "true"}
+
+    parent = tracking.client().get_run(campaign.run_id)
+    assert parent.info.status == "FINISHED"
+    metrics = {
+        key: parent.data.metrics[key] for key in ("best_psnr", "best_distance", "trials_finished", "hypervolume")
+    }
+    assert metrics == {"best_psnr": 20.0, "best_distance": 4.0, "trials_finished": 1.0, "hypervolume": 0.0}
+    assert [point.step for point in tracking.client().get_metric_history(campaign.run_id, "hypervolume")] == [1]
+    assert f"zpoint promote {campaign.campaign}" in parent.data.tags["mlflow.note.content"]
+    artifacts = [
+        file.path for folder in ("", "report") for file in tracking.client().list_artifacts(campaign.run_id, folder)
+    ]
+    assert {TABLE_FILE, f"report/{PAGE_FILE}", f"report/{PARETO_FILE}"} <= set(artifacts)
+
+
+@pytest.mark.usefixtures("tracking")
+def test_a_report_that_cannot_be_written_fails_no_campaign(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def refuse(campaign: Campaign) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(report, "write_report", refuse)
+    run_campaign()
+    assert "cannot be written: no space" in caplog.text
+    campaign = read_campaign(open_campaign(RECIPE, "x", MANIFEST).campaign)
+    assert campaign is not None
     assert tracking.client().get_run(campaign.run_id).info.status == "FINISHED"
 
 

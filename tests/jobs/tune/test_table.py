@@ -138,6 +138,7 @@ def test_terminal_shows_the_table_while_the_campaign_runs(
     monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
     with shown(campaign) as show:
         wait_until(lambda: len(terminal.lines) == 14)
+        assert (sys.stderr.isatty(), sys.stderr.encoding) == (True, terminal.encoding)
         campaign.trials.pop()
         show(campaign)
         wait_until(lambda: len(terminal.lines) == 13)
