@@ -62,7 +62,7 @@ def _run(campaign: Campaign, recipe: Recipe, manifest: Manifest, listeners: Sequ
             _search(run, recipe)
         finally:
             run.close()
-    if run.refused and not any(trial.state in ("finished", "stopped") for trial in campaign.trials):
+    if (run.refused or run.withheld) and not any(trial.state in ("finished", "stopped") for trial in campaign.trials):
         _refuse(run)
     if not campaign.best:
         reasons = "; ".join(dict.fromkeys(trial.reason for trial in campaign.trials if trial.reason))
@@ -91,7 +91,7 @@ def _refuse(run: CampaignRun) -> None:
             find_run(name).discard()
     discard(campaign)
     tracking.delete_run(campaign.run_id)
-    raise ValueError(list(run.refused.values())[-1])
+    raise ValueError(list((run.withheld | run.refused).values())[-1])
 
 
 def _search(run: CampaignRun, recipe: Recipe) -> None:

@@ -35,12 +35,14 @@ class CampaignRun:
         self.campaign, self.recipe, self.manifest, self.listeners = campaign, recipe, manifest, listeners
         self.search, self.space = recipe.search, recipe.search.dimensions
         self.running: dict[str, Trial] = {}
-        self.refused: dict[str, str] = {}  # the user's mistake that ended a run, or kept it from starting
+        self.refused: dict[str, str] = {}  # the user's mistake that ended a run
+        self.withheld: dict[str, str] = {}  # why a run is not this command's to train
         self._locks: dict[str, ExitStack] = {}  # by run; held here, since Ray may replace a trial's process
         self._outcomes: dict[str, tuple[State, str]] = {}  # by trial id
         self._clock: Callable[[], float] = lambda: campaign.seconds
         self._resumable = [trial for trial in campaign.trials if self._goes_on(trial)]
         self._plan = self._replicates = None
+        self._exhausted = False  # the plan has no further point
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its searcher for a restore; a campaign resumes from its own file."""
@@ -57,7 +59,8 @@ class CampaignRun:
         """Return True if there is a trial to train."""
         if self.spent():
             return False
-        return bool(self._resumable or self._num_searched() < self._max_searched() or self._missing_replicates())
+        searching = not self._exhausted and self._num_searched() < self._max_searched()
+        return bool(self._resumable or searching or self._missing_replicates())
 
     def next_trial(self) -> Trial | None:
         """Return the next trial to train, None if there is none, or none before a running one ends."""
@@ -67,8 +70,9 @@ class CampaignRun:
             if self._open(trial := self._resumable.pop(0)):
                 return trial
         invalid = 0
-        while self._num_searched() < self._max_searched() and invalid < MAX_INVALID:
-            if (point := self.plan.next()) is None:
+        while not self._exhausted and self._num_searched() < self._max_searched():
+            if invalid == MAX_INVALID or (point := self.plan.next()) is None:
+                self._exhausted = True
                 break
             try:
                 trial = self._new_trial(point)
@@ -81,8 +85,8 @@ class CampaignRun:
                 return trial
         if any(not trial.replicate_of for trial in self.running.values()):
             return None  # the best points are not known yet
-        while missing := self._missing_replicates():
-            if (trial := self._new_trial(*missing[0])) is not None and self._open(trial):
+        for point, run in self._missing_replicates():
+            if (trial := self._new_trial(point, run)) is not None and self._open(trial):
                 return trial
         return None
 
@@ -205,7 +209,7 @@ class CampaignRun:
             run_store = open_run(self.recipe.at(trial.point), self.campaign.stem, self.manifest)
         except ValueError as error:  # another process trains it, or it has more epochs
             lock.close()
-            self.refused[trial.run] = str(error)
+            self.withheld[trial.run] = str(error)
             self._end(trial, "lost", str(error))
             return False
         self._locks[trial.run] = lock
@@ -242,7 +246,8 @@ class CampaignRun:
         for run in self._replicates:
             for seed in range(first_seed + 1, first_seed + self.search.replicates):
                 point = trials[run].point | {"optim.seed": seed % 2**32}
-                if not any(trial.point == point for trial in self.campaign.trials):
+                name = run_name(self.recipe.at(point), self.campaign.stem, self.manifest)
+                if self.campaign.trial(name) is None:
                     points.append((point, run))
         return points
 

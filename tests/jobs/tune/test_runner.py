@@ -174,6 +174,32 @@ def test_replicates_of_the_best_points_are_ranked_by_their_mean():
     assert not CampaignRun(campaign, trainings.recipe, MANIFEST).has_work()
 
 
+def test_search_ends_when_no_point_is_a_recipe():
+    trainings = Trainings(epochs=3, space={"model.z_dim": [2]})
+    optim = trainings.recipe.optim.model_copy(update={"warmup": 5.0})  # of more epochs than the run has
+    trainings.run.recipe = trainings.recipe.model_copy(update={"optim": optim})
+    assert trainings.run.next_trial() is None
+    assert trainings.run.finished()
+
+
+def test_longer_run_of_another_command_is_withheld():
+    longer = Trainings(trials=1)
+    run = longer.next()
+    find_run(run).save_epoch(9, {"valid_psnr": 20.0}, [], None)
+    longer.run.close()
+    other = Trainings(Campaign("other", "", "", "x", longer.recipe.model_dump(mode="json")), trials=1, epochs=5)
+    assert other.run.next_trial() is None
+    assert (states(other.campaign), other.run.refused) == (["lost"], {})
+    assert "has 9 epochs, optim.epochs=5 are fewer" in other.run.withheld[run]
+
+
+def test_replicates_of_a_searched_seed_are_not_trained_twice():
+    trainings = Trainings(trials=2, replicates=2, stop="none", space={"optim.seed": [0, 1], "model.z_dim": [2]})
+    campaign = trainings.train_all((20, 5), (21, 6))
+    assert len(campaign.trials) == 2
+    assert trainings.run.finished()
+
+
 def test_run_that_another_command_has_finished_is_taken_over():
     trainings = Trainings(trials=1)
     run = trainings.next()
