@@ -1,4 +1,4 @@
-"""When a trial of a campaign stops early: MO-ASHA's rungs (Schmucker 2021) and dead models."""
+"""Early stopping of the trials of a campaign: MO-ASHA's rungs (Schmucker 2021) and dead models."""
 
 import numpy as np
 

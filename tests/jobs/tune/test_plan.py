@@ -43,7 +43,7 @@ def test_first_points_come_first_and_none_comes_twice():
 
 
 def test_start_fills_the_space():
-    """Of eight points each quarter of kl_factor's range has two, and of random ones rarely so."""
+    """Check that each quarter of the range of kl_factor has two of eight points."""
     plan = plan_with()
     points = [plan.next() for _ in range(8)]
     quarters = [math.log10(point["loss.kl_factor"]) + 2 for point in points if point]
