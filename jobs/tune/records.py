@@ -145,6 +145,7 @@ class MlflowRuns:
         else:
             name, dataset = self.campaign.campaign, self.campaign.dataset
             params = dict(tracking.flatten(self.recipe.model_dump(mode="json")))
+            params = {key: value for key, value in params.items() if key not in self.recipe.search.space}
             labels = {"zpoint.run": name, "zpoint.dataset": dataset, tracking.KEY_TAG: self.campaign.key}
             self.campaign.run_id = tracking.create_run(name, params, labels)
         self._started = True

@@ -16,6 +16,7 @@ from jobs.dataset import open_dataset
 from jobs.run_store import find_run, lock_run, run_name
 from jobs.tune.campaign import campaign_file, lock_campaign, read_campaign
 from jobs.tune.job import tune
+from jobs.tune.lookup import expand_campaigns
 from jobs.tune.selection import choose_best, score
 from tests.jobs.conftest import RECIPE, small_trainings
 from tests.jobs.runs import logged_epochs
@@ -67,7 +68,19 @@ def test_campaign_runs_and_logs_each_trial(finished_campaign: dict[str, Any]):
         assert tracking.client().get_run(run_store.run_id).info.status == "FINISHED"
     campaign_run = tracking.client().get_run(finished_campaign["run_id"])
     assert (campaign_run.info.status, campaign_run.data.params["search.trials"]) == ("FINISHED", "3")
-    assert [file.path for file in tracking.client().list_artifacts(campaign_run.info.run_id)] == ["campaign.json"]
+    assert not {"model.z_dim", "loss.kl_factor"} & set(campaign_run.data.params)  # each trial has its own
+    artifacts = tracking.client().list_artifacts(campaign_run.info.run_id)
+    assert sorted(file.path for file in artifacts) == ["campaign.json", "report", "trials.json"]
+
+
+@on_ray
+def test_finished_campaign_has_its_report_and_promotes_any_of_its_runs(finished_campaign: dict[str, Any], zpoint):
+    page = Path(os.environ["ZPOINT_HOME"], "campaigns", "three", "campaign.html").read_text()
+    assert page.count('src="data:image/webp') == 2 * 3
+    other = next(trial["run"] for trial in finished_campaign["trials"] if trial["run"] != finished_campaign["best"])
+    promoted = zpoint("promote", "three", "--run", other.removeprefix("tiny-"), "--alias", "other")
+    assert promoted["run"] == other
+    assert expand_campaigns(["three", other]) == [*finished_campaign["pareto_front"], other]
 
 
 @on_ray
