@@ -45,6 +45,7 @@ def shown(campaign: Campaign) -> Iterator["CampaignDisplay"]:
             finished.set()
             thread.join()
             screen.draw([])
+    display.bar.set(*count_epochs(display.campaign, {}))
     print(display.bar.line(), file=sys.stderr)
 
 

@@ -145,10 +145,12 @@ def test_terminal_shows_the_table_while_the_campaign_runs(
         logging.getLogger("x").warning("trial lost")
         print("a print")
         wait_until(lambda: terminal.lines[:2] == ["trial lost", "a print"] and len(terminal.lines) == 15)
+        campaign.state = "finished"
+        show(campaign)
     assert (sys.stderr, handler.stream) == (terminal, terminal)
     assert terminal.lines[:2] == ["trial lost", "a print"]
     assert len(terminal.lines) == 3
-    assert terminal.lines[2].startswith("faces: 220/240 epochs  91 %")
+    assert terminal.lines[2].startswith("faces: 220/220 epochs  100 %")
 
 
 def test_live_table_shows_published_steps_and_fits_the_terminal(campaign: Campaign, monkeypatch: pytest.MonkeyPatch):
