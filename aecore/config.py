@@ -147,7 +147,7 @@ class Optim(Section):
         default=10, description="Epochs to train; more of them continue a finished run, unless schedule is cosine."
     )
     batch: Count = Field(default=64, description="Images in a global batch, split over the workers.")
-    lr: Annotated[float, Field(gt=0, le=1e3)] = Field(default=1e-3, description="Learning rate after the warmup.")
+    lr: Annotated[float, Field(gt=0, le=1e30)] = Field(default=1e-3, description="Learning rate after the warmup.")
     warmup: Epochs = Field(
         default=0.0, description="Epochs during which the learning rate rises linearly; fewer than epochs."
     )

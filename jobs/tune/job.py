@@ -65,8 +65,8 @@ def _run(campaign: Campaign, recipe: Recipe, manifest: Manifest, listeners: Sequ
     if (run.refused or run.withheld) and not any(trial.state in ("finished", "stopped") for trial in campaign.trials):
         _refuse(run)
     if not campaign.best:
-        reasons = "; ".join(dict.fromkeys(trial.reason for trial in campaign.trials if trial.reason))
-        raise RuntimeError(f"no trial of campaign '{campaign.campaign}' has finished alive: {reasons}")
+        reasons = dict.fromkeys(trial.reason or "no active units" for trial in campaign.trials)
+        raise RuntimeError(f"campaign '{campaign.campaign}' has no model to choose: {'; '.join(reasons)}")
 
 
 def _result(campaign: Campaign, already_finished: bool) -> dict[str, Any]:

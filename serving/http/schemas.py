@@ -42,7 +42,9 @@ class DecodeRequest(Options):
 
 class SampleRequest(Options):
     sampler: str | None = Field(
-        default=None, description=f"one of {', '.join(SAMPLERS)}; by default the best one of the model, see /v1/model"
+        default=None,
+        examples=["normal"],
+        description=f"one of {', '.join(SAMPLERS)}; by default the best one of the model, see /v1/model",
     )
     n: int = Field(default=1, strict=True, ge=1, description="number of z-points")
     seed: Annotated[Seed, Field(strict=True)] = None
@@ -231,12 +233,16 @@ def request_inputs(
 ) -> dict[str, Any]:
     """Return FastAPI's `openapi_extra` of a route that takes a JSON `json_model` or one of binary `media_types`.
 
-    The keys of `options` may stand in the URL's query instead.
+    The keys of `options` may stand in the URL's query instead. Only empty defaults are named there: Swagger UI sends
+    the others, and the endpoint refuses an option that is in the query and in the body.
     """
     schema = TypeAdapter(json_model).json_schema()
     content = {JSON: {"schema": _inline(schema)}, **_binary(media_types)}
     keys = options.model_json_schema().get("properties", {})
-    query = [{"name": name, "in": "query", "schema": key, "required": False} for name, key in keys.items()]
+    query = [{"name": name, "in": "query", "required": False, "schema": key} for name, key in keys.items()]
+    for parameter in query:
+        if parameter["schema"].get("default"):
+            del parameter["schema"]["default"]
     return {"requestBody": {"required": required, "content": content}} | ({"parameters": query} if query else {})
 
 

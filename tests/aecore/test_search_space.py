@@ -99,7 +99,7 @@ def test_space_is_given_by_key_or_whole(tmp_path: Path):
         ('search.space={"optim.lr":[-1],"optim.batch":"int(0,4)"}', ["space.optim.lr", "space.optim.batch"]),
         ('search.first=[{"loss.kl_factor":1}]', ["point 1 needs a value of model.z_dim, loss.kl_factor"]),
         ('search.first=[{"loss.kl_factor":99,"model.z_dim":64}]', ["point 1, loss.kl_factor", "log(0.003, 30)"]),
-        ("search.parallel=0", ["search.parallel: takes auto, or a number of trials (got 0)"]),
+        ("search.parallel=0", ["search.parallel: takes auto, or a number of trials, 1 to 10000 (got 0)"]),
         ("search.z_dim=[16,32]", ["write search.space.model.z_dim=[16, 32]"]),
         ("search.kl_factor=[0.1,10]", ["write 'search.space.loss.kl_factor=log(0.1, 10)'"]),
     ],

@@ -85,10 +85,10 @@ def test_the_runtime_env_exports_code_and_settings_but_no_token(monkeypatch: pyt
     assert all((Path(folder) / "__init__.py").is_file() for folder in runtime_env["py_modules"])
 
 
-def test_workers_get_the_s3_keys_by_a_hook_that_ray_does_not_show(monkeypatch: pytest.MonkeyPatch):
+def test_workers_get_the_secrets_by_a_hook_that_ray_does_not_show(monkeypatch: pytest.MonkeyPatch):
     keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_SESSION_TOKEN": "session"}
     environment = {"py_modules": ["a"], "env_vars": {"AWS_REGION": "eu-west-1", **keys}}
-    hidden = ray_connection._hide_s3_keys(environment)
+    hidden = ray_connection._hide_secrets(environment)
     set_keys = hidden.pop("worker_process_setup_hook")
     assert hidden == {"py_modules": ["a"], "env_vars": {"AWS_REGION": "eu-west-1"}}
     for name in keys:
@@ -96,7 +96,7 @@ def test_workers_get_the_s3_keys_by_a_hook_that_ray_does_not_show(monkeypatch: p
     set_keys()
     assert {name: os.environ[name] for name in keys} == keys
     without_keys = {"env_vars": {"AWS_REGION": "eu-west-1"}}
-    assert ray_connection._hide_s3_keys(without_keys) == without_keys
+    assert ray_connection._hide_secrets(without_keys) == without_keys
 
 
 @pytest.fixture
@@ -137,7 +137,8 @@ def test_a_cluster_is_joined_with_our_code_except_inside_a_job(init_options: lis
     modules = [Path(module).name for module in joined["runtime_env"]["py_modules"]]
     assert modules == ["aecore", "cluster", "jobs", "serving"]
     assert "not-for-all" not in str(joined)
-    assert inside_job["runtime_env"] is None
+    assert list(inside_job["runtime_env"]) == ["worker_process_setup_hook"]  # the rest is the job's
+    assert "not-for-all" not in str(inside_job)
 
 
 @pytest.mark.parametrize(("host", "mode"), [("127.0.0.1", "token"), ("head", None)])

@@ -12,8 +12,8 @@ from jobs.commands.runs import list_runs
 @pytest.mark.usefixtures("tracking")
 def test_demo_runs_every_step_and_a_second_call_resumes(ray_cluster, capsys, monkeypatch):
     monkeypatch.setattr(demo_module, "QUICK", demo_module.DemoSize(images=120, epochs=1, trials=1, trial_epochs=1))
-    small_net = "model.channels=[8,8,8,8]"
-    monkeypatch.setattr(demo_module, "load_recipe", lambda path, overrides: load_recipe(path, [*overrides, small_net]))
+    small = ["model.channels=[8,8,8,8]", "optim.batch=2", "optim.lr=0.01"]  # a net that is alive after one epoch
+    monkeypatch.setattr(demo_module, "load_recipe", lambda path, overrides: load_recipe(path, [*overrides, *small]))
     result = demo_module.demo(quick=True)
     picture = np.asarray(Image.open(result["picture"]))
     assert picture.shape[2] == 3

@@ -89,10 +89,20 @@ def test_entrypoint_quotes_its_words_and_uploads_the_recipe(tmp_path: Path, on_t
     Path("sub").mkdir()
     recipe = Path("sub/my recipe.yaml")
     recipe.write_text("name: mine")
-    entrypoint = submit_module._make_entrypoint(["train", str(recipe), "name=a b; rm"], tmp_path, on_this_machine)
+    argv = ["train", str(recipe), "name=a b; rm"]
+    entrypoint = submit_module._make_entrypoint(argv, tmp_path, on_this_machine, secrets={})
     folder, python = shlex.quote(os.getcwd()), shlex.quote(sys.executable)
     assert entrypoint == f"uploaded=$PWD; {command.format(folder=folder, python=python)}"
     assert (tmp_path / "my recipe.yaml").read_text() == "name: mine"
+
+
+def test_secrets_go_to_a_file_that_the_command_reads_and_deletes(tmp_path: Path):
+    text = "it's $HOME"
+    entrypoint = submit_module._make_entrypoint(["doctor"], tmp_path, False, secrets={"MLFLOW_TRACKING_TOKEN": text})
+    assert text not in entrypoint
+    command = entrypoint.partition("exec ")[0] + 'printf %s "$MLFLOW_TRACKING_TOKEN"'
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True).stdout == text
+    assert not list(tmp_path.iterdir())
 
 
 def test_job_gets_the_settings_and_on_another_machine_no_default_folder_of_this_one(
@@ -102,6 +112,8 @@ def test_job_gets_the_settings_and_on_another_machine_no_default_folder_of_this_
     monkeypatch.delenv("ZPOINT_CACHE")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "session")
     monkeypatch.setenv("ZPOINT_TOKEN", "not-for-jobs")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_EC2_METADATA_DISABLED"):  # of tests/conftest.py
+        monkeypatch.delenv(name, raising=False)
     settings = {"AWS_SESSION_TOKEN": "session", "RAY_JOB_STOP_WAIT_TIME_S": "15"}
     home = {"ZPOINT_HOME": str(Path(".zpoint").absolute())}
     assert submit_module._job_runtime_env(True)["env_vars"] == settings | home

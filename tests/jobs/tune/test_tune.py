@@ -206,7 +206,7 @@ def test_trial_whose_process_is_killed_resumes_and_a_lost_one_is_tried_again(tin
         finally:
             killer.join()
 
-    with pytest.raises(RuntimeError, match=r"no trial of campaign 'killed' has finished alive: .*died"):
+    with pytest.raises(RuntimeError, match=r"campaign 'killed' has no model to choose: .*died"):
         run("scale.max_failures=0")
     lost = read_campaign("killed")
     assert lost is not None
