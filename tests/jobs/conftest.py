@@ -25,7 +25,7 @@ from jobs.train.job import train
 
 FS = pafs.LocalFileSystem()
 SIZE = 16
-PROGRESS = re.compile(r"\S+: [\d,/]+ (images|epochs)  ")
+PROGRESS = re.compile(r"\S+: [\d,/]+ (images|epochs)  |trial \S+ \(.*\) lost, ")
 RECIPE = """
 model: {z_dim: 3, channels: [4, 4, 4, 4], norm: group}
 optim: {epochs: 2, batch: 8}
