@@ -19,6 +19,7 @@ import pytest
 
 from cluster.ray_compat import ray_api_address
 from cluster.ray_connection import runtime_env
+from cluster.settings import EXPORTED_VARIABLES
 from jobs.commands import submit as submit_module
 from jobs.commands.submit import _connect, job_logs, list_jobs, stop_job, submit
 
@@ -108,12 +109,10 @@ def test_secrets_go_to_a_file_that_the_command_reads_and_deletes(tmp_path: Path)
 def test_job_gets_the_settings_and_on_another_machine_no_default_folder_of_this_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.delenv("ZPOINT_HOME")
-    monkeypatch.delenv("ZPOINT_CACHE")
+    for name in EXPORTED_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SESSION_TOKEN", "session")
     monkeypatch.setenv("ZPOINT_TOKEN", "not-for-jobs")
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_EC2_METADATA_DISABLED"):  # of tests/conftest.py
-        monkeypatch.delenv(name, raising=False)
     settings = {"AWS_SESSION_TOKEN": "session", "RAY_JOB_STOP_WAIT_TIME_S": "15"}
     home = {"ZPOINT_HOME": str(Path(".zpoint").absolute())}
     assert submit_module._job_runtime_env(True)["env_vars"] == settings | home
