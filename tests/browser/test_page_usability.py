@@ -99,7 +99,7 @@ def test_docs_need_no_token_until_a_route_is_tried(open_page):
         page.get_by_role("button", name="POST /v1/sample Sample").click()
         page.get_by_role("button", name="Try it out").click()
         page.get_by_role("button", name="Execute").click()
-        page.wait_for_function("document.querySelector('.response img')?.naturalWidth > 0")
+        page.wait_for_function("() => document.querySelector('.response img')?.naturalWidth > 0")
         page = open_page(url, allowed="401")
         page.get_by_role("textbox", name="Token").fill(TOKEN)
         page.get_by_role("button", name="Continue", exact=True).click()
