@@ -1,0 +1,76 @@
+"""Images as callers have them: paths, bytes of files, PIL images and arrays. Needs numpy and Pillow alone."""
+
+import os
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps
+
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+ImageInputs: TypeAlias = ImageInput | Sequence[ImageInput]
+
+
+def read_images(images: ImageInputs) -> list[bytes | np.ndarray]:
+    """Return each image as the bytes of its file or as uint8 (H, W, 1 or 3).
+
+    `images` is one image or a sequence of them: a path, the bytes of a file, a PIL image, or an array (H, W),
+    (H, W, 1 or 3), or (n, H, W) and (n, H, W, 1 or 3) of several, uint8 or floats in [0, 1]. Raises ValueError for
+    anything else, and OSError for a file that cannot be read.
+    """
+    if isinstance(images, np.ndarray):
+        return list(_to_uint8(images))
+    if isinstance(images, bytes | bytearray | memoryview):
+        return [bytes(images)]
+    if isinstance(images, str | os.PathLike):
+        with open(images, "rb") as file:
+            return [file.read()]
+    if isinstance(images, Image.Image):
+        return [_from_pillow(images)]
+    if isinstance(images, Sequence):
+        return [image for item in images for image in read_images(item)]
+    raise ValueError(f"an image is a path, bytes, a PIL image or an array, not {type(images).__name__}")
+
+
+def _to_uint8(array: np.ndarray) -> np.ndarray:
+    """Return an array of one or several images as uint8 (n, H, W, 1 or 3)."""
+    array = np.asarray(array)
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3)):
+        array = array[None]
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[-1] not in (1, 3) or not array.size:
+        raise ValueError(f"an array of shape {array.shape} holds no images: it takes (n, H, W, 1 or 3)")
+    if array.dtype.kind == "f":
+        if not (array.min() >= 0 and array.max() <= 1):  # also for NaN
+            raise ValueError("images of floats take values in [0, 1]; convert others to uint8")
+        return np.rint(array.astype(np.float32) * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise ValueError(f"images are uint8 or floats in [0, 1], not {array.dtype}")
+    return array
+
+
+def _from_pillow(image: Image.Image) -> np.ndarray:
+    upright = ImageOps.exif_transpose(image) or image
+    if upright.mode in ("1", "L"):
+        return np.asarray(upright.convert("L"))[..., None]
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    return np.asarray(upright.convert("RGB"))
+
+
+def split_ends(ends: ImageInputs) -> tuple[np.ndarray | ImageInput, np.ndarray | ImageInput]:
+    """Return the two ends of an interpolation: z-points (z_dim,) or images. Raises ValueError for another number."""
+    if not isinstance(ends, np.ndarray | Sequence) or isinstance(ends, str | bytes) or len(ends) != 2:
+        count = len(ends) if isinstance(ends, np.ndarray | list | tuple) else 1
+        raise ValueError(f"{count} z-points or images: interpolation needs two")
+    return ends[0], ends[1]  # pyright: ignore[reportReturnType]
+
+
+def is_z_point(end: object) -> bool:
+    """Return if an end of an interpolation is a z-point: a vector of numbers, as no image is."""
+    if not isinstance(end, np.ndarray | list | tuple):
+        return False
+    vector = np.asarray(end)
+    return vector.ndim == 1 and vector.dtype.kind in "fiu"

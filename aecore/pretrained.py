@@ -1,0 +1,128 @@
+"""A finished model for notebooks and scripts: numpy arrays, PIL images and paths in, numpy arrays out."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import torch
+from torch import Tensor
+
+from aecore.config import Recipe
+from aecore.data.image_input import ImageInputs, is_z_point, read_images, split_ends
+from aecore.data.images import decode_image, fit_square
+from aecore.errors import one_line
+from aecore.latent.arrays import Images, ZPoints
+from aecore.latent.interpolation import INTERPOLATIONS
+from aecore.latent.samplers import LatentStats, sample
+from aecore.model.autoencoder import ImageShape, to_float
+from aecore.training.checkpoint import SavedModel, load_model
+
+BATCH = 64  # images or z-points a call of the network
+
+
+@dataclass(frozen=True)
+class PretrainedModel:
+    """A finished model; `aecore.load` returns one. Its methods are those of `serving.client.Client`."""
+
+    saved: SavedModel
+
+    @property
+    def z_dim(self) -> int:
+        """The number of latent dimensions."""
+        return self.saved.model.z_dim
+
+    @property
+    def image(self) -> ImageShape:
+        """The size and channels of the decoded images."""
+        return self.saved.model.image
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that the model was trained by."""
+        return self.saved.recipe
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the last epoch and of the test images."""
+        return self.saved.metrics
+
+    @property
+    def latents(self) -> LatentStats:
+        """The statistics of the training images' z-points that the samplers take."""
+        return self.saved.latents
+
+    def encode(self, images: ImageInputs) -> ZPoints:
+        """Return the z-points float32 (n, z_dim), the means of q(z|x), of images in any form of `read_images`.
+
+        They are cropped to squares and resized. Raises ValueError for what is no image.
+        """
+        shape = self.image
+        arrays = [decode_image(item) if isinstance(item, bytes) else item for item in read_images(images)]
+        if not arrays:
+            raise ValueError("there are no images to encode")
+        batch = torch.from_numpy(np.stack([fit_square(array, shape.size, shape.channels) for array in arrays]))
+        with torch.inference_mode():
+            means = [self.saved.model.encode(to_float(x.to(self._device))).mean.cpu() for x in batch.split(BATCH)]
+        return ZPoints(torch.cat(means).numpy())
+
+    def decode(self, z: np.ndarray) -> Images:
+        """Return the images uint8 (n, size, size, channels) of z-points (n, z_dim), or of one, (z_dim,).
+
+        Raises ValueError if their shape differs or a number is not finite.
+        """
+        points = np.atleast_2d(np.asarray(z, np.float32))
+        if points.ndim != 2 or points.shape[1] != self.z_dim or not len(points):
+            raise ValueError(f"z has the shape {np.shape(z)}: this model takes (n, {self.z_dim})")
+        if not np.isfinite(points).all():
+            raise ValueError("z holds NaN or infinity: every component must be a finite float32")
+        batches = torch.from_numpy(np.ascontiguousarray(points)).split(BATCH)
+        return Images(torch.cat([self.saved.model.decode(x.to(self._device)).cpu() for x in batches]).numpy(), points)
+
+    def sample(self, sampler: str = "normal", n: int = 1, seed: int = 0, **parameters: float) -> Images:
+        """Return the images of `n` z-points of a sampler, with `z` and `seed`; `parameters` are the sampler's.
+
+        Raises ValueError for an unknown sampler or parameter.
+        """
+        images = self.decode(sample(sampler, n, self.latents, seed, **parameters).numpy())
+        images.seed = seed
+        return images
+
+    def interpolate(self, ends: ImageInputs, steps: int = 8, path: str = "straight") -> Images:
+        """Return the images of `steps` z-points from one end to the other, with `z`.
+
+        `ends` are two z-points, as (2, z_dim) or a pair of (z_dim,), or two images, or one of each. `path` is one of
+        `aecore.latent.interpolation.INTERPOLATIONS`. Raises ValueError for other ends or another path.
+        """
+        if path not in INTERPOLATIONS:
+            raise ValueError(f"unknown path '{path}': it takes one of {', '.join(INTERPOLATIONS)}")
+        start, end = (torch.from_numpy(self._to_z(item)) for item in split_ends(ends))
+        points = self._neighbours_of_paths
+        return self.decode(INTERPOLATIONS[path](start, end, steps, points).numpy())
+
+    def _to_z(self, end: np.ndarray | ImageInputs) -> np.ndarray:
+        return np.asarray(end, np.float32) if is_z_point(end) else np.asarray(self.encode(end))[0]
+
+    @property
+    def _neighbours_of_paths(self) -> Tensor:
+        return self.latents["mean"][None]
+
+    @property
+    def _device(self) -> torch.device:
+        return self.saved.model.device
+
+
+def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> PretrainedModel:
+    """Load a model folder; see `aecore.load`."""
+    uri = os.fspath(path)
+    try:
+        fs, root = pafs.FileSystem.from_uri(uri if "://" in uri else Path(uri).expanduser().absolute().as_uri())
+        if fs.get_file_info(f"{root}/model/config.json").type is not pafs.FileType.NotFound:  # of a run
+            root = f"{root}/model"
+        return PretrainedModel(load_model(fs, root, device))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"no finished model at {uri}: name the folder of a run, or of its model") from None
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"cannot open {uri}: {one_line(error)}; it takes a path, file:// or s3://") from None
