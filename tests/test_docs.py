@@ -29,7 +29,7 @@ SHELL = [
     if page not in ("docs/cli.md", "CHANGELOG.md")
 ]  # fmt: skip
 REQUESTS = sorted(
-    {line for _, line in SHELL if re.match(r"curl |zpoint (decode|sample|reconstruct|interpolate) ", line)}
+    {line for _, line in SHELL if re.match(r"curl .*:8000/|zpoint (decode|sample|reconstruct|interpolate) ", line)}
 )
 ZPOINT = [(page, line.split("#")[0]) for page, line in SHELL if line.startswith("zpoint ")]
 PYTHON = [(page, block) for page, text in PAGES.items() for block in re.findall(r"(?s)```python\n(.*?)```", text)]

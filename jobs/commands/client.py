@@ -31,7 +31,7 @@ def sample(url: str, out: str, sampler: str | None, n: int, seed: int, overrides
     `overrides` are parameters of the sampler, as in ["boundary=3"].
     """
     _check_out(out)
-    parameters = {name: _parse_float(name, value) for name, value in _parse_parameters(overrides)}
+    parameters: dict[str, Any] = {name: _parse_float(name, value) for name, value in _parse_parameters(overrides)}
     with _client(url) as client:
         if _is_png(out):
             return _write(out, client.sample_png(sampler, n, seed, **parameters), n)
@@ -48,8 +48,9 @@ def reconstruct(url: str, out: str, image_path: str, task: str, seed: int, overr
     images = _read_images(image_path)
     with _client(url) as client:
         parameters = dict(_parse_parameters(overrides))
-        reconstructed, corrupted = client.reconstruct_with_input(images, task, seed, **parameters)
-    data = to_png(grid([corrupted, reconstructed])) if _is_png(out) else to_npy(reconstructed)
+        reconstructed = client.reconstruct(images, task, seed, **parameters)
+    assert reconstructed.corrupted is not None
+    data = to_png(grid([reconstructed.corrupted, reconstructed])) if _is_png(out) else to_npy(reconstructed)
     return _write(out, data, len(reconstructed))
 
 
@@ -60,8 +61,7 @@ def interpolate(url: str, out: str, start: str, end: str, steps: int, path: str)
     """
     _check_out(out)
     with _client(url) as client:
-        ends = np.stack([_read_end(client, start), _read_end(client, end)])
-        images = client.interpolate(ends, steps, path)
+        images = client.interpolate([_read_end(start), _read_end(end)], steps, path)
     return _write(out, to_png(grid([images])) if _is_png(out) else to_npy(images), len(images))
 
 
@@ -69,15 +69,17 @@ def _client(url: str) -> Client:
     return Client(url, settings().token)
 
 
-def _read_end(client: Client, path: str) -> np.ndarray:
-    z = _read_npy(path, "a z-point") if path.endswith(".npy") else client.encode(_read_images(path))
+def _read_end(path: str) -> np.ndarray | str:
+    if not path.endswith(".npy"):
+        return path
+    z = _read_npy(path, "a z-point")
     if z.ndim not in (1, 2) or z.size != z.shape[-1]:
         raise ValueError(f"{path} has the shape {z.shape}, but an end takes one z-point, (z_dim,) or (1, z_dim)")
-    return z.reshape(-1).astype(np.float32)
+    return z.reshape(-1)
 
 
-def _read_images(path: str) -> np.ndarray | list[bytes]:
-    return _read_npy(path, "images") if path.endswith(".npy") else [Path(path).read_bytes()]
+def _read_images(path: str) -> np.ndarray | str:
+    return _read_npy(path, "images") if path.endswith(".npy") else path
 
 
 def _read_npy(path: str, content: str) -> np.ndarray:

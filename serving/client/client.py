@@ -10,33 +10,38 @@ import io
 import itertools
 import json
 import random
+import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 from urllib.parse import urlencode
 
 import httpx2
 import numpy as np
 from PIL import Image
 
+from aecore.data.image_input import ImageInputs, is_z_point, read_images, split_ends
+from aecore.latent.arrays import Images, ZPoints
 from cluster.network import bypasses_proxies, describe_proxy_error, proxy_hint
 
 PNG, NPY, JSON, PROBLEM = "image/png", "application/x-npy", "application/json", "application/problem+json"
+MODEL_HEADER = "X-Zpoint-Model"
 FIRST_DELAY_S, MAX_DELAY_S = 0.2, 5.0  # before a retry; each delay is twice the one before
 MAX_ATTEMPTS = 8  # within 16 s: a replica that died has been replaced by then
 MAX_CONNECT_ATTEMPTS = 5  # within 3 s, if the connection is refused
 MAX_RETRY_AFTER_S = 30.0  # a response with a longer Retry-After is not retried
 CONNECT_TIMEOUT_S = 5.0
+MAX_RESTARTS = 3  # of an operation of several requests if the endpoint's model changes meanwhile
 
-ImageInput = np.ndarray | Sequence[bytes]  # uint8 (n, H, W, 1 or 3), or image files
-ArrayPair = tuple[np.ndarray, np.ndarray]
+Version: TypeAlias = str | int
 # What the methods return: values in Client, awaitables of them in AsyncClient.
-ArrayT = TypeVar("ArrayT")
+ImagesT = TypeVar("ImagesT")
+ZT = TypeVar("ZT")
 BytesT = TypeVar("BytesT")
-PairT = TypeVar("PairT")
 DictT = TypeVar("DictT")
+T = TypeVar("T")
 
 
 class EndpointError(ValueError):
@@ -49,28 +54,46 @@ class EndpointError(ValueError):
 
 @dataclass(frozen=True)
 class Request:
-    """An HTTP request and the function that parses its response. A request with a body is a POST."""
+    """An HTTP request. One with a body is a POST; `model` is the version that has to answer it, "" for any."""
 
     path: str
     accept: str
-    parse: Callable[[httpx2.Response], Any]
     content_type: str = ""
     body: bytes | None = None
+    model: str = ""
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of httpx2's `request`."""
-        headers = {"Accept": self.accept} | ({"Content-Type": self.content_type} if self.content_type else {})
-        return {"method": "POST" if self.body else "GET", "url": self.path, "headers": headers, "content": self.body}
+        headers = {"Accept": self.accept, "Content-Type": self.content_type, MODEL_HEADER: self.model}
+        return {
+            "method": "POST" if self.body else "GET", "url": self.path, "content": self.body,
+            "headers": {name: value for name, value in headers.items() if value},
+        }  # fmt: skip
 
 
-class _Endpoint(Generic[ArrayT, BytesT, PairT, DictT]):
+@dataclass(frozen=True)
+class Limits:
+    """What one request takes: z-points or images, bytes of its body, pixels of its images."""
+
+    points: int
+    body: int
+    pixels: int
+
+
+SMALL = Limits(points=64, body=4 << 20, pixels=8_000_000)  # what every endpoint takes: its limits are not asked for
+# A call of a client: it yields requests, gets their responses (or EndpointError raised), and returns the result.
+Operation: TypeAlias = Generator[Request, httpx2.Response, T]
+
+
+class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT]):
     """The methods of both clients, and when a request is retried; the subclasses send it."""
 
     _http_class: ClassVar[type]
 
     def __init__(self, url: str, token: str = "", timeout: float = 60.0):
         self._url, self._timeout = url.rstrip("/"), timeout
+        self._limits: tuple[str, Limits] | None = None  # with the model that has them
         try:
             self._http = self._http_class(
                 base_url=self._url,
@@ -83,77 +106,164 @@ class _Endpoint(Generic[ArrayT, BytesT, PairT, DictT]):
                 raise EndpointError(f"no proxy for {self._url}: {proxy_error}, or add the host to NO_PROXY") from None
             raise EndpointError(f"'{url}' is no URL: {error}") from None
 
-    def decode(self, z: np.ndarray) -> ArrayT:
-        """Return the images uint8 (n, size, size, channels) of z-points `z` (n, z_dim), floats."""
-        return self._send(Request("/v1/decode", NPY, parse_npy, NPY, to_npy(z)))
+    def decode(self, z: np.ndarray, *, version: Version = "") -> ImagesT:
+        """Return the images uint8 (n, size, size, channels) of z-points (n, z_dim), or of one, (z_dim,), as `Images`.
 
-    def decode_png(self, z: np.ndarray) -> BytesT:
-        """Return one PNG of the images of `z` (n, z_dim): a grid if there are several."""
-        return self._send(Request("/v1/decode", PNG, _parse_bytes, NPY, to_npy(z)))
-
-    def sample(self, sampler: str | None = None, n: int = 1, seed: int | None = None, **parameters: float) -> ArrayT:
-        """Return the images uint8 (n, size, size, channels) of `n` z-points; a seed repeats them.
-
-        Without a `sampler` they are of the one that serves the model best.
+        z-points that a client returned are decoded by the version that they are of. Otherwise `version` names it
+        (`7` or `zpoint/7`), and without one any answers. EndpointError 409: the endpoint serves another one.
         """
-        return self._send(_sample_request(sampler, n, seed, parameters, NPY, parse_npy))
+        return self._run(self._decode(to_z(z), _pin(version, z)))
+
+    def decode_png(self, z: np.ndarray, *, version: Version = "") -> BytesT:
+        """Return one PNG of the images of `z`, as in `decode`: a grid if there are several."""
+        return self._run(_content(Request("/v1/decode", PNG, NPY, to_npy(to_z(z)), _pin(version, z))))
+
+    def sample(
+        self, sampler: str | None = None, n: int = 1, seed: int | None = None, *, version: Version = "",
+        **parameters: float,
+    ) -> ImagesT:  # fmt: skip
+        """Return the images uint8 (n, size, size, channels) of `n` z-points, with `z` and `seed`; a seed repeats them.
+
+        Without a `sampler` they are of the one that serves the model best. `parameters` are the sampler's.
+        """
+        return self._run(self._sample(sampler, n, seed, parameters, str(version)))
 
     def sample_png(
-        self, sampler: str | None = None, n: int = 1, seed: int | None = None, **parameters: float
-    ) -> BytesT:
+        self, sampler: str | None = None, n: int = 1, seed: int | None = None, *, version: Version = "",
+        **parameters: float,
+    ) -> BytesT:  # fmt: skip
         """Return the images of `sample` as one PNG."""
-        return self._send(_sample_request(sampler, n, seed, parameters, PNG, _parse_bytes))
+        return self._run(_content(_sample_request(sampler, n, seed, parameters, PNG, str(version))))
 
-    def sample_with_z(
-        self, sampler: str | None = None, n: int = 1, seed: int | None = None, **parameters: float
-    ) -> PairT:
-        """Return the images of `sample` and their z-points float32 (n, z_dim)."""
-        return self._send(_sample_request(sampler, n, seed, parameters, JSON, _parse_images_and_z))
+    def encode(self, images: ImageInputs, *, version: Version = "") -> ZT:
+        """Return the z-points float32 (n, z_dim) of images as `ZPoints`, which carry the version as `model`.
 
-    def encode(self, images: ImageInput) -> ArrayT:
-        """Return the z-points float32 (n, z_dim) of image files, or of images uint8 (n, H, W, 1 or 3)."""
-        return self._send(_images_request("/v1/encode", images, {}, {}, NPY, parse_npy))
+        Images are paths, bytes of image files, PIL images, and arrays uint8 or float in [0, 1], one or several, (H, W),
+        (n, H, W) or (..., 1 or 3).
+        """
+        return self._run(self._encode(read_images(images), str(version)))
 
     def reconstruct(
-        self, images: ImageInput, task: str = "reconstruct", seed: int | None = None, **parameters: float | str
-    ) -> ArrayT:
-        """Corrupt the images as the task does in training; return their reconstructions.
+        self, images: ImageInputs, task: str = "reconstruct", seed: int | None = None, *, version: Version = "",
+        **parameters: float | str,
+    ) -> ImagesT:  # fmt: skip
+        """Corrupt images, as `encode` takes them, as the task does in training; return their reconstructions.
 
-        The reconstructions are uint8 (n, size, size, channels); `parameters` are the task's.
+        The reconstructions are uint8 (n, size, size, channels), with `corrupted`, `z` and `seed`; `parameters` are the
+        task's.
         """
-        options = _drop_none(task=task, seed=seed)
-        return self._send(_images_request("/v1/reconstruct", images, options, parameters, NPY, parse_npy))
+        return self._run(self._reconstruct(read_images(images), task, seed, parameters, str(version)))
 
-    def reconstruct_with_input(
-        self, images: ImageInput, task: str = "reconstruct", seed: int | None = None, **parameters: float | str
-    ) -> PairT:
-        """Return the images of `reconstruct` and the encoder's input, equal in shape and dtype."""
-        options = _drop_none(task=task, seed=seed)
-        return self._send(
-            _images_request("/v1/reconstruct", images, options, parameters, JSON, _parse_images_and_input)
-        )
+    def interpolate(
+        self, ends: ImageInputs, steps: int = 8, path: str = "straight", *, version: Version = ""
+    ) -> ImagesT:
+        """Return the images uint8 (steps, size, size, channels) from one end to the other, with their `z`.
 
-    def interpolate(self, ends: np.ndarray, steps: int = 8, path: str = "straight") -> ArrayT:
-        """Return the images uint8 (steps, size, size, channels) from one z-point to another, `ends` (2, z_dim).
-
-        `path`: one of `model()["paths"]`.
+        `ends`: z-points as (2, z_dim), or a pair of z-points (z_dim,) and images, as `encode` takes them. One version
+        encodes and decodes all of them. `path`: one of `model()["paths"]`.
         """
-        query = urlencode({"steps": steps, "path": path})
-        return self._send(Request(f"/v1/interpolate?{query}", NPY, parse_npy, NPY, to_npy(ends)))
+        return self._run(self._interpolate(split_ends(ends), steps, path, str(version)))
 
     def model(self) -> DictT:
         """Return the served model: name, version, run_id, recipe, image, z_dim, metrics, samplers, tasks, limits."""
-        return self._send(Request("/v1/model", JSON, lambda response: response.json()))
+        return self._run(_json(Request("/v1/model", JSON)))
 
-    def _send(self, request: Request) -> Any:
+    def _decode(self, z: np.ndarray, pin: str) -> Operation[Images]:
+        limits = yield from self._limits_for(SMALL.points < len(z))
+        requests = [Request("/v1/decode", NPY, NPY, to_npy(part)) for part in _split_rows(z, limits.points)]
+        responses = yield from _collect(requests, pin)
+        return Images(np.concatenate([_parse_npy(r) for r in responses]), z, _model(responses))
+
+    def _sample(
+        self, sampler: str | None, n: int, seed: int | None, parameters: Mapping[str, float], pin: str
+    ) -> Operation[Images]:
+        limits = yield from self._limits_for(SMALL.points < n)
+        counts = [min(limits.points, n - start) for start in range(0, n, limits.points)] or [n]
+        if len(counts) > 1 and seed is None:
+            seed = secrets.randbelow(1 << 32)
+        requests = [
+            _sample_request(sampler, count, seed if seed is None else seed + index, parameters, JSON)
+            for index, count in enumerate(counts)
+        ]
+        return _parse_images((yield from _collect(requests, pin)))
+
+    def _encode(self, images: list[bytes | np.ndarray], pin: str) -> Operation[ZPoints]:
+        batches = yield from self._split(images)
+        requests = [_images_request("/v1/encode", batch, {}, {}, NPY) for batch in batches]
+        responses = yield from _collect(requests, pin)
+        return ZPoints(np.concatenate([_parse_npy(r) for r in responses]), _model(responses))
+
+    def _reconstruct(
+        self, images: list[bytes | np.ndarray], task: str, seed: int | None, parameters: Mapping[str, float | str],
+        pin: str,
+    ) -> Operation[Images]:  # fmt: skip
+        batches = yield from self._split(images)
+        if len(batches) > 1 and seed is None:
+            seed = secrets.randbelow(1 << 32)
+        requests = []
+        for index, batch in enumerate(batches):
+            options = _drop_none(task=task, seed=seed if seed is None else seed + index)
+            requests.append(_images_request("/v1/reconstruct", batch, options, parameters, JSON))
+        return _parse_images((yield from _collect(requests, pin)))
+
+    def _interpolate(self, ends: Sequence[Any], steps: int, path: str, pin: str) -> Operation[Images]:
+        query = f"/v1/interpolate?{urlencode({'steps': steps, 'path': path})}"
+        models = sorted({model for end in ends if (model := getattr(end, "model", ""))})
+        if not pin and len(models) > 1:
+            raise ValueError(f"the ends are z-points of {' and '.join(models)}: encode both by one version")
+        pin = pin or "".join(models)
+        vectors = [is_z_point(end) for end in ends]
+        if any(vectors):
+            z = []
+            for end, is_vector in zip(ends, vectors, strict=True):
+                if not is_vector:
+                    end = yield from self._encode(read_images(end), pin)
+                    pin = end.model
+                z.append(to_z(end)[0])
+            request = Request(query, JSON, NPY, to_npy(np.stack(z)))
+        else:
+            images = [image for end in ends for image in read_images(end)]
+            request = _images_request("/v1/interpolate", images, {"steps": steps, "path": path}, {}, JSON)
+        return _parse_images((yield from _collect([request], pin)))
+
+    def _split(self, images: list[bytes | np.ndarray]) -> Operation[list[list[bytes | np.ndarray]]]:
+        """Return `images` in batches that the endpoint takes in one request."""
+        if not images:
+            raise ValueError("there are no images to send")
+        limits = yield from self._limits_for(len(_split_images(images, SMALL)) > 1)
+        return _split_images(images, limits)
+
+    def _limits_for(self, large: bool) -> Operation[Limits]:
+        """Return the endpoint's limits; it is asked for them if the input is `large`, once for each model."""
+        if not large:
+            return SMALL
+        if self._limits is None:
+            response = yield Request("/v1/model", JSON)
+            self._limits = (_model([response]), Limits(**response.json()["limits"]))
+        return self._limits[1]
+
+    def _run(self, operation: Operation[Any]) -> Any:
         raise NotImplementedError
+
+    def _advance(
+        self, operation: Operation[Any], outcome: httpx2.Response | EndpointError | None
+    ) -> tuple[Request | None, Any]:
+        """Pass `outcome` to `operation`; return its next request, or None and its result."""
+        if isinstance(outcome, httpx2.Response) and self._limits and self._limits[0] != _model([outcome]):
+            self._limits = None  # of a model with other images
+        try:
+            if isinstance(outcome, EndpointError):
+                return operation.throw(outcome), None
+            return operation.send(outcome), None  # pyright: ignore[reportArgumentType]: None starts it
+        except StopIteration as end:
+            return None, end.value
 
     def _describe(self, response: httpx2.Response) -> str:
         text = f"the endpoint{proxy_hint(self._url)} answered {response.status_code} {response.text[:200].strip()}"
         return text.strip()
 
-    def _retry_delay_s(self, outcome: httpx2.Response | Exception, attempt: int) -> float:
-        """Return the seconds to wait after the failed `attempt` (from 1). Raises EndpointError if it was the last."""
+    def _retry_delay_s(self, outcome: httpx2.Response | Exception, attempt: int) -> float | EndpointError:
+        """Return the seconds to wait after the failed `attempt` (from 1), or the error if it was the last."""
         retry_after_s = None
         if isinstance(outcome, httpx2.Response):
             error = EndpointError(_error_detail(outcome) or self._describe(outcome), outcome.status_code)
@@ -170,19 +280,21 @@ class _Endpoint(Generic[ArrayT, BytesT, PairT, DictT]):
             # The connection broke. No request changes anything at the endpoint, so it is safe to repeat.
             retry = isinstance(outcome, (httpx2.NetworkError, httpx2.RemoteProtocolError)) and attempt < MAX_ATTEMPTS
         if not retry:
-            raise error from None
+            return error
         if retry_after_s is not None:
             return retry_after_s + random.uniform(0, FIRST_DELAY_S)
         # Jitter: clients that were refused together do not come back together.
         return min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
 
 
-class Client(_Endpoint[np.ndarray, bytes, ArrayPair, dict[str, Any]]):
+class Client(_Endpoint[Images, ZPoints, bytes, dict[str, Any]]):
     """A client of the endpoint at `url`, with the bearer `token` if it needs one. Threads may share it.
 
     A refused or broken connection and a transient failure (502, 503, 504) are retried: after the endpoint's
     Retry-After, else after 0.2 s and twice as long each time, at most 8 attempts (5 if the connection is refused). A
-    response may take `timeout` seconds. Every method raises EndpointError, a ValueError, with the endpoint's message.
+    response may take `timeout` seconds. Input beyond the endpoint's limits is sent in several requests, which one
+    version answers. Every method raises EndpointError, a ValueError, with the endpoint's message, and ValueError for
+    input that is none.
     """
 
     _http_class = httpx2.Client
@@ -196,20 +308,28 @@ class Client(_Endpoint[np.ndarray, bytes, ArrayPair, dict[str, Any]]):
     def close(self) -> None:
         self._http.close()
 
-    def _send(self, request: Request) -> Any:
+    def _run(self, operation: Operation[Any]) -> Any:
+        request, result = self._advance(operation, None)
+        while request:
+            request, result = self._advance(operation, self._send(request))
+        return result
+
+    def _send(self, request: Request) -> httpx2.Response | EndpointError:
         for attempt in itertools.count(1):
             try:
                 outcome = self._http.request(**request.arguments)
                 if outcome.is_success:
-                    return request.parse(outcome)
+                    return outcome
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
                 outcome = error
-            time.sleep(self._retry_delay_s(outcome, attempt))
+            delay_s = self._retry_delay_s(outcome, attempt)
+            if isinstance(delay_s, EndpointError):
+                return delay_s
+            time.sleep(delay_s)
+        raise AssertionError
 
 
-class AsyncClient(
-    _Endpoint[Awaitable[np.ndarray], Awaitable[bytes], Awaitable[ArrayPair], Awaitable[dict[str, Any]]]
-):  # fmt: skip
+class AsyncClient(_Endpoint[Awaitable[Images], Awaitable[ZPoints], Awaitable[bytes], Awaitable[dict[str, Any]]]):
     """`Client` for asyncio: the same methods, awaited (`async with AsyncClient(url) as endpoint`)."""
 
     _http_class = httpx2.AsyncClient
@@ -223,15 +343,33 @@ class AsyncClient(
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def _send(self, request: Request) -> Any:
+    async def _run(self, operation: Operation[Any]) -> Any:
+        request, result = self._advance(operation, None)
+        while request:
+            request, result = self._advance(operation, await self._send(request))
+        return result
+
+    async def _send(self, request: Request) -> httpx2.Response | EndpointError:
         for attempt in itertools.count(1):
             try:
                 outcome = await self._http.request(**request.arguments)
                 if outcome.is_success:
-                    return request.parse(outcome)
+                    return outcome
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
                 outcome = error
-            await asyncio.sleep(self._retry_delay_s(outcome, attempt))
+            delay_s = self._retry_delay_s(outcome, attempt)
+            if isinstance(delay_s, EndpointError):
+                return delay_s
+            await asyncio.sleep(delay_s)
+        raise AssertionError
+
+
+def to_z(z: np.ndarray) -> np.ndarray:
+    """Return z-points, or one, as floats (n, z_dim); integers become float32. Raises ValueError for other arrays."""
+    points = np.atleast_2d(np.asarray(z))
+    if points.dtype.kind not in "fiu" or points.ndim != 2:
+        raise ValueError(f"z takes numbers, (n, z_dim) or (z_dim,), not {points.dtype} of shape {np.shape(z)}")
+    return points if points.dtype.kind == "f" else points.astype(np.float32)
 
 
 def to_npy(array: np.ndarray) -> bytes:
@@ -240,22 +378,52 @@ def to_npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def parse_npy(response: httpx2.Response) -> np.ndarray:
+def _parse_npy(response: httpx2.Response) -> np.ndarray:
     return np.load(io.BytesIO(response.content), allow_pickle=False)
 
 
-def _parse_bytes(response: httpx2.Response) -> bytes:
-    return response.content
+def _content(request: Request) -> Operation[bytes]:
+    return (yield request).content
 
 
-def _parse_images_and_z(response: httpx2.Response) -> ArrayPair:
-    body = response.json()
-    return _read_images(body["images"]), np.array(body["z"], np.float32)
+def _json(request: Request) -> Operation[dict[str, Any]]:
+    return (yield request).json()
 
 
-def _parse_images_and_input(response: httpx2.Response) -> ArrayPair:
-    body = response.json()
-    return _read_images(body["images"]), _read_images(body["seen"])
+def _collect(requests: Sequence[Request], pin: str) -> Operation[list[httpx2.Response]]:
+    """Send `requests` to one version, `pin` or that of the first response; start over if another replaces it."""
+    for restarts_left in reversed(range(MAX_RESTARTS + 1)):
+        responses: list[httpx2.Response] = []
+        try:
+            for request in requests:
+                responses.append((yield replace(request, model=pin or _model(responses))))
+            return responses
+        except EndpointError as error:
+            if error.status != 409 or pin or not restarts_left:
+                raise
+    raise AssertionError
+
+
+def _model(responses: Sequence[httpx2.Response]) -> str:
+    """Return the `name/version` that answered, "" if none is named."""
+    return responses[0].headers.get(MODEL_HEADER, "") if responses else ""
+
+
+def _pin(version: Version, z: np.ndarray) -> str:
+    """Return the version that has to decode `z`: the given one, else the one that it is of, else ""."""
+    return str(version) or getattr(z, "model", "")
+
+
+def _parse_images(responses: Sequence[httpx2.Response]) -> Images:
+    bodies = [response.json() for response in responses]
+    corrupted = [_read_images(body["seen"]) for body in bodies if "seen" in body]
+    return Images(
+        np.concatenate([_read_images(body["images"]) for body in bodies]),
+        np.concatenate([np.array(body["z"], np.float32) for body in bodies]),
+        _model(responses),
+        bodies[0].get("seed"),
+        np.concatenate(corrupted) if corrupted else None,
+    )
 
 
 def _read_images(files: list[str]) -> np.ndarray:
@@ -264,24 +432,62 @@ def _read_images(files: list[str]) -> np.ndarray:
     return images if images.ndim == 4 else images[..., None]  # a gray PNG has no axis of channels
 
 
+def _split_rows(array: np.ndarray, rows: int) -> list[np.ndarray]:
+    return np.split(array, range(rows, len(array), rows))
+
+
+def _split_images(images: list[bytes | np.ndarray], limits: Limits) -> list[list[bytes | np.ndarray]]:
+    """Return the images in batches within `limits`; one that exceeds them alone is a batch, which is refused."""
+    batches: list[list[bytes | np.ndarray]] = []
+    n_bytes = n_pixels = 0
+    for image in images:
+        image_bytes, pixels = _image_cost(image)
+        n_bytes, n_pixels = n_bytes + image_bytes, n_pixels + pixels
+        if not batches or len(batches[-1]) == limits.points or n_bytes > limits.body or n_pixels > limits.pixels:
+            batches.append([])
+            n_bytes, n_pixels = image_bytes, pixels
+        batches[-1].append(image)
+    return batches
+
+
+def _image_cost(image: bytes | np.ndarray) -> tuple[int, int]:
+    """Return the bytes that an image takes in a body, with some to spare, and its pixels."""
+    if isinstance(image, np.ndarray):
+        return image.nbytes * 3 // 2 + 1000, image.shape[0] * image.shape[1]  # as .npy, or a PNG of noise in base64
+    try:
+        with Image.open(io.BytesIO(image)) as opened:  # reads the header only
+            width, height = opened.size
+    except Exception:  # the endpoint says what it is not
+        width = height = 0
+    return len(image) * 4 // 3 + 1000, width * height
+
+
 def _sample_request(
-    sampler: str | None, n: int, seed: int | None, parameters: Mapping[str, float], accept: str,
-    parse: Callable[[httpx2.Response], Any],
-) -> Request:  # fmt: skip
+    sampler: str | None, n: int, seed: int | None, parameters: Mapping[str, float], accept: str, pin: str = ""
+) -> Request:
     body = _drop_none(sampler=sampler, n=n, seed=seed, parameters=dict(parameters))
-    return Request("/v1/sample", accept, parse, JSON, json.dumps(body).encode())
+    return Request("/v1/sample", accept, JSON, json.dumps(body).encode(), pin)
 
 
 def _images_request(
-    path: str, images: ImageInput, options: Mapping[str, Any], parameters: Mapping[str, float | str], accept: str,
-    parse: Callable[[httpx2.Response], Any],
+    path: str, images: list[bytes | np.ndarray], options: Mapping[str, Any], parameters: Mapping[str, float | str],
+    accept: str,
 ) -> Request:  # fmt: skip
-    if isinstance(images, np.ndarray):
+    """Return the request of images: .npy if all are arrays of one shape, else JSON of image files."""
+    arrays = [image for image in images if isinstance(image, np.ndarray)]
+    if len(arrays) == len(images) and len({array.shape for array in arrays}) == 1:
         query = urlencode({**options, **parameters})
-        return Request(f"{path}?{query}" if query else path, accept, parse, NPY, to_npy(images))
-    body: dict[str, Any] = {"images": [base64.b64encode(file).decode() for file in images], **options}
+        return Request(f"{path}?{query}" if query else path, accept, NPY, to_npy(np.stack(arrays)))
+    files = [_to_png(image) if isinstance(image, np.ndarray) else image for image in images]
+    body: dict[str, Any] = {"images": [base64.b64encode(file).decode() for file in files], **options}
     body |= {"parameters": dict(parameters)} if parameters else {}
-    return Request(path, accept, parse, JSON, json.dumps(body).encode())
+    return Request(path, accept, JSON, json.dumps(body).encode())
+
+
+def _to_png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def _drop_none(**options: Any) -> dict[str, Any]:
@@ -289,9 +495,11 @@ def _drop_none(**options: Any) -> dict[str, Any]:
 
 
 def _is_transient(response: httpx2.Response) -> bool:
-    # HAProxy answers 500 in plain text if no replica is up; the endpoint's own 500 is an RFC 9457 problem.
-    is_problem = response.headers.get("content-type", "").startswith(PROBLEM)
-    return response.status_code in (502, 503, 504) or (response.status_code == 500 and not is_problem)
+    # HAProxy answers in plain text if no replica is up. The endpoint's own problem is final if it is an internal error,
+    # or a 503 without Retry-After: the same request would take as long again.
+    if response.headers.get("content-type", "").startswith(PROBLEM):
+        return response.status_code in (502, 504) or (response.status_code == 503 and "retry-after" in response.headers)
+    return response.status_code in (500, 502, 503, 504)
 
 
 def _retry_after_s(response: httpx2.Response) -> float | None:

@@ -22,7 +22,7 @@ from serving.runtime.model_slot import ModelSlot
 
 log = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected before its request was complete
-STATIC_PREFIX = "/static/"
+STATIC_PREFIX, API_PREFIX = "/static/", "/v1/"
 # These paths and the static files need no token, since a browser sends none when it follows a link; a wrong token is
 # refused here too. They reveal only the model's name and version.
 PUBLIC_PATHS = frozenset({"/", "/docs", "/healthz", "/openapi.json", "/readyz"})
@@ -78,14 +78,14 @@ class GatewayMiddleware:
 
         try:
             async with asyncio.timeout(self._limits.timeout_s):
-                await (self._refuse(scope) or self._app)(scope, receive_bounded, send_with_headers)
+                app = self._refuse(scope) or _refuse_other_version(scope, model.info.label) or self._app
+                await app(scope, receive_bounded, send_with_headers)
         except TimeoutError:
             if status:
                 raise
-            detail = (
-                f"the request took longer than {self._limits.timeout_s:g} s; request fewer images or retry after 5 s"
-            )
-            await problem_response(503, detail, {"Retry-After": "5"})(scope, receive, send_with_headers)
+            # Without Retry-After: the same request would take as long again.
+            detail = f"the request took longer than {self._limits.timeout_s:g} s; request fewer images"
+            await problem_response(503, detail)(scope, receive, send_with_headers)
         except ClientDisconnect:
             status = CLIENT_CLOSED_REQUEST
         except Exception:
@@ -121,6 +121,15 @@ UNAUTHORIZED = problem_response(
 FOREIGN_HOST = problem_response(
     421, "an endpoint without a token responds only at localhost: set ZPOINT_TOKEN where it is started"
 )
+
+
+def _refuse_other_version(scope: Scope, served: str) -> ASGIApp | None:
+    """Return the response to a request of the API that names another version in X-Zpoint-Model, else None."""
+    requested = dict(scope["headers"]).get(b"x-zpoint-model", b"").decode("latin-1").strip()
+    if not requested or requested in (served, served.rpartition("/")[2]) or not scope["path"].startswith(API_PREFIX):
+        return None
+    detail = f"the endpoint serves {served}, not {requested[:100]}: encode again, or leave out X-Zpoint-Model"
+    return problem_response(409, detail)
 
 
 @lru_cache(64)

@@ -201,11 +201,12 @@ def summarize(errors: Sequence[Any]) -> str:
 ERRORS = {
     401: "the token is missing or wrong",
     406: "Accept allows none of the media types of the response",
+    409: "the endpoint serves another version than X-Zpoint-Model of the request names",
     408: "the body took too long to arrive",
     413: "the body, or the response to it, exceeds a limit",
     415: "the route does not take this content type",
     422: "the request is invalid; detail names the cause",
-    503: "the server is overloaded or the request timed out; retry after Retry-After seconds",
+    503: "overloaded: retry after Retry-After seconds; without that header the request timed out: ask for less",
 }
 POST_ERRORS = tuple(ERRORS)
 

@@ -27,14 +27,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-import httpx2
 import numpy as np
 import torch
 from serve import NPY, Z_DIM, free_port, make_model, measure, save_random
 
 from cluster import tracking
 from serving.client import Client
-from serving.client.client import Request, parse_npy, to_npy
 from serving.runtime.registry import read_model
 
 REPO = Path(__file__).parents[2]
@@ -57,16 +55,12 @@ class RetryingClient(threading.Thread):
             while not self.stopping.wait(0.05):
                 z = self.z if self.answers.total() % 10 == 0 else self.z[:1]
                 try:
-                    label, images = client._send(Request("/v1/decode", NPY, version_and_images, NPY, to_npy(z)))
+                    images = client.decode(z)
                 except ValueError as error:
                     self.failures.append(str(error))
                     continue
-                self.answers[label] += 1
-                self.mixed += not images_close(images, self.expected[label][: len(z)])
-
-
-def version_and_images(response: httpx2.Response) -> tuple[str, np.ndarray]:
-    return response.headers["x-zpoint-model"], parse_npy(response)
+                self.answers[images.model] += 1
+                self.mixed += not images_close(images, self.expected[images.model][: len(z)])
 
 
 def images_close(images: np.ndarray, expected: np.ndarray) -> bool:

@@ -12,6 +12,7 @@ from aecore.config import Recipe
 from aecore.latent.samplers import fit_latent_stats
 from aecore.model.autoencoder import Autoencoder, ImageShape, build_model
 from serving.http.api import create_app
+from serving.http.decoding import Limits
 from serving.runtime.model_loading import LoadedModel
 from serving.runtime.model_slot import ModelInfo, ModelSlot
 
@@ -40,9 +41,9 @@ def make_model() -> Autoencoder:
 
 
 @contextmanager
-def serve_app(slot: ModelSlot, token: str = "") -> Iterator[str]:
+def serve_app(slot: ModelSlot, token: str = "", limits: Limits | None = None) -> Iterator[str]:
     """Serve the app of `slot` inside the block; yield its URL."""
-    app = create_app(slot, token=token)
+    app = create_app(slot, token=token, limits=limits)
     # It does not close an idle connection before the client does.
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_keep_alive=600))
     thread = threading.Thread(target=server.run)

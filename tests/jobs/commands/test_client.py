@@ -86,8 +86,8 @@ def test_reconstruct_shows_corrupted_images_above_reconstructions(query, client)
     assert almost_equal(reconstructed[None], client.reconstruct(faces[:1]))
     argv = ("reconstruct", "faces.npy", "--task", "denoise", "--seed", "2", "sigma=0.4")
     assert query(*argv)["images"] == 3
-    images, noisy = client.reconstruct_with_input(faces, "denoise", 2, sigma=0.4)
-    np.testing.assert_array_equal(split_grid("decoded.png"), [noisy, images])
+    images = client.reconstruct(faces, "denoise", 2, sigma=0.4)
+    np.testing.assert_array_equal(split_grid("decoded.png"), [images.corrupted, images])
     query(*argv, "--out", "images.npy")
     np.testing.assert_array_equal(np.load("images.npy"), images)
 
@@ -112,7 +112,7 @@ def test_interpolate_between_z_points_and_images(query, client):
         (["reconstruct", "missing.png"], "missing.png: No such file"),
         (["reconstruct", "notes.txt"], "images[0]"),
         (["reconstruct", "face.png", "--task", "denoise", "keep=1"], "keep"),
-        (["reconstruct", "z.npy"], "uint8 (n, H, W, 1 or 3)"),
+        (["reconstruct", "z.npy"], "images of floats take values in [0, 1]"),
         (["interpolate", "z.npy", "end.npy"], "an end takes one z-point"),
         (["interpolate", "start.npy", "end.npy", "--steps", "1"], "steps"),
         (["interpolate", "start.npy", "end.npy", "--path", "winding"], "unknown path 'winding'"),

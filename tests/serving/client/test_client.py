@@ -4,15 +4,18 @@ import asyncio
 import base64
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -27,8 +30,11 @@ from aecore.latent.samplers import sample
 from serving.client import AsyncClient, Client, EndpointError
 from serving.client import client as client_module
 from serving.client.client import to_npy
+from serving.http.decoding import Limits
+from serving.runtime.model_slot import ModelSlot
 from tests.serving.app_server import IMAGE, Z_DIM, make_model, make_slot, serve_app
 
+REPO = Path(__file__).parents[3]
 TOKEN = "of the clients' test"
 SLOT, MODEL = make_slot(), make_model()
 Z = np.random.default_rng(0).normal(size=(5, Z_DIM)).astype(np.float32)
@@ -96,25 +102,52 @@ def test_decode_and_sample_return_the_images_of_the_model(call, url):
     z = sample("gaussian", 4, SLOT.current.info.latents, 5, temperature=0.5).numpy()
     assert images_close(call(url, "sample", "gaussian", 4, 5, temperature=0.5), decoded(z))
     assert read_png(call(url, "sample_png", n=4)).shape == (2 * IMAGE.size, 2 * IMAGE.size, 3)
-    images, sampled_z = call(url, "sample_with_z", "gaussian", 4, 5, temperature=0.5)
-    assert images_close(images, decoded(z))
-    np.testing.assert_array_equal(sampled_z, z)
+    images = call(url, "sample", "gaussian", 4, 5, temperature=0.5)
+    np.testing.assert_array_equal(images.z, z)
+    assert (images.seed, images.model) == (5, "zpoint/7")
 
 
-def test_encode_and_reconstruct_take_arrays_and_image_files(call, url):
+def test_answers_carry_z_seed_and_version(call, url):
+    images = call(url, "decode", Z)
+    np.testing.assert_array_equal(images.z, Z)
+    assert (images.model, images.z.model, images.seed) == ("zpoint/7", "zpoint/7", None)
+    images = call(url, "sample", n=2)
+    assert images_close(call(url, "sample", n=2, seed=images.seed), images)
+    assert images_close(call(url, "decode", images.z), images)
+    images = call(url, "reconstruct", FACES, "denoise")
+    np.testing.assert_array_equal(call(url, "encode", images.corrupted), images.z)
+    np.testing.assert_array_equal(call(url, "reconstruct", FACES, "denoise", images.seed).corrupted, images.corrupted)
+    images = call(url, "interpolate", Z[:2], 3)
+    np.testing.assert_allclose(images.z[1], (Z[0] + Z[1]) / 2, atol=1e-6)
+
+
+def test_one_z_point_and_integers_are_decoded(call, url):
+    assert images_close(call(url, "decode", Z[0]), decoded(Z[:1]))
+    assert images_close(call(url, "decode", np.arange(Z_DIM)), decoded(np.arange(Z_DIM, dtype=np.float32)[None]))
+    assert images_close(read_png(call(url, "decode_png", Z[0].tolist())), decoded(Z[:1])[0])
+    for z in (np.zeros((1, 2, Z_DIM)), ["a"], np.zeros(Z_DIM, bool)):
+        with pytest.raises(ValueError, match=r"z takes numbers, \(n, z_dim\) or \(z_dim,\)"):
+            call(url, "decode", z)
+
+
+def test_encode_and_reconstruct_take_images_in_every_form(call, url, tmp_path):
     expected_z = MODEL.encode(torch.from_numpy(FACES).permute(0, 3, 1, 2) / 255).mean.numpy()
     files = [encode_image(face, "png") for face in FACES]
-    for images in (FACES, files):
+    path = tmp_path / "face.png"
+    path.write_bytes(files[0])
+    pillow = [Image.fromarray(face) for face in FACES]
+    for image in (path, str(path), files[0], pillow[0], FACES[0], FACES[0] / 255):
+        np.testing.assert_allclose(call(url, "encode", image), expected_z[:1], atol=1e-4)
+    for images in (FACES, files, pillow, FACES / np.float32(255), [path, pillow[1], FACES[2]]):
         z = call(url, "encode", images)
         assert z.dtype == np.float32
         np.testing.assert_allclose(z, expected_z, atol=1e-4)
         assert images_close(call(url, "reconstruct", images), decoded(expected_z))
-        reconstructed, encoder_input = call(url, "reconstruct_with_input", images, "drop", 3, keep=0.5)
-        assert images_close(call(url, "reconstruct", images, "drop", 3, keep=0.5), reconstructed)
+        encoder_input = call(url, "reconstruct", images, "drop", 3, keep=0.5).corrupted
         kept_pixels = (encoder_input == FACES).all(-1)
         assert 0.4 < kept_pixels.mean() < 0.6
         assert (encoder_input[~kept_pixels] == 0).all()
-        gray = call(url, "reconstruct_with_input", images, "drop", 3, keep=0.5, fill="gray")[1]
+        gray = call(url, "reconstruct", images, "drop", 3, keep=0.5, fill="gray").corrupted
         assert (gray[~kept_pixels] == 128).all()
 
 
@@ -124,6 +157,12 @@ def test_interpolate_and_model(call, url):
     spherical = call(url, "interpolate", Z[:2], 3, "spherical")
     assert images_close(spherical[[0, 2]], straight[[0, 2]])
     assert not images_close(spherical, straight)
+    z = MODEL.encode(torch.from_numpy(FACES).permute(0, 3, 1, 2) / 255).mean.numpy()
+    for ends in (FACES[:2], [Image.fromarray(FACES[0]), encode_image(FACES[1], "png")]):
+        assert images_close(call(url, "interpolate", ends, 2), decoded(z[:2]))
+    assert images_close(call(url, "interpolate", [FACES[0], Z[1]], 2), decoded(np.stack([z[0], Z[1]])))
+    with pytest.raises(ValueError, match="5 z-points or images: interpolation needs two"):
+        call(url, "interpolate", Z)
     model = call(url, "model")
     assert (model["name"], model["version"], model["z_dim"]) == ("zpoint", "7", Z_DIM)
 
@@ -136,8 +175,7 @@ def test_interpolate_and_model(call, url):
         ("sample", ["magic"], 422, "unknown sampler 'magic'"),
         ("reconstruct", [FACES, "magic"], 422, "unknown task 'magic'"),
         ("encode", [[b"no picture"]], 422, "images"),
-        ("interpolate", [Z], 422, "5 z-points or images: interpolation needs two"),
-        ("decode", [np.zeros((5000, Z_DIM), np.float32)], 413, "at most 4096"),
+        ("interpolate", [Z[:2], 5000], 413, "at most 4096"),
     ],
 )
 def test_a_refused_request_raises_the_endpoints_message(call, url, method, arguments, status, message):
@@ -145,6 +183,73 @@ def test_a_refused_request_raises_the_endpoints_message(call, url, method, argum
         call(url, method, *arguments)
     assert caught.value.status == status
     assert isinstance(caught.value, ValueError)
+
+
+def test_large_input_is_split_into_requests_of_one_version(call, monkeypatch):
+    """With an endpoint that takes 100 z-points, 64 kB and 300,000 pixels in a request."""
+    monkeypatch.setattr(client_module, "SMALL", client_module.Limits(8, 1 << 15, 100_000))
+    limits = Limits(max_points=100, max_body_bytes=1 << 16, max_upload_pixels=300_000)
+    z = np.random.default_rng(0).normal(size=(250, Z_DIM)).astype(np.float32)
+    faces = np.tile(FACES, (80, 1, 1, 1))
+    files = [encode_image(np.tile(face, (20, 20, 1)), "png") for face in FACES] * 2  # 102,400 pixels each
+    with serve_app(make_slot(), TOKEN, limits) as url:
+        images = call(url, "decode", z)
+        assert images_close(images, decoded(z))
+        np.testing.assert_array_equal(images.z, z)
+        np.testing.assert_allclose(call(url, "encode", faces), np.tile(call(url, "encode", FACES), (80, 1)), atol=1e-4)
+        assert call(url, "encode", files).shape == (6, Z_DIM)
+        samples = call(url, "sample", "normal", 250, 3)
+        assert images_close(samples[:100], call(url, "sample", "normal", 100, 3))
+        assert len(np.unique(samples.z, axis=0)) == 250
+        again = call(url, "sample", n=250)
+        np.testing.assert_array_equal(call(url, "sample", n=250, seed=again.seed).z, again.z)
+        noisy = call(url, "reconstruct", faces, "denoise", 3)
+        assert noisy.corrupted.shape == noisy.shape == faces.shape
+        assert images_close(call(url, "reconstruct", faces, "denoise", 3), noisy)
+
+
+def test_z_points_are_decoded_by_their_version_alone(call, url):
+    z = call(url, "encode", FACES)
+    assert z.model == "zpoint/7"
+    with serve_app(make_slot("8"), TOKEN) as newer:
+        for method, *arguments in (
+            ("decode", z), ("decode", z[0] + z[1]), ("decode_png", z), ("interpolate", z[:2]),
+            ("interpolate", [z[0], FACES[1]]),
+        ):  # fmt: skip
+            with pytest.raises(EndpointError, match="serves zpoint/8, not zpoint/7") as caught:
+                call(newer, method, *arguments)
+            assert caught.value.status == 409
+        assert call(newer, "decode", z, version=8).model == "zpoint/8"
+        assert call(newer, "decode", np.array(z.tolist())).model == "zpoint/8"
+        with pytest.raises(ValueError, match="the ends are z-points of zpoint/7 and zpoint/8"):
+            call(newer, "interpolate", [z[0], call(newer, "encode", FACES)[0]])
+
+
+@pytest.mark.parametrize("version", ["7", 7, "zpoint/7"])
+def test_a_version_pins_every_method(call, url, version):
+    arguments = {"decode": [Z], "decode_png": [Z], "sample": [], "sample_png": [], "encode": [FACES],
+                 "reconstruct": [FACES], "interpolate": [Z[:2]]}  # fmt: skip
+    for method, values in arguments.items():
+        call(url, method, *values, version=version)
+        with pytest.raises(EndpointError, match="serves zpoint/7, not zpoint/6") as caught:
+            call(url, method, *values, version="zpoint/6")
+        assert caught.value.status == 409
+
+
+def test_a_split_call_starts_over_when_the_version_changes(call, scripted_url):
+    def npy(version: str, value: int) -> Any:
+        return (200, {"x-zpoint-model": version}, to_npy(np.full((1, 2, 2, 3), value, np.uint8)))
+
+    limits = {"limits": {"points": 1, "body": 1000, "pixels": 1000}}
+    conflict = (409, {"content-type": "application/problem+json"}, b'{"detail": "moved on"}')
+    model = (200, {"x-zpoint-model": "zpoint/1"}, json.dumps(limits).encode())
+    z = np.zeros((65, 2), np.float32)[:65]
+    ScriptedHandler.responses += [model, npy("zpoint/1", 1), conflict, *[npy("zpoint/2", 2)] * 65]
+    images = call(scripted_url, "decode", z)
+    assert (images.model, len(images), set(images.ravel().tolist())) == ("zpoint/2", 65, {2})
+    ScriptedHandler.responses += [model, npy("zpoint/1", 1), conflict]
+    with pytest.raises(EndpointError, match="moved on"):
+        call(scripted_url, "decode", z, version="1")
 
 
 def test_a_wrong_token_raises_401(call, url):
@@ -199,8 +304,8 @@ BUSY = (503, {"content-type": "text/plain"}, b"busy")
 
 
 def test_options_are_sent_unless_they_are_none(call, scripted_url):
-    npy = (200, {}, to_npy(np.zeros((1, 2, 2, 3), np.uint8)))
-    ScriptedHandler.responses += [npy, npy, npy, npy]
+    png = base64.b64encode(encode_image(np.zeros((4, 4, 3), np.uint8), "png")).decode()
+    ScriptedHandler.responses += [(200, {}, json.dumps({"images": [png], "z": [[0]]}).encode())] * 4
     call(scripted_url, "sample", "cube", 2, 0, boundary=0.0)
     call(scripted_url, "sample")
     call(scripted_url, "reconstruct", FACES, "drop", 0, keep=0.0)
@@ -216,8 +321,8 @@ def test_gray_images_have_an_axis_of_channels(call, scripted_url):
     png = base64.b64encode(encode_image(np.full((4, 4, 1), 7, np.uint8), "png")).decode()
     body = json.dumps({"images": [png, png], "z": [[1.0], [2.0]]}).encode()
     ScriptedHandler.responses += [(200, {"content-type": "application/json"}, body)]
-    images, z = call(scripted_url, "sample_with_z", n=2)
-    assert (images.shape, images.dtype, z.shape, z.dtype) == ((2, 4, 4, 1), np.uint8, (2, 1), np.float32)
+    images = call(scripted_url, "sample", n=2)
+    assert (images.shape, images.dtype, images.z.shape, images.z.dtype) == ((2, 4, 4, 1), np.uint8, (2, 1), np.float32)
     assert (images == 7).all()
 
 
@@ -257,6 +362,23 @@ def test_delays_have_jitter(call, scripted_url, delays, monkeypatch):
     ScriptedHandler.responses += [BUSY, BUSY, (503, {"retry-after": "7"}, b""), OK]
     call(scripted_url, "model")
     assert delays == pytest.approx([0.1, 0.2, 7])
+
+
+def test_a_request_that_took_too_long_is_not_retried(call, delays):
+    """The endpoint's own 503 without Retry-After asks for less."""
+    slot = make_slot()
+
+    async def never(_: np.ndarray) -> np.ndarray:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    slot = ModelSlot(SimpleNamespace(info=slot.current.info, decode=never, encode=never))
+    with (
+        serve_app(slot, TOKEN, Limits(timeout_s=0.1)) as url,
+        pytest.raises(EndpointError, match=r"longer than 0.1 s; request fewer images") as caught,
+    ):
+        call(url, "decode", Z)
+    assert (caught.value.status, delays) == (503, [])
 
 
 def test_an_internal_error_of_the_endpoint_is_not_retried(call, scripted_url):
@@ -314,6 +436,39 @@ def test_threads_share_one_client(url):
     assert images_close(np.stack(images), np.tile(decoded(Z), (8, 1, 1, 1)))
 
 
-def test_the_client_imports_neither_torch_nor_ray():
-    code = "import sys, serving.client; assert not {'torch', 'ray', 'fastapi', 'mlflow'} & set(sys.modules)"
+def test_the_client_needs_numpy_pillow_and_httpx2_alone(url):
+    """In a process that can import nothing else of what zpoint installs."""
+    blocked = [re.match(r"[\w-]+", line)[0] for line in _dependencies() if line not in _client_requirements()]
+    names = [IMPORT_NAMES.get(name, name) for name in blocked]
+    assert {"torch", "ray", "mlflow", "pyarrow", "simplejpeg", "fastapi", "pydantic"} <= set(names)
+    shape = (8, IMAGE.size, IMAGE.size, 3)
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({names!r}))\n"  # None: importing it raises ImportError
+        "from serving.client import AsyncClient, Client; import numpy as np\n"
+        f"with Client({url!r}, {TOKEN!r}) as c:\n"
+        f"    z = c.encode(np.zeros((9, 9, 3))); assert c.interpolate([z[0], z[0]]).shape == {shape}"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+IMPORT_NAMES = {
+    "scikit-learn": "sklearn", "pyyaml": "yaml", "grpcio": "grpc", "prometheus-client": "prometheus_client",
+    "opencv-python-headless": "cv2", "fastapi-offline": "fastapi_offline",
+}  # fmt: skip
+
+
+def _dependencies() -> list[str]:
+    """Return zpoint's dependencies, without spaces."""
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    return [line.replace(" ", "") for line in project["dependencies"]]
+
+
+def _client_requirements() -> list[str]:
+    lines = (REPO / "serving" / "client" / "requirements.txt").read_text().splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+def test_the_clients_requirements_have_the_ranges_of_the_project():
+    assert sorted(_client_requirements()) == [
+        line for line in sorted(_dependencies()) if re.match(r"(httpx2|numpy|pillow)\b", line)
+    ]

@@ -219,13 +219,25 @@ def test_overload_is_a_503_with_retry_after():
     assert http.get("/healthz").status_code == 200
 
 
-def test_timeout_is_a_503_with_retry_after():
+def test_timeout_is_a_503_that_is_not_to_be_retried():
     async def slow(z):
         await asyncio.sleep(60)
 
     response = post_decode(make_client(make_slot_with(slow), limits=Limits(timeout_s=0.1)), make_z(1))
-    is_problem(response, 503, "longer than 0.1 s")
-    assert response.headers["retry-after"] == "5"
+    is_problem(response, 503, "longer than 0.1 s; request fewer images")
+    assert "retry-after" not in response.headers
+
+
+@pytest.mark.parametrize("version", ["zpoint/7", "7", " 7 ", ""])
+def test_a_request_that_names_the_served_version_is_answered(version: str):
+    assert make_client().post("/v1/sample", json={}, headers={"X-Zpoint-Model": version}).status_code == 200
+
+
+@pytest.mark.parametrize("version", ["zpoint/6", "6", "zpoint", "other/7", "zpoint/77", "\xff"])
+def test_a_request_that_names_another_version_is_a_409(version: str):
+    http, headers = make_client(), {"X-Zpoint-Model": version.encode("latin-1")}
+    is_problem(http.post("/v1/sample", json={}, headers=headers), 409, "the endpoint serves zpoint/7, not")
+    assert http.get("/healthz", headers=headers).status_code == 200
 
 
 def test_body_that_does_not_arrive_is_a_408():
