@@ -4,6 +4,7 @@ Most functions raise what MLflow raises; a caller that must go on without MLflow
 """
 
 import fcntl
+import json
 import logging
 import math
 import os
@@ -153,6 +154,15 @@ def create_run(name: str, params: Mapping[str, Any], tags: Mapping[str, str]) ->
     run_id = run.info.run_id
     client().log_batch(run_id, params=[Param(key, str(value)[:PARAM_LIMIT]) for key, value in params.items()])
     return run_id
+
+
+def log_dataset(run_id: str, name: str, uri: str, digest: str, profile: Mapping[str, Any]) -> None:
+    """Log a dataset as the run's input; MLflow keeps 36 characters of `digest`. Equal ones are stored once."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source_type, source = ("s3" if uri.startswith("s3://") else "local"), json.dumps({"uri": uri})
+    dataset = Dataset(name, digest[:36], source_type, source, profile=json.dumps(profile))
+    client().log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
 def log_metrics(run_id: str, metrics: Mapping[str, float], step: int, timestamp_ms: int) -> None:

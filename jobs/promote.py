@@ -1,20 +1,24 @@
 """The promote job: register a finished run's model in MLflow and move an alias to it."""
 
 import re
-from typing import Any
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from aecore.data.io import read_bytes, read_json
 from aecore.errors import one_line
 from cluster import tracking
 from cluster.settings import hide_credentials, settings
 from cluster.storage import check_uri
+from jobs.mlflow_model import describe, write_mlflow_model
 from jobs.run_store import RunStore, find_run, resolve_name
 from jobs.tune.campaign import find_best_run
 from jobs.tune.lookup import find_trial
 from jobs.tune.selection import score
 
+if TYPE_CHECKING:  # torch
+    from aecore.training.checkpoint import SavedModel
+
 ALIAS = re.compile(r"(?i)(?!latest$|v\d+$)[a-z0-9_-]{1,255}")
-MODEL_FILES = ("config.json", "latents.safetensors", "metrics.json", "model.safetensors")
 
 
 def promote(name: str, alias: str = "champion", run: str | None = None) -> dict[str, Any]:
@@ -31,27 +35,31 @@ def promote(name: str, alias: str = "champion", run: str | None = None) -> dict[
         raise ValueError(f"--alias takes letters, digits, '_' and '-', not 'latest' nor a version, not '{alias}'")
     check_uri(settings().store)
     name = resolve_name(name)
-    best, sampler = (find_trial(name, run), "") if run else find_best_run(name) or (name, "")
+    best, sampler, choice = name, "", "Promoted by its name."
+    if run:
+        best, choice = find_trial(name, run), f"Promoted by its name, of campaign {name}."
+    elif chosen := find_best_run(name):
+        best, sampler, choice = chosen.run, chosen.sampler, f"Best run of campaign {name} by the rule: {chosen.rule}."
     run_store = find_run(best)
     run = run_store.name
     if not run_store.finished():
         raise ValueError(f"run '{run}' has not finished: start its command again, then promote it")
-    _check_loads(run_store)
+    saved = _load(run_store)
     _log_to_mlflow(run_store)
-    fs, root = run_store.folder
-    metrics = read_json(fs, f"{root}/model/metrics.json")
-    sampler = sampler or score(run, metrics, "best").sampler
-    version = _find_or_register(run_store)
+    sampler = sampler or score(run, saved.metrics, "best").sampler
+    version, folder = _find_or_register(run_store, saved)
+    text = describe(run_store, saved, choice, sampler, folder)
+    tracking.client().update_model_version(tracking.MODEL_NAME, version, text)
     tracking.client().set_model_version_tag(tracking.MODEL_NAME, version, tracking.SAMPLER_TAG, sampler)
     tracking.client().set_registered_model_alias(tracking.MODEL_NAME, alias, version)
     return {
         "model": tracking.MODEL_NAME, "version": version, "alias": alias, "run": run, "run_id": run_store.run_id,
-        "sampler": sampler, "metrics": metrics,
+        "sampler": sampler, "metrics": saved.metrics,
     }  # fmt: skip
 
 
-def _check_loads(run_store: RunStore) -> None:
-    """Raise ValueError unless the run's model loads and decodes: a broken one must not replace the served model."""
+def _load(run_store: RunStore) -> "SavedModel":
+    """Return the run's model. Raises ValueError unless it loads and decodes: a broken one must not be served."""
     import torch
 
     from aecore.training.checkpoint import load_model
@@ -60,6 +68,7 @@ def _check_loads(run_store: RunStore) -> None:
     try:
         saved = load_model(fs, f"{root}/model")
         saved.model.decode(torch.zeros(1, saved.model.z_dim))
+        return saved
     except Exception as error:  # of any kind: the run's files cause it
         raise ValueError(
             f"run '{run_store.name}' is not promoted, its model does not load: {one_line(error)}"
@@ -78,26 +87,29 @@ def _log_to_mlflow(run_store: RunStore) -> None:
         tracking.set_status(run_store.run_id, "FINISHED")
 
 
-def _find_or_register(run_store: RunStore) -> str:
-    """Return the version of the run's model; register it if there is none. A continued run has several versions."""
+def _find_or_register(run_store: RunStore, saved: "SavedModel") -> tuple[str, str]:
+    """Return the version of the run's model and its artifact folder; register it if there is none.
+
+    A continued run has several versions.
+    """
     from mlflow.exceptions import MlflowException
 
     client, run_id = tracking.client(), run_store.run_id
-    fs, root = run_store.folder
-    epochs = str(read_json(fs, f"{root}/model/config.json")["recipe"]["optim"]["epochs"])
+    epochs = str(saved.recipe.optim.epochs)
     run = client.get_run(run_id)
     versions = client.search_model_versions(f"name = '{tracking.MODEL_NAME}' and run_id = '{run_id}'")
     for version in versions:
         if version.tags.get("zpoint.epochs", run.data.params["optim.epochs"]) == epochs:
-            return str(version.version)
-    folder = f"model-epoch-{epochs}" if versions else "model"  # a version's files never change
-    files = {name: read_bytes(fs, f"{root}/model/{name}") for name in MODEL_FILES}
-    tracking.log_files(run_id, files, folder)
+            return str(version.version), version.source.rpartition("/")[2]
+    artifact_path = f"model-epoch-{epochs}" if versions else "model"  # a version's files never change
+    with tempfile.TemporaryDirectory() as folder:
+        write_mlflow_model(Path(folder, "model"), run_store, saved, artifact_path)
+        client.log_artifacts(run_id, f"{folder}/model", artifact_path)
     try:
         client.create_registered_model(tracking.MODEL_NAME)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     tags = {"zpoint.run": run_store.name, "zpoint.epochs": epochs}
-    source = f"{run.info.artifact_uri}/{folder}"
-    return str(client.create_model_version(tracking.MODEL_NAME, source, run_id, tags=tags).version)
+    source = f"{run.info.artifact_uri}/{artifact_path}"
+    return str(client.create_model_version(tracking.MODEL_NAME, source, run_id, tags=tags).version), artifact_path

@@ -1,6 +1,6 @@
 """The folder of a run, `<store>/runs/<name>/`: the source of truth about a training, copied to MLflow.
 
-run.json               the recipe, the dataset's digest, the tags and id of the MLflow run
+run.json               the recipe, the dataset's digest and summary, the tags and id of the MLflow run
 checkpoints/           see aecore.training.checkpoint
 epochs/epoch-003.json  metrics of an epoch and its KL per latent dimension; about five epochs have images, epoch-003.png
 model/                 the finished model; without it the run resumes from its last checkpoint
@@ -111,6 +111,8 @@ class RunStore:
             run = read_json(fs, f"{root}/run.json")
             recipe = {key: value for key, value in run["recipe"].items() if key != "search"}
             self.run_id = tracking.create_run(self.name, dict(tracking.flatten(recipe)), run["tags"])
+            if images := run.get("images"):  # earlier versions did not store them
+                tracking.log_dataset(self.run_id, images["dataset"], recipe["data"]["uri"], run["dataset"], images)
             write_json(fs, f"{root}/run.json", run | {"run_id": self.run_id})
         self.synced_epoch = int(tracking.get_run(self.run_id).data.tags.get("zpoint.epoch", 0))
 
@@ -217,6 +219,7 @@ def open_run(
         run = {
             "name": name, "digest": digest, "dataset": manifest.digest, "run_id": "",
             "tags": labels | {tracking.KEY_TAG: secrets.token_hex(8)}, "recipe": recipe.model_dump(mode="json"),
+            "images": manifest.summary,
         }  # fmt: skip
         write_json(fs, f"{root}/run.json", run)
     run_store = RunStore(name, uri, run["run_id"])

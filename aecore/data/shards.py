@@ -55,6 +55,12 @@ class Manifest(BaseModel):
         """Return the sha256 of the content: equal for equal images and options, on any machine."""
         return sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode())
 
+    @property
+    def summary(self) -> dict[str, JsonValue]:
+        """Return the dataset's name, the size and channels of its images, and their number in each split."""
+        counts: dict[str, JsonValue] = {split: self.count(split) for split in self.splits}
+        return {"dataset": self.dataset, "size": self.size, "channels": self.channels, "images": counts}
+
     def shards(self, split: str) -> tuple[Shard, ...]:
         """Return the shards of `split` in order. Raises ValueError when the dataset has no such split."""
         if split not in self.splits:

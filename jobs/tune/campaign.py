@@ -250,15 +250,21 @@ def discard(campaign: Campaign) -> None:
         fs.delete_file(path)
 
 
-def find_best_run(name: str) -> tuple[str, str] | None:
-    """Return the best run of campaign `name` and its sampler, None if there is no campaign.
+@dataclass(frozen=True)
+class BestRun:
+    """The run that a campaign chose, the sampler that serves it best, and the rule in words."""
 
-    Raises ValueError for an unfinished one.
-    """
+    run: str
+    sampler: str
+    rule: str
+
+
+def find_best_run(name: str) -> BestRun | None:
+    """Return the best run of campaign `name`, None if there is no campaign. Raises ValueError for an unfinished one."""
     try:
         campaign = read_json(*campaign_file(name))
     except (FileNotFoundError, NotADirectoryError):
         return None
     if not campaign.get("best") or campaign.get("state", "finished") != "finished":
         raise ValueError(f"campaign '{name}' has not finished: start its command again, then promote it")
-    return campaign["best"], campaign.get("sampler", "normal")
+    return BestRun(campaign["best"], campaign.get("sampler", "normal"), campaign.get("rule", "that of its time"))

@@ -1,10 +1,17 @@
-"""The promote job: one model version for each run, and the alias at the run promoted last."""
+"""The promote job: one model version for each run, an MLflow model, and the alias at the run promoted last."""
 
+import importlib.metadata
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import mlflow
+import numpy as np
 import pytest
 
+import aecore
 from aecore.data.io import write_json
 from cluster import tracking
 from cluster.settings import settings
@@ -33,6 +40,93 @@ def test_registered_model_has_its_metrics_and_latent_statistics(zpoint):
     assert saved.metrics == promoted["metrics"]
     assert saved.metrics["test_psnr"] > 0
     assert saved.model.z_dim == len(saved.latents["mean"]) == 3
+
+
+@pytest.fixture
+def champion(zpoint, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Promote `a`; return the URI by which MLflow's functions find it."""
+    zpoint("promote", "a")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", settings().tracking_uri)
+    return "models:/zpoint@champion"
+
+
+def test_registered_version_is_an_mlflow_model_that_decodes(champion: str):
+    z = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+    expected = aecore.load(find_run("a").uri).decode(z)
+    decoded = mlflow.pyfunc.load_model(champion).predict(z)
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, expected)
+    info = mlflow.models.get_model_info(champion)
+    assert [(spec.type, spec.shape) for spec in info.signature.inputs.inputs] == [(np.dtype("float32"), (-1, 3))]
+    assert [spec.shape for spec in info.signature.outputs.inputs] == [(-1, 16, 16, 3)]
+    assert info.run_id == find_run("a").run_id
+
+
+def test_mlflow_model_is_source_and_data_without_pickles(champion: str):
+    folder = Path(mlflow.artifacts.download_artifacts(champion))
+    assert {p.suffix for p in folder.rglob("*") if p.is_file()} <= {
+        "", ".json", ".png", ".py", ".safetensors", ".txt", ".yaml",
+    }  # fmt: skip
+    requirements = (folder / "requirements.txt").read_text().splitlines()
+    assert f"torch=={importlib.metadata.version('torch').partition('+')[0]}" in requirements
+    assert np.array(json.loads((folder / "input_example.json").read_text())).shape == (2, 3)
+    assert (folder / "samples.png").read_bytes() == (Path(find_run("a").uri) / "epochs" / "epoch-002.png").read_bytes()
+
+
+def test_mlflow_model_loads_without_an_installed_zpoint(champion: str, tmp_path: Path):
+    """From the source that is stored with it, in a process that imports nothing of the checkout."""
+    folder = mlflow.artifacts.download_artifacts(champion)
+    code = (
+        f"import mlflow.pyfunc as p, numpy as np, sys; x = p.load_model({folder!r}).predict(np.zeros((2, 3), 'f4'));"
+        f"assert x.shape == (2, 16, 16, 3); assert sys.modules['aecore'].__file__.startswith({folder!r})"
+    )
+    subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, env={"PATH": "", "HOME": str(tmp_path)}, check=True
+    )
+
+
+def test_the_endpoint_runs_no_code_of_a_version(champion: str):
+    version = find_model_version()
+    for path in Path(version.source.removeprefix("file://")).rglob("*.py"):
+        path.write_text("raise SystemExit('code of the store')")
+    assert read_model(version.source, version.tracking_uri).model.z_dim == 3
+
+
+def test_version_of_model_files_alone_still_loads(champion: str):
+    """Versions that were registered before MLflow models."""
+    version = find_model_version()
+    folder = Path(version.source.removeprefix("file://"))
+    for path in folder.iterdir():
+        if path.suffix != ".safetensors" and path.name not in ("config.json", "metrics.json"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert read_model(version.source, version.tracking_uri).model.z_dim == 3
+
+
+def test_description_of_a_version_has_reason_metrics_and_samples(champion: str, zpoint):
+    text = tracking.client().get_model_version("zpoint", "1").description
+    assert "Promoted by its name." in text
+    assert f"| test_psnr | {read_metrics('a')['test_psnr']:.4g} |" in text
+    assert f"get-artifact?path=model/samples.png&run_uuid={find_run('a').run_id}" in text
+    assert len(text) < 5_000
+    fs, path = campaign_file("c")
+    write_json(fs, path, {"campaign": "c", "digest": "", "run_id": "", "best": "a", "rule": "the lowest distance"})
+    zpoint("promote", "c")
+    text = tracking.client().get_model_version("zpoint", "1").description
+    assert "Best run of campaign c by the rule: the lowest distance." in text
+
+
+def read_metrics(run: str) -> dict[str, float]:
+    return json.loads((Path(find_run(run).uri) / "model" / "metrics.json").read_text())
+
+
+def test_the_dataset_is_an_input_of_the_mlflow_run(written_faces: Path):
+    [dataset_input] = tracking.client().get_run(find_run("a").run_id).inputs.dataset_inputs
+    dataset = dataset_input.dataset
+    assert (dataset.name, json.loads(dataset.source)) == ("x", {"uri": str(written_faces)})
+    assert json.loads(dataset.profile)["images"] == {"train": 48, "valid": 16, "test": 16}
+    stored = json.loads((Path(find_run("a").uri) / "run.json").read_text())["dataset"]
+    assert stored.startswith(dataset.digest)
+    assert len(dataset.digest) == 36
 
 
 def test_fresh_training_of_a_name_is_another_version(zpoint, tiny: str, faces: Path):
