@@ -256,8 +256,12 @@ class Search(Section):
     parallel: Literal["auto"] | int = Field(
         default="auto", description="Trials that run at the same time; auto: as many as the cluster has resources for."
     )
-    per_gpu: Count = Field(
-        default=1, description="Trials that share one GPU: a small network in small batches leaves most of one idle."
+    per_gpu: Literal["auto"] | int = Field(
+        default="auto",
+        description=(
+            "Trials that share one GPU, if each has one worker: a small network in small batches leaves most of one "
+            "idle. auto: as many as the memory holds and the GPU trains faster together, measured before the search."
+        ),
     )
     stop: Literal["dominated", "none"] = Field(
         default="dominated",
@@ -312,9 +316,9 @@ class Search(Section):
         points = value if isinstance(value, list | tuple) else [value]
         return [flatten_keys(point) if isinstance(point, dict) else point for point in points]
 
-    @field_validator("parallel", mode="before")  # one message; pydantic would give one for each type of the union
+    @field_validator("parallel", "per_gpu", mode="before")  # one message; pydantic would give one for each type
     @classmethod
-    def _check_parallel(cls, value: Any) -> Any:
+    def _check_count(cls, value: Any) -> Any:
         if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_WORKERS):
             return value
         raise ValueError(f"takes auto, or a number of trials, 1 to {MAX_WORKERS}")

@@ -148,14 +148,14 @@ PLANTED = (
         (f"{LOOP}::test_learning_rate_rises_linearly_then_falls_by_a_cosine",),
     ),
     Fault(
-        "the samplers' statistics are fitted on validation images", "jobs/train/worker.py",
-        "fit_train_latents(model, recipe, train,", "fit_train_latents(model, recipe, valid,",
+        "the samplers' statistics are fitted on validation images", "aecore/training/loop.py",
+        "draw_train_points(self.model, self.recipe, self.train)",
+        "draw_train_points(self.model, self.recipe, self.valid)",
         ("tests/jobs/train/test_train.py::test_batch_norm_model_is_saved_and_tested_in_eval_mode",),
     ),
     Fault(
         "the sampled images of an epoch are those of validation z-points", "aecore/training/evaluate.py",
-        "latents = fit_train_latents(model, self.recipe, self.train,",
-        "latents = fit_train_latents(model, self.recipe, self.valid,",
+        "draw_train_points(model, self.recipe, self.train,", "draw_train_points(model, self.recipe, self.valid,",
         (f"{EVALUATE}::test_epochs_show_samples_of_the_gaussian_fitted_to_training_images",),
     ),
     Fault(

@@ -32,9 +32,13 @@ def fit_latent_stats(
     if n_components:
         mixture = fit_mixture(z, mean, covariance, n_components)
         latents |= dict(zip(("gmm_weights", "gmm_means", "gmm_factors"), mixture, strict=True))
-    for name, values in (attributes or {}).items():
-        latents[DIRECTION_PREFIX + name] = attribute_direction(z, values)
-    return {name: tensor.float() for name, tensor in latents.items()}
+    return {name: tensor.float() for name, tensor in latents.items()} | fit_directions(z, attributes or {})
+
+
+def fit_directions(z: Tensor, attributes: Mapping[str, Tensor]) -> LatentStats:
+    """Return a `direction.NAME` (z_dim,) of z-points `(n, z_dim)` for each attribute (name to values (n,)), float32."""
+    z = z.double()
+    return {DIRECTION_PREFIX + name: attribute_direction(z, values).float() for name, values in attributes.items()}
 
 
 def attribute_directions(latents: LatentStats) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -200,6 +200,29 @@ def load_checkpoint(fs: pafs.FileSystem, root: str, model: nn.Module, optimizer:
     OSError if the storage fails, which does not mean that the checkpoint is damaged, and ValueError if another version
     of the network wrote it.
     """
+    for _, state, contents in _complete_checkpoints(fs, root):
+        model.load_state_dict(load_tensors(contents["model.safetensors"]))
+        _load_optimizer(optimizer, load_tensors(contents["optimizer.safetensors"]))
+        return state
+    return TrainState()
+
+
+def load_unfinished_model(fs: pafs.FileSystem, root: str) -> Autoencoder:
+    """Return the model of the newest complete checkpoint under `root`, on the CPU, in eval mode, without gradients.
+
+    Raises FileNotFoundError if there is none, else as `load_checkpoint`.
+    """
+    for config, _, contents in _complete_checkpoints(fs, root):
+        model = build_model(stored_recipe(config["recipe"]), ImageShape(**config["image"]))
+        model.load_state_dict(load_tensors(contents["model.safetensors"]))
+        return model.eval().requires_grad_(False)
+    raise FileNotFoundError(f"no complete checkpoint under {root}")
+
+
+def _complete_checkpoints(
+    fs: pafs.FileSystem, root: str
+) -> Iterator[tuple[dict[str, Any], TrainState, dict[str, bytes]]]:
+    """Yield config, state and files of each complete checkpoint under `root`, newest first; warn of a damaged one."""
     for path in list_checkpoints(fs, root):
         try:
             progress = read_json(fs, f"{path}/progress.json")
@@ -210,11 +233,9 @@ def load_checkpoint(fs: pafs.FileSystem, root: str, model: nn.Module, optimizer:
         except (FileNotFoundError, ValueError, KeyError) as error:
             log.warning("checkpoint %s is damaged (%s); falling back to the one before", path, error)
             continue
-        _check_network_version(json.loads(contents["config.json"]), path)
-        model.load_state_dict(load_tensors(contents["model.safetensors"]))
-        _load_optimizer(optimizer, load_tensors(contents["optimizer.safetensors"]))
-        return state
-    return TrainState()
+        config = json.loads(contents["config.json"])
+        _check_network_version(config, path)
+        yield config, state, contents
 
 
 def save_model(

@@ -1,6 +1,5 @@
 """Evaluation during training: means over a split, and how realistic decoded random z-points are."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from aecore.config import Recipe
 from aecore.data.loaders import Batch, Loader
 from aecore.data.shuffle import World
-from aecore.latent.samplers import N_COMPONENTS, LatentStats, fit_latent_stats, sample
+from aecore.latent.samplers import LatentStats, fit_latent_stats, sample
 from aecore.metrics.distribution import NUM_REFERENCE, FrechetDistance, hog_features
 from aecore.metrics.pixel import psnr, ssim
 from aecore.model.autoencoder import ACTIVE_VARIANCE, Autoencoder, to_uint8
@@ -21,6 +20,9 @@ from aecore.model.losses import loss_terms
 
 LATENT_IMAGES = 4_096  # training images whose z-points the stored latent statistics are fitted to
 NUM_SAMPLES = 256  # decoded z-points of each sampler
+EPOCH_SAMPLERS = ("normal", "gaussian")  # judged after some epochs: each costs as much as some steps
+# Judged at the end. Without sphere, which scores as normal does but in few dimensions: tests/benchmarks/README.md.
+STORED_SAMPLERS = ("normal", "diagonal", "gaussian", "gmm")
 NUM_PREVIEWS = 10  # images of each kind on an epoch's sheet
 BATCH = 64  # images or z-points a call of the model
 
@@ -85,18 +87,22 @@ class SampleEvaluator:
         return FrechetDistance(hog_features(self.train.spaced_images(NUM_REFERENCE).cpu().numpy()))
 
     @torch.inference_mode()
-    def evaluate(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Return metrics of 256 decoded z-points of two samplers, and preview images.
+    def evaluate(self, stored_latents: LatentStats | None = None) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Return metrics of 256 decoded z-points of each sampler, and preview images.
 
-        `hog_frechet_normal` of N(0, 1) and `hog_frechet_gaussian` of the Gaussian fitted to the training images'
-        z-points are the Frechet distance in HOG features (`aecore.metrics.distribution`) to 2,048 evenly spaced
-        training images. The images are uint8 (10 or fewer, size, size, channels): `originals`, `corrupted` (if the
-        task corrupts its input), `reconstructions`, `normal`, `gaussian`.
+        `hog_frechet_SAMPLER` is the Frechet distance in HOG features (`aecore.metrics.distribution`) to 2,048 evenly
+        spaced training images. With the `stored_latents` of a finished model the samplers are STORED_SAMPLERS, else
+        EPOCH_SAMPLERS, fitted to 512 training images. The images are uint8 (10 or fewer, size, size, channels):
+        `originals`, `corrupted` (if the task corrupts its input), `reconstructions`, and those of each sampler.
         """
         model, metrics = self.model, {}
         images = self._reconstructions()
-        latents = fit_train_latents(model, self.recipe, self.train, limit=2 * NUM_SAMPLES, n_components=0)
-        for sampler in ("normal", "gaussian"):
+        latents, samplers = stored_latents, STORED_SAMPLERS
+        if latents is None:
+            z = draw_train_points(model, self.recipe, self.train, limit=2 * NUM_SAMPLES)
+            latents = fit_latent_stats(z, n_components=0)
+            samplers = EPOCH_SAMPLERS
+        for sampler in samplers:
             z = sample(sampler, NUM_SAMPLES, latents, seed=self.recipe.optim.seed).to(model.device)
             decoded = torch.cat([model.decode(batch) for batch in z.split(BATCH)]).cpu().numpy()
             metrics[f"hog_frechet_{sampler}"] = self.frechet_distance(hog_features(decoded))
@@ -113,14 +119,10 @@ class SampleEvaluator:
 
 
 @torch.inference_mode()
-def fit_train_latents(
-    model: Autoencoder, recipe: Recipe, train: Loader, *, limit: int = LATENT_IMAGES,
-    attributes: Mapping[str, Tensor] | None = None, n_components: int = N_COMPONENTS,
-) -> LatentStats:  # fmt: skip
-    """Return `fit_latent_stats` of the z-points of at most `limit` evenly spaced training images.
+def draw_train_points(model: Autoencoder, recipe: Recipe, train: Loader, limit: int = LATENT_IMAGES) -> Tensor:
+    """Return z-points float32 `(n, z_dim)` on the CPU of at most `limit` evenly spaced training images.
 
     A z-point is a draw from q(z|x) of the image as its task corrupts it: the decoder was trained on such draws.
-    `attributes` (name to values (n,)) are those of the images `train.spaced_images(limit)`.
     """
     z_points: list[Tensor] = []
     for step, images in enumerate(train.spaced_images(limit).split(BATCH)):
@@ -128,4 +130,4 @@ def fit_train_latents(
         posterior = model.encode(make_eval_pair(recipe, batch, step)[0])
         noise = make_batch_noise(recipe.optim.seed, batch, step, LATENT_NOISE).normal(model.z_dim)
         z_points.append(posterior.sample(noise).cpu())
-    return fit_latent_stats(torch.cat(z_points), attributes, n_components=n_components)
+    return torch.cat(z_points)

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,11 +21,12 @@ from torch import Tensor, nn
 from aecore.config import Loss, Optim, Recipe
 from aecore.data.loaders import Batch, Loader, NodeLoader
 from aecore.data.shuffle import BatchSampler, World, plan_epoch, steps_per_epoch
+from aecore.latent.samplers import LatentStats, fit_latent_stats
 from aecore.model.autoencoder import Autoencoder
 from aecore.model.corruptions import LATENT_NOISE, make_batch_noise, make_training_pair
 from aecore.model.losses import loss_terms
 from aecore.training.checkpoint import TrainState
-from aecore.training.evaluate import SampleEvaluator, evaluate
+from aecore.training.evaluate import SampleEvaluator, draw_train_points, evaluate
 
 EPOCH_SUMS: tuple[str, ...] = ("recon", "kl", "count")  # summed over the open epoch's images; a checkpoint stores them
 METRICS_INTERVAL_S = 0.5  # between two reads of the running sums, each of which waits for the device
@@ -64,6 +66,17 @@ class TrainingRun:
     @property
     def steps_per_epoch(self) -> int:
         return steps_per_epoch(len(self.train), self.recipe.optim.batch, self.recipe.model.min_batch)
+
+    @cached_property
+    def train_points(self) -> Tensor:
+        """The z-points of training images to which the finished model's samplers are fitted, float32 (n, z_dim)."""
+        assert self.state.epochs == self.recipe.optim.epochs
+        return draw_train_points(self.model, self.recipe, self.train)
+
+    @cached_property
+    def latents(self) -> LatentStats:
+        """The statistics of `train_points` that the finished model's samplers take."""
+        return fit_latent_stats(self.train_points)
 
     def autocast(self) -> torch.autocast:
         """Return the context in which the network runs: in bf16 if `optim.precision` is bf16, or auto on a GPU."""
@@ -163,7 +176,7 @@ def fit(run: TrainingRun) -> Iterator[StepEnd | EpochEnd]:
         valid_metrics, kl_per_dim = evaluate(run.model, run.recipe, valid_loader, run.world, "valid")
         images = {}
         if run.world.rank == 0 and state.epochs in optim.judged_epochs:
-            sample_metrics, images = sample_evaluator.evaluate()
+            sample_metrics, images = sample_evaluator.evaluate(run.latents if last_epoch else None)
             metrics |= sample_metrics
         run.model.train()
         yield EpochEnd(state.epochs, metrics | valid_metrics, kl_per_dim, images)

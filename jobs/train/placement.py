@@ -15,16 +15,14 @@ def worker_resources(num_workers: int, streaming: bool = False) -> dict[str, flo
     """
     if has_gpu():
         return {"GPU": 1, "CPU": 1}
-    cpus = [count for node in _node_resources() if (count := int(node.get("CPU", 0)))]
+    cpus = [count for node in node_resources() if (count := int(node.get("CPU", 0)))]
     cpus_per_worker = max(1, min(min(cpus), sum(cpus) // num_workers)) if cpus else 1
     return {"CPU": cpus_per_worker if not streaming else cpus_per_worker // 2 or 0.5}
 
 
 def worker_capacity(resources: dict[str, float]) -> int:
     """Return how many workers with `resources` each fit into the cluster if nothing else runs there."""
-    return sum(
-        min(int(node.get(name, 0) // amount) for name, amount in resources.items()) for node in _node_resources()
-    )
+    return sum(min(int(node.get(name, 0) // amount) for name, amount in resources.items()) for node in node_resources())
 
 
 def wait_for_resources(num_workers: int, resources: dict[str, float]) -> None:
@@ -50,7 +48,7 @@ def wait_for_resources(num_workers: int, resources: dict[str, float]) -> None:
         remove_placement_group(group)
 
 
-def _node_resources() -> list[dict[str, float]]:
+def node_resources() -> list[dict[str, float]]:
     """Return the total resources of each living node of the connected cluster, used or free."""
     import ray
 

@@ -19,9 +19,10 @@ from aecore.data.shard_stream import iter_shards
 from aecore.data.shuffle import BatchSampler, World, evenly_spaced, steps_per_epoch
 from aecore.data.splits import SPLITS
 from aecore.image_grid import titled_sheet, to_png
+from aecore.latent.samplers import fit_directions
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.training import checkpoint
-from aecore.training.evaluate import LATENT_IMAGES, evaluate, fit_train_latents
+from aecore.training.evaluate import LATENT_IMAGES, evaluate
 from aecore.training.loop import EpochEnd, TrainingRun, fit, gather_sums
 from cluster.progress import ProgressCallback, no_progress
 from cluster.settings import settings
@@ -33,16 +34,22 @@ IMAGE_TITLES = {
     "corrupted": "what the encoder sees of them",
     "reconstructions": "their reconstructions",
     "normal": "decoded z-points from N(0, 1)",
+    "diagonal": "decoded z-points from the fitted Gaussian without correlations",
     "gaussian": "decoded z-points from the fitted Gaussian",
+    "gmm": "decoded z-points from the fitted mixture of Gaussians",
 }
 
 
 @dataclass(frozen=True)
 class Worker:
-    """One process of a training; by default the only one, on the CPU. `on_ray` means that Ray Train started it."""
+    """One process of a training; by default the only one, on the CPU. `on_ray` means that Ray Train started it.
+
+    `gpu_share` is the fraction of its GPU that it may take; other trials take the rest.
+    """
 
     world: World = field(default_factory=World)
     device: torch.device = field(default_factory=partial(torch.device, "cpu"))
+    gpu_share: float = 1.0
     show_progress: ProgressCallback = no_progress
     stop: StopRequest = field(default_factory=StopRequest)
     on_ray: bool = False
@@ -117,7 +124,7 @@ def train_loop(
     attributes = {}
     if train.resumable:  # a stream's images have no fixed order that the attributes could follow
         attributes = read_attributes(dataset, "train", evenly_spaced(len(train), LATENT_IMAGES))
-    latents = fit_train_latents(model, recipe, train, attributes=attributes)
+    latents = run.latents | fit_directions(run.train_points, attributes)
     metrics = run_store.epoch_metrics(recipe.optim.epochs) | test_metrics
     save_model = partial(checkpoint.save_model, fs, f"{root}/model", model, recipe, latents, metrics)
     checkpoint.retry_storage(save_model, "save the model")
@@ -140,7 +147,8 @@ def open_loaders(recipe: Recipe, dataset: Dataset, worker: Worker) -> dict[str, 
             worker.show_progress(rows, count, f"filling the node cache: {split}")
 
         if recipe.data.cache != "none" or not count:
-            on_device = fits_device(recipe.data.cache, count * math.prod(dataset.image_shape), worker.device)
+            nbytes = count * math.prod(dataset.image_shape)
+            on_device = fits_device(recipe.data.cache, nbytes, worker.device, worker.gpu_share)
             images = np.empty((0, *dataset.image_shape), np.uint8)
             if count:
                 images = open_cache(settings().cache, dataset, split, show_filled, settings().cache_max)
@@ -173,12 +181,14 @@ def check_batches(recipe: Recipe, count: int) -> None:
         )
 
 
-def fits_device(cache: str, nbytes: int, device: torch.device) -> bool:
+def fits_device(cache: str, nbytes: int, device: torch.device, share: float = 1.0) -> bool:
     """Return if `nbytes` of images go to the device's memory; "auto" fills at most half of what is free.
+
+    Of that the process may take `share`.
 
     Raises ValueError if `cache` is "device" and they do not fit.
     """
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    free = int(share * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
     if cache == "device" and nbytes > free:
         raise ValueError(
             f"data.cache=device: a split takes {nbytes / 1e9:.1f} GB and the GPU has {free / 1e9:.1f} GB free "

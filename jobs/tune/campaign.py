@@ -18,8 +18,8 @@
         reason       why it was stopped, diverged or lost; else ""
         epoch        finished epochs, of `epochs`
         metrics      of its last epoch: valid_psnr, valid_active_units, train_loss, images_per_second and so on
-        judged       [{epoch, and of that epoch valid_psnr, valid_active_units, hog_frechet_normal and _gaussian}] of
-                     the epochs with judged samples: about every fifth, and the last
+        judged       [{epoch, and of that epoch valid_psnr, valid_active_units, hog_frechet_normal, _gaussian}] of the
+                     epochs with judged samples: about every fifth, and the last, which has _diagonal and _gmm too
         spans        [start, end] of each time that it trained, seconds since 1970; a running one's end is null
         devices      that it takes: cores, or GPUs or a fraction of one
         replicate_of run whose point it trains with another seed; else ""
@@ -53,6 +53,7 @@ from cluster.lock import hold_lock
 from cluster.settings import settings
 from cluster.storage import open_uri
 from jobs.tune.selection import (
+    SAMPLERS,
     ScoredModel,
     choose_best,
     describe_noise,
@@ -63,7 +64,7 @@ from jobs.tune.selection import (
     score,
 )
 
-JUDGED = ("valid_psnr", "valid_active_units", "hog_frechet_normal", "hog_frechet_gaussian")
+JUDGED = ("valid_psnr", "valid_active_units", *(f"hog_frechet_{sampler}" for sampler in SAMPLERS))
 State = Literal["running", "finished", "stopped", "diverged", "lost"]
 
 
@@ -107,8 +108,8 @@ class Trial:
         if epoch <= self.epoch:
             return
         self.epoch, self.metrics = epoch, dict(metrics)
-        if JUDGED[-1] in metrics:
-            self.judged.append({"epoch": epoch} | {name: metrics[name] for name in JUDGED})
+        if "hog_frechet_normal" in metrics:
+            self.judged.append({"epoch": epoch} | {name: metrics[name] for name in JUDGED if name in metrics})
 
     def judged_at(self, epoch: int) -> dict[str, float] | None:
         """Return the metrics of this judged epoch, None if its samples were not judged then."""

@@ -24,6 +24,7 @@ from jobs.train.placement import worker_capacity, worker_resources
 from jobs.train.stopping import interruptible
 from jobs.tune.campaign import Campaign, discard, lock_campaign, open_campaign
 from jobs.tune.live import shown
+from jobs.tune.packing import trials_per_gpu
 from jobs.tune.records import recorded
 from jobs.tune.runner import CampaignRun, Listener
 
@@ -59,7 +60,7 @@ def _run(campaign: Campaign, recipe: Recipe, manifest: Manifest, listeners: Sequ
         run.listeners = [record, show, *listeners]
         try:
             run.begin()
-            _search(run, recipe)
+            _search(run, recipe, manifest)
         finally:
             run.close()
     if (run.refused or run.withheld) and not any(trial.state in ("finished", "stopped") for trial in campaign.trials):
@@ -94,7 +95,7 @@ def _refuse(run: CampaignRun) -> None:
     raise ValueError(list((run.withheld | run.refused).values())[-1])
 
 
-def _search(run: CampaignRun, recipe: Recipe) -> None:
+def _search(run: CampaignRun, recipe: Recipe, manifest: Manifest) -> None:
     """Run the trials that are left."""
     _quiet_tune()
     from ray import tune as ray_tune
@@ -105,6 +106,8 @@ def _search(run: CampaignRun, recipe: Recipe) -> None:
     campaign, several = run.campaign, recipe.scale.max_workers > 1
     fs, root = open_uri(settings().store)
     resources, parallel = trial_resources(recipe)
+    if "GPU" in resources and not several:
+        resources["GPU"] = 1 / trials_per_gpu(recipe, manifest)
     campaign.unit = "GPU" if has_gpu() else "core"
     devices = resources.get("GPU", resources.get("CPU", 0.0))
     # A trial with several workers only waits for them; Tune refuses a request for no resources at all.
@@ -112,7 +115,7 @@ def _search(run: CampaignRun, recipe: Recipe) -> None:
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(
             # Not in param_space, which Tune writes to the store: the environment may hold keys.
-            ray_tune.with_parameters(run_trial, recipe=recipe, env=trial_env()),
+            ray_tune.with_parameters(run_trial, recipe=recipe, env=trial_env(), gpu_share=resources.get("GPU", 1.0)),
             idle if several else resources,
         ),
         tune_config=ray_tune.TuneConfig(
@@ -157,8 +160,7 @@ def trial_resources(recipe: Recipe) -> tuple[dict[str, float], int | None]:
         fitting = max(1, worker_capacity(resources) // max(1, recipe.scale.min_workers))
         return resources, fitting if search.parallel == "auto" else search.parallel
     parallel = None if search.parallel == "auto" else search.parallel
-    resources = worker_resources(parallel or max(1, min(search.trials, worker_capacity({"CPU": 1}))))
-    return resources | ({"GPU": 1 / search.per_gpu} if "GPU" in resources else {}), parallel
+    return worker_resources(parallel or max(1, min(search.trials, worker_capacity({"CPU": 1})))), parallel
 
 
 def _quiet_tune() -> None:

@@ -21,7 +21,7 @@ from jobs.study.report import render_page
 from jobs.study.sections import ImageRow, ImageTable, Section
 from jobs.tune import campaign_charts
 from jobs.tune.campaign import Campaign, Trial
-from jobs.tune.selection import SAMPLER_TITLES, SAMPLERS
+from jobs.tune.selection import score
 from jobs.tune.table import (
     describe_best,
     describe_hours,
@@ -90,7 +90,8 @@ def make_sections(campaign: Campaign, decode: Decoder) -> list[Section]:
     if tables := image_tables(campaign, decode):
         sections.append(Section(
             "samples", "Decoded samples",
-            "Each row is one finished trial, ordered by its searched values; each column is one random z-point.",
+            "Each row is one trial, ordered by its searched values; each column is one random z-point. A stopped trial "
+            "is shown at its last epoch, by N(0, 1) alone: the other samplers are fitted to finished models.",
             image_tables=[tables],
         ))  # fmt: skip
     if judged:
@@ -109,25 +110,28 @@ def make_sections(campaign: Campaign, decode: Decoder) -> list[Section]:
 
 
 def image_tables(campaign: Campaign, decode: Decoder) -> list[ImageTable]:
-    """Return a table of decoded z-points for each compared sampler, a row for each finished trial."""
+    """Return tables of decoded z-points: of N(0, 1) for each finished or stopped trial, of its best sampler for each
+    finished one.
+    """
     keys, names = ordered_keys(campaign), key_names(campaign)
-    samplers = SAMPLERS if campaign.search["sampler"] == "best" else ("normal",)
-    trials = sorted((t for t in campaign.trials if t.state == "finished"), key=lambda t: sample_order(campaign, t))
-    images = {trial.run: decode(trial.run, samplers) for trial in trials}
-    tables = []
-    for sampler in samplers:
-        rows = []
-        for trial in (trial for trial in trials if sampler in images[trial.run]):
-            cells, distance = trial_cells(campaign, trial), trial.judged[-1].get(f"hog_frechet_{sampler}")
-            label = f"{cells['']} {', '.join(cells[names[key]] for key in keys)}".strip()
-            values = [cells["PSNR"], f"{distance:.2f}" if distance is not None else "", cells["active"]]
-            rows.append(ImageRow(label, images[trial.run][sampler], values))
-        if rows:
-            title = f"z-points of {SAMPLER_TITLES[sampler]}"
-            tables.append(
-                ImageTable(None, title, ", ".join(names[key] for key in keys), ["PSNR", "distance", "active"], rows)
-            )
-    return tables
+    header, normal, best = ", ".join(names[key] for key in keys), [], []
+    trials = [trial for trial in campaign.trials if trial.state in ("finished", "stopped") and trial.judged]
+    for trial in sorted(trials, key=lambda trial: sample_order(campaign, trial)):
+        model, cells = score(trial.run, trial.judged[-1], "best"), trial_cells(campaign, trial)
+        label = f"{cells['']} {', '.join(cells[names[key]] for key in keys)}".strip()
+        samplers = ["normal", model.sampler] if trial.state == "finished" else ["normal"]
+        images = decode(trial.run, list(dict.fromkeys(samplers)))
+        if "normal" in images:
+            distance = f"{trial.judged[-1]['hog_frechet_normal']:.2f}"
+            normal.append(ImageRow(label, images["normal"], [cells["PSNR"], distance, cells["active"], cells["epoch"]]))
+        if trial.state == "finished" and model.sampler in images:
+            values = [model.sampler, cells["PSNR"], f"{model.distance:.2f}", cells["active"]]
+            best.append(ImageRow(label, images[model.sampler], values))
+    tables = [("z-points of N(0, 1)", ["PSNR", "distance", "active", "epoch"], normal)]
+    if campaign.search["sampler"] == "best":
+        title = "z-points of each finished trial's best sampler"
+        tables.append((title, ["sampler", "PSNR", "distance", "active"], best))
+    return [ImageTable(None, title, header, columns, rows) for title, columns, rows in tables if rows]
 
 
 def ordered_keys(campaign: Campaign) -> list[str]:
@@ -142,19 +146,26 @@ def sample_order(campaign: Campaign, trial: Trial) -> list[Any]:
 
 
 def decode_run(run: str, samplers: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return NUM_IMAGES decoded z-points of a finished run by sampler, uint8 (n, size, size, channels).
+    """Return NUM_IMAGES decoded z-points of a run by sampler, uint8 (n, size, size, channels).
 
-    A run whose model cannot be read has none; that is logged.
+    Of an unfinished run those of its last checkpoint from N(0, 1). A run whose model cannot be read has none; that is
+    logged.
     """
+    import torch
+
     from aecore.latent.samplers import sample
-    from aecore.training.checkpoint import load_model
+    from aecore.training.checkpoint import load_model, load_unfinished_model
 
     try:
-        fs, root = find_run(run).folder
-        saved = load_model(fs, f"{root}/model")
-        return {
-            name: saved.model.decode(sample(name, NUM_IMAGES, saved.latents, seed=SEED)).numpy() for name in samplers
-        }
+        run_store = find_run(run)
+        fs, root = run_store.folder
+        if run_store.finished():
+            saved = load_model(fs, f"{root}/model")
+            model, latents = saved.model, saved.latents
+        else:
+            model = load_unfinished_model(fs, f"{root}/checkpoints")
+            samplers, latents = ["normal"], {"mean": torch.zeros(model.z_dim)}
+        return {name: model.decode(sample(name, NUM_IMAGES, latents, seed=SEED)).numpy() for name in samplers}
     except (OSError, ValueError) as error:
         log.warning("the report lacks the images of run '%s': %s", run, one_line(error))
         return {}

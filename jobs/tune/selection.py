@@ -5,13 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SAMPLERS = ("normal", "gaussian")  # those of the stored samplers whose distance a training measures
-SAMPLER_TITLES = {"normal": "N(0, 1)", "gaussian": "the fitted Gaussian"}
+SAMPLER_TITLES = {
+    "normal": "N(0, 1)", "diagonal": "the Gaussian without correlations", "gaussian": "the fitted Gaussian",
+    "gmm": "the mixture of Gaussians",
+}  # fmt: skip
+SAMPLERS = tuple(SAMPLER_TITLES)  # whose distance a training measures at its end; before, of normal and gaussian alone
 RULE = (
     "of the models with active units whose validation PSNR is within {slack:g} dB of the best one's, the one whose "
     "decoded z-points {sampler} have the lowest Frechet distance to training images in HOG features"
 )
-RULE_SAMPLERS = {"best": "of its best sampler", "normal": "from N(0, 1)"}
+RULE_SAMPLERS = {"best": "of its best stored sampler", "normal": "from N(0, 1)"}
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,13 @@ class ScoredModel:
 def score(name: str, metrics: Mapping[str, float], sampler: str) -> ScoredModel:
     """Return the score of a run by the metrics of a judged epoch; `sampler` is normal, or best for the lowest distance.
 
+    The best one is among the samplers that were judged then.
+
     Raises KeyError if the samples were not judged at that epoch.
     """
-    distances = {name: metrics[f"hog_frechet_{name}"] for name in (SAMPLERS if sampler == "best" else [sampler])}
+    distances = {name: metrics[key] for name in SAMPLERS if (key := f"hog_frechet_{name}") in metrics}
+    if sampler == "normal" or not distances:
+        distances = {"normal": metrics["hog_frechet_normal"]}
     best = min(distances, key=distances.__getitem__)
     return ScoredModel(name, metrics["valid_psnr"], distances[best], best, metrics.get("valid_active_units", 1) > 0)
 

@@ -8,7 +8,6 @@ from typing import Any
 from aecore.config import Recipe
 from aecore.errors import one_line
 from cluster.progress import publish
-from cluster.ray_connection import has_gpu
 from cluster.settings import apply_env, settings
 from jobs.dataset import open_dataset
 from jobs.run_store import RunStore
@@ -17,7 +16,7 @@ from jobs.train.ray_trainer import run_on_ray
 STOP_SECONDS = 600  # for a stopped trial to write its checkpoint before its process takes the next trial
 
 
-def run_trial(config: dict[str, Any], *, recipe: Recipe, env: dict[str, str]) -> None:
+def run_trial(config: dict[str, Any], *, recipe: Recipe, env: dict[str, str], gpu_share: float) -> None:
     """Train one trial: a single worker in this process, several under Ray Train.
 
     Reports each epoch's metrics, then the trial's outcome: finished, diverged or, after a user's mistake, refused. Any
@@ -31,7 +30,7 @@ def run_trial(config: dict[str, Any], *, recipe: Recipe, env: dict[str, str]) ->
     # The driver keeps the MLflow run.
     run_store = RunStore(config["run"], f"{settings().runs_uri}/{config['run']}", run_id="")
     try:
-        _train(recipe, run_store)
+        _train(recipe, run_store, gpu_share)
     except ValueError as error:
         ray_tune.report({"outcome": "refused", "reason": one_line(error, limit=None)})
     except FloatingPointError as error:
@@ -44,7 +43,7 @@ def run_trial(config: dict[str, Any], *, recipe: Recipe, env: dict[str, str]) ->
         ray_tune.report({"outcome": "finished"})
 
 
-def _train(recipe: Recipe, run_store: RunStore) -> None:
+def _train(recipe: Recipe, run_store: RunStore, gpu_share: float) -> None:
     from ray import tune as ray_tune
 
     dataset = open_dataset(recipe.data.uri)
@@ -52,11 +51,10 @@ def _train(recipe: Recipe, run_store: RunStore) -> None:
         from ray.tune.integration.ray_train import TuneReportCallback
 
         return run_on_ray(recipe, dataset, run_store, [TuneReportCallback()])
-    import torch
-
+    from aecore.model.autoencoder import default_device
     from jobs.train.worker import Worker, train_loop
 
-    worker = Worker(device=torch.device("cuda" if has_gpu() else "cpu"), show_progress=partial(publish, run_store.name))
+    worker = Worker(device=default_device(), gpu_share=gpu_share, show_progress=partial(publish, run_store.name))
     with closing(train_loop(recipe, dataset, run_store, worker)) as epochs:  # a stopped trial writes its checkpoint
         for metrics in epochs:
             ray_tune.report(metrics)

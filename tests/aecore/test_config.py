@@ -128,7 +128,7 @@ def test_defaults():
         "checkpoint": {"every": 0, "minutes": 5.0, "keep": 2},
         "search": {
             "space": {"model.z_dim": [64, 128, 200, 512], "loss.kl_factor": "log(0.003, 30)"}, "first": (),
-            "trials": 12, "minutes": 0.0, "gpu_hours": 0.0, "parallel": "auto", "per_gpu": 1, "stop": "dominated",
+            "trials": 12, "minutes": 0.0, "gpu_hours": 0.0, "parallel": "auto", "per_gpu": "auto", "stop": "dominated",
             "sampler": "best", "replicates": 1, "psnr_slack": 3.0,
         },
     }  # fmt: skip

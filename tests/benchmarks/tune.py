@@ -17,6 +17,7 @@ from typing import Any
 from aecore.config import load_recipe
 from jobs.recipes import RECIPES
 from jobs.run_store import find_run
+from jobs.tune.selection import score
 
 
 def overhead(args: argparse.Namespace) -> None:
@@ -47,10 +48,9 @@ def stopping(args: argparse.Namespace) -> None:
         epochs = {stop: sum(trial["epoch"] for trial in c["trials"]) for stop, c in results.items()}
         for stop, campaign in results.items():
             best = next(trial for trial in campaign["trials"] if trial["run"] == campaign["best"])
-            judged = best["judged"][-1]
-            distance = min(judged["hog_frechet_normal"], judged["hog_frechet_gaussian"])
+            model = score(best["run"], best["judged"][-1], "best")
             print(f"seed {seed} stop={stop:<9}  {epochs[stop]} epochs ({epochs[stop] / epochs['none']:.2f})  "
-                  f"{best['point']}  PSNR {judged['valid_psnr']:.2f}  distance {distance:.2f}", flush=True)  # fmt: skip
+                  f"{best['point']}  PSNR {model.psnr:.2f}  distance {model.distance:.2f}", flush=True)  # fmt: skip
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from aecore.config import check_recipe
 from aecore.data.loaders import NodeLoader
 from aecore.data.shuffle import BatchSampler, World
 from aecore.data.synthetic_faces import draw_face
-from aecore.latent.samplers import sample
+from aecore.latent.samplers import fit_latent_stats, sample
+from aecore.metrics.distribution import hog_features
 from aecore.metrics.pixel import psnr, ssim
 from aecore.model.autoencoder import DiagonalGaussian, ImageShape, build_model, to_float
-from aecore.training.evaluate import NUM_SAMPLES, SampleEvaluator, evaluate, fit_train_latents
+from aecore.training.evaluate import NUM_SAMPLES, STORED_SAMPLERS, SampleEvaluator, draw_train_points, evaluate
 
 CPU = torch.device("cpu")
 BASE = {"model": {"z_dim": 3, "channels": [4, 4, 4, 4], "norm": "none"}, "optim": {"batch": 8}}
@@ -40,7 +41,7 @@ def valid_metrics(evaluator):
 
 
 def train_latents(evaluator, **options):
-    return fit_train_latents(evaluator.model, evaluator.recipe, evaluator.train, **options)
+    return fit_latent_stats(draw_train_points(evaluator.model, evaluator.recipe, evaluator.train), **options)
 
 
 def test_metrics_of_the_corrupted_input_are_reported_beside_the_outputs():
@@ -136,6 +137,19 @@ def test_preview_images_show_the_corrupted_input():
     assert images["corrupted"].shape == images["originals"].shape
     assert images["corrupted"].astype(int).std() > images["originals"].astype(int).std()
     assert "corrupted" not in make_evaluator({}).evaluate()[1]
+
+
+def test_finished_model_is_judged_by_its_stored_samplers():
+    """A decoder that shows where its z-points lie: each sampler gets its own distance and images."""
+    evaluator = make_evaluator({}, train=make_images(600))
+    latents = train_latents(evaluator)
+    metrics, images = evaluator.evaluate(latents)
+    assert set(metrics) == {f"hog_frechet_{sampler}" for sampler in STORED_SAMPLERS}
+    for sampler in STORED_SAMPLERS:
+        decoded = evaluator.model.decode(sample(sampler, NUM_SAMPLES, latents, seed=0)).numpy()
+        assert np.abs(images[sampler].astype(int) - decoded[:10]).max() <= 1
+        distance = evaluator.frechet_distance(hog_features(decoded))
+        assert metrics[f"hog_frechet_{sampler}"] == pytest.approx(distance, rel=0.02)
 
 
 def faces(first, count):

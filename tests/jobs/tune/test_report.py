@@ -10,9 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from aecore.config import Recipe, check_recipe, load_recipe, recipe_path
+from aecore.data.shards import Manifest
+from aecore.model.autoencoder import ImageShape, build_model
+from aecore.training.checkpoint import TrainState, take_snapshot, write_checkpoint
 from jobs.recipes import RECIPES
+from jobs.run_store import open_run
 from jobs.study.charts import Axis, Chart, Series
 from jobs.tune import campaign_charts, report
 from jobs.tune.campaign import Campaign, write_campaign
@@ -63,7 +68,7 @@ def test_page_loads_nothing_and_shows_every_trial(monkeypatch: pytest.MonkeyPatc
     for part in (campaign.rule, campaign.best, "<code>zpoint promote faces</code>", "1 diverged", "0.93 core hours"):
         assert part in text
     assert page.count("<svg ") == 7
-    assert page.count('src="data:image/webp') == 2 * campaign.count("finished")
+    assert page.count('src="data:image/webp') == 2 * campaign.count("finished") + campaign.count("stopped")
     pngs = [path for name, path in paths.items() if name.endswith(".png")]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pngs)
     assert len(pngs) == 7
@@ -81,19 +86,42 @@ def test_report_of_a_started_campaign_lacks_what_it_does_not_know_yet(charts: di
 def test_samples_are_ordered_by_kl_factor_with_the_distance_of_their_sampler(charts: dict):
     campaign = make_campaign()
     campaign.trials.reverse()
-    normal, gaussian = report.image_tables(campaign, decode_index)
+    normal, best = report.image_tables(campaign, decode_index)
     assert normal.label_header == "kl_factor, z_dim"
     kl_factors = [float(row.label.lstrip("*> ").split(",")[0]) for row in normal.rows]
     assert kl_factors == sorted(kl_factors)
-    assert len(kl_factors) == campaign.count("finished")
-    best = campaign.trial(campaign.best)
-    assert best is not None
-    for table, name in ((normal, "hog_frechet_normal"), (gaussian, "hog_frechet_gaussian")):
-        row = next(row for row in table.rows if row.label.startswith(">"))
-        assert row.cells[1] == f"{best.judged[-1][name]:.2f}"
-    assert (normal.rows[0].images.max(), gaussian.rows[0].images.max()) == (0, 40)
+    stopped = [row.cells for row in normal.rows if row.cells[-1] == "4/20"]
+    assert (len(kl_factors), len(stopped)) == (campaign.count("finished") + 1, 1)  # one is stopped
+    chosen = campaign.trial(campaign.best)
+    assert chosen is not None
+    row = next(row for row in normal.rows if row.label.startswith(">"))
+    assert row.cells[1] == f"{chosen.judged[-1]['hog_frechet_normal']:.2f}"
+    assert len(best.rows) == campaign.count("finished")
+    assert {row.cells[0] for row in best.rows} == {"normal", "gaussian"}
+    for row in best.rows:
+        trial = next(t for t in campaign.trials if row.label.endswith(f"{t.point['loss.kl_factor']:.3g}, "
+                                                                      f"{t.point['model.z_dim']}"))  # fmt: skip
+        distances = {name: trial.judged[-1][f"hog_frechet_{name}"] for name in ("normal", "gaussian")}
+        assert row.cells[2] == f"{min(distances.values()):.2f} ".strip()
+        assert row.images.max() == 40 * (row.cells[0] == "gaussian")
     campaign.recipe["search"]["sampler"] = "normal"
     assert len(report.image_tables(campaign, decode_index)) == 1
+
+
+def test_stopped_trial_shows_its_last_checkpoint(charts: dict):
+    recipe = check_recipe({"model": {"z_dim": 2, "channels": [4, 4, 4, 4]}})
+    manifest = Manifest(dataset="x", options={}, size=16, channels=1, encoding="png", splits={})
+    run_store = open_run(recipe, "stopped", manifest)
+    model = build_model(recipe, ImageShape(16, 1))
+    for step, shade in ((10, -9.0), (20, 9.0)):  # black, then white images
+        torch.nn.init.constant_(model.get_parameter("decoder.12.bias"), shade)
+        snapshot = take_snapshot(model, torch.optim.Adam(model.parameters()), recipe, TrainState(step=step))
+        fs, root = run_store.folder
+        write_checkpoint(fs, f"{root}/checkpoints", snapshot)
+    images = report.decode_run(run_store.name, ["normal", "gaussian"])
+    assert list(images) == ["normal"]
+    assert images["normal"].shape == (10, 16, 16, 1)
+    assert images["normal"].min() > 200
 
 
 def test_a_run_whose_model_is_gone_has_no_images(caplog: pytest.LogCaptureFixture):

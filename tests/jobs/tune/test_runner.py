@@ -239,11 +239,10 @@ def test_trial_on_a_joined_cluster_knows_its_address(monkeypatch: pytest.MonkeyP
         ([{"CPU": 8}], {"parallel": 4}, 1, ({"CPU": 2}, 4)),
         ([{"CPU": 8}, {"CPU": 8}], {}, 4, ({"CPU": 4}, 1)),
         ([{"CPU": 16, "GPU": 2}], {}, 1, ({"CPU": 1, "GPU": 1}, None)),
-        ([{"CPU": 16, "GPU": 2}], {"per_gpu": 4}, 1, ({"CPU": 1, "GPU": 0.25}, None)),
     ],
 )
 def test_trials_share_the_cluster(monkeypatch, nodes: list, search: dict, workers: int, expected: tuple):
-    monkeypatch.setattr("jobs.train.placement._node_resources", lambda: nodes)
+    monkeypatch.setattr("jobs.train.placement.node_resources", lambda: nodes)
     monkeypatch.setattr("jobs.train.placement.has_gpu", lambda: any("GPU" in node for node in nodes))
     assert trial_resources(check_recipe({"search": search, "scale": {"workers": workers}})) == expected
 

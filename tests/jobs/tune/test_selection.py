@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from aecore.training.evaluate import STORED_SAMPLERS
 from jobs.tune.selection import (
+    SAMPLERS,
     ScoredModel,
     choose_best,
     describe_noise,
@@ -56,6 +58,14 @@ def test_distance_is_that_of_the_best_sampler_or_of_the_normal_one():
     assert score("a", metrics, "best") == ScoredModel("a", 20.0, 4.0, "gaussian", alive=True)
     assert score("a", metrics, "normal") == ScoredModel("a", 20.0, 5.0, "normal", alive=True)
     assert not score("a", metrics | {"valid_active_units": 0.0}, "best").alive
+
+
+def test_all_samplers_that_were_judged_are_compared():
+    assert set(SAMPLERS) == set(STORED_SAMPLERS)
+    metrics = {"valid_psnr": 20.0, **{f"hog_frechet_{name}": 9.0 - i for i, name in enumerate(SAMPLERS)}}
+    assert [score("a", metrics, sampler).sampler for sampler in ("best", "normal")] == ["gmm", "normal"]
+    del metrics["hog_frechet_gmm"]
+    assert (score("a", metrics, "best").sampler, score("a", metrics, "best").distance) == ("gaussian", 7.0)
 
 
 def test_ranks_number_the_fronts():
