@@ -177,6 +177,23 @@ def _add_training(add_command: Callable[..., Any]) -> None:
     )
     promote.add_argument("--alias", default="champion", help="alias in MLflow (default: champion)")
 
+    export = add_command("export", _export, "export a model's decoder or encoder to run without zpoint")
+    export.add_argument("name", metavar="RUN|ALIAS", help="name of a finished run, or of an alias in MLflow")
+    export.add_argument(
+        "--format", dest="file_format", choices=("onnx", "pt2"), default="onnx",
+        help="onnx, or pt2 for torch.export (default: onnx)",
+    )  # fmt: skip
+    export.add_argument(
+        "--part", choices=("decoder", "encoder"), default="decoder", help="decoder or encoder (default: decoder)"
+    )
+    export.add_argument(
+        "--out",
+        type=_path,
+        required=True,
+        metavar="FILE",
+        help="new file, .onnx or .pt2; the z statistics go beside it",
+    )
+
     add_command("runs", _runs, "list the runs in MLflow, newest first", printing.format_runs)
 
 
@@ -351,6 +368,12 @@ def _promote(args: Any) -> Result:
     from jobs.promote import promote
 
     return promote(args.name, args.alias, args.campaign_run)
+
+
+def _export(args: Any) -> Result:
+    from jobs.commands.export import export
+
+    return export(args.name, args.file_format, args.part, args.out)
 
 
 def _runs(args: Any) -> Result:
