@@ -20,6 +20,7 @@ query, whose other keys are parameters of the task or sampler: `?task=denoise&si
 unknown or stands in both is refused. Images in responses, by Accept: image/png (default), image/jpeg, image/webp (a
 grid of several), application/zip (PNGs), application/x-npy (uint8 (n, size, size, channels)) or application/json
 {"model": "name/version", "images": ["base64 PNG", ...], ...}. z, by Accept: application/json {"model", "z"} or .npy.
+JSON is compressed if Accept-Encoding has gzip.
 
 Errors are RFC 9457 problems (application/problem+json: status, title, detail). Every response has the header
 X-Zpoint-Model, `name/version`; where random numbers were used also X-Zpoint-Seed.
@@ -38,6 +39,7 @@ from fastapi.responses import PlainTextResponse, Response
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
 from aecore.config import TASKS
 from serving.http import operations, schemas
@@ -70,6 +72,7 @@ from serving.runtime.model_slot import ModelSlot, ServedModel
 
 T = TypeVar("T")
 O = TypeVar("O", bound=schemas.Options)  # noqa: E741
+GZIP_LEVEL, GZIP_MIN_BYTES = 1, 1024  # of JSON and text; images are compressed already
 MAX_INLINE_BYTES = 1 << 16  # bodies up to this size are parsed and encoded on the event loop, larger ones in a thread
 
 v1, health = APIRouter(tags=["HTTP API"]), APIRouter(tags=["Health"])
@@ -85,6 +88,12 @@ def create_app(
     """
     app = FastAPI(title="zpoint", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.slot, app.state.limits, app.state.metrics = slot, limits or Limits(), metrics or EndpointMetrics()
+    app.add_middleware(
+        GZipMiddleware,
+        minimum_size=GZIP_MIN_BYTES,
+        compresslevel=GZIP_LEVEL,
+        exclude_content_types=(*DEFAULT_EXCLUDED_CONTENT_TYPES, NPY),
+    )
     app.add_middleware(GatewayMiddleware, slot=slot, token=token, limits=app.state.limits, metrics=app.state.metrics)
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(Overloaded, _overloaded_problem)
