@@ -329,6 +329,18 @@ class Search(Section):
         return parse_space(self.space)
 
 
+class Points(Section):
+    """z-points of real images, stored with the finished model, their 2-D map (t-SNE) and thumbnails of 32 pixels."""
+
+    images: Annotated[int, Field(strict=True, ge=0, le=5_000)] = Field(
+        default=2_000,
+        description=(
+            "Training and test images to store, a fifth of them test images; 0: none, if thumbnails must not leave the "
+            "dataset."
+        ),
+    )
+
+
 def flatten_keys(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the leaves of nested sections by `section.key`."""
     leaves: dict[str, Any] = {}
@@ -350,6 +362,7 @@ class Recipe(Section):
     optim: Optim = Optim()
     scale: Scale = Scale()
     checkpoint: Checkpoints = Checkpoints()
+    points: Points = Points()
     search: Search = Search()
 
     @model_validator(mode="after")

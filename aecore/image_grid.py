@@ -1,6 +1,7 @@
 """Grids of images and contact sheets, as PNG."""
 
 import io
+import math
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -22,6 +23,17 @@ def grid(rows: list[np.ndarray]) -> np.ndarray:
             top, left = y * (height + GAP), x * (width + GAP)
             canvas[top : top + height, left : left + width] = image  # broadcasts one channel to three
     return canvas
+
+
+def tile(images: np.ndarray) -> np.ndarray:
+    """Return images uint8 (n, H, W, C) as one: row by row, ceil(sqrt(n)) columns, no gaps, black at the end."""
+    n, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(n))
+    rows = -(-n // columns)
+    cells = np.zeros((rows * columns, height, width, channels), np.uint8)
+    cells[:n] = images
+    cells = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return cells.reshape(rows * height, columns * width, channels)
 
 
 def titled_sheet(sections: list[tuple[str, list[np.ndarray]]]) -> np.ndarray:

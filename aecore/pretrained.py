@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import torch
-from torch import Tensor
 
 from aecore.config import Recipe
 from aecore.data.image_input import ImageInputs, is_z_point, read_images, split_ends
@@ -16,6 +15,7 @@ from aecore.data.images import decode_image, fit_square
 from aecore.errors import one_line
 from aecore.latent.arrays import Images, ZPoints
 from aecore.latent.interpolation import INTERPOLATIONS
+from aecore.latent.points import StoredPoints
 from aecore.latent.samplers import LatentStats, sample
 from aecore.model.autoencoder import ImageShape, to_float
 from aecore.training.checkpoint import SavedModel, load_model
@@ -53,6 +53,11 @@ class PretrainedModel:
     def latents(self) -> LatentStats:
         """The statistics of the training images' z-points that the samplers take."""
         return self.saved.latents
+
+    @property
+    def points(self) -> StoredPoints | None:
+        """The z-points of real images that were stored with the model, with their map and thumbnails."""
+        return self.saved.points
 
     def encode(self, images: ImageInputs) -> ZPoints:
         """Return the z-points float32 (n, z_dim), the means of q(z|x), of images in any form of `read_images`.
@@ -99,15 +104,15 @@ class PretrainedModel:
         if path not in INTERPOLATIONS:
             raise ValueError(f"unknown path '{path}': it takes one of {', '.join(INTERPOLATIONS)}")
         start, end = (torch.from_numpy(self._to_z(item)) for item in split_ends(ends))
-        points = self._neighbours_of_paths
+        points = self.latents["mean"][None]
+        if path == "neighbours":
+            if self.points is None:
+                raise ValueError("path neighbours needs stored points: train with points.images above 0")
+            points = self.points.z
         return self.decode(INTERPOLATIONS[path](start, end, steps, points).numpy())
 
     def _to_z(self, end: np.ndarray | ImageInputs) -> np.ndarray:
         return np.asarray(end, np.float32) if is_z_point(end) else np.asarray(self.encode(end))[0]
-
-    @property
-    def _neighbours_of_paths(self) -> Tensor:
-        return self.latents["mean"][None]
 
     @property
     def _device(self) -> torch.device:

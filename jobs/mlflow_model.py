@@ -42,6 +42,8 @@ def write_mlflow_model(folder: Path, run_store: RunStore, saved: "SavedModel", a
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
+    from aecore.training.checkpoint import POINTS_FILE
+
     z_dim, image = saved.model.z_dim, saved.model.image
     mlflow.pyfunc.save_model(
         path=str(folder),
@@ -59,6 +61,8 @@ def write_mlflow_model(folder: Path, run_store: RunStore, saved: "SavedModel", a
     fs, root = run_store.folder
     for name in MODEL_FILES:
         (folder / name).write_bytes(read_bytes(fs, f"{root}/model/{name}"))
+    if saved.points:
+        (folder / POINTS_FILE).write_bytes(read_bytes(fs, f"{root}/model/{POINTS_FILE}"))
     sheet = f"{root}/epochs/epoch-{saved.recipe.optim.epochs:03d}.png"
     if fs.get_file_info(sheet).type is not pafs.FileType.NotFound:
         (folder / SAMPLES).write_bytes(read_bytes(fs, sheet))

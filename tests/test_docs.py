@@ -64,7 +64,7 @@ def endpoint_url() -> Iterator[str]:
 
 @pytest.mark.parametrize("line", REQUESTS)
 def test_every_request_to_the_endpoint_is_answered(line: str, endpoint_url: str, tmp_path: Path, monkeypatch):
-    """With the images and z-points that the line names; it writes a file of images."""
+    """With the images and z-points that the line names; it writes a file of images, z-points or JSON."""
     monkeypatch.chdir(tmp_path)
     for name in ("face.jpg", "photo.jpg", "other.jpg"):
         Path(name).write_bytes(encode_image(draw_face(0, 0, 32)[0], "jpeg"))
@@ -78,6 +78,12 @@ def test_every_request_to_the_endpoint_is_answered(line: str, endpoint_url: str,
             main([*shlex.split(line)[1:], "--url", endpoint_url])
         assert finished.value.code == 0
     [out] = set(tmp_path.iterdir()) - inputs
+    if out.suffix == ".json":
+        assert json.loads(out.read_text()).keys() & {"model", "name"}
+        return
+    if out.name == "face.npy":
+        assert np.load(out).shape == (1, Z_DIM)
+        return
     images = np.load(out) if out.suffix == ".npy" else decode_image(out.read_bytes())
     assert images.shape[-1] == 3
     assert images.std() > 5

@@ -20,6 +20,7 @@ N_NEIGHBOURS = 10  # of the graph whose connected components are fragments
 MIN_FRAGMENT = 0.01  # fraction of the z-points in a fragment
 SILHOUETTE_MARGIN = 0.05  # above a Gaussian's silhouette, z-points count as clustered
 STRUCTURE_POINTS = 2_000
+PERPLEXITY = 30.0  # of t-SNE, at most
 CLUSTER_COUNTS = range(2, 11)
 
 
@@ -153,9 +154,11 @@ def _best_silhouette(x: np.ndarray, seed: int) -> float:
     return float(max(silhouette_score(x, labels) for labels in clusterings))
 
 
-def tsne(z: Tensor, seed: int = 0) -> np.ndarray:
+def tsne(z: Tensor, seed: int = 0, max_iter: int = 1_000) -> np.ndarray:
     """Embed z-points `(n, z_dim)` in the plane by t-SNE, float (n, 2) (van der Maaten and Hinton 2008)."""
     from sklearn.manifold import TSNE
 
+    perplexity = min(PERPLEXITY, (len(z) - 1) / 3)
     with threadpool_limits(1):
-        return TSNE(random_state=seed, init="pca").fit_transform(z.cpu().numpy())
+        embedding = TSNE(perplexity=perplexity, random_state=seed, init="pca", max_iter=max_iter)
+        return embedding.fit_transform(z.cpu().numpy())

@@ -3,7 +3,8 @@
 A checkpoint `step-00001250/` holds model.safetensors, optimizer.safetensors, config.json and, written last,
 progress.json with the sha256 of the others. Without a progress.json that matches, a folder counts as absent: a
 checkpoint is complete or does not exist, on a disk and on S3. A model folder holds model.safetensors,
-latents.safetensors (statistics of the z-points), metrics.json and, written last, config.json.
+latents.safetensors (statistics of the z-points), points.safetensors (z-points of real images, if the recipe asks for
+them), metrics.json and, written last, config.json.
 """
 
 import json
@@ -26,9 +27,11 @@ from torch import Tensor, nn
 from aecore.config import Recipe, stored_recipe
 from aecore.data.io import read_bytes, read_json, sha256, write_atomic, write_json
 from aecore.errors import one_line
+from aecore.latent.points import StoredPoints
 from aecore.model.autoencoder import NETWORK_VERSION, Autoencoder, ImageShape, build_model
 
 log = logging.getLogger(__name__)
+POINTS_FILE = "points.safetensors"
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "optimizer.safetensors")
 RETRY_SECONDS, RETRY_PAUSE_SECONDS = 60.0, 2.0  # retries of a failing storage at the end of a training
 
@@ -240,23 +243,28 @@ def _complete_checkpoints(
 
 def save_model(
     fs: pafs.FileSystem, path: str, model: Autoencoder, recipe: Recipe, latents: dict[str, Tensor],
-    metrics: dict[str, float],
+    metrics: dict[str, float], points: StoredPoints | None = None,
 ) -> None:  # fmt: skip
     """Write a model folder; config.json comes last, so that a folder with one is complete."""
     write_atomic(fs, f"{path}/model.safetensors", save_tensors(_contiguous(_copy_to_host(model.state_dict()))))
     write_atomic(fs, f"{path}/latents.safetensors", save_tensors(_contiguous(_copy_to_host(latents))))
+    if points:
+        write_atomic(fs, f"{path}/{POINTS_FILE}", save_tensors(_contiguous(points.to_tensors())))
+    elif fs.get_file_info(f"{path}/{POINTS_FILE}").type is not pafs.FileType.NotFound:
+        fs.delete_file(f"{path}/{POINTS_FILE}")  # of this run with fewer epochs
     write_json(fs, f"{path}/metrics.json", metrics)
     write_json(fs, f"{path}/config.json", _config(model, recipe))
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """The content of a model folder; `latents` are the LatentStats that the samplers take."""
+    """The content of a model folder: `latents` are the LatentStats that the samplers take, `points` may be None."""
 
     model: Autoencoder
     recipe: Recipe
     latents: dict[str, Tensor]
     metrics: dict[str, float]
+    points: StoredPoints | None = None
 
 
 def load_model(fs: pafs.FileSystem, path: str, device: torch.device | str = "cpu") -> SavedModel:
@@ -278,7 +286,15 @@ def load_model(fs: pafs.FileSystem, path: str, device: torch.device | str = "cpu
         recipe=recipe,
         latents=load_tensors(read_bytes(fs, f"{path}/latents.safetensors")),
         metrics=read_json(fs, f"{path}/metrics.json"),
+        points=_load_points(fs, f"{path}/{POINTS_FILE}"),
     )
+
+
+def _load_points(fs: pafs.FileSystem, path: str) -> StoredPoints | None:
+    try:
+        return StoredPoints.from_tensors(load_tensors(read_bytes(fs, path)))
+    except FileNotFoundError:
+        return None
 
 
 def _config(model: Autoencoder, recipe: Recipe) -> dict[str, Any]:

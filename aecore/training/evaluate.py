@@ -1,5 +1,6 @@
 """Evaluation during training: means over a split, and how realistic decoded random z-points are."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from aecore.config import Recipe
 from aecore.data.loaders import Batch, Loader
 from aecore.data.shuffle import World
+from aecore.data.splits import SPLITS
+from aecore.latent.points import StoredPoints, make_points
 from aecore.latent.samplers import LatentStats, fit_latent_stats, sample
 from aecore.metrics.distribution import NUM_REFERENCE, FrechetDistance, hog_features
 from aecore.metrics.pixel import psnr, ssim
@@ -116,6 +119,37 @@ class SampleEvaluator:
         if self.recipe.task.kind != "reconstruct":
             images["corrupted"] = to_uint8(corrupted).cpu().numpy()
         return images | {"reconstructions": self.model.decode(self.model.encode(corrupted).mean).cpu().numpy()}
+
+
+@torch.inference_mode()
+def encode_points(
+    model: Autoencoder, recipe: Recipe, loaders: Mapping[str, Loader], attributes: Mapping[str, Mapping[str, Tensor]]
+) -> StoredPoints | None:
+    """Return the points to store with the model: the means of q(z|x) of evenly spaced training and test images.
+
+    The encoder gets the images as their task corrupts them. `attributes` are by split those of
+    `spaced_images(points_per_split(...)[split])`; one that a split lacks is left out. None if the recipe stores none.
+    """
+    z_points, images, splits, columns = [], [], [], []
+    for split, limit in points_per_split(recipe, loaders).items():
+        originals = loaders[split].spaced_images(limit)
+        for step, batch in enumerate(originals.split(BATCH)):
+            z_points.append(model.encode(make_eval_pair(recipe, Batch.whole(batch), step)[0]).mean.cpu())
+        images.append(originals.cpu().numpy())
+        splits.append(torch.full((len(originals),), SPLITS.index(split), dtype=torch.uint8))
+        columns.append(attributes.get(split, {}))
+    if not z_points:
+        return None
+    names = [name for name in columns[0] if all(name in column for column in columns)]
+    joined = {name: torch.cat([column[name] for column in columns]) for name in names}
+    return make_points(torch.cat(z_points), np.concatenate(images), torch.cat(splits), joined)
+
+
+def points_per_split(recipe: Recipe, loaders: Mapping[str, Loader]) -> dict[str, int]:
+    """Return how many images of each split are stored as points: a fifth test images, the rest training images."""
+    n_test = min(len(loaders["test"]), recipe.points.images // 5)
+    counts = {"train": min(len(loaders["train"]), recipe.points.images - n_test), "test": n_test}
+    return {split: count for split, count in counts.items() if count}
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from aecore.config import Recipe
@@ -22,7 +23,7 @@ from aecore.image_grid import titled_sheet, to_png
 from aecore.latent.samplers import fit_directions
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.training import checkpoint
-from aecore.training.evaluate import LATENT_IMAGES, evaluate
+from aecore.training.evaluate import LATENT_IMAGES, encode_points, evaluate, points_per_split
 from aecore.training.loop import EpochEnd, TrainingRun, fit, gather_sums
 from cluster.progress import ProgressCallback, no_progress
 from cluster.settings import settings
@@ -121,12 +122,17 @@ def train_loop(
     test_metrics = evaluate(model, recipe, test, world, "test")[0] if len(test) else {}
     if world.rank != 0:
         return
-    attributes = {}
-    if train.resumable:  # a stream's images have no fixed order that the attributes could follow
-        attributes = read_attributes(dataset, "train", evenly_spaced(len(train), LATENT_IMAGES))
-    latents = run.latents | fit_directions(run.train_points, attributes)
+
+    def spaced_attributes(split: str, limit: int) -> dict[str, Tensor]:
+        if not train.resumable:  # a stream's images have no fixed order that the attributes could follow
+            return {}
+        return read_attributes(dataset, split, evenly_spaced(len(loaders[split]), limit))
+
+    latents = run.latents | fit_directions(run.train_points, spaced_attributes("train", LATENT_IMAGES))
+    point_attributes = {split: spaced_attributes(split, n) for split, n in points_per_split(recipe, loaders).items()}
+    points = encode_points(model, recipe, loaders, point_attributes)
     metrics = run_store.epoch_metrics(recipe.optim.epochs) | test_metrics
-    save_model = partial(checkpoint.save_model, fs, f"{root}/model", model, recipe, latents, metrics)
+    save_model = partial(checkpoint.save_model, fs, f"{root}/model", model, recipe, latents, metrics, points)
     checkpoint.retry_storage(save_model, "save the model")
 
 

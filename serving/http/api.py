@@ -7,6 +7,10 @@
 | POST /v1/encode | images | z |
 | POST /v1/reconstruct | images; task, seed, parameters | images; JSON also seen, z, seed |
 | POST /v1/interpolate | two z or two images; steps, path | images; JSON also z |
+| POST /v1/neighbours | z; k | JSON: the nearest stored points, thumbnails |
+| GET /v1/points | attribute | JSON: the 2-D map of the stored points |
+| GET /v1/points/thumbnails | | WebP: their thumbnails on one sheet |
+| POST /v1/points/at | {"x": 0, "y": 0, "k": 8} | image; JSON also z, the nearest stored points |
 | GET /v1/model | | JSON: version, recipe, metrics, samplers, tasks, paths, latent space, limits |
 | GET /metrics | | Prometheus |
 | GET /healthz, /readyz | | {"status": "ok"}; readyz decodes a z-point first. No token needed, from here on |
@@ -42,6 +46,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
 from aecore.config import TASKS
+from aecore.latent.points import StoredPoints
 from serving.http import operations, schemas
 from serving.http.decoding import (
     ANY_IMAGE,
@@ -49,6 +54,7 @@ from serving.http.decoding import (
     JSON,
     NPY,
     PNG,
+    WEBP,
     Limits,
     TooLarge,
     canonical_media_type,
@@ -201,8 +207,68 @@ async def interpolate(request: Request) -> Response:
     if ends.dtype == np.uint8:
         ends = await model.encode(ends)
     with _client_errors():
-        z = await asyncio.to_thread(operations.interpolate_z, ends, options, model.info.latents)
+        z = await asyncio.to_thread(operations.interpolate_z, ends, options, model.info.latents, model.info.points)
     return await _images_response(model, await model.decode(z), media_type, {"z": z})
+
+
+@v1.post(
+    "/v1/neighbours",
+    responses=schemas.responses("the nearest stored points", 404, *schemas.POST_ERRORS),
+    openapi_extra=schemas.request_inputs(schemas.NeighboursRequest, NPY, options=schemas.NeighboursOptions),
+)
+async def neighbours(request: Request) -> schemas.NeighboursResponse:
+    """Find the real images whose z-points are nearest."""
+    points = _stored_points(request)
+    z, options = await _read_input(request, ("z",), schemas.NeighboursOptions)
+    info = request.state.model.info
+    with _client_errors():
+        request.app.state.limits.check_option("k times the number of z-points", options.k * len(z), info.image)
+        nearest = await asyncio.to_thread(operations.find_neighbours, z, options, points)
+    return schemas.NeighboursResponse(model=info.label, neighbours=nearest)
+
+
+@v1.get("/v1/points", responses=schemas.responses("the map of the stored points", 401, 404, 409, 422))
+def get_points(request: Request) -> schemas.PointsResponse:  # not async: FastAPI runs it in a thread
+    """Return the 2-D map of real images: places in [-1, 1], splits, attributes, and the grid of the sprites."""
+    points = _stored_points(request)
+    with _client_errors():
+        options = _merge_options(request, schemas.PointsOptions, {})
+        return operations.describe_points(points, options.attribute, request.state.model.info.label)
+
+
+@v1.get(
+    "/v1/points/thumbnails",
+    response_class=Response,
+    responses=schemas.responses("the sprites", 304, 401, 404, 409, 422, media_types=(WEBP,)),
+)
+async def get_thumbnails(request: Request) -> Response:
+    """Return the thumbnails of the stored points on one sheet, in the order of /v1/points; unchanged by ETag: 304."""
+    points = _stored_points(request)
+    with _client_errors():
+        _merge_options(request, schemas.Options, {})
+    headers = {"ETag": f'"{request.state.model.info.label}"', "Cache-Control": "no-cache"}
+    if headers["ETag"] in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return Response(points.sprites, media_type=WEBP, headers=headers)
+
+
+@v1.post(
+    "/v1/points/at",
+    response_class=Response,
+    responses=schemas.image_responses(schemas.PointsAtResponse, 404),
+    openapi_extra=schemas.request_inputs(schemas.PointsAtRequest, options=schemas.PointsAtRequest, required=False),
+)
+async def points_at(request: Request) -> Response:
+    """Decode the z-point of a place on the map; JSON has the stored points nearest to it there, too."""
+    points, model = _stored_points(request), request.state.model
+    media_type = _accepted_media_type(request, IMAGE_RESPONSES)
+    _check_content_type(request, JSON)
+    body = await _read_body(request, MAX_INLINE_BYTES, "x, y and k")
+    with _client_errors():
+        options = _merge_options(request, schemas.PointsAtRequest, load_json(body or b"{}"))
+    z, nearest = await asyncio.to_thread(operations.find_on_map, options, points)
+    fields = {"z": z, "nearest": [image.model_dump() for image in nearest]}
+    return await _images_response(model, await model.decode(z), media_type, fields)
 
 
 @v1.get("/v1/model", responses=schemas.responses("the served model", 401, 422))
@@ -264,6 +330,15 @@ async def _read_input(request: Request, keys: tuple[str, ...], options_model: ty
     with _client_errors():
         # Image files go to a thread whatever their size: a few bytes may decode to many pixels.
         return await (_run(len(body), parse) if keys == ("z",) else asyncio.to_thread(parse))
+
+
+def _stored_points(request: Request) -> StoredPoints:
+    info = request.state.model.info
+    if info.points is None:
+        raise HTTPException(
+            404, f"{info.label} was stored without points: train with points.images above 0, and promote the run"
+        )
+    return info.points
 
 
 def _merge_options(request: Request, model: type[O], body_options: Any) -> O:

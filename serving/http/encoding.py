@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import math
 import struct
 import zipfile
 import zlib
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from aecore.image_grid import tile
 from serving.http.decoding import JPEG, JSON, MEDIA_TYPE_ALIASES, NPY, PNG, WEBP, ZIP
 
 IMAGE_RESPONSES = (PNG, JPEG, WEBP, ZIP, NPY, JSON)
@@ -61,7 +61,7 @@ def encode_images(images: np.ndarray, media_type: str, fields: Mapping[str, Any]
         return encode_json({**(fields or {}), "images": images})
     if media_type == ZIP:
         return _encode_zip(images)
-    image = images[0] if len(images) == 1 else _make_grid(images)
+    image = images[0] if len(images) == 1 else tile(images)
     if media_type == PNG:
         return encode_png(image)
     if media_type == WEBP and max(image.shape[:2]) > WEBP_MAX_SIDE:
@@ -123,13 +123,3 @@ def _encode_zip(images: np.ndarray) -> bytes:
         for index, image in enumerate(images):
             archive.writestr(zipfile.ZipInfo(f"{index:04d}.png"), encode_png(image))
     return buffer.getvalue()
-
-
-def _make_grid(images: np.ndarray) -> np.ndarray:
-    n, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(n))
-    rows = -(-n // columns)
-    cells = np.zeros((rows * columns, height, width, channels), np.uint8)
-    cells[:n] = images
-    cells = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    return cells.reshape(rows * height, columns * width, channels)

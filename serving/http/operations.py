@@ -1,5 +1,6 @@
 """Apply a request's options: sample, corrupt and interpolate. All of it runs on the CPU, outside the model."""
 
+import base64
 import inspect
 import math
 from collections.abc import Mapping
@@ -10,10 +11,23 @@ import torch
 
 from aecore.config import TASKS, Section
 from aecore.latent.interpolation import INTERPOLATIONS
+from aecore.latent.points import StoredPoints, split_name
 from aecore.latent.samplers import SAMPLERS, LatentStats, sample
 from aecore.model.autoencoder import to_float, to_uint8
 from aecore.model.corruptions import BatchNoise, corrupt
-from serving.http.schemas import InterpolateOptions, ReconstructOptions, SampleRequest, validate
+from serving.http.encoding import encode_png
+from serving.http.schemas import (
+    InterpolateOptions,
+    Neighbour,
+    NeighboursOptions,
+    PointsAtRequest,
+    PointsResponse,
+    ReconstructOptions,
+    SampleRequest,
+    SpriteGrid,
+    StoredImage,
+    validate,
+)
 
 
 def sampler_parameters(name: str) -> dict[str, Any]:
@@ -40,9 +54,9 @@ def available_samplers(latents: LatentStats) -> list[str]:
     return list(filter(is_available, SAMPLERS))
 
 
-def available_paths(latents: LatentStats) -> list[str]:
-    """Return the paths whose statistics are in `latents`: neighbours needs z-points of training images."""
-    return [name for name in INTERPOLATIONS if "points" in latents or name != "neighbours"]
+def available_paths(points: StoredPoints | None) -> list[str]:
+    """Return the paths of a model with these stored points: neighbours needs some."""
+    return [name for name in INTERPOLATIONS if points or name != "neighbours"]
 
 
 def sample_z(request: SampleRequest, default: str, latents: LatentStats, seed: int) -> np.ndarray:
@@ -90,16 +104,62 @@ def corrupt_images(task: Section, images: np.ndarray, seed: int) -> np.ndarray:
     return to_uint8(corrupt(task, clean, noise)).numpy()  # pyright: ignore[reportArgumentType]
 
 
-def interpolate_z(ends: np.ndarray, options: InterpolateOptions, latents: LatentStats) -> np.ndarray:
+def interpolate_z(
+    ends: np.ndarray, options: InterpolateOptions, latents: LatentStats, stored: StoredPoints | None
+) -> np.ndarray:
     """Return z-points from ends[0] to ends[1], float32 (steps, z_dim).
 
     Raises ValueError if the model lacks the path, or if the z-points are not finite.
     """
-    if options.path not in (paths := available_paths(latents)):
+    if options.path not in (paths := available_paths(stored)):
         raise ValueError(f"unknown path '{options.path[:50]}': this model takes {', '.join(paths)}")
     start, end = torch.from_numpy(ends)
-    points = latents.get("points", latents["mean"][None])
+    points = stored.z if stored and options.path == "neighbours" else latents["mean"][None]
     z = INTERPOLATIONS[options.path](start, end, options.steps, points).numpy()
     if not np.isfinite(z).all():
         raise ValueError("these ends are too far apart: the z-points between them are not finite")
     return np.ascontiguousarray(z, np.float32)
+
+
+def find_neighbours(z: np.ndarray, options: NeighboursOptions, points: StoredPoints) -> list[list[Neighbour]]:
+    """Return the nearest stored points of each of the z-points (n, z_dim), nearest first, with their thumbnails."""
+    distances, rows = points.nearest(torch.from_numpy(z), options.k)
+    return [
+        [
+            Neighbour(
+                **_stored_image(points, row, distance).model_dump(),
+                thumbnail=base64.b64encode(encode_png(points.thumbnail(row))).decode(),
+            )
+            for distance, row in zip(*nearest, strict=True)
+        ]
+        for nearest in zip(distances.tolist(), rows.tolist(), strict=True)
+    ]
+
+
+def find_on_map(options: PointsAtRequest, points: StoredPoints) -> tuple[np.ndarray, list[StoredImage]]:
+    """Return the z-point (1, z_dim) of a place on the map, and the stored points nearest to it there."""
+    xy = torch.tensor([[options.x, options.y]])
+    distances, rows = points.nearest_on_map(xy, options.k)
+    nearest = [_stored_image(points, row, d) for d, row in zip(distances[0].tolist(), rows[0].tolist(), strict=True)]
+    return points.z_at(xy, options.k).numpy(), nearest
+
+
+def _stored_image(points: StoredPoints, row: int, distance: float) -> StoredImage:
+    attributes = {name: float(values[row]) for name, values in points.attributes.items()}
+    return StoredImage(index=row, distance=distance, split=split_name(points.split, row), attributes=attributes)
+
+
+def describe_points(points: StoredPoints, attribute: str | None, label: str) -> PointsResponse:
+    """Return the map of the stored points, with the values of `attribute` if one is named. Raises ValueError."""
+    if attribute is not None and attribute not in points.attributes:
+        names = ", ".join(points.attributes) or "none"
+        raise ValueError(f"unknown attribute '{attribute[:50]}': this model's points have {names[:300]}")
+    return PointsResponse(
+        model=label,
+        map=points.method,
+        points=np.round(points.xy.double().numpy(), 5).tolist(),
+        splits=[split_name(points.split, row) for row in range(len(points))],
+        attributes=list(points.attributes),
+        values=None if attribute is None else points.attributes[attribute].tolist(),
+        sprites=SpriteGrid(columns=points.columns, rows=-(-len(points) // points.columns), size=points.size),
+    )

@@ -78,6 +78,23 @@ class InterpolateImagesRequest(InterpolateOptions):
     images: Annotated[ImageFiles, Field(min_length=2, max_length=2)]
 
 
+class NeighboursOptions(Options):
+    k: int = Field(default=8, ge=1, le=100, description="number of stored points for each z-point")
+
+
+class NeighboursRequest(NeighboursOptions):
+    z: ZPoints
+
+
+class PointsOptions(Options):
+    attribute: str | None = Field(default=None, description="attribute whose values to return, one of `attributes`")
+
+
+class PointsAtRequest(NeighboursOptions):
+    x: float = Field(default=0.0, ge=-10, le=10, description="place on the map of /v1/points, which fills [-1, 1]")
+    y: float = Field(default=0.0, ge=-10, le=10)
+
+
 class ImagesResponse(BaseModel):
     model: str = Field(description="name/version")
     images: list[Base64] = Field(description="PNG files in base64")
@@ -101,6 +118,43 @@ class InterpolateResponse(ImagesResponse):
 class EncodeResponse(BaseModel):
     model: str = Field(description="name/version")
     z: Z = Field(description="the means of q(z|x)")
+
+
+class StoredImage(BaseModel):
+    index: int = Field(description="row of /v1/points, and cell of its sprites")
+    distance: float
+    split: str = Field(description="train or test")
+    attributes: dict[str, float]
+
+
+class Neighbour(StoredImage):
+    thumbnail: Base64 = Field(description="PNG file in base64")
+
+
+class NeighboursResponse(BaseModel):
+    model: str = Field(description="name/version")
+    neighbours: list[list[Neighbour]] = Field(description="of each z-point, nearest first")
+
+
+class PointsAtResponse(ImagesResponse):
+    z: Z = Field(description="the mean of the k nearest points on the map, by inverse squared distance")
+    nearest: list[StoredImage] = Field(description="nearest on the map first")
+
+
+class SpriteGrid(BaseModel):
+    columns: int
+    rows: int
+    size: int = Field(description="pixels a side of a cell; row by row in the order of the points")
+
+
+class PointsResponse(BaseModel):
+    model: str = Field(description="name/version")
+    map: str = Field(description="tsne or pca")
+    points: list[tuple[float, float]] = Field(description="x, y in [-1, 1]")
+    splits: list[str]
+    attributes: list[str]
+    values: list[float] | None = Field(description="of the attribute that the request names")
+    sprites: SpriteGrid = Field(description="of /v1/points/thumbnails")
 
 
 class PrincipalAxis(BaseModel):
@@ -199,7 +253,9 @@ def summarize(errors: Sequence[Any]) -> str:
 
 
 ERRORS = {
+    304: "the content is the one that If-None-Match names",
     401: "the token is missing or wrong",
+    404: "the model was stored without points",
     406: "Accept allows none of the media types of the response",
     409: "the endpoint serves another version than X-Zpoint-Model of the request names",
     408: "the body took too long to arrive",
@@ -208,7 +264,7 @@ ERRORS = {
     422: "the request is invalid; detail names the cause",
     503: "overloaded: retry after Retry-After seconds; without that header the request timed out: ask for less",
 }
-POST_ERRORS = tuple(ERRORS)
+POST_ERRORS = (401, 406, 408, 409, 413, 415, 422, 503)
 
 
 def responses(
@@ -222,11 +278,11 @@ def responses(
     return {200: success | ({"model": model} if model else {}), **problems}
 
 
-def image_responses(json_model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+def image_responses(json_model: type[BaseModel], *errors: int) -> dict[int | str, dict[str, Any]]:
     """Return FastAPI's `responses` of a POST route that returns images."""
     description = "images: one file (a grid of several), a zip of PNGs, uint8 .npy (n, size, size, channels) or JSON"
     media_types = [media_type for media_type in IMAGE_RESPONSES if media_type != JSON]
-    return responses(description, *POST_ERRORS, model=json_model, media_types=media_types)
+    return responses(description, *POST_ERRORS, *errors, model=json_model, media_types=media_types)
 
 
 def request_inputs(
@@ -242,7 +298,7 @@ def request_inputs(
     keys = options.model_json_schema().get("properties", {})
     query = [{"name": name, "in": "query", "required": False, "schema": key} for name, key in keys.items()]
     for parameter in query:
-        if parameter["schema"].get("default"):
+        if parameter["schema"].get("default") not in (None, {}):
             del parameter["schema"]["default"]
     return {"requestBody": {"required": required, "content": content}} | ({"parameters": query} if query else {})
 

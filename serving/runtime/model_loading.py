@@ -46,10 +46,13 @@ def load_version(
     info = ModelInfo(
         version.name, version.version, version.alias, version.run_id, saved.recipe.model_dump(mode="json"),
         saved.model.image, saved.model.z_dim, saved.metrics, saved.latents, version.sampler,
+        saved.points,
     )  # fmt: skip
     stats_z_dim = len(saved.latents["mean"])
     if stats_z_dim != info.z_dim:
         raise ValueError(f"the latent statistics have z_dim {stats_z_dim}, the model has {info.z_dim}")
+    if info.points and info.points.z.shape[1] != info.z_dim:
+        raise ValueError(f"the stored points have z_dim {info.points.z.shape[1]}, the model has {info.z_dim}")
     return LoadedModel(info, saved.model, compiled=compiled, metrics=metrics)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from aecore.latent.interpolation import principal_axes
+from aecore.latent.points import StoredPoints
 from aecore.latent.samplers import LatentStats, attribute_directions
 from aecore.model.autoencoder import ImageShape
 from serving.http.operations import available_paths, available_samplers
@@ -19,7 +20,7 @@ MAX_AXES = 32  # principal axes in /v1/model
 class ModelInfo:
     """The description of a served model that /v1/model returns, and the statistics that its samplers draw from.
 
-    `sampler` is the one of requests that name none.
+    `sampler` is the one of requests that name none; `points` are z-points of real images, None if none were stored.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ModelInfo:
     metrics: dict[str, float]
     latents: LatentStats
     sampler: str = "normal"
+    points: StoredPoints | None = None
 
     @property
     def label(self) -> str:
@@ -44,7 +46,7 @@ class ModelInfo:
 
     @cached_property
     def paths(self) -> list[str]:
-        return available_paths(self.latents)
+        return available_paths(self.points)
 
     @cached_property
     def latent_space(self) -> dict[str, Any]:

@@ -126,6 +126,7 @@ def test_defaults():
         },
         "scale": {"workers": 1, "max_failures": 3},
         "checkpoint": {"every": 0, "minutes": 5.0, "keep": 2},
+        "points": {"images": 2_000},
         "search": {
             "space": {"model.z_dim": [64, 128, 200, 512], "loss.kl_factor": "log(0.003, 30)"}, "first": (),
             "trials": 12, "minutes": 0.0, "gpu_hours": 0.0, "parallel": "auto", "per_gpu": "auto", "stop": "dominated",

@@ -12,11 +12,12 @@ from pyarrow.fs import LocalFileSystem
 import aecore
 from aecore.data.images import encode_image
 from aecore.data.synthetic_faces import draw_face
+from aecore.latent.interpolation import through_neighbours
 from aecore.latent.samplers import fit_latent_stats, sample
 from aecore.model.autoencoder import to_float
 from aecore.pretrained import Images, PretrainedModel
 from aecore.training.checkpoint import save_model
-from tests.serving.app_server import IMAGE, RECIPE, Z_DIM, make_model
+from tests.serving.app_server import IMAGE, RECIPE, Z_DIM, make_model, make_stored_points
 
 FACES = np.stack([draw_face(index, 0, IMAGE.size)[0] for index in range(3)])
 NETWORK = make_model()
@@ -109,6 +110,17 @@ def test_interpolate_takes_z_points_and_images(model):
         model.interpolate(Z[:3])
     with pytest.raises(ValueError, match="unknown path 'winding'"):
         model.interpolate(Z[:2], path="winding")
+
+
+def test_the_path_neighbours_needs_stored_points(model, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"needs stored points: train with points.images"):
+        model.interpolate(Z[:2], path="neighbours")
+    save_model(LocalFileSystem(), str(tmp_path), NETWORK, RECIPE, LATENTS, {}, make_stored_points())
+    with_points = aecore.load(tmp_path)
+    assert with_points.points is not None
+    assert len(with_points.points) == 100
+    expected = through_neighbours(*torch.from_numpy(Z[:2]), 5, make_stored_points().z)
+    np.testing.assert_allclose(with_points.interpolate(Z[:2], 5, "neighbours").z, expected, atol=1e-6)
 
 
 def test_origin_stays_with_slices_and_arithmetic():

@@ -4,11 +4,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
+import numpy as np
 import torch
 import uvicorn
 
 from aecore.config import Recipe
+from aecore.latent.points import StoredPoints, make_points
 from aecore.latent.samplers import fit_latent_stats
 from aecore.model.autoencoder import Autoencoder, ImageShape, build_model
 from serving.http.api import create_app
@@ -25,10 +28,30 @@ def make_slot(version: str = "7") -> ModelSlot:
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(300, Z_DIM, generator=generator) * torch.linspace(2, 0.5, Z_DIM) + 0.5
     attributes = {"Smiling": (z[:, 0] + z[:, 3] > 1).float(), "dark_hair": (z[:, 1] > 0).float()}
-    latents = fit_latent_stats(z, attributes, n_components=2) | {"points": z[:100]}
+    latents = fit_latent_stats(z, attributes, n_components=2)
     recipe = RECIPE.model_dump(mode="json")
-    info = ModelInfo("zpoint", version, "champion", "run-1", recipe, IMAGE, Z_DIM, {"psnr": 20.0}, latents)
+    info = ModelInfo(
+        "zpoint",
+        version,
+        "champion",
+        "run-1",
+        recipe,
+        IMAGE,
+        Z_DIM,
+        {"psnr": 20.0},
+        latents,
+        points=make_stored_points(),
+    )
     return ModelSlot(LoadedModel(info, make_model(), compiled=False))
+
+
+@cache
+def make_stored_points() -> StoredPoints:
+    """Return 100 z-points with random thumbnails, 80 of them training images, and one attribute."""
+    z = torch.randn(100, Z_DIM, generator=torch.Generator().manual_seed(1))
+    images = np.random.default_rng(0).integers(0, 256, (100, 1, 1, 3), np.uint8).repeat(16, 1).repeat(16, 2)
+    split = torch.tensor([0] * 80 + [2] * 20, dtype=torch.uint8)
+    return make_points(z, images, split, {"Smiling": (z[:, 0] > 0).float()})
 
 
 def make_model() -> Autoencoder:

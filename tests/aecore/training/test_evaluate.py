@@ -15,7 +15,15 @@ from aecore.latent.samplers import fit_latent_stats, sample
 from aecore.metrics.distribution import hog_features
 from aecore.metrics.pixel import psnr, ssim
 from aecore.model.autoencoder import DiagonalGaussian, ImageShape, build_model, to_float
-from aecore.training.evaluate import NUM_SAMPLES, STORED_SAMPLERS, SampleEvaluator, draw_train_points, evaluate
+from aecore.training.evaluate import (
+    NUM_SAMPLES,
+    STORED_SAMPLERS,
+    SampleEvaluator,
+    draw_train_points,
+    encode_points,
+    evaluate,
+    points_per_split,
+)
 
 CPU = torch.device("cpu")
 BASE = {"model": {"z_dim": 3, "channels": [4, 4, 4, 4], "norm": "none"}, "optim": {"batch": 8}}
@@ -181,3 +189,32 @@ def test_samples_are_ranked_by_their_likeness_to_training_images(monkeypatch):
     far = min(distances["one"], distances["noise"], distances["gray"])
     assert max(distances["blurred"], distances["mixed"]) < far, distances
     assert limits.count(2_048) == 1
+
+
+def test_points_have_the_attributes_that_both_splits_have():
+    evaluator = make_evaluator({"points": {"images": 50}})
+    loaders = {"train": evaluator.train, "valid": evaluator.valid, "test": evaluator.valid}
+    assert points_per_split(evaluator.recipe, loaders) == {"train": 40, "test": 10}
+    attributes = {
+        "train": {"shade": torch.arange(40.0), "label 3": torch.zeros(40)}, "test": {"shade": torch.arange(10.0)},
+    }  # fmt: skip
+    points = encode_points(evaluator.model, evaluator.recipe, loaders, attributes)
+    assert points is not None
+    assert points.attributes.keys() == {"shade"}
+    assert points.attributes["shade"].tolist() == [*range(40), *range(10)]
+    assert len(points) == 50
+
+
+@pytest.mark.parametrize(
+    ("images", "test_images", "counts"),
+    [
+        (0, 70, {}), (50, 0, {"train": 50}), (50, 4, {"train": 46, "test": 4}), (5000, 70, {"train": 70, "test": 70}),
+        (4, 70, {"train": 4}),
+    ],
+)  # fmt: skip
+def test_a_fifth_of_the_points_are_test_images(images, test_images, counts):
+    evaluator = make_evaluator({"points": {"images": images}}, valid=make_images(test_images))
+    loaders = {"train": evaluator.train, "test": evaluator.valid}
+    assert points_per_split(evaluator.recipe, loaders) == counts
+    points = encode_points(evaluator.model, evaluator.recipe, loaders, {})
+    assert (len(points) if points else 0) == sum(counts.values())

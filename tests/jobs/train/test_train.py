@@ -13,13 +13,15 @@ import pyarrow.fs as pafs
 import pytest
 import torch
 
+import aecore
 from aecore.config import load_recipe
-from aecore.data.loaders import NodeLoader
+from aecore.data.loaders import Batch, NodeLoader
 from aecore.data.node_cache import open_cache
 from aecore.data.shards import Manifest, load_manifest, save_manifest
 from aecore.data.shuffle import BatchSampler
 from aecore.metrics.pixel import psnr
 from aecore.model.autoencoder import build_model, to_float
+from aecore.model.corruptions import make_eval_pair
 from aecore.training.checkpoint import load_checkpoint, load_model
 from aecore.training.evaluate import STORED_SAMPLERS, draw_train_points
 from cluster import tracking
@@ -82,6 +84,26 @@ def test_batch_norm_model_is_saved_and_tested_in_eval_mode(zpoint, tiny: str, fa
     loader = NodeLoader(train_images, BatchSampler(0, 8), torch.device("cpu"))
     z = draw_train_points(saved.model, saved.recipe, loader)
     torch.testing.assert_close(saved.latents["mean"], z.mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("tracking")
+def test_points_of_training_and_test_images_are_stored_with_the_model(zpoint, tiny: str, faces: Path):
+    argv = ("train", tiny, f"data.uri={faces}", "optim.epochs=1", "task.kind=denoise", "name=points")
+    zpoint(*argv, "points.images=40")
+    model = aecore.load(find_run("points").uri)
+    assert model.points is not None
+    assert model.points.split.tolist() == [0] * 32 + [2] * 8
+    dataset = open_dataset(str(faces))
+    for split, rows in (("train", slice(32)), ("test", slice(32, 40))):
+        images = torch.from_numpy(dataset.images(split, {"train": 32, "test": 8}[split]))
+        thumbnails = [model.points.thumbnail(row) for row in range(40)[rows]]
+        assert np.abs(np.stack(thumbnails).astype(int) - images.numpy()).mean() < 12  # WebP
+        corrupted = make_eval_pair(model.recipe, Batch.whole(images), 0)[0]
+        expected = model.saved.model.encode(corrupted).mean
+        torch.testing.assert_close(model.points.z[rows], expected, rtol=1e-3, atol=1e-4)
+    assert "points" not in {path.stem for path in Path(find_run("points").uri, "checkpoints").rglob("*")}
+    zpoint(*argv, "points.images=0", "optim.epochs=2")  # continues the run
+    assert aecore.load(find_run("points").uri).points is None
 
 
 @pytest.mark.usefixtures("trained_runs")

@@ -350,7 +350,7 @@ def test_model_returns_the_latent_space():
 
 def test_model_without_mixture_or_stored_points_lacks_gmm_and_neighbours():
     gaussian_only = {name: INFO.latents[name] for name in ("mean", "covariance")}
-    http = make_client(make_slot_with(latents=gaussian_only, metrics={"psnr": float("nan")}))
+    http = make_client(make_slot_with(latents=gaussian_only, points=None, metrics={"psnr": float("nan")}))
     body = http.get("/v1/model").json()
     assert set(body["samplers"]) == set(SAMPLERS) - {"gmm"}
     assert body["paths"] == ["straight", "spherical"]

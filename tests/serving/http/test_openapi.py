@@ -7,9 +7,13 @@ from serving.http.api import create_app
 from tests.serving.app_server import make_slot
 
 schemathesis = pytest.importorskip("schemathesis")
+POST_ROUTES = ("decode", "sample", "encode", "reconstruct", "interpolate", "neighbours", "points/at")
 ROUTES = [
-    *(("POST", f"/v1/{name}") for name in ("decode", "sample", "encode", "reconstruct", "interpolate")),
-    *(("GET", path) for path in ("/v1/model", "/healthz", "/readyz", "/metrics")),
+    *(("POST", f"/v1/{name}") for name in POST_ROUTES),
+    *(
+        ("GET", path)
+        for path in ("/v1/model", "/v1/points", "/v1/points/thumbnails", "/healthz", "/readyz", "/metrics")
+    ),
 ]
 HOST = {"Host": "localhost"}
 

@@ -26,6 +26,8 @@ BODIES = {
     "/v1/encode": {"images": [BASE64]},
     "/v1/reconstruct": {"images": [BASE64]},
     "/v1/interpolate": {"z": make_z(2).tolist()},
+    "/v1/neighbours": {"z": make_z(1).tolist()},
+    "/v1/points/at": {},
 }
 # (route, its options in the query, the same options in the body)
 OPTIONS = [
@@ -48,6 +50,8 @@ OPTIONS = [
     ),
     ("/v1/interpolate", {"steps": 4}, {"steps": 4}),
     ("/v1/interpolate", {"steps": 3, "path": "spherical"}, {"steps": 3, "path": "spherical"}),
+    ("/v1/neighbours", {"k": 3}, {"k": 3}),
+    ("/v1/points/at", {"x": 0.7, "y": -0.3, "k": 2}, {"x": 0.7, "y": -0.3, "k": 2}),
 ]
 
 
@@ -91,7 +95,7 @@ def test_an_unknown_option_is_refused_by_each_route(method, path, name):
     is_problem(post(path, BODIES[path], {name: 1}), 422, name)
     is_problem(post(path, {**BODIES[path], name: 1}), 422, name)
     npy = encode_npy(make_z(2) if "z" in BODIES[path] else np.zeros((1, 8, 8, 3), np.uint8))
-    if path != "/v1/sample":
+    if BODIES[path]:
         is_problem(HTTP.post(f"{path}?{name}=1", content=npy, headers={"content-type": NPY}), 422, name)
 
 
@@ -150,6 +154,8 @@ def test_sample_needs_no_body():
         ("/v1/sample", {"sampler", "n", "seed", "parameters"}),
         ("/v1/reconstruct", {"task", "seed", "parameters"}),
         ("/v1/interpolate", {"steps", "path"}),
+        ("/v1/neighbours", {"k"}),
+        ("/v1/points/at", {"x", "y", "k"}),
         ("/v1/decode", set()),
         ("/v1/encode", set()),
     ],
@@ -157,7 +163,7 @@ def test_sample_needs_no_body():
 def test_the_openapi_lists_the_options_of_the_query(path, parameter_names):
     operation = DOCUMENT["paths"][path]["post"]
     assert {parameter["name"] for parameter in operation.get("parameters", [])} == parameter_names
-    assert operation["requestBody"]["required"] == (path != "/v1/sample")
+    assert operation["requestBody"]["required"] == bool(BODIES[path])
 
 
 @pytest.mark.parametrize(
