@@ -1,14 +1,19 @@
 """Error messages in one line, for log lines and for what a command prints."""
 
+import errno
 import os
 from collections.abc import Iterable
 
 MAX_NAME = 70  # characters of a printed file name
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # the second is a user's quota
+FREE_SPACE = "free some space there"
 
 
 def one_line(error: BaseException, limit: int | None = 300) -> str:
     """Return the message of `error` without line breaks, cut to `limit` characters; its class name if it has none."""
     if isinstance(error, OSError) and error.filename:
+        if error.errno in DISK_FULL:  # of a copy, the second file is the one to write
+            return f"{error.filename2 or error.filename}: {error.strerror}; {FREE_SPACE}"[:limit]
         return f"{error.filename}: {error.strerror}"[:limit]
     return " ".join(str(error).split())[:limit] or type(error).__name__
 

@@ -99,7 +99,7 @@ def _take_file(path: str, refuse: Callable[[dict[str, Any]], LockedError]) -> Ca
     while True:
         os.makedirs(folder, exist_ok=True)
         try:
-            file = open(path, "a+b")  # noqa: SIM115  # open while the lock is held
+            file = open(path, "a+b", buffering=0)  # noqa: SIM115  # open while the lock is held
         except FileNotFoundError:
             continue  # another process has deleted the folder meanwhile
         try:
@@ -119,9 +119,6 @@ def _take_file(path: str, refuse: Callable[[dict[str, Any]], LockedError]) -> Ca
             if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
                 break
         file.close()  # its owner has deleted it meanwhile
-    file.truncate(0)
-    file.write(json.dumps(_this_process()).encode())
-    file.flush()
 
     def release() -> None:
         with suppress(OSError):  # the folder holds other files, or is deleted already
@@ -129,6 +126,12 @@ def _take_file(path: str, refuse: Callable[[dict[str, Any]], LockedError]) -> Ca
             os.rmdir(folder)
         file.close()
 
+    try:
+        file.truncate(0)
+        file.write(json.dumps(_this_process()).encode())
+    except OSError as error:  # the disk is full
+        release()
+        raise OSError(error.errno, error.strerror, path) from error
     return release
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import secrets
+import shutil
 import socket
 import sys
 import tempfile
@@ -23,7 +24,8 @@ CONNECT_TIMEOUT_S = 8
 SECRETS_FILE = ".secrets.sh"  # in the folder of a submitted job, until its driver or a worker has started
 START_TIMEOUT_S = 180.0  # of a local Ray; Ray's own 30 s are too short on a busy machine
 OPEN_FILES, OPEN_FILES_PER_CPU = 200, 8  # of a local Ray; with fewer its processes hang
-MAX_RAY_FOLDER_BYTES = 35  # a socket's path has at most 107; Ray appends a session's name and a socket's, 72
+MIN_RAY_FREE_BYTES = 20e6  # free space for the logs of a local Ray; on a full disk it hangs or fails anywhere
+MAX_RAY_PATH_BYTES = 35  # a socket's path has at most 107; Ray appends a session's name and a socket's, 72
 PACKAGES = ("aecore", "cluster", "jobs", "serving")
 
 
@@ -153,17 +155,28 @@ def raise_open_files_limit() -> int:
 def choose_ray_folder() -> Path:
     """Return the folder of a local Ray's sessions: RAY_TMPDIR or TMPDIR if Ray can use it, else /tmp.
 
-    Sockets lie in it, whose paths are short, so both variables are changed to /tmp if TMPDIR does not do.
+    Sockets and logs lie in it. Paths of sockets are short, so both variables are changed to /tmp if TMPDIR does not
+    do. Raises ValueError if /tmp does not do either.
     """
-    parent = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp").absolute()
-    too_long = len(os.fsencode(parent / "ray")) > MAX_RAY_FOLDER_BYTES
-    if too_long or not _is_writable(parent):
-        reason = "too long for the path of a socket" if too_long else "not writable"
+    parent, default = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp").absolute(), Path("/tmp")
+    if (reason := _refuse_ray_folder(parent)) and parent != default:
         log.warning("%s is %s: Ray's folder is /tmp/ray", parent, reason)
-        parent = Path("/tmp")
+        parent, reason = default, _refuse_ray_folder(default)
         os.environ["RAY_TMPDIR"] = os.environ["TMPDIR"] = str(parent)
         tempfile.tempdir = None  # read TMPDIR anew
+    if reason:
+        raise ValueError(f"a local Ray has no folder for its logs: {parent} is {reason}; mend it or set RAY_TMPDIR")
     return parent / "ray"
+
+
+def _refuse_ray_folder(parent: Path) -> str:
+    """Return why Ray cannot have its folder in `parent`, "" if it can."""
+    if len(os.fsencode(parent / "ray")) > MAX_RAY_PATH_BYTES:
+        return "too long for the path of a socket"
+    if not _is_writable(parent):
+        return "not writable"
+    free_bytes = shutil.disk_usage(parent).free
+    return "" if free_bytes > MIN_RAY_FREE_BYTES else f"full ({free_bytes / 1e6:.1f} MB free)"
 
 
 def _join(address: str) -> None:

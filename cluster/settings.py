@@ -34,25 +34,29 @@ class Settings:
 
 
 def settings() -> Settings:
-    """Read the settings. Raises ValueError for an invalid ZPOINT_CPUS, ZPOINT_CACHE_MAX or ZPOINT_TOKEN."""
-    env = os.environ
-    home = _absolute_path(env.get("ZPOINT_HOME", ".zpoint"))
-    cpus = env.get("ZPOINT_CPUS", "")
+    """Read the settings. Raises ValueError for an invalid ZPOINT_CPUS, ZPOINT_CACHE_MAX, ZPOINT_TOKEN or path."""
+    home = _absolute_path(_read("ZPOINT_HOME", ".zpoint"))
+    cpus = _read("ZPOINT_CPUS")
     if cpus and not (cpus.isdigit() and int(cpus) > 0):
         raise ValueError(f"ZPOINT_CPUS takes a positive whole number, not '{cpus}'")
     return Settings(
         home=home,
-        store=absolute_uri(env.get("ZPOINT_STORE", str(home))).rstrip("/"),
-        cache=_absolute_path(env.get("ZPOINT_CACHE", str(home / "cache"))),
-        cache_max=_parse_size("ZPOINT_CACHE_MAX", env.get("ZPOINT_CACHE_MAX", "")),
+        store=absolute_uri(_read("ZPOINT_STORE", str(home))).rstrip("/"),
+        cache=_absolute_path(_read("ZPOINT_CACHE", str(home / "cache"))),
+        cache_max=_parse_size("ZPOINT_CACHE_MAX", _read("ZPOINT_CACHE_MAX")),
         cpus=int(cpus) if cpus else None,
-        debug=bool(env.get("ZPOINT_DEBUG")),
-        token=_parse_token(env.get("ZPOINT_TOKEN", "")),
-        tracking_uri=env.get("MLFLOW_TRACKING_URI", _sqlite_uri(home / "mlflow.db")),
-        ray_address=env.get("RAY_ADDRESS", ""),
-        s3_endpoint=env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL", ""),
-        s3_region=env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION", ""),
+        debug=bool(_read("ZPOINT_DEBUG")),
+        token=_check_token(_read("ZPOINT_TOKEN")),
+        tracking_uri=_expand_sqlite(_read("MLFLOW_TRACKING_URI", _sqlite_uri(home / "mlflow.db"))),
+        ray_address=_read("RAY_ADDRESS"),
+        s3_endpoint=_read("AWS_ENDPOINT_URL_S3") or _read("AWS_ENDPOINT_URL"),
+        s3_region=_read("AWS_REGION") or _read("AWS_DEFAULT_REGION"),
     )
+
+
+def _read(name: str, default: str = "") -> str:
+    """Return a variable without the line break that a file of variables may add; an empty one counts as not set."""
+    return os.environ.get(name, "").strip() or default
 
 
 def absolute_uri(uri: str) -> str:
@@ -89,8 +93,13 @@ def _sqlite_uri(path: Path) -> str:
     return f"sqlite:///{path}" if quoted == str(path) else f"sqlite+pysqlite:///{quoted}"
 
 
-def _parse_token(text: str) -> str:
-    token = text.strip()  # a secret read from a file often ends in a newline
+def _expand_sqlite(uri: str) -> str:
+    """Return the tracking URI, with `~` expanded in `sqlite:///~/mlflow.db`."""
+    scheme, separator, path = uri.partition(":///")
+    return f"{scheme}{separator}{expand_user(path)}" if scheme.startswith("sqlite") and path.startswith("~") else uri
+
+
+def _check_token(token: str) -> str:
     if not (token.isascii() and token.isprintable()):
         raise ValueError("ZPOINT_TOKEN takes printable ASCII characters, as an HTTP header does")
     return token

@@ -72,10 +72,10 @@ def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines for each run that ends
-    for logger in ("mlflow", "alembic"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
     from mlflow import MlflowClient
 
+    for logger in ("mlflow", "alembic"):  # MLflow's import sets their levels; its errors are raised as well as logged
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     if not uri.startswith("sqlite"):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
     from sqlalchemy import make_url
@@ -227,5 +227,16 @@ def best_effort(action: str, call: Callable[[], Any], default: Any = None, *, wa
         return call()
     except Exception as error:
         if warn:
-            log.warning("MLflow could not %s: %s", action, shorten(hide_credentials(str(error)), 300))
+            cause = describe_full_database(error) or shorten(hide_credentials(str(error)), 300)
+            log.warning("MLflow could not %s: %s", action, cause)
         return default
+
+
+def describe_full_database(error: BaseException) -> str:
+    """Return the cause and the fix if `error` is that of a SQLite database without space, which names no file; else "".
+
+    A database that was half created then is completed by the next call of `client`.
+    """
+    if "database or disk is full" not in str(error):
+        return ""
+    return f"no space left on the disk of {settings().tracking_uri.partition(':///')[2]}; free some space there"

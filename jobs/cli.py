@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from aecore.errors import one_line
 from cluster.network import configure_libraries
 from cluster.settings import expand_user, hide_credentials, settings
+from cluster.tracking import describe_full_database
 from jobs.commands import printing
 
 Result = dict[str, Any]
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     except Exception as error:
         if settings().debug:
             print(hide_credentials(traceback.format_exc()), file=sys.stderr)
-        _exit(f"failed: {one_line(error, limit=None)}", 1)
+        _exit(f"failed: {describe_full_database(error) or one_line(error, limit=None)}", 1)
     if args.json:
         print(hide_credentials(json.dumps(result, default=str)))
     elif text := args.format(result):

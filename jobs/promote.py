@@ -81,7 +81,7 @@ def _log_to_mlflow(run_store: RunStore) -> None:
     try:
         run_store.log_epochs()
     except Exception as error:  # of any kind, by the tracking server
-        cause = hide_credentials(one_line(error))
+        cause = tracking.describe_full_database(error) or hide_credentials(one_line(error))
         raise ValueError(f"run '{run_store.name}' is not in MLflow, which cannot take it now: {cause}") from error
     if run_store.run_id != previous_id:
         tracking.set_status(run_store.run_id, "FINISHED")

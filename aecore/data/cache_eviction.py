@@ -25,18 +25,24 @@ def allocate(entry: Path, size: int, max_bytes: int | None) -> None:
     with open(folder / ".lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         sizes = {file.parent: file.stat().st_size for file in folder.glob("*/images.u8")}
-        max_bytes = max_bytes or (shutil.disk_usage(folder).free + sum(sizes.values())) // 2
+        if max_bytes:
+            reason, fix = "ZPOINT_CACHE_MAX", "raise the limit"
+        else:
+            max_bytes = (shutil.disk_usage(folder).free + sum(sizes.values())) // 2
+            reason, fix = "half of what its disk has free", "free some space, set ZPOINT_CACHE to a larger disk"
         other_sizes = {path: path_size for path, path_size in sizes.items() if path != entry}
-        exceeded = f"more than the {_format(max_bytes)} that the node cache {folder} may hold (ZPOINT_CACHE_MAX)"
+        exceeded = f"more than the {_format(max_bytes)} that the node cache {folder} may hold ({reason})"
         if size > max_bytes:
-            raise ValueError(f"decoded, {entry.name} takes {_format(size)}, {exceeded}: stream it with data.cache=none")
+            raise ValueError(
+                f"decoded, {entry.name} takes {_format(size)}, {exceeded}: {fix} or stream it with data.cache=none"
+            )
         for path in sorted(other_sizes, key=_last_used):
             if sum(other_sizes.values()) + size > max_bytes and _evict(path):
                 del other_sizes[path]
         if (in_use := sum(other_sizes.values())) + size > max_bytes:
             raise ValueError(
                 f"decoded, {entry.name} takes {_format(size)}, with the {_format(in_use)} of other datasets in use "
-                f"{exceeded}: wait for their runs to end or raise the limit"
+                f"{exceeded}: wait for their runs to end, or {fix}"
             )
         entry.mkdir(exist_ok=True)
         _extend(entry / "images.u8", size)

@@ -46,6 +46,7 @@ class FileTree:
     files: dict[str, int] = field(default_factory=dict)  # by relative path: length in a folder, CRC-32 in a zip
     folders: set[str] = field(default_factory=set)  # that hold a file, or are empty, or are broken links
     passed_over: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    repeated: list[str] = field(default_factory=list)  # pairs of paths that are one folder by a link: `a and b`
 
     def reader(self, prefix: str = "") -> Reader:
         """Return the reader of the files below the folder `prefix` (empty, or with a slash at its end)."""
@@ -150,7 +151,7 @@ def _walk(tree: FileTree) -> None:
     base = tree.path.path
     info = os.stat(base)
     # Each folder with the device and inode of all folders above it, which a link below must not lead to.
-    pending = [(base, "", frozenset([(info.st_dev, info.st_ino)]))]
+    pending, listed = [(base, "", frozenset([(info.st_dev, info.st_ino)]))], {}
     while pending:
         folder, prefix, above = pending.pop()
         with os.scandir(folder) as entries:
@@ -175,6 +176,8 @@ def _walk(tree: FileTree) -> None:
                     tree.passed_over["link"].append(name)
                 else:
                     tree.folders.add(name)
+                    if (first_name := listed.setdefault(key, name)) != name:
+                        tree.repeated.append(" and ".join(sorted((first_name, name))))
                     pending.append((entry.path, f"{name}/", above | {key}))
 
 

@@ -101,6 +101,8 @@ def decode_image(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndar
     except Image.UnidentifiedImageError:
         if (image_format := sniff_format(data[:64])) in UNDECODABLE:
             raise ValueError(f"it is a {image_format} image, which Pillow does not decode; convert it") from None
+        if data.startswith(b"version https://git-lfs"):
+            raise ValueError("it is a pointer of Git LFS, not the image: run `git lfs pull`") from None
         raise ValueError(f"it is not an image (it starts with {data[:12]!r})") from None
     except Image.DecompressionBombError as error:  # Pillow's own limit, on the header too; its text has the count
         pixels = int("".join(re.findall(r"\((\d+) pixels\)", str(error))) or 0)

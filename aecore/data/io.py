@@ -27,7 +27,8 @@ def write_atomic(fs: pafs.FileSystem, path: str, data: bytes) -> None:
     """Write `data` to `path` atomically, replacing an existing file; parent folders are created.
 
     On a local disk the bytes go to a temporary name beside `path`, are synced, then renamed. An object store
-    shows an object only once it is complete. Raises OSError when the storage refuses (no space, no permission).
+    shows an object only once it is complete. Raises OSError, which names `path` or its folder, when the storage
+    refuses (no space, no permission).
     """
     if not isinstance(fs, pafs.LocalFileSystem):
         with fs.open_output_stream(path) as stream:
@@ -42,9 +43,11 @@ def write_atomic(fs: pafs.FileSystem, path: str, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(temporary):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno:  # that of a failed write names no file
+            raise OSError(error.errno, error.strerror, path) from error
         raise
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from aecore.data.layout import split_of
@@ -33,7 +34,11 @@ def read_parquet_columns(root: RemotePath, files: list[str]) -> tuple[pa.Table, 
         if differing := [file for file in files if not schemas[file].equals(schema)]:
             raise ValueError(f"{root}: {list_names(differing)} has other columns than {files[0]}")
         column = _image_column(schema, root)
-        columns = [field.name for field in schema if _is_number(field.type) and field.name not in ("name", column)]
+        columns = [
+            field.name for field in schema
+            if field.name not in ("name", column)
+            and (_is_number(field.type) or (field.name == "label" and _is_text(field.type)))
+        ]  # fmt: skip
         tables = [pq.read_table(f"{root.path}/{file}", columns=columns, filesystem=root.fs) for file in files]
     except pa.ArrowInvalid as error:
         raise ValueError(f"{root} holds a damaged Parquet file: {error}") from error
@@ -41,15 +46,27 @@ def read_parquet_columns(root: RemotePath, files: list[str]) -> tuple[pa.Table, 
     names = [
         f"{file.removesuffix('.parquet')}/{row:06d}" for file, n in zip(files, counts, strict=True) for row in range(n)
     ]
-    rows = pa.concat_tables(tables)
+    if not names:
+        raise ValueError(f"{root}: the Parquet files have no rows")
+    rows, class_names = pa.concat_tables(tables), _class_names(schema)
+    if "label" in columns and _is_text(schema.field("label").type):
+        class_names = sorted(rows["label"].unique().drop_null().to_pylist())
+        labels = pc.index_in(rows["label"], pa.array(class_names, rows["label"].type))
+        rows = rows.set_column(columns.index("label"), "label", labels)
     table = pa.table({"name": names})
     for name in columns:
         values = rows[name].cast(pa.int8()) if pa.types.is_boolean(rows[name].type) else rows[name]
         table = table.append_column("identity" if name == "celeb_id" else name, values)
-    class_names = _class_names(schema)
-    labels = table["label"].to_pylist() if "label" in columns else []
-    if labels and class_names and all(label is not None and 0 <= label < len(class_names) for label in labels):
-        table = table.append_column("class", pa.array([class_names[label] for label in labels]))
+    if "label" in columns:
+        labels = table["label"].to_pylist()
+        unlabelled = [name for name, label in zip(names, labels, strict=True) if label is None or label < 0]
+        if unlabelled:  # Hugging Face's test splits without labels have -1
+            raise ValueError(
+                f"{root}: {len(unlabelled):,} of {len(names):,} images have no label, such as "
+                f"{unlabelled[0]}: move these files away, or remove the column"
+            )
+        if class_names and max(labels) < len(class_names):
+            table = table.append_column("class", pa.array([class_names[label] for label in labels]))
     splits = [split for file, n in zip(files, counts, strict=True) for split in [split_by_file[file]] * n]
     return table, None if without else splits, column
 
@@ -62,7 +79,9 @@ def _split_of_file(file: str) -> str | None:
 def _image_column(schema: pa.Schema, root: RemotePath) -> str:
     """Return the name of the column of images: the only struct with `bytes`, or `image`."""
     columns = [f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
-    columns = columns or [field.name for field in schema if pa.types.is_binary(field.type)]
+    columns = columns or [
+        field.name for field in schema if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
+    ]
     if "image" in columns:
         return "image"
     if len(columns) == 1:
@@ -74,6 +93,10 @@ def _image_column(schema: pa.Schema, root: RemotePath) -> str:
 
 def _is_number(type: pa.DataType) -> bool:
     return pa.types.is_integer(type) or pa.types.is_floating(type) or pa.types.is_boolean(type)
+
+
+def _is_text(type: pa.DataType) -> bool:
+    return pa.types.is_string(type) or pa.types.is_large_string(type)
 
 
 def _class_names(schema: pa.Schema) -> list[str]:

@@ -195,8 +195,11 @@ def open_zip(path: RemotePath, mtime_ns: int) -> tuple[zipfile.ZipFile, dict[str
 
 
 def member_path(name: str) -> str:
-    """Return a zip member's name as a relative path with slashes; some programs on Windows write backslashes."""
-    if "\\" in name or "//" in name or name.startswith(("/", ".")) or name.endswith("/"):
+    """Return a zip member's name as a relative path with slashes, as Python unpacks it: without `.` and `..`.
+
+    Some programs on Windows write backslashes.
+    """
+    if "\\" in name or "//" in name or "/." in name or name.startswith(("/", ".")) or name.endswith("/"):
         return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
     return name
 
@@ -266,19 +269,19 @@ def _read_idx(path: RemotePath) -> np.ndarray:
 def load_csv(folder: RemotePath, subset: str) -> tuple[np.ndarray, np.ndarray]:
     """Load `subset` of an MNIST as CSV, a label and 784 pixels a row: uint8 (n, 28, 28, 1) images, uint8 (n,) labels.
 
-    The file is one of CSV_FILES; a header is optional. The arrays are empty if a test file is missing. Raises
-    ValueError when the file has other columns or values.
+    The file is one of CSV_FILES. The label is the first column, or the one that a header names `label` or `class`. The
+    arrays are empty if a test file is missing. Raises ValueError when the file has other columns or values.
     """
     path = next((folder / name for name in CSV_FILES[subset] if (folder / name).is_file()), None)
     if path is None:
         return np.empty((0, 28, 28, 1), np.uint8), np.empty(0, np.uint8)
     data = path.read()
-    header = data[: data.find(b"\n")].decode(errors="replace").strip().replace('"', "").split(",")
-    has_header = not header[0].isdigit()
-    if len(header) != 785:
-        hint = "; a test set without labels is of no use here: move it away" if len(header) == 784 else ""
-        raise ValueError(f"{path} has {len(header):,} columns, not a label and 784 pixels{hint}")
-    columns = header if has_header else [str(i) for i in range(785)]
+    first_row = data[: data.find(b"\n")].decode(errors="replace").strip().replace('"', "").split(",")
+    has_header = not first_row[0].isdigit()
+    if len(first_row) != 785:
+        hint = "; a test set without labels is of no use here: move it away" if len(first_row) == 784 else ""
+        raise ValueError(f"{path} has {len(first_row):,} columns, not a label and 784 pixels{hint}")
+    columns = [name.strip().lower() for name in first_row] if has_header else [str(i) for i in range(785)]
     try:
         table = csv.read_csv(
             pa.BufferReader(data),
@@ -287,9 +290,12 @@ def load_csv(folder: RemotePath, subset: str) -> tuple[np.ndarray, np.ndarray]:
         )
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} must hold whole numbers from 0 to 255: {error}") from error
-    label = columns.index("label") if "label" in columns else 0
+    label = next((columns.index(name) for name in ("label", "class") if name in columns), 0)
     values = np.stack([column.to_numpy() for column in table.columns], axis=1)
-    return np.delete(values, label, axis=1).reshape(-1, 28, 28, 1), values[:, label]
+    images, labels = np.delete(values, label, axis=1), values[:, label]
+    if len(labels) and not labels.any() and 0 < images[:, -1].max() <= 9:  # MNIST's corner pixels are all 0
+        raise ValueError(f"{path} has the labels in its last column: put them first, or add a header with `label`")
+    return images.reshape(-1, 28, 28, 1), labels
 
 
 def load_cifar(folder: RemotePath, subset: str) -> tuple[np.ndarray, np.ndarray]:

@@ -230,6 +230,7 @@ def folder(options: SourceOptions) -> SourceListing:
         labels = {name: i for i, name in enumerate(sorted(set(layout.classes)))}
         columns |= {"label": pa.array([labels[name] for name in layout.classes]), "class": pa.array(layout.classes)}
     contents = {name: content_by_name[layout.prefix + name] for name in layout.names}
+    repeated = [f"{list_names(sorted(tree.repeated))} are one folder by a link, read twice"] if tree.repeated else []
     return SourceListing(
         pa.table(columns),
         layout.splits,
@@ -238,7 +239,7 @@ def folder(options: SourceOptions) -> SourceListing:
         size=96,
         fingerprint=_fingerprint("folder", contents),
         split_origin=f"the folders {list_names((f'{name}/' for name in layout.split_folders), limit=9)}",
-        notes=layout.notes,
+        notes=layout.notes + repeated,
         passed_over={**tree.passed_over, **layout.passed_over},
     )
 

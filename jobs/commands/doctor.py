@@ -9,18 +9,23 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from aecore.errors import one_line
+from aecore.data.io import read_bytes, write_atomic
+from aecore.errors import FREE_SPACE, one_line
 from cluster.network import configure_libraries, describe_proxy_error, proxies
 from cluster.settings import hide_credentials, settings
+from cluster.tracking import describe_full_database
 
 MIN_PROCESSES = 1024  # of this user; Ray's have some hundred threads
 MIN_SHARED_BYTES = 200e6
 MIN_FREE_BYTES = 10e9  # an installation takes 6e9, CelebA in 96x96 1e9
+FULL_BYTES = 100e6  # free space with which no training ends
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,9 @@ def doctor() -> list[Check]:
         try:
             results.append(check())
         except Exception as error:
-            results.append(Check(name, False, hide_credentials(one_line(error)), fix or _fix(name)))
+            finding = describe_full_database(error) or hide_credentials(one_line(error))
+            finding, is_full, _ = finding.partition(f"; {FREE_SPACE}")
+            results.append(Check(name, False, finding, FREE_SPACE if is_full else fix or _fix(name)))
             if name == "settings":  # the other checks read them
                 return [*results, _check_network()]
     return results
@@ -65,11 +72,15 @@ def render(checks: list[Check]) -> str:
     labels = {True: "ok", False: "BROKEN", None: "note"}
     lines = []
     for check in checks:
-        lines.append(f"{labels[check.ok]:<7}{check.name:<9} {check.what}")
+        lines.append(_wrap(f"{labels[check.ok]:<7}{check.name:<9} {check.what}"))
         if check.mend:
-            lines.append(f"{'':<17}fix: {check.mend}")
+            lines.append(_wrap(f"{'':<17}fix: {check.mend}"))
     broken = sum(check.ok is False for check in checks)
     return "\n".join([*lines, f"{broken} broken" if broken else "all in order"])
+
+
+def _wrap(line: str) -> str:
+    return fill(line, 80, subsequent_indent=" " * 17, break_long_words=False, break_on_hyphens=False)
 
 
 def _fix(name: str) -> str:
@@ -121,19 +132,23 @@ def _check_gpu() -> Check:
 
 
 def _check_disk() -> Check:
-    home = settings().home
-    _check_writable(home)
-    free_bytes = shutil.disk_usage(home).free
-    finding = f"{free_bytes / 1e9:.0f} GB free at {home}"
-    if free_bytes < MIN_FREE_BYTES:
-        return Check("disk", None, finding, "free some space, or set ZPOINT_HOME to a larger disk")
-    return Check("disk", True, finding)
+    return _check_folder("disk", settings().home, "ZPOINT_HOME")
 
 
 def _check_cache() -> Check:
-    cache = settings().cache
-    _check_writable(cache)
-    return Check("cache", True, f"{cache} is writable")
+    return _check_folder("cache", settings().cache, "ZPOINT_CACHE")
+
+
+def _check_folder(name: str, folder: Path, variable: str) -> Check:
+    """Check that `folder`, which `variable` names, can be written and has space. Raises OSError if it cannot."""
+    _check_writable(folder)
+    free_bytes = shutil.disk_usage(folder).free
+    free = f"{free_bytes / 1e9:.0f} GB" if free_bytes > 1e9 else f"{free_bytes / 1e6:.0f} MB"
+    finding = f"{free} free at {folder}"
+    if free_bytes < MIN_FREE_BYTES:
+        is_full = free_bytes < FULL_BYTES
+        return Check(name, False if is_full else None, finding, f"free some space, or set {variable} to a larger disk")
+    return Check(name, True, finding)
 
 
 def _check_limits() -> Check:
@@ -182,13 +197,12 @@ def _check_storage() -> Check:
     check_uri(store)
     fs, path = open_uri(f"{store}/doctor-{uuid.uuid4().hex[:8]}")
     try:
-        with fs.open_output_stream(path) as stream:
-            stream.write(b"zpoint")
-        with fs.open_input_stream(path) as stream:
-            if stream.read() != b"zpoint":
-                raise OSError(f"{store} returned other bytes than were written")
+        write_atomic(fs, path, b"zpoint")
+        if read_bytes(fs, path) != b"zpoint":
+            raise OSError(f"{store} returned other bytes than were written")
     finally:
-        fs.delete_file(path)
+        with suppress(FileNotFoundError):
+            fs.delete_file(path)
     return Check("storage", True, f"wrote, read and deleted an object in {store}")
 
 

@@ -92,6 +92,8 @@ class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT]):
     _http_class: ClassVar[type]
 
     def __init__(self, url: str, token: str = "", timeout: float = 60.0):
+        if "://" not in url:
+            raise EndpointError(f"'{url}' is no URL: write http://{url}")
         self._url, self._timeout = url.rstrip("/"), timeout
         self._limits: tuple[str, Limits] | None = None  # with the model that has them
         try:

@@ -32,7 +32,7 @@ MEDIA_TYPE_ALIASES = {  # names that clients use beside the registered ones
     "image/jpg": JPEG, "image/pjpeg": JPEG, "image/x-png": PNG, "image/x-webp": WEBP,
     "application/npy": NPY, "application/numpy": NPY, "application/x-numpy": NPY, "application/vnd.numpy": NPY,
     "text/json": JSON, "text/x-json": JSON, "application/x-json": JSON,
-    "application/x-zip": ZIP, "application/x-zip-compressed": ZIP,
+    "application/x-zip": ZIP, "application/x-zip-compressed": ZIP, "*": "*/*",
 }  # fmt: skip
 BASE64URL_TO_BASE64 = bytes.maketrans(b"-_", b"+/")
 
@@ -237,7 +237,7 @@ def decode_base64(text: str) -> bytes:
 
     Raises ValueError for another text.
     """
-    data = text.encode("ascii")
+    data = text.strip().encode("ascii")
     if data[:5].lower() == b"data:":
         header, comma, data = data.partition(b",")
         if not (comma and header.lower().endswith(b";base64")):

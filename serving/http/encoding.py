@@ -27,14 +27,15 @@ def negotiate_media_type(accept: str, media_types: tuple[str, ...] = IMAGE_RESPO
     The most specific range decides (RFC 9110, 12.5.1). Raises ValueError if none is acceptable.
     """
     q_by_range: dict[str, float] = {}
-    for media_range in (accept or "*/*").lower().split(","):
+    for media_range in (accept.strip(", ") or "*/*").lower().split(","):
         name, *parameters = (text.strip() for text in media_range.split(";"))
         name = MEDIA_TYPE_ALIASES.get(name, name)
         weights = [p.removeprefix("q=") for p in parameters if p.startswith("q=")]
         try:
-            q_by_range[name] = float(weights[0]) if weights else 1.0
+            weight = float(weights[0]) if weights else 1.0
         except ValueError:
-            q_by_range[name] = 0.0
+            weight = 0.0
+        q_by_range[name] = weight if weight >= 0 else 0.0  # also for nan
 
     def q(media_type: str) -> float:
         ranges = (media_type, f"{media_type.split('/')[0]}/*", "*/*")

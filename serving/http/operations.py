@@ -64,7 +64,7 @@ def sample_z(request: SampleRequest, default: str, latents: LatentStats, seed: i
 
     Raises ValueError for an unknown sampler, for parameters that it lacks, and for z-points that are not finite.
     """
-    name, parameters = request.sampler or default, request.parameters
+    name, parameters = default if request.sampler is None else request.sampler, request.parameters
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler '{name[:50]}': use one of {', '.join(SAMPLERS)}")
     _check_names(name, sampler_parameters(name), parameters)

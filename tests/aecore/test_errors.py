@@ -9,6 +9,8 @@ from aecore.errors import one_line
         (ValueError("two\n  lines"), "two lines"),
         (KeyError(), "KeyError"),
         (FileNotFoundError(2, "No such file or directory", "/a"), "/a: No such file or directory"),
+        (OSError(28, "No space left on device", "/a/b"), "/a/b: No space left on device; free some space there"),
+        (OSError(122, "Disk quota exceeded", "/from", None, "/to"), "/to: Disk quota exceeded; free some space there"),
         (ValueError("x" * 500), "x" * 300),
     ],
 )

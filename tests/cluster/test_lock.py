@@ -130,6 +130,15 @@ def test_file_system_without_locks_is_used_with_a_warning(tmp_path: Path, monkey
         assert "the file system has no locks: start no second process on it" in caplog.text
 
 
+def test_full_disk_is_named_by_the_lock(tmp_path: Path):
+    """RLIMIT_FSIZE of 0 refuses each byte, as a full disk does."""
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))" + HOLD
+    command = [sys.executable, "-c", code, str(tmp_path / "locks" / "run-x")]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.stderr.rstrip().endswith(f"OSError: [Errno 27] File too large: '{tmp_path}/locks/run-x'")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def other_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this process take the owners of this machine's locks for those of another, and leases end sooner."""

@@ -204,6 +204,18 @@ def test_the_folder_of_ray_fits_a_socket_and_is_writable(monkeypatch, caplog, va
         assert os.environ["RAY_TMPDIR"] == os.environ["TMPDIR"] == tempfile.gettempdir() == "/tmp"
 
 
+def test_a_full_folder_of_ray_is_named(monkeypatch: pytest.MonkeyPatch, caplog):
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.setenv(name, "/dev/shm")
+    full = ["/dev/shm"]
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4e5 if str(path) in full else 1e9))
+    assert str(ray_connection.choose_ray_folder()) == "/tmp/ray"
+    assert caplog.messages == ["/dev/shm is full (0.4 MB free): Ray's folder is /tmp/ray"]
+    full.append("/tmp")
+    with pytest.raises(ValueError, match=r"no folder for its logs: /tmp is full \(0.4 MB free\); .* set RAY_TMPDIR"):
+        ray_connection.connect()
+
+
 def test_a_home_that_cannot_hold_the_token_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.setenv(name, "")  # restored after the test

@@ -89,6 +89,34 @@ def test_a_tilde_is_expanded_in_each_path(no_settings: None, monkeypatch: pytest
     assert settings().store == "s3://bucket/~/x"
 
 
+def test_an_empty_variable_counts_as_not_set_and_line_breaks_are_dropped(no_settings: None, monkeypatch):
+    """As in Docker's and systemd's files of variables; an empty path would be the working directory."""
+    defaults = settings()
+    names = ("ZPOINT_HOME", "ZPOINT_STORE", "ZPOINT_CACHE", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "ZPOINT_CPUS")
+    for name in names:
+        monkeypatch.setenv(name, "")
+    assert settings() == defaults
+    for name in names:
+        monkeypatch.setenv(name, "/x" if name != "ZPOINT_CPUS" else "3")
+    expected = settings()
+    for name in names:
+        monkeypatch.setenv(name, f"{os.environ[name]}\n")
+    assert settings() == expected
+
+
+def test_a_tilde_is_expanded_in_the_tracking_uri(no_settings: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/z")
+    for scheme in ("sqlite", "sqlite+pysqlite"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}:///~/a~b/mlflow.db")
+        assert settings().tracking_uri == f"{scheme}:////home/z/a~b/mlflow.db"
+    for uri in ("sqlite:///a~b.db", "sqlite:////~/x.db", "http://h/~x"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert settings().tracking_uri == uri
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///~no-such-user/x.db")
+    with pytest.raises(ValueError, match=r"'~no-such-user/x.db' names no user's home"):
+        settings()
+
+
 @pytest.mark.parametrize("name", ["ZPOINT_HOME", "ZPOINT_STORE", "ZPOINT_CACHE"])
 @pytest.mark.parametrize(
     ("path", "message"),

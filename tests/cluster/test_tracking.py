@@ -24,7 +24,7 @@ from jobs.cli import SafeFormatter
         ("databricks", "is not supported"),
         ("file:///tmp/x", "is not supported"),
         ("sqlite://", "names no file: write sqlite:///relative/path"),
-        ("", "is not supported"),
+        ("file:~/mlruns", "is not supported"),
     ],
 )
 def test_wrong_uri_or_missing_driver_is_named_before_a_request(monkeypatch, uri: str, message: str):

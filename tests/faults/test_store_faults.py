@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 from aecore.config import Recipe, check_recipe
+from aecore.errors import one_line
 from aecore.training.checkpoint import list_checkpoints
 from cluster import tracking as mlflow
 from jobs import run_store
+from jobs.promote import promote
 from jobs.run_store import find_run
 from jobs.train import stopping
 from jobs.train.job import train
@@ -175,6 +177,40 @@ def test_disk_that_stays_full_fails_the_training_and_the_command_resumes(
     train(recipe("full"), "t")
     assert model_bytes("full") == undisturbed
     assert epochs_in_mlflow("full") == list(range(1, EPOCHS + 1))
+
+
+@pytest.mark.parametrize("variable", ["ZPOINT_HOME", "ZPOINT_STORE"])
+def test_full_disk_at_the_start_is_named_by_the_file(recipe, small_disk, monkeypatch, capsys, variable: str):
+    disk = small_disk("64k")
+    fill(disk)
+    monkeypatch.setenv(variable, str(disk))
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        train(recipe("full"), "t")
+    assert one_line(caught.value).startswith(f"{disk}/")
+    assert one_line(caught.value).endswith(": No space left on device; free some space there")
+
+
+@pytest.mark.parametrize("created", [False, True])
+def test_training_survives_a_full_disk_of_mlflow(
+    recipe, undisturbed: bytes, small_disk, mlflow_template: Path, monkeypatch, caplog, created: bool
+):
+    """SQLite names no file; a database that is half created when the space ends is completed later."""
+    disk = small_disk("20m" if created else "400k")
+    if created:
+        shutil.copy(mlflow_template, disk / "mlflow.db")
+        fill(disk)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disk}/mlflow.db")
+    result = train(recipe("unlogged"), "t")
+    assert model_bytes("unlogged") == undisturbed
+    cause = f"no space left on the disk of {disk}/mlflow.db; free some space there"
+    assert caplog.messages[-1].endswith(f": {cause}")
+    assert result["run_id"] == ""
+    with pytest.raises(ValueError, match=f"run 'unlogged' is not in MLflow, which cannot take it now: {cause}"):
+        promote("unlogged")
+    (disk / "big").unlink(missing_ok=True)
+    small_disk("40m")
+    train(recipe("unlogged"), "t")
+    assert epochs_in_mlflow("unlogged") == list(range(1, EPOCHS + 1))
 
 
 def test_mlflow_that_recovers_gets_all_epochs(

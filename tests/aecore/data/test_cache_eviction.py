@@ -147,7 +147,7 @@ def test_a_split_over_the_limit_is_refused(tmp_path, dataset):
 def test_the_default_limit_is_half_of_the_disk(tmp_path, dataset, monkeypatch):
     usage = type("Usage", (), {"free": 2 * BYTES - 1})
     monkeypatch.setattr("aecore.data.cache_eviction.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(ValueError, match=r"data.cache=none"):
+    with pytest.raises(ValueError, match=r"half of what its disk has free\): free some space, set ZPOINT_CACHE .*none"):
         fill(tmp_path, dataset)
     usage.free += 1
     assert len(fill(tmp_path, dataset)[0]) == SHARDS * ROWS

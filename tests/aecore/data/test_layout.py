@@ -186,7 +186,7 @@ def test_a_set_without_a_train_split_is_noted(tmp_path: Path):
     assert open_folder(tmp_path).notes == ["no images to train on"]
 
 
-@pytest.mark.parametrize("start", ["./", "/", ".\\", "C:\\data\\"])
+@pytest.mark.parametrize("start", ["./", "/", ".\\", "C:\\data\\", "../../", "set/./", "set/../set/"])
 def test_zip_names_that_are_no_plain_relative_paths(tmp_path: Path, start: str):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for name in make("train", "val", "test"):
@@ -232,6 +232,20 @@ def test_broken_and_circular_links_are_named_and_end(tmp_path: Path):
     assert source.passed_over["link"] == ["cat/loop", "cat/self", "dog/gone.png"]
     (tmp_path / "bird").symlink_to("/nowhere/birds")
     assert open_folder(tmp_path).passed_over["empty folder"] == ["bird"]
+
+
+def test_a_folder_that_a_link_repeats_is_noted(tmp_path: Path):
+    write(tmp_path / "cycle", *make("a", "c"))
+    (tmp_path / "cycle" / "a" / "b").symlink_to("../c")
+    (tmp_path / "cycle" / "c" / "d").symlink_to("../a")
+    source = open_folder(tmp_path / "cycle")
+    assert sum(counts(source)) == 12  # each image under two paths, and the walk ends
+    assert source.notes == ["a and c/d, a/b and c are one folder by a link, read twice"]
+    assert source.passed_over["link"] == ["a/b/d", "c/d/b"]
+    write(tmp_path / "leak", *make("train/cat"))
+    (tmp_path / "leak" / "test").symlink_to("train")
+    assert open_folder(tmp_path / "leak").notes[0].startswith("test and train, test/cat and train/cat are one folder")
+    assert open_folder(tmp_path / "leak" / "train").notes == []
 
 
 def test_a_broken_split_link_is_refused(tmp_path: Path):

@@ -133,6 +133,7 @@ JPEG, PNG = encode_with_pillow(Image.fromarray(FACE), "JPEG"), encode_with_pillo
         (b"", "empty"),
         (b"<!DOCTYPE html><p>404", "not an image .it starts with b'<!DOCTYPE ht"),
         (b"\0" * 5000, "not an image"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "pointer of Git LFS.*`git lfs pull`"),
         (JPEG[: len(JPEG) // 2], "truncated"),
         (JPEG[:-200], "truncated"),
         (JPEG[:30], "not an image|does not decode"),

@@ -74,6 +74,33 @@ def test_parquet_without_splits_labels_or_a_struct(tmp_path: Path):
     assert source.reader.read("all/000001") == picture(2)
     with pytest.raises(ValueError, match="its row holds no bytes"):
         source.reader.read("all/000002")
+    pq.write_table(pa.table({"img": pa.array([picture(1)] * 3, pa.large_binary())}), tmp_path / "all.parquet")
+    assert sum(counts(open_source("parquet", SourceOptions(str(tmp_path))))) == 3
+
+
+def test_parquet_with_classes_as_text(tmp_path: Path):
+    images, classes = [{"bytes": picture(i)} for i in range(9)], ["dog", "cat", "dog"] * 3
+    pq.write_table(pa.table({"image": images, "label": classes}), tmp_path / "all.parquet")
+    splits = open_source("parquet", SourceOptions(str(tmp_path))).splits
+    rows = [row for table in splits.values() for row in table.to_pylist()]
+    assert sorted((row["name"], row["class"], row["label"]) for row in rows) == [
+        (f"all/{i:06d}", name, int(name == "dog")) for i, name in enumerate(classes)
+    ]
+
+
+@pytest.mark.parametrize("labels", [[0, 1, -1], [0, None, 1], ["cat", None, "dog"]])
+def test_parquet_with_some_labels_is_refused(tmp_path: Path, labels: list):
+    pq.write_table(
+        pa.table({"image": [{"bytes": picture(i)} for i in range(3)], "label": labels}), tmp_path / "a.parquet"
+    )
+    missing = next(i for i, label in enumerate(labels) if label in (-1, None))
+    assert f"1 of 3 images have no label, such as a/00000{missing}: move" in refusal("parquet", tmp_path)
+
+
+def test_parquet_without_rows_is_refused(tmp_path: Path):
+    images = pa.array([], pa.struct([("bytes", pa.binary())]))
+    pq.write_table(pa.table({"image": images}), tmp_path / "train.parquet")
+    assert "the Parquet files have no rows" in refusal("parquet", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +161,19 @@ def test_kaggles_csv_without_labels_is_refused_and_train_alone_is_split(tmp_path
     assert min(counts(source)) >= 1
     (tmp_path / "train.csv").write_text("label," + ",".join(["x"] * 784) + "\n" + ",".join(["300"] * 785))
     assert "whole numbers from 0 to 255" in refusal("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["class", "Label", " label"])
+def test_csv_with_the_labels_last(tmp_path: Path, name: str):
+    """As OpenML's MNIST: without a header that says so, the first column of pixels would be the labels."""
+    rows = [",".join(["0"] * 784 + [str(i % 10)]) for i in range(30)]
+    header = ",".join([*(f"pixel{i}" for i in range(1, 785)), name])
+    (tmp_path / "mnist_train.csv").write_text("\n".join([header, *rows]))
+    table = open_source("mnist", SourceOptions(str(tmp_path))).splits["train"]
+    assert set(table["label"].to_pylist()) == set(range(10))
+    for text in ("\n".join(rows), "\n".join([header.replace(name, "y"), *rows])):
+        (tmp_path / "mnist_train.csv").write_text(text)
+        assert "mnist_train.csv has the labels in its last column: put them first" in refusal("mnist", tmp_path)
 
 
 def test_mnist_as_images_has_the_digits_as_labels(tmp_path: Path):

@@ -2,11 +2,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cluster import tracking
+from cluster.settings import settings
+from jobs.commands import doctor as doctor_module
 from jobs.commands.doctor import Check, _check_mlflow, _check_server, doctor, render
 
 REPO = Path(__file__).parents[3]
@@ -107,6 +111,34 @@ def test_the_fix_of_a_failed_check_names_only_variables_that_are_set(tmp_path):
     findings = run_doctor(**home, ZPOINT_STORE=str(tmp_path / "file"), MLFLOW_TRACKING_URI="http://127.0.0.1:1")
     assert "ZPOINT_STORE" in findings["storage"]["mend"]
     assert "MLFLOW_TRACKING_URI" in findings["mlflow"]["mend"]
+
+
+def test_full_disks_are_found_and_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=5e6))
+    home = settings().home
+    fix = "free some space, or set ZPOINT_HOME to a larger disk"
+    assert doctor_module._check_disk() == Check("disk", False, f"5 MB free at {home}", fix)
+    assert doctor_module._check_cache().what == f"5 MB free at {home.parent}/cache"
+
+    def fail(error: Exception) -> Callable[[], Check]:
+        def check() -> Check:
+            raise error
+
+        return check
+
+    for name in ("disk", "cache", "torch", "limits", "ray"):
+        monkeypatch.setattr(doctor_module, f"_check_{name}", lambda: Check("x", True, "y"))
+    monkeypatch.setattr(doctor_module, "_check_storage", fail(OSError(28, "No space left on device", "/s/doctor-1")))
+    monkeypatch.setattr(doctor_module, "_check_mlflow", fail(RuntimeError("(sqlite3) database or disk is full [SQL:")))
+    checks = {check.name: check for check in doctor() if check.ok is False}
+    assert checks["storage"].what == "/s/doctor-1: No space left on device"
+    assert checks["mlflow"].what == f"no space left on the disk of {home}/mlflow.db"
+    assert {check.mend for check in checks.values()} == {"free some space there"}
+
+
+def test_lines_have_80_columns():
+    text = render([Check("storage", False, " ".join(["words"] * 40), " ".join(["words"] * 40))])
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_wrong_settings_end_the_checks(monkeypatch: pytest.MonkeyPatch):

@@ -425,9 +425,11 @@ def test_an_unreachable_endpoint_is_tried_five_times(call, delays):
 
 
 def test_a_bad_url_raises(call):
-    for url in ("localhost:8000", "ftp://127.0.0.1", "", "http://[", "http://host:port"):
+    for url in ("ftp://127.0.0.1", "", "http://[", "http://host:port"):
         with pytest.raises(EndpointError, match=r"."):
             call(url, "model")
+    with pytest.raises(EndpointError, match="'localhost:8000' is no URL: write http://localhost:8000"):
+        call("localhost:8000", "model")
 
 
 def test_threads_share_one_client(url):

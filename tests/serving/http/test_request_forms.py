@@ -105,6 +105,8 @@ def test_an_unknown_option_is_refused_by_each_route(method, path, name):
         ("/v1/sample", {"n": 0}, {}, "n"),
         ("/v1/sample", {"n": "many"}, {}, "n"),
         ("/v1/sample", {"seed": ""}, {}, "seed"),
+        ("/v1/sample", {"sampler": ""}, {}, "sampler"),
+        ("/v1/sample", {}, {"sampler": ""}, "sampler"),
         ("/v1/sample", {"boundary": 3}, {}, "boundary"),  # the default sampler, normal, has none
         ("/v1/sample", {"sampler": "sphere", "temperature": 2}, {"sampler": "cube"}, "sampler"),
         ("/v1/sample", {"parameters": '{"boundary": 3}'}, {}, "parameters"),
@@ -283,6 +285,10 @@ def test_an_encoded_body_is_a_415_that_names_the_encoding(path, encoding):
         ("application/x-numpy", NPY),
         ("application/x-zip-compressed", ZIP),
         ("image/pjpeg;q=0.5, image/webp;q=0.4", JPEG),
+        ("*", PNG),  # Java's URLConnection
+        (",,", PNG),
+        ("image/png;q=nan, image/webp;q=0.5", WEBP),
+        ("image/png;q=0, */*;q=0.5", JPEG),
     ],
 )
 def test_accept_takes_aliases(accept, media_type):
@@ -305,6 +311,7 @@ BASE64_FORMS = {
     "CRLF": base64.encodebytes(IMAGE_FILE).decode().replace("\n", "\r\n"),
     "spaces around": f"  {BASE64}\t\n",
     "data URL": f"data:image/png;base64,{BASE64}",
+    "data URL, spaces around": f" data:image/png;base64, {BASE64}\n",
     "data URL, upper case": f"DATA:image/png;BASE64,{BASE64}",
     "data URL with parameters": f"data:image/png;name=a.png;charset=utf-8;base64,{URLSAFE}",
     "data URL without a type": f"data:;base64,{BASE64}",
