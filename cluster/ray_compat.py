@@ -71,7 +71,7 @@ def without_usage_stats() -> Iterator[None]:
 
     Without it: the module asks 169.254.169.254 and metadata.google.internal for the cloud, at each start and even if
     the statistics are disabled: RAY_USAGE_STATS_ENABLED=0 only keeps it from sending them.
-    Test: tests/cluster/test_network.py::test_a_local_ray_sends_nothing_to_other_hosts.
+    Test: tests/jobs/commands/test_demo.py.
     Goes when: UsageStatsHead checks RAY_USAGE_STATS_ENABLED before it looks for the cloud.
     """
     from ray._private import ray_constants, services

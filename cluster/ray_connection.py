@@ -24,7 +24,7 @@ CONNECT_TIMEOUT_S = 8
 SECRETS_FILE = ".secrets.sh"  # in the folder of a submitted job, until its driver or a worker has started
 START_TIMEOUT_S = 180.0  # of a local Ray; Ray's own 30 s are too short on a busy machine
 OPEN_FILES, OPEN_FILES_PER_CPU = 200, 8  # of a local Ray; with fewer its processes hang
-MIN_RAY_FREE_BYTES = 20e6  # free space for the logs of a local Ray; on a full disk it hangs or fails anywhere
+MIN_RAY_FREE_BYTES = 20e6  # free space for the logs and sockets of a local Ray
 MAX_RAY_PATH_BYTES = 35  # a socket's path has at most 107; Ray appends a session's name and a socket's, 72
 PACKAGES = ("aecore", "cluster", "jobs", "serving")
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from textwrap import shorten
 from typing import Any
 
-from cluster.network import bypass_proxies, check_proxies
+from cluster.network import check_proxies, configure_libraries
 from cluster.settings import hide_credentials, settings
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def check_tracking_uri() -> None:
 @lru_cache(maxsize=4)
 def _client(uri: str) -> Any:
     check_tracking_uri()
-    bypass_proxies()
+    configure_libraries()
     if uri.startswith("http"):
         check_proxies(uri)
     # Seconds instead of MLflow's minutes: a training must not wait for a dead server.

@@ -8,7 +8,6 @@ import sys
 import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -18,7 +17,6 @@ from serving.client import AsyncClient, Client, EndpointError
 from tests.proxy import counting_proxy
 from tests.serving.app_server import make_slot, serve_app
 
-REPO = Path(__file__).parents[2]
 PROXY_VARIABLES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
@@ -242,51 +240,3 @@ def test_usable_proxies(no_proxies, monkeypatch: pytest.MonkeyPatch, value: str)
     monkeypatch.setenv("HTTP_PROXY", value)
     assert describe_proxy_error() == ""
     Client("http://endpoint.example:8000")
-
-
-NETWORK_NAMESPACE = """
-set -e
-ip link set lo up
-ip link add out type veth peer name sink
-ip link set sink up
-ip addr add 10.99.0.2/24 dev out
-ip link set out up
-ip route add default via 10.99.0.1
-ip neigh add 10.99.0.1 lladdr 02:00:00:00:00:01 dev out nud permanent
-exec "$@"
-"""
-COUNT_PACKETS = """
-import ipaddress, socket, subprocess, sys, threading
-capture, seen = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)), set()
-capture.bind(("out", 0))
-def watch():
-    while True:
-        packet = capture.recv(2048)
-        if packet[0] >> 4 == 4:
-            seen.add(f"{ipaddress.ip_address(packet[16:20])} port {int.from_bytes(packet[22:24])}")
-threading.Thread(target=watch, daemon=True).start()
-subprocess.run(["bash", "-c", "exec 3<>/dev/udp/192.0.2.9/9; echo >&3"], check=True)  # the watch itself is watched
-subprocess.run(sys.argv[1:], check=True)
-print(*sorted(seen), sep="\\n")
-"""
-START_RAY = """
-import time
-from cluster.ray_connection import connect, disconnect
-connect()
-import ray
-ray.get(ray.remote(num_cpus=0)(lambda: 1).remote())
-time.sleep(4)  # the dashboard asks for the cloud within a second of its start
-disconnect()
-"""
-
-
-@pytest.mark.ray
-def test_a_local_ray_sends_nothing_to_other_hosts(tmp_path: Path):
-    """Start it in a network namespace whose only route leads to an interface that counts what arrives."""
-    namespace = ["unshare", "--user", "--map-root-user", "--net", "bash", "-c", NETWORK_NAMESPACE, "bash"]
-    if subprocess.run([*namespace, "true"], capture_output=True).returncode:
-        pytest.skip("no network namespace: needs unshare, ip and the permission for a veth")
-    command = [*namespace, sys.executable, "-c", COUNT_PACKETS, sys.executable, "-c", START_RAY]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=REPO)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.splitlines() == ["192.0.2.9 port 9"]
