@@ -27,8 +27,8 @@ def watch():
     while True:
         packet = capture.recv(2048)
         if packet[0] >> 4 == 4:
-            port = int.from_bytes(packet[22:24])
-            name = b".".join(re.findall(rb"[\\w-]+", packet[40:])).decode() if port == 53 else ""  # that DNS is asked for
+            port = int.from_bytes(packet[22:24])  # 53 is DNS, whose packets hold the name that is looked up
+            name = b".".join(re.findall(rb"[\\w-]+", packet[40:])).decode() if port == 53 else ""
             destinations.add(f"{ipaddress.ip_address(packet[16:20])} port {port} {name}".rstrip())
 threading.Thread(target=watch, daemon=True).start()
 subprocess.run(["bash", "-c", "exec 3<>/dev/udp/192.0.2.9/9; echo >&3"], check=True)  # shows that the watch works
