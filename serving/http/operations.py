@@ -145,8 +145,12 @@ def find_on_map(options: PointsAtRequest, points: StoredPoints) -> tuple[np.ndar
 
 
 def _stored_image(points: StoredPoints, row: int, distance: float) -> StoredImage:
-    attributes = {name: float(values[row]) for name, values in points.attributes.items()}
+    attributes = {name: _finite(float(values[row])) for name, values in points.attributes.items()}
     return StoredImage(index=row, distance=distance, split=split_name(points.split, row), attributes=attributes)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no NaN, which a dataset's missing values are
 
 
 def describe_points(points: StoredPoints, attribute: str | None, label: str) -> PointsResponse:
@@ -160,6 +164,6 @@ def describe_points(points: StoredPoints, attribute: str | None, label: str) -> 
         points=np.round(points.xy.double().numpy(), 5).tolist(),
         splits=[split_name(points.split, row) for row in range(len(points))],
         attributes=list(points.attributes),
-        values=None if attribute is None else points.attributes[attribute].tolist(),
+        values=None if attribute is None else list(map(_finite, points.attributes[attribute].tolist())),
         sprites=SpriteGrid(columns=points.columns, rows=-(-len(points) // points.columns), size=points.size),
     )

@@ -124,7 +124,7 @@ class StoredImage(BaseModel):
     index: int = Field(description="row of /v1/points, and cell of its sprites")
     distance: float
     split: str = Field(description="train or test")
-    attributes: dict[str, float]
+    attributes: dict[str, float | None]
 
 
 class Neighbour(StoredImage):
@@ -153,7 +153,7 @@ class PointsResponse(BaseModel):
     points: list[tuple[float, float]] = Field(description="x, y in [-1, 1]")
     splits: list[str]
     attributes: list[str]
-    values: list[float] | None = Field(description="of the attribute that the request names")
+    values: list[float | None] | None = Field(description="of the attribute that the request names")
     sprites: SpriteGrid = Field(description="of /v1/points/thumbnails")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pyarrow.fs import LocalFileSystem
+from pyarrow.fs import FileSystem, LocalFileSystem
 
 import aecore
 from aecore.data.images import encode_image
@@ -50,6 +50,12 @@ def test_a_run_its_model_folder_and_a_uri_load_the_same(run: Path, model):
     for path in (str(run), run / "model", (run / "model").as_uri()):
         np.testing.assert_array_equal(aecore.load(path).decode(Z[:1]), model.decode(Z[:1]))
     assert (model.z_dim, model.image, model.metrics, model.recipe) == (Z_DIM, IMAGE, {"psnr": 20.0}, RECIPE)
+
+
+def test_a_model_on_s3_is_loaded_by_the_aws_variables(s3: str, model):
+    fs, path = FileSystem.from_uri(f"{s3}/runs/a/model")
+    save_model(fs, path, NETWORK, RECIPE, LATENTS, {})
+    np.testing.assert_array_equal(aecore.load(f"{s3}/runs/a").decode(Z[:1]), model.decode(Z[:1]))
 
 
 @pytest.mark.parametrize("path", ["nowhere", "models:/zpoint@champion", "gopher://a/b"])

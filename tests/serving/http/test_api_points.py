@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,6 +87,16 @@ def test_a_place_on_the_map_is_decoded_between_its_nearest_points():
 @pytest.mark.parametrize("body", [{"x": "left"}, {"x": 11}, {"y": None}, {"x": 0, "k": 0}, {"z": [[0]]}])
 def test_an_invalid_place_is_refused(body):
     is_problem(HTTP.post("/v1/points/at", json=body), 422, next(reversed(body)))
+
+
+def test_missing_values_of_an_attribute_are_null():
+    points = replace(POINTS, attributes={"age": torch.full((100,), float("nan"))})
+    http = make_client(make_slot_with(points=points))
+    assert http.get("/v1/points?attribute=age").json()["values"] == [None] * 100
+    body = http.post("/v1/points/at", json={}, headers={"accept": JSON}).json()
+    assert body["nearest"][0]["attributes"] == {"age": None}
+    [[neighbour, *_]] = http.post("/v1/neighbours", json={"z": make_z(1).tolist()}).json()["neighbours"]
+    assert neighbour["attributes"] == {"age": None}
 
 
 def test_the_path_neighbours_leads_through_stored_points():

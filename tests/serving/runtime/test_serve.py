@@ -164,7 +164,7 @@ def test_a_refused_request_is_a_value_error(served, client):
     with pytest.raises(ValueError, match="unknown sampler 'magic'"):
         client.sample("magic")
     with pytest.raises(ValueError, match="one request takes 4096 z-points"):
-        client.decode(np.zeros((10_000_000, Z_DIM), np.float32))
+        client.decode_png(np.zeros((10_000_000, Z_DIM), np.float32))
     with Client(served.url, "wrong") as unauthorized, pytest.raises(ValueError, match="Authorization: Bearer"):
         unauthorized.model()
     assert httpx2.get(f"{served.url}/healthz").json() == {"status": "ok"}
