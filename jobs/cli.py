@@ -215,7 +215,9 @@ class _RenamedOption(argparse.Action):
 
 def _add_serving(add_command: Callable[..., Any]) -> None:
     serve = add_command("serve", _serve, "serve the model version of an alias until Ctrl-C")
-    serve.add_argument("--alias", default="champion", help="alias in MLflow (default: champion)")
+    serve.add_argument(
+        "--alias", action="append", help="alias in MLflow; give several to serve several models (default: champion)"
+    )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=_port, default=8000, help="port to listen on (default: 8000)")
     serve.add_argument(
@@ -386,7 +388,7 @@ def _runs(args: Any) -> Result:
 def _serve(args: Any) -> Result:
     from jobs.commands.serve import serve
 
-    return serve(args.alias, args.host, args.port, args.replicas)
+    return serve(args.alias or ["champion"], args.host, args.port, args.replicas)
 
 
 def _decode(args: Any) -> Result:

@@ -120,7 +120,7 @@ def _query(champion: dict[str, Any], runs: dict[str, Any], dataset: str) -> byte
     from serving.client import Client
     from serving.runtime.deployment import free_port, start_endpoint, stop_endpoint
 
-    served = start_endpoint("champion", port=free_port(), compiled=False)
+    served = start_endpoint(port=free_port(), compiled=False)
     try:
         with Client(served.url, settings().token) as endpoint:
             z_dim = endpoint.model()["z_dim"]

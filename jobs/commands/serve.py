@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.ray_connection import connect
@@ -9,47 +10,51 @@ from cluster.settings import settings
 from jobs.train.stopping import interruptible
 
 
-def serve(alias: str, host: str, port: int, replicas: str = "1") -> dict[str, Any]:
-    """Serve the model version of `alias` until Ctrl-C, with a number of replicas as in "2" or a range as in "1-4".
+def serve(aliases: Sequence[str], host: str, port: int, replicas: str = "1") -> dict[str, Any]:
+    """Serve the model versions of `aliases` until Ctrl-C, with a number of replicas as in "2" or a range as in "1-4".
 
     Raises ValueError as `serving.runtime.deployment` does.
     """
     from serving.client import Client
     from serving.runtime.deployment import run_until_interrupted, start_endpoint
-    from serving.runtime.registry import find_model_version
+    from serving.runtime.registry import find_model_versions
 
     replica_range = _parse_replicas(replicas)
-    find_model_version(alias)  # fails before Ray starts if there is no such alias
+    find_model_versions(aliases)  # fails before Ray starts if one is unknown
     connect(niceness=0)  # clients wait for these workers; at a higher niceness Ray's daemons would run first
     with interruptible():
-        endpoint = start_endpoint(alias, host, port, replicas=replica_range)
-        print(f"zpoint: serving {endpoint.model} version {endpoint.version} at {endpoint.url}", file=sys.stderr)
+        endpoint = start_endpoint(aliases, host, port, replicas=replica_range)
+        models = ", ".join(f"{v.name} version {v.version} ({v.alias})" for v in endpoint.versions)
+        print(f"zpoint: serving {models} at {endpoint.url}", file=sys.stderr)
         print(f"zpoint: open it in a browser; its routes are at {endpoint.url}/docs", file=sys.stderr)
         print("zpoint: stop it with Ctrl-C", file=sys.stderr, flush=True)
         with Client(endpoint.url, settings().token) as client:
-            run_until_interrupted(_ModelReporter(client, endpoint.version))
-    return {"url": endpoint.url, "model": endpoint.model, "version": endpoint.version, "stopped": True}
+            run_until_interrupted(_ModelReporter(client, {v.alias: v.version for v in endpoint.versions}))
+    first = endpoint.versions[0]
+    return {"url": endpoint.url, "model": first.name, "version": first.version, "stopped": True}
 
 
 class _ModelReporter:
-    """Print to stderr each change of the served version, and each version that the endpoint refused."""
+    """Print to stderr each change of an alias' served version, and each version that the endpoint refused."""
 
-    def __init__(self, client: Any, version: str):
+    def __init__(self, client: Any, versions: Mapping[str, str]):
         self._client = client
-        self._printed = self._previous = (version, None)  # served version; refused version and the reason
+        # Of each alias the served version, and the refused one with the reason.
+        self._printed = self._previous = {alias: (version, None) for alias, version in versions.items()}
 
     def __call__(self) -> None:
         try:
-            model = self._client.model()
+            models = self._client.models()
         except ValueError:  # no response at the moment; the next call tries again
             return
-        current = (model["version"], model["refused"])
-        # Replicas swap one after the other: only two equal responses in a row are a change.
-        if current == self._previous != self._printed:
-            refused = model["refused"]
-            suffix = f"; refused version {refused['version']}: {refused['reason']}" if refused else ""
-            print(f"zpoint: serving version {model['version']}{suffix}", file=sys.stderr, flush=True)
-            self._printed = current
+        current = {model["alias"]: (model["version"], model["refused"]) for model in models}
+        for alias, state in current.items():
+            # Replicas swap one after the other: only two equal responses in a row are a change.
+            if state == self._previous[alias] != self._printed[alias]:
+                version, refused = state
+                suffix = f"; refused version {refused['version']}: {refused['reason']}" if refused else ""
+                print(f"zpoint: serving version {version} ({alias}){suffix}", file=sys.stderr, flush=True)
+                self._printed[alias] = state
         self._previous = current
 
 

@@ -41,6 +41,7 @@ ImagesT = TypeVar("ImagesT")
 ZT = TypeVar("ZT")
 BytesT = TypeVar("BytesT")
 DictT = TypeVar("DictT")
+ListT = TypeVar("ListT")
 T = TypeVar("T")
 
 
@@ -86,19 +87,19 @@ SMALL = Limits(points=64, body=4 << 20, pixels=8_000_000)  # what every endpoint
 Operation: TypeAlias = Generator[Request, httpx2.Response, T]
 
 
-class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT]):
+class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT, ListT]):
     """The methods of both clients, and when a request is retried; the subclasses send it."""
 
     _http_class: ClassVar[type]
 
-    def __init__(self, url: str, token: str = "", timeout: float = 60.0):
+    def __init__(self, url: str, token: str = "", timeout: float = 60.0, *, alias: str = ""):
         if "://" not in url:
             raise EndpointError(f"'{url}' is no URL: write http://{url}")
         self._url, self._timeout = url.rstrip("/"), timeout
         self._limits: tuple[str, Limits] | None = None  # with the model that has them
         try:
             self._http = self._http_class(
-                base_url=self._url,
+                base_url=f"{self._url}/v1" + (f"/models/{alias}" if alias else ""),
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_S)),
                 trust_env=not bypasses_proxies(self._url),  # else it reads the environment's proxies
@@ -118,7 +119,7 @@ class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT]):
 
     def decode_png(self, z: np.ndarray, *, version: Version = "") -> BytesT:
         """Return one PNG of the images of `z`, as in `decode`: a grid if there are several."""
-        return self._run(_content(Request("/v1/decode", PNG, NPY, to_npy(to_z(z)), _pin(version, z))))
+        return self._run(_content(Request("/decode", PNG, NPY, to_npy(to_z(z)), _pin(version, z))))
 
     def sample(
         self, sampler: str | None = None, n: int = 1, seed: int | None = None, *, version: Version = "",
@@ -168,11 +169,15 @@ class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT]):
 
     def model(self) -> DictT:
         """Return the served model: name, version, run_id, recipe, image, z_dim, metrics, samplers, tasks, limits."""
-        return self._run(_json(Request("/v1/model", JSON)))
+        return self._run(_json(Request("/model", JSON)))
+
+    def models(self) -> ListT:
+        """Return of each served alias a dict: alias, name, version, run_id, kl_factor, z_dim, image, metrics."""
+        return self._run(_json(Request(f"{self._url}/v1/models", JSON), "models"))
 
     def _decode(self, z: np.ndarray, pin: str) -> Operation[Images]:
         limits = yield from self._limits_for(SMALL.points < len(z))
-        requests = [Request("/v1/decode", NPY, NPY, to_npy(part)) for part in _split_rows(z, limits.points)]
+        requests = [Request("/decode", NPY, NPY, to_npy(part)) for part in _split_rows(z, limits.points)]
         responses = yield from _collect(requests, pin)
         return Images(np.concatenate([_parse_npy(r) for r in responses]), z, _model(responses))
 
@@ -191,7 +196,7 @@ class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT]):
 
     def _encode(self, images: list[bytes | np.ndarray], pin: str) -> Operation[ZPoints]:
         batches = yield from self._split(images)
-        requests = [_images_request("/v1/encode", batch, {}, {}, NPY) for batch in batches]
+        requests = [_images_request("/encode", batch, {}, {}, NPY) for batch in batches]
         responses = yield from _collect(requests, pin)
         return ZPoints(np.concatenate([_parse_npy(r) for r in responses]), _model(responses))
 
@@ -205,11 +210,11 @@ class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT]):
         requests = []
         for index, batch in enumerate(batches):
             options = _drop_none(task=task, seed=seed if seed is None else seed + index)
-            requests.append(_images_request("/v1/reconstruct", batch, options, parameters, JSON))
+            requests.append(_images_request("/reconstruct", batch, options, parameters, JSON))
         return _parse_images((yield from _collect(requests, pin)))
 
     def _interpolate(self, ends: Sequence[Any], steps: int, path: str, pin: str) -> Operation[Images]:
-        query = f"/v1/interpolate?{urlencode({'steps': steps, 'path': path})}"
+        query = f"/interpolate?{urlencode({'steps': steps, 'path': path})}"
         models = sorted({model for end in ends if (model := getattr(end, "model", ""))})
         if not pin and len(models) > 1:
             raise ValueError(f"the ends are z-points of {' and '.join(models)}: encode both by one version")
@@ -225,7 +230,7 @@ class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT]):
             request = Request(query, JSON, NPY, to_npy(np.stack(z)))
         else:
             images = [image for end in ends for image in read_images(end)]
-            request = _images_request("/v1/interpolate", images, {"steps": steps, "path": path}, {}, JSON)
+            request = _images_request("/interpolate", images, {"steps": steps, "path": path}, {}, JSON)
         return _parse_images((yield from _collect([request], pin)))
 
     def _split(self, images: list[bytes | np.ndarray]) -> Operation[list[list[bytes | np.ndarray]]]:
@@ -240,7 +245,7 @@ class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT]):
         if not large:
             return SMALL
         if self._limits is None:
-            response = yield Request("/v1/model", JSON)
+            response = yield Request("/model", JSON)
             self._limits = (_model([response]), Limits(**response.json()["limits"]))
         return self._limits[1]
 
@@ -289,8 +294,10 @@ class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT]):
         return min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
 
 
-class Client(_Endpoint[Images, ZPoints, bytes, dict[str, Any]]):
+class Client(_Endpoint[Images, ZPoints, bytes, dict[str, Any], list[dict[str, Any]]]):
     """A client of the endpoint at `url`, with the bearer `token` if it needs one. Threads may share it.
+
+    If the endpoint serves several aliases, `alias` names the model to ask; by default it is the first.
 
     A refused or broken connection and a transient failure (502, 503, 504) are retried: after the endpoint's
     Retry-After, else after 0.2 s and twice as long each time, at most 8 attempts (5 if the connection is refused). A
@@ -331,7 +338,12 @@ class Client(_Endpoint[Images, ZPoints, bytes, dict[str, Any]]):
         raise AssertionError
 
 
-class AsyncClient(_Endpoint[Awaitable[Images], Awaitable[ZPoints], Awaitable[bytes], Awaitable[dict[str, Any]]]):
+class AsyncClient(
+    _Endpoint[
+        Awaitable[Images], Awaitable[ZPoints], Awaitable[bytes], Awaitable[dict[str, Any]],
+        Awaitable[list[dict[str, Any]]],
+    ]
+):  # fmt: skip
     """`Client` for asyncio: the same methods, awaited (`async with AsyncClient(url) as endpoint`)."""
 
     _http_class = httpx2.AsyncClient
@@ -388,8 +400,9 @@ def _content(request: Request) -> Operation[bytes]:
     return (yield request).content
 
 
-def _json(request: Request) -> Operation[dict[str, Any]]:
-    return (yield request).json()
+def _json(request: Request, key: str = "") -> Operation[Any]:
+    body = (yield request).json()
+    return body[key] if key else body
 
 
 def _collect(requests: Sequence[Request], pin: str) -> Operation[list[httpx2.Response]]:
@@ -468,7 +481,7 @@ def _sample_request(
     sampler: str | None, n: int, seed: int | None, parameters: Mapping[str, float], accept: str, pin: str = ""
 ) -> Request:
     body = _drop_none(sampler=sampler, n=n, seed=seed, parameters=dict(parameters))
-    return Request("/v1/sample", accept, JSON, json.dumps(body).encode(), pin)
+    return Request("/sample", accept, JSON, json.dumps(body).encode(), pin)
 
 
 def _images_request(

@@ -1,9 +1,9 @@
-"""The endpoint as a plain FastAPI app around a model: testable without Ray, served by serving.runtime.replica.
+"""The endpoint as a plain FastAPI app around its models: testable without Ray, served by serving.runtime.replica.
 
 | route | request | response |
 |---|---|---|
 | POST /v1/decode | z | images |
-| POST /v1/sample | {"sampler": null, "n": 1, "seed": null, "parameters": {}} | images; JSON also z, seed |
+| POST /v1/sample | {"sampler": null, "n": 1, "seed": null, "parameters": {}} | images; JSON also z, seed, faces |
 | POST /v1/encode | images | z |
 | POST /v1/reconstruct | images; task, seed, parameters | images; JSON also seen, z, seed |
 | POST /v1/interpolate | two z or two images; steps, path | images; JSON also z |
@@ -12,10 +12,13 @@
 | GET /v1/points/thumbnails | | WebP: their thumbnails on one sheet |
 | POST /v1/points/at | {"x": 0, "y": 0, "k": 8} | image; JSON also z, the nearest stored points |
 | GET /v1/model | | JSON: version, recipe, metrics, samplers, tasks, paths, latent space, limits |
+| GET /v1/models | | JSON: of each alias the version, run, kl_factor, z_dim, image and metrics |
 | GET /metrics | | Prometheus |
 | GET /healthz, /readyz | | {"status": "ok"}; readyz decodes a z-point first. No token needed, from here on |
 | GET /docs, /openapi.json | | Swagger UI; OpenAPI |
 | GET /, /static/NAME | | the web page |
+
+The routes from decode to model answer by the first alias; /v1/models/ALIAS/decode and so on by each of the aliases.
 
 z: JSON {"z": [[...], ...]} or .npy float (n, z_dim). Images in requests: an image file (PNG, JPEG, WebP), .npy uint8
 (n, H, W, 1 or 3) or JSON {"images": ["base64 of an image file", ...]}; they are cropped to squares and resized. A body
@@ -27,7 +30,7 @@ grid of several), application/zip (PNGs), application/x-npy (uint8 (n, size, siz
 JSON is compressed if Accept-Encoding has gzip.
 
 Errors are RFC 9457 problems (application/problem+json: status, title, detail). Every response has the header
-X-Zpoint-Model, `name/version`; where random numbers were used also X-Zpoint-Seed.
+X-Zpoint-Model, `name/version`; if random numbers were used also X-Zpoint-Seed, if faces were counted X-Zpoint-Faces.
 """
 
 import asyncio
@@ -35,10 +38,10 @@ import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from fastapi import APIRouter, FastAPI, Request, Security
+from fastapi import APIRouter, Depends, FastAPI, Path, Request, Security
 from fastapi.responses import PlainTextResponse, Response
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -73,45 +76,60 @@ from serving.http.encoding import (
 from serving.http.middleware import GatewayMiddleware, problem_response
 from serving.http.page import add_page
 from serving.runtime.batching import Overloaded
+from serving.runtime.face_counter import MAX_IMAGES, FaceCounter
 from serving.runtime.metrics import EndpointMetrics
-from serving.runtime.model_slot import ModelSlot, ServedModel
+from serving.runtime.model_slot import ModelInfo, ModelSlot, ServedModel
 
 T = TypeVar("T")
 O = TypeVar("O", bound=schemas.Options)  # noqa: E741
 GZIP_LEVEL, GZIP_MIN_BYTES = 1, 1024  # of JSON and text; images are compressed already
 MAX_INLINE_BYTES = 1 << 16  # bodies up to this size are parsed and encoded on the event loop, larger ones in a thread
 
-v1, health = APIRouter(tags=["HTTP API"]), APIRouter(tags=["Health"])
+model_routes, endpoint_routes, health_routes = APIRouter(), APIRouter(tags=["HTTP API"]), APIRouter(tags=["Health"])
 
 
 def create_app(
-    slot: ModelSlot, *, token: str = "", limits: Limits | None = None, metrics: EndpointMetrics | None = None
+    *slots: ModelSlot, token: str = "", limits: Limits | None = None, metrics: EndpointMetrics | None = None
 ) -> FastAPI:
-    """Return the app that serves the model in `slot`.
+    """Return the app that serves the models in `slots`, one for each alias; routes without an alias take the first.
 
     With a `token` every path except /healthz, /readyz, the page and the docs needs `Authorization: Bearer TOKEN`;
     without one the app responds only to requests for a loopback host.
     """
     app = FastAPI(title="zpoint", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.slot, app.state.limits, app.state.metrics = slot, limits or Limits(), metrics or EndpointMetrics()
+    slot_by_alias = {slot.current.info.alias: slot for slot in slots}
+    app.state.slots, app.state.limits, app.state.metrics = slots, limits or Limits(), metrics or EndpointMetrics()
     app.add_middleware(
         GZipMiddleware,
         minimum_size=GZIP_MIN_BYTES,
         compresslevel=GZIP_LEVEL,
         exclude_content_types=(*DEFAULT_EXCLUDED_CONTENT_TYPES, NPY),
     )
-    app.add_middleware(GatewayMiddleware, slot=slot, token=token, limits=app.state.limits, metrics=app.state.metrics)
+    app.add_middleware(
+        GatewayMiddleware, slots=slot_by_alias, token=token, limits=app.state.limits, metrics=app.state.metrics
+    )
+    app.state.count_faces = FaceCounter()
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(Overloaded, _overloaded_problem)
-    # The middleware checks the token; this only tells Swagger UI to ask for one.
-    app.include_router(v1, dependencies=[Security(HTTPBearer(auto_error=False))] if token else [])
-    app.include_router(health)
+
+    # The middleware resolves the alias and checks the token; these tell the OpenAPI of both.
+    async def alias_parameter(alias: Annotated[str, Path(json_schema_extra={"enum": [*slot_by_alias]})]) -> None:
+        pass
+
+    security = [Security(HTTPBearer(auto_error=False))] if token else []
+    app.include_router(model_routes, prefix="/v1", tags=["HTTP API"], dependencies=security)
+    app.include_router(endpoint_routes, dependencies=security)
+    app.include_router(
+        model_routes, prefix="/v1/models/{alias}", tags=["HTTP API by alias"],
+        dependencies=[*security, Depends(alias_parameter)], responses=schemas.error_responses(404),
+    )  # fmt: skip
+    app.include_router(health_routes)
     add_page(app)
     return app
 
 
-@v1.post(
-    "/v1/decode",
+@model_routes.post(
+    "/decode",
     response_class=Response,
     responses=schemas.image_responses(schemas.ImagesResponse),
     openapi_extra=schemas.request_inputs(schemas.DecodeRequest, NPY),
@@ -124,8 +142,8 @@ async def decode(request: Request) -> Response:
     return await _images_response(model, await model.decode(z), media_type)
 
 
-@v1.post(
-    "/v1/sample",
+@model_routes.post(
+    "/sample",
     response_class=Response,
     responses=schemas.image_responses(schemas.SampleResponse),
     openapi_extra=schemas.request_inputs(schemas.SampleRequest, options=schemas.SampleRequest, required=False),
@@ -140,12 +158,18 @@ async def sample(request: Request) -> Response:
         options = _merge_options(request, schemas.SampleRequest, load_json(body or b"{}"))
         request.app.state.limits.check_option("n", options.n, model.info.image)
         seed = _choose_seed(options.seed)
+        if options.count_faces and options.n > MAX_IMAGES:
+            raise TooLarge(f"n is {options.n}: faces are counted in at most {MAX_IMAGES} images")
         z = await asyncio.to_thread(operations.sample_z, options, model.info.sampler, model.info.latents, seed)
-    return await _images_response(model, await model.decode(z), media_type, {"z": z, "seed": seed})
+    images, fields = await model.decode(z), {"z": z, "seed": seed}
+    if options.count_faces:
+        key = (model.info.label, options.sampler, *sorted(options.parameters.items()), seed, options.n)
+        fields["faces"] = await asyncio.to_thread(request.app.state.count_faces, key, images)
+    return await _images_response(model, images, media_type, fields)
 
 
-@v1.post(
-    "/v1/encode",
+@model_routes.post(
+    "/encode",
     response_class=Response,
     responses=schemas.responses(
         "z-points: JSON or float32 .npy (n, z_dim)",
@@ -165,8 +189,8 @@ async def encode(request: Request) -> Response:
     return Response(body, media_type=media_type)
 
 
-@v1.post(
-    "/v1/reconstruct",
+@model_routes.post(
+    "/reconstruct",
     response_class=Response,
     responses=schemas.image_responses(schemas.ReconstructResponse),
     openapi_extra=schemas.request_inputs(
@@ -187,8 +211,8 @@ async def reconstruct(request: Request) -> Response:
     return await _images_response(model, await model.decode(z), media_type, fields)
 
 
-@v1.post(
-    "/v1/interpolate",
+@model_routes.post(
+    "/interpolate",
     response_class=Response,
     responses=schemas.image_responses(schemas.InterpolateResponse),
     openapi_extra=schemas.request_inputs(
@@ -211,8 +235,8 @@ async def interpolate(request: Request) -> Response:
     return await _images_response(model, await model.decode(z), media_type, {"z": z})
 
 
-@v1.post(
-    "/v1/neighbours",
+@model_routes.post(
+    "/neighbours",
     responses=schemas.responses("the nearest stored points", 404, *schemas.POST_ERRORS),
     openapi_extra=schemas.request_inputs(schemas.NeighboursRequest, NPY, options=schemas.NeighboursOptions),
 )
@@ -227,7 +251,7 @@ async def neighbours(request: Request) -> schemas.NeighboursResponse:
     return schemas.NeighboursResponse(model=info.label, neighbours=nearest)
 
 
-@v1.get("/v1/points", responses=schemas.responses("the map of the stored points", 401, 404, 409, 422))
+@model_routes.get("/points", responses=schemas.responses("the map of the stored points", 401, 404, 409, 422))
 def get_points(request: Request) -> schemas.PointsResponse:  # not async: FastAPI runs it in a thread
     """Return the 2-D map of real images: places in [-1, 1], splits, attributes, and the grid of the sprites."""
     points = _stored_points(request)
@@ -236,8 +260,8 @@ def get_points(request: Request) -> schemas.PointsResponse:  # not async: FastAP
         return operations.describe_points(points, options.attribute, request.state.model.info.label)
 
 
-@v1.get(
-    "/v1/points/thumbnails",
+@model_routes.get(
+    "/points/thumbnails",
     response_class=Response,
     responses=schemas.responses("the sprites", 304, 401, 404, 409, 422, media_types=(WEBP,)),
 )
@@ -252,8 +276,8 @@ async def get_thumbnails(request: Request) -> Response:
     return Response(points.sprites, media_type=WEBP, headers=headers)
 
 
-@v1.post(
-    "/v1/points/at",
+@model_routes.post(
+    "/points/at",
     response_class=Response,
     responses=schemas.image_responses(schemas.PointsAtResponse, 404),
     openapi_extra=schemas.request_inputs(schemas.PointsAtRequest, options=schemas.PointsAtRequest, required=False),
@@ -271,7 +295,7 @@ async def points_at(request: Request) -> Response:
     return await _images_response(model, await model.decode(z), media_type, fields)
 
 
-@v1.get("/v1/model", responses=schemas.responses("the served model", 401, 422))
+@model_routes.get("/model", responses=schemas.responses("the served model", 401, 422))
 def get_model(request: Request) -> schemas.ModelResponse:  # not async: FastAPI runs it in a thread
     """Return the served model: version, run, recipe, image, metrics, samplers, tasks, paths, latents, limits."""
     with _client_errors():
@@ -282,7 +306,7 @@ def get_model(request: Request) -> schemas.ModelResponse:  # not async: FastAPI 
     }
     return schemas.ModelResponse(
         **fields,
-        metrics={name: value for name, value in info.metrics.items() if math.isfinite(value)},
+        metrics=info.finite_metrics,
         samplers={name: operations.sampler_parameters(name) for name in info.samplers},
         tasks={name: operations.task_parameters(name) for name in TASKS},
         paths=info.paths,
@@ -290,25 +314,42 @@ def get_model(request: Request) -> schemas.ModelResponse:  # not async: FastAPI 
         limits=schemas.RequestLimits(
             points=limits.max_points_of(info.image), body=limits.max_body_bytes, pixels=limits.max_upload_pixels
         ),
-        refused=request.app.state.slot.refused,
+        refused=request.state.slot.refused,
     )
 
 
-@health.get("/healthz", responses=schemas.responses("the endpoint responds", 401))
+@endpoint_routes.get("/v1/models", responses=schemas.responses("the served models", 401, 422))
+def get_models(request: Request) -> schemas.ModelsResponse:
+    """Return the model of each alias: version, run, kl_factor, z_dim, image, metrics."""
+    with _client_errors():
+        _merge_options(request, schemas.Options, {})
+    slots: tuple[ModelSlot, ...] = request.app.state.slots
+    return schemas.ModelsResponse(models=[_summarize(slot.current.info, slot.refused) for slot in slots])
+
+
+def _summarize(info: ModelInfo, refused: dict[str, str] | None) -> schemas.ModelSummary:
+    fields = {key: getattr(info, key) for key in ("alias", "name", "version", "run_id", "z_dim", "image", "sampler")}
+    kl_factor = info.recipe["loss"]["kl_factor"]
+    fields |= {"kl_factor": kl_factor, "metrics": info.finite_metrics, "refused": refused}
+    return schemas.ModelSummary(**fields)
+
+
+@health_routes.get("/healthz", responses=schemas.responses("the endpoint responds", 401))
 async def healthz() -> schemas.StatusResponse:
     """Return ok if the endpoint responds. Needs no token."""
     return schemas.StatusResponse(status="ok")
 
 
-@health.get("/readyz", responses=schemas.responses("the model decodes", 401, 503))
+@health_routes.get("/readyz", responses=schemas.responses("the models decode", 401, 503))
 async def readyz(request: Request) -> schemas.StatusResponse:
-    """Return ok if the model decodes a z-point. Needs no token."""
-    model: ServedModel = request.state.model
-    await model.decode(np.zeros((1, model.info.z_dim), np.float32))
+    """Return ok if the model of each alias decodes a z-point. Needs no token."""
+    slots: tuple[ModelSlot, ...] = request.app.state.slots
+    for model in (slot.current for slot in slots):
+        await model.decode(np.zeros((1, model.info.z_dim), np.float32))
     return schemas.StatusResponse(status="ok")
 
 
-@v1.get("/metrics", response_class=PlainTextResponse, responses=schemas.responses("metrics", 401))
+@endpoint_routes.get("/metrics", response_class=PlainTextResponse, responses=schemas.responses("metrics", 401))
 async def get_metrics(request: Request) -> Response:
     """Return the metrics of the replica that responds, for Prometheus."""
     return Response(request.app.state.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
@@ -392,7 +433,7 @@ async def _images_response(
     fields = {"model": model.info.label, **(fields or {})}
     with _client_errors():
         body = await _run(images.nbytes, encode_images, images, media_type, fields)
-    headers = {"X-Zpoint-Seed": str(fields["seed"])} if "seed" in fields else None
+    headers = {f"X-Zpoint-{name.title()}": str(fields[name]) for name in ("seed", "faces") if name in fields}
     return Response(body, media_type=media_type, headers=headers)
 
 

@@ -22,7 +22,7 @@ from serving.runtime.model_slot import ModelSlot
 
 log = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected before its request was complete
-STATIC_PREFIX, API_PREFIX = "/static/", "/v1/"
+STATIC_PREFIX, API_PREFIX, ALIAS_PREFIX = "/static/", "/v1/", "/v1/models/"
 # These paths and the static files need no token, since a browser sends none when it follows a link; a wrong token is
 # refused here too. They reveal only the model's name and version.
 PUBLIC_PATHS = frozenset({"/", "/docs", "/healthz", "/openapi.json", "/readyz"})
@@ -38,12 +38,16 @@ def problem_response(status: int, detail: str, headers: Mapping[str, str] | None
 class GatewayMiddleware:
     """ASGI middleware around all routes.
 
-    It reads `slot.current` once per request, so that one model version answers it while the alias moves. Routes get
-    the model as `request.state.model`.
+    It reads the `current` of the path's slot once per request, so that one model version answers it while the alias
+    moves. Routes get the slot as `request.state.slot` and the model as `request.state.model`. Paths without an alias
+    have the first of `slots`, by alias.
     """
 
-    def __init__(self, app: ASGIApp, slot: ModelSlot, token: str, limits: Limits, metrics: EndpointMetrics):
-        self._app, self._slot, self._token = app, slot, token.encode()
+    def __init__(
+        self, app: ASGIApp, slots: Mapping[str, ModelSlot], token: str, limits: Limits, metrics: EndpointMetrics
+    ):
+        self._app, self._slots, self._token = app, slots, token.encode()
+        self._first_slot = next(iter(slots.values()))
         self._limits, self._metrics = limits, metrics
         self._buffered_bytes = 0  # of the bodies of all unanswered requests
 
@@ -53,8 +57,10 @@ class GatewayMiddleware:
         is_head = scope["method"] == "HEAD"
         if is_head:  # every GET route answers it; RFC 9110, 9.3.2: the same headers without the content
             scope = {**scope, "method": "GET"}
-        model, status, body_bytes, start = self._slot.current, 0, 0, time.perf_counter()
-        scope["state"] = {"model": model}
+        status, body_bytes, start = 0, 0, time.perf_counter()
+        slot = self._find_slot(scope["path"])
+        model = (slot or self._first_slot).current  # an unknown alias is refused
+        scope["state"] = {"slot": slot, "model": model}
         headers = [(b"x-zpoint-model", model.info.label.encode()), (b"x-content-type-options", b"nosniff")]
 
         async def receive_bounded() -> Message:
@@ -78,7 +84,8 @@ class GatewayMiddleware:
 
         try:
             async with asyncio.timeout(self._limits.timeout_s):
-                app = self._refuse(scope) or _refuse_other_version(scope, model.info.label) or self._app
+                refusal = self._refuse_unauthorized(scope) or (None if slot else self._refuse_alias(scope["path"]))
+                app = refusal or _refuse_other_version(scope, model.info.label) or self._app
                 await app(scope, receive_bounded, send_with_headers)
         except TimeoutError:
             if status:
@@ -99,7 +106,15 @@ class GatewayMiddleware:
             self._buffered_bytes -= body_bytes
             self._metrics.observe_request(_route_label(scope), status, time.perf_counter() - start)
 
-    def _refuse(self, scope: Scope) -> ASGIApp | None:
+    def _find_slot(self, path: str) -> ModelSlot | None:
+        """Return the slot of the alias in `path`, the first one if there is none in it, None for an unknown alias."""
+        return self._slots.get(path.split("/", 4)[3]) if path.startswith(ALIAS_PREFIX) else self._first_slot
+
+    def _refuse_alias(self, path: str) -> ASGIApp:
+        alias, aliases = path.split("/", 4)[3][:100], ", ".join(self._slots)
+        return problem_response(404, f"the alias '{alias}' is not served here: use one of {aliases}")
+
+    def _refuse_unauthorized(self, scope: Scope) -> ASGIApp | None:
         """Return the response to a request without the token, or to a foreign host name; None if it is allowed."""
         headers = dict(scope["headers"])
         if not self._token:
@@ -141,7 +156,7 @@ def _is_loopback_host(host_header: bytes) -> bool:
 
 
 def _route_label(scope: Scope) -> str:
-    # The path of the matched route: paths that clients invent must not become labels without bound.
+    # Paths that clients invent must not become labels without bound; those of routes vary by the served alias alone.
     if scope["path"].startswith(STATIC_PREFIX):
         return STATIC_PREFIX
-    return getattr(scope.get("route"), "path", "other")
+    return scope["path"] if "route" in scope else "other"

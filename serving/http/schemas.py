@@ -17,6 +17,7 @@ from aecore.latent.samplers import SAMPLERS
 from aecore.model.autoencoder import ImageShape
 from serving.http.decoding import JSON
 from serving.http.encoding import IMAGE_RESPONSES
+from serving.runtime.face_counter import MAX_IMAGES
 
 Z = list[list[float]]
 ZPoints = Annotated[Z, Field(min_length=1, description="z-points of z_dim numbers each")]
@@ -49,6 +50,7 @@ class SampleRequest(Options):
     n: int = Field(default=1, strict=True, ge=1, description="number of z-points")
     seed: Annotated[Seed, Field(strict=True)] = None
     parameters: dict[str, float] = Field(default={}, description="parameters of the sampler, see /v1/model")
+    count_faces: bool = Field(default=False, description=f"count the images with a face, of at most {MAX_IMAGES}")
 
 
 class EncodeRequest(Options):
@@ -103,6 +105,7 @@ class ImagesResponse(BaseModel):
 class SampleResponse(ImagesResponse):
     z: Z
     seed: int
+    faces: int | None = Field(default=None, description="images that show a face, if count_faces")
 
 
 class ReconstructResponse(ImagesResponse):
@@ -198,6 +201,23 @@ class ModelResponse(BaseModel):
     refused: RefusedVersion | None = Field(description="the version that the alias names, if it did not load")
 
 
+class ModelSummary(BaseModel):
+    alias: str
+    name: str
+    version: str
+    run_id: str
+    kl_factor: float = Field(description="the weight of the KL divergence: 0 is an autoencoder, 1 the ELBO")
+    z_dim: int
+    image: ImageShape
+    metrics: dict[str, float]
+    sampler: str
+    refused: RefusedVersion | None
+
+
+class ModelsResponse(BaseModel):
+    models: list[ModelSummary] = Field(description="one for each alias; routes without an alias take the first")
+
+
 class StatusResponse(BaseModel):
     status: str
 
@@ -255,7 +275,7 @@ def summarize(errors: Sequence[Any]) -> str:
 ERRORS = {
     304: "the content is the one that If-None-Match names",
     401: "the token is missing or wrong",
-    404: "the model was stored without points",
+    404: "the endpoint does not serve this alias, or the model was stored without points",
     406: "Accept allows none of the media types of the response",
     409: "the endpoint serves another version than X-Zpoint-Model of the request names",
     408: "the body took too long to arrive",
@@ -273,9 +293,13 @@ def responses(
     """Return FastAPI's `responses` of a route: 200 as JSON `model` or as binary `media_types`, and `errors`."""
     headers = {"X-Zpoint-Model": {"description": "name/version", "schema": {"type": "string"}}}
     success = {"description": description, "headers": headers, "content": _binary(media_types)}
+    return {200: success | ({"model": model} if model else {}), **error_responses(*errors)}
+
+
+def error_responses(*errors: int) -> dict[int | str, dict[str, Any]]:
+    """Return FastAPI's `responses` of the status codes `errors`, each a problem."""
     problem = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    problems = {status: {"description": ERRORS[status], "content": problem} for status in errors}
-    return {200: success | ({"model": model} if model else {}), **problems}
+    return {status: {"description": ERRORS[status], "content": problem} for status in errors}
 
 
 def image_responses(json_model: type[BaseModel], *errors: int) -> dict[int | str, dict[str, Any]]:

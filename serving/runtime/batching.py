@@ -56,6 +56,7 @@ class Batcher:
             self._metrics.count_shed(self._name)
             raise Overloaded(min(MAX_RETRY_AFTER_S, max(MIN_RETRY_AFTER_S, wait_s - self._max_wait_s)))
         self._pending_items += len(items)
+        self._metrics.add_waiting(self._name, len(items))
         try:
             if len(items) <= self._max_batch_size:
                 return await self._enqueue(items)
@@ -64,7 +65,7 @@ class Batcher:
             return np.concatenate([await self._enqueue(chunk) for chunk in chunks])
         finally:
             self._pending_items -= len(items)
-            self._metrics.set_waiting(self._name, self._pending_items)
+            self._metrics.add_waiting(self._name, -len(items))
 
     def _enqueue(self, items: np.ndarray) -> asyncio.Future[np.ndarray]:
         loop = asyncio.get_running_loop()

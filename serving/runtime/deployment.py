@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from cluster.network import bypass_proxies, is_loopback
 from cluster.ray_compat import haproxy_binary, shut_down_serve
 from cluster.settings import settings
 from serving.runtime import haproxy, last_served
-from serving.runtime.registry import ModelVersion, find_model_version
+from serving.runtime.registry import ModelVersion, find_model_versions
 from serving.runtime.replica import build_application
 
 log = logging.getLogger(__name__)
@@ -50,18 +50,17 @@ SERVE_ENV = {
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A running endpoint: its URL, and the name and version of its model at the start."""
+    """A running endpoint: its URL, and the version of each alias at the start."""
 
     url: str
-    model: str
-    version: str
+    versions: tuple[ModelVersion, ...]
 
 
 def start_endpoint(
-    alias: str = "champion", host: str = "127.0.0.1", port: int = 8000, *, replicas: tuple[int, int] = (1, 1),
-    compiled: bool = True,
+    aliases: Sequence[str] = ("champion",), host: str = "127.0.0.1", port: int = 8000, *,
+    replicas: tuple[int, int] = (1, 1), compiled: bool = True,
 ) -> Endpoint:  # fmt: skip
-    """Serve the model that `alias` names at http://host:port, through HAProxy, on the connected Ray.
+    """Serve the models that `aliases` name at http://host:port, through HAProxy, on the connected Ray.
 
     `replicas`: (min, max) processes, by the number of requests in progress. `compiled` decoders take some seconds
     longer to start. Returns once the endpoint answers. Raises ValueError for an unknown alias, a host beyond loopback
@@ -70,11 +69,11 @@ def start_endpoint(
     token = settings().token
     if not is_loopback(host) and not token:
         raise ValueError(f"serving at {host} needs a token: set ZPOINT_TOKEN, or serve at 127.0.0.1")
-    version = find_model_version(alias)
+    versions = find_model_versions(aliases)
     _check_port(host, port)
     url_host = "127.0.0.1" if host == "0.0.0.0" else host
     bypass_proxies(url_host)
-    endpoint = Endpoint(f"http://{url_host}:{port}", version.name, version.version)
+    endpoint = Endpoint(f"http://{url_host}:{port}", tuple(versions))
 
     from ray import serve
 
@@ -88,7 +87,7 @@ def start_endpoint(
             logging_config={"log_level": "WARNING", "enable_access_log": False},
             controller_options={"runtime_env": {"env_vars": _controller_env()}},
         )
-        _run_application(version, build_application(version, token, replicas, compiled=compiled))
+        _run_application(versions, build_application(versions, token, replicas, compiled=compiled))
         _wait_until_ready(endpoint.url)
     except BaseException:
         stop_endpoint()
@@ -119,7 +118,7 @@ def stop_endpoint() -> None:
     shutil.rmtree(_haproxy_folder() / ray.get_runtime_context().get_node_id(), ignore_errors=True)
 
 
-def _run_application(version: ModelVersion, application: Any) -> None:
+def _run_application(versions: Sequence[ModelVersion], application: Any) -> None:
     from ray import serve
 
     try:
@@ -128,7 +127,8 @@ def _run_application(version: ModelVersion, application: Any) -> None:
         # Serve gives the cause only in the deployment's status, as the last line of a traceback.
         messages = [deployment.message for deployment in serve.status().applications[APP_NAME].deployments.values()]
         cause = "".join(messages).strip().rpartition("\n")[2] or str(error)
-        raise RuntimeError(f"{version.name} version {version.version} cannot be served: {cause}") from error
+        models = " and ".join(f"{version.name} version {version.version}" for version in versions)
+        raise RuntimeError(f"{models} cannot be served: {cause}") from error
 
 
 def _controller_env() -> dict[str, str]:

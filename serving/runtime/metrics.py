@@ -26,7 +26,8 @@ class EndpointMetrics:
         self._shed = make(Counter, "shed", "requests refused with 503 because the server is overloaded", "work")
         self._swaps = make(Counter, "swaps", "swaps of the model after the alias moved")
         self._refused_versions = make(Counter, "refused_versions", "versions of the alias that did not load")
-        self._model = make(Gauge, "model", "1 for the version that is served", "name", "version")
+        self._model = make(Gauge, "model", "1 for the version that is served", "alias", "name", "version")
+        self._served_versions: dict[str, tuple[str, str]] = {}  # name and version by alias
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(self._replica, route, str(status)).inc()
@@ -37,8 +38,9 @@ class EndpointMetrics:
         self._batch_items.labels(self._replica, operation).observe(items)
         self._busy_seconds.labels(self._replica, operation).inc(seconds)
 
-    def set_waiting(self, operation: str, items: int) -> None:
-        self._waiting_items.labels(self._replica, operation).set(items)
+    def add_waiting(self, operation: str, items: int) -> None:
+        """Add `items` to those of all models that wait, or take them away if negative."""
+        self._waiting_items.labels(self._replica, operation).inc(items)
 
     def count_shed(self, operation: str) -> None:
         self._shed.labels(self._replica, operation).inc()
@@ -46,9 +48,11 @@ class EndpointMetrics:
     def count_refused_version(self) -> None:
         self._refused_versions.labels(self._replica).inc()
 
-    def set_served_version(self, name: str, version: str, *, swap: bool) -> None:
-        self._model.clear()
-        self._model.labels(self._replica, name, version).set(1)
+    def set_served_version(self, alias: str, name: str, version: str, *, swap: bool) -> None:
+        if alias in self._served_versions:
+            self._model.remove(self._replica, alias, *self._served_versions[alias])
+        self._served_versions[alias] = (name, version)
+        self._model.labels(self._replica, alias, name, version).set(1)
         if swap:
             self._swaps.labels(self._replica).inc()
 

@@ -86,7 +86,7 @@ def update_slot(
         metrics.count_refused_version()
         return
     slot.refused = None
-    metrics.set_served_version(version.name, version.version, swap=True)
+    metrics.set_served_version(version.alias, version.name, version.version, swap=True)
     save_served(version)
     log.warning("serving %s/%s instead of %s", version.name, version.version, old_label)
 

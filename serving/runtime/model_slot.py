@@ -1,5 +1,6 @@
 """A model version ready to serve (`ServedModel`), its description (`ModelInfo`), and the slot that holds it."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -39,6 +40,11 @@ class ModelInfo:
     def label(self) -> str:
         """`name/version`, as in X-Zpoint-Model."""
         return f"{self.name}/{self.version}"
+
+    @cached_property
+    def finite_metrics(self) -> dict[str, float]:
+        """The metrics that JSON can hold."""
+        return {name: value for name, value in self.metrics.items() if math.isfinite(value)}
 
     @cached_property
     def samplers(self) -> list[str]:
@@ -81,7 +87,9 @@ class ServedModel(Protocol):
 
 @dataclass
 class ModelSlot:
-    """The model that is served. When the alias moves, `current` is replaced in one assignment; a request reads it once.
+    """The model that is served for one alias.
+
+    When the alias moves, `current` is replaced in one assignment; a request reads it once.
 
     `refused`: the version that the alias names if it could not be loaded, and the reason; else None. Loading it is
     tried again at `retry_at` (time.monotonic), since the cause may have been the network.

@@ -1,6 +1,7 @@
 """The model version that an alias names in MLflow's registry, and its model folder."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -41,6 +42,13 @@ def find_model_version(alias: str = "champion") -> ModelVersion:
         tracking.MODEL_NAME, str(entry.version), alias, entry.run_id or "", entry.source, settings().tracking_uri,
         entry.tags.get(tracking.SAMPLER_TAG, "normal"),
     )  # fmt: skip
+
+
+def find_model_versions(aliases: Sequence[str]) -> list[ModelVersion]:
+    """Return the version of each alias, as `find_model_version` does. Raises ValueError for none, or one twice."""
+    if not aliases or len(set(aliases)) < len(aliases):
+        raise ValueError(f"aliases to serve: {', '.join(aliases) or 'none'}; name each once, at least one")
+    return [find_model_version(alias) for alias in aliases]
 
 
 def read_model(source: str, tracking_uri: str) -> "SavedModel":

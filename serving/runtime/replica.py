@@ -1,4 +1,4 @@
-"""The Serve deployment: replicas that hold the model, and their number. A Serve config file imports `app` from here.
+"""The Serve deployment: replicas that hold the models, and their number. A Serve config file imports `app` from here.
 
 serve run serving/serve.yaml        # on a cluster; see there
 """
@@ -7,13 +7,19 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.settings import hide_credentials, settings
 from serving.runtime import last_served
-from serving.runtime.registry import ModelVersion, find_model_version
+from serving.runtime.registry import ModelVersion, find_model_version, find_model_versions
+
+if TYPE_CHECKING:  # only a replica loads torch
+    from serving.runtime.metrics import EndpointMetrics
+    from serving.runtime.model_reload import LoadFn
+    from serving.runtime.model_slot import ModelSlot
 
 log = logging.getLogger(__name__)
 GPUS_PER_REPLICA = 0.1  # a decoder needs little of a GPU; trainings on the same cluster need the rest
@@ -22,42 +28,54 @@ MAX_ONGOING_REQUESTS = 2048  # bounds the memory of a replica; its batchers refu
 
 
 class Replica:
-    """A process that holds the model. Ray Serve mounts the app that `__serve_build_asgi_app__` returns."""
+    """A process that holds the model of each alias. Ray Serve mounts the app that `__serve_build_asgi_app__` returns.
 
-    def __init__(self, version: dict[str, str], token: str, compiled: bool = True):
+    `versions` are the aliases' versions at the deployment, as dicts, of one tracking server.
+    """
+
+    def __init__(self, versions: list[dict[str, str]], token: str, compiled: bool = True):
         from ray import serve
 
         from cluster.ray_compat import close_replica_grpc_port
         from serving.runtime.metrics import EndpointMetrics
         from serving.runtime.model_loading import load_version
-        from serving.runtime.model_reload import follow_alias, load_first_loadable
 
         close_replica_grpc_port()
         # After each kernel the model's thread needs the GIL, which the HTTP thread would otherwise keep for 5 ms.
         sys.setswitchinterval(0.0005)
-        deployed, self._token = ModelVersion(**version), token
-        os.environ["MLFLOW_TRACKING_URI"] = deployed.tracking_uri
-        self._metrics = EndpointMetrics(serve.get_replica_context().replica_id.unique_id)
+        self._token, self._metrics = token, EndpointMetrics(serve.get_replica_context().replica_id.unique_id)
         load = partial(load_version, compiled=compiled, metrics=self._metrics)
-        candidates = _candidates(deployed)
-        self._slot = load_first_loadable(candidates, load)
-        if self._slot.refused is None:  # so the first candidate is served
-            last_served.save(candidates[0])
-        info = self._slot.current.info
-        self._metrics.set_served_version(info.name, info.version, swap=False)
-        arguments = (self._slot, deployed.alias, load, last_served.save, self._metrics)
-        threading.Thread(target=follow_alias, args=arguments, name="follow-alias", daemon=True).start()
+        self._slots = [_serve_alias(ModelVersion(**version), load, self._metrics) for version in versions]
 
     def __serve_build_asgi_app__(self) -> Any:
         from serving.http.api import create_app
 
-        return create_app(self._slot, token=self._token, metrics=self._metrics)
+        return create_app(*self._slots, token=self._token, metrics=self._metrics)
+
+
+def _serve_alias(deployed: ModelVersion, load: "LoadFn", metrics: "EndpointMetrics") -> "ModelSlot":
+    """Return a slot with the alias' model, and start the thread that follows the alias."""
+    from serving.runtime.model_reload import follow_alias, load_first_loadable
+
+    os.environ["MLFLOW_TRACKING_URI"] = deployed.tracking_uri
+    candidates = _candidates(deployed)
+    slot = load_first_loadable(candidates, load)
+    if slot.refused is None:  # so the first candidate is served
+        last_served.save(candidates[0])
+    info = slot.current.info
+    metrics.set_served_version(info.alias, info.name, info.version, swap=False)
+    arguments = (slot, deployed.alias, load, last_served.save, metrics)
+    threading.Thread(target=follow_alias, args=arguments, name=f"follow-{deployed.alias}", daemon=True).start()
+    return slot
 
 
 def build_application(
-    version: ModelVersion, token: str, replicas: tuple[int, int] = (1, 1), *, compiled: bool = True
+    versions: Sequence[ModelVersion], token: str, replicas: tuple[int, int] = (1, 1), *, compiled: bool = True
 ) -> Any:
-    """Return the Serve application; `replicas` (min, max) processes, by the number of requests in progress."""
+    """Return the Serve application of one version for each alias.
+
+    `replicas`: (min, max) processes, by the number of requests in progress.
+    """
     from ray import serve
 
     from cluster.ray_connection import has_gpu
@@ -82,22 +100,24 @@ def build_application(
         },
         **scaling,
     )
-    return deployment.bind(asdict(version), token, compiled)
+    return deployment.bind([asdict(version) for version in versions], token, compiled)
 
 
 def app(args: dict[str, Any]) -> Any:
     """Build the application for a Serve config file; `args`: alias, min_replicas, max_replicas (serving/serve.yaml).
 
-    Raises ValueError for another argument, an unknown alias, or without ZPOINT_TOKEN: a cluster is not loopback.
+    `alias` is a name or a list of names. Raises ValueError for another argument, an unknown alias, or without
+    ZPOINT_TOKEN: a cluster is not loopback.
     """
     args = dict(args)
-    alias, min_replicas = args.pop("alias", "champion"), args.pop("min_replicas", 1)
+    aliases, min_replicas = args.pop("alias", "champion"), args.pop("min_replicas", 1)
+    aliases = [aliases] if isinstance(aliases, str) else aliases
     max_replicas = args.pop("max_replicas", min_replicas)
     if args:
         raise ValueError(f"args take alias, min_replicas and max_replicas, not {', '.join(args)}")
     if not settings().token:
         raise ValueError("serving on a cluster needs a token: set ZPOINT_TOKEN in the runtime environment")
-    return build_application(find_model_version(alias), settings().token, (min_replicas, max_replicas))
+    return build_application(find_model_versions(aliases), settings().token, (min_replicas, max_replicas))
 
 
 def _replica_runtime_env() -> dict[str, Any]:

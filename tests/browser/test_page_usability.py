@@ -74,7 +74,7 @@ def test_dragging_sends_one_request_at_a_time_and_the_last_position(open_page, p
 
 
 def test_token_dialog_accepts_the_token_and_the_tab_keeps_it(open_page):
-    with serve_app(make_slot(), TOKEN) as url:
+    with serve_app(make_slot(), token=TOKEN) as url:
         page = open_page(url, allowed="401")
         for wrong in ("wrong", "\u201cquoted\u201d"):
             page.get_by_role("textbox", name="Token").fill(wrong)
@@ -90,7 +90,7 @@ def test_token_dialog_accepts_the_token_and_the_tab_keeps_it(open_page):
 
 def test_docs_need_no_token_until_a_route_is_tried(open_page):
     """Swagger UI works under the Content-Security-Policy, reached by its URL or from the page."""
-    with serve_app(make_slot(), TOKEN) as url:
+    with serve_app(make_slot(), token=TOKEN) as url:
         page = open_page(f"{url}/docs")
         page.get_by_role("button", name="Authorize").click()
         page.locator(".auth-container input").fill(TOKEN)

@@ -10,7 +10,7 @@ from tests.serving.app_server import make_slot, serve_app
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with serve_app(make_slot(), "a token") as url:
+    with serve_app(make_slot(), token="a token") as url:
         yield url
 
 

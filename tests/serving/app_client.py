@@ -19,8 +19,8 @@ SLOT = make_slot()
 INFO, MODEL = SLOT.current.info, make_model()
 
 
-def make_client(slot: ModelSlot = SLOT, **options):
-    return TestClient(create_app(slot, **options), "http://localhost", raise_server_exceptions=False)
+def make_client(*slots: ModelSlot, **options):
+    return TestClient(create_app(*(slots or (SLOT,)), **options), "http://localhost", raise_server_exceptions=False)
 
 
 def make_slot_with(decode=None, encode=None, **info):

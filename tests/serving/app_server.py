@@ -23,24 +23,16 @@ Z_DIM, IMAGE = 8, ImageShape(16, 3)
 RECIPE = Recipe.model_validate({"model": {"z_dim": Z_DIM, "channels": [4, 4, 8, 8]}})
 
 
-def make_slot(version: str = "7") -> ModelSlot:
+def make_slot(version: str = "7", alias: str = "champion", kl_factor: float = 1.0) -> ModelSlot:
     """Return a slot with a random model that has every optional statistic: a mixture, attributes, stored z-points."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(300, Z_DIM, generator=generator) * torch.linspace(2, 0.5, Z_DIM) + 0.5
     attributes = {"Smiling": (z[:, 0] + z[:, 3] > 1).float(), "dark_hair": (z[:, 1] > 0).float()}
     latents = fit_latent_stats(z, attributes, n_components=2)
     recipe = RECIPE.model_dump(mode="json")
+    recipe["loss"]["kl_factor"] = kl_factor
     info = ModelInfo(
-        "zpoint",
-        version,
-        "champion",
-        "run-1",
-        recipe,
-        IMAGE,
-        Z_DIM,
-        {"psnr": 20.0},
-        latents,
-        points=make_stored_points(),
+        "zpoint", version, alias, "run-1", recipe, IMAGE, Z_DIM, {"psnr": 20.0}, latents, points=make_stored_points()
     )
     return ModelSlot(LoadedModel(info, make_model(), compiled=False))
 
@@ -64,9 +56,9 @@ def make_model() -> Autoencoder:
 
 
 @contextmanager
-def serve_app(slot: ModelSlot, token: str = "", limits: Limits | None = None) -> Iterator[str]:
-    """Serve the app of `slot` inside the block; yield its URL."""
-    app = create_app(slot, token=token, limits=limits)
+def serve_app(*slots: ModelSlot, token: str = "", limits: Limits | None = None) -> Iterator[str]:
+    """Serve the app of `slots` inside the block; yield its URL."""
+    app = create_app(*slots, token=token, limits=limits)
     # It does not close an idle connection before the client does.
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_keep_alive=600))
     thread = threading.Thread(target=server.run)

@@ -20,7 +20,7 @@ SIZE = IMAGE.size
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with serve_app(make_slot(), TOKEN) as url:
+    with serve_app(make_slot(), token=TOKEN) as url:
         yield url
 
 

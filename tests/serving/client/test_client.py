@@ -44,7 +44,7 @@ FACES = np.stack([draw_face(index, 0, IMAGE.size)[0] for index in range(3)])
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with serve_app(SLOT, TOKEN) as url:
+    with serve_app(SLOT, token=TOKEN) as url:
         yield url
 
 
@@ -192,7 +192,7 @@ def test_large_input_is_split_into_requests_of_one_version(call, monkeypatch):
     z = np.random.default_rng(0).normal(size=(250, Z_DIM)).astype(np.float32)
     faces = np.tile(FACES, (80, 1, 1, 1))
     files = [encode_image(np.tile(face, (20, 20, 1)), "png") for face in FACES] * 2  # 102,400 pixels each
-    with serve_app(make_slot(), TOKEN, limits) as url:
+    with serve_app(make_slot(), token=TOKEN, limits=limits) as url:
         images = call(url, "decode", z)
         assert images_close(images, decoded(z))
         np.testing.assert_array_equal(images.z, z)
@@ -211,7 +211,7 @@ def test_large_input_is_split_into_requests_of_one_version(call, monkeypatch):
 def test_z_points_are_decoded_by_their_version_alone(call, url):
     z = call(url, "encode", FACES)
     assert z.model == "zpoint/7"
-    with serve_app(make_slot("8"), TOKEN) as newer:
+    with serve_app(make_slot("8"), token=TOKEN) as newer:
         for method, *arguments in (
             ("decode", z), ("decode", z[0] + z[1]), ("decode_png", z), ("interpolate", z[:2]),
             ("interpolate", [z[0], FACES[1]]),
@@ -374,7 +374,7 @@ def test_a_request_that_took_too_long_is_not_retried(call, delays):
 
     slot = ModelSlot(SimpleNamespace(info=slot.current.info, decode=never, encode=never))
     with (
-        serve_app(slot, TOKEN, Limits(timeout_s=0.1)) as url,
+        serve_app(slot, token=TOKEN, limits=Limits(timeout_s=0.1)) as url,
         pytest.raises(EndpointError, match=r"longer than 0.1 s; request fewer images") as caught,
     ):
         call(url, "decode", Z)

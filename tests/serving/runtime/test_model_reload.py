@@ -57,7 +57,7 @@ def test_the_slot_follows_the_alias_and_a_broken_version_is_loaded_once(slot, ca
     assert 'zpoint_swaps_total{replica="1"} 3.0' in lines
     assert 'zpoint_refused_versions_total{replica="1"} 2.0' in lines
     assert [line for line in lines if line.startswith("zpoint_model{")] == [
-        'zpoint_model{name="zpoint",replica="1",version="1"} 1.0'
+        'zpoint_model{alias="champion",name="zpoint",replica="1",version="1"} 1.0'
     ]
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from serving.runtime import deployment, last_served, replica
+from serving.runtime import deployment, last_served, registry, replica
 from serving.runtime.last_served import LastServedVersions
 from serving.runtime.registry import ModelVersion
 
@@ -60,21 +60,26 @@ def test_replica_keeps_the_jobs_runtime_environment(monkeypatch):
 
 
 def test_config_file_for_a_cluster_needs_a_token_and_known_arguments(monkeypatch):
-    monkeypatch.setattr(replica, "find_model_version", lambda alias: replace(DEPLOYED, alias=alias))
+    monkeypatch.setattr(registry, "find_model_version", lambda alias: replace(DEPLOYED, alias=alias))
     monkeypatch.setattr(replica, "build_application", lambda *arguments: arguments)
     with pytest.raises(ValueError, match="set ZPOINT_TOKEN"):
         replica.app({})
     monkeypatch.setenv("ZPOINT_TOKEN", "secret")
-    assert replica.app({}) == (DEPLOYED, "secret", (1, 1))
-    assert replica.app({"min_replicas": 2}) == (DEPLOYED, "secret", (2, 2))
+    assert replica.app({}) == ([DEPLOYED], "secret", (1, 1))
+    assert replica.app({"min_replicas": 2}) == ([DEPLOYED], "secret", (2, 2))
     arguments = {"alias": "challenger", "min_replicas": 2, "max_replicas": 4}
-    assert replica.app(arguments) == (replace(DEPLOYED, alias="challenger"), "secret", (2, 4))
+    assert replica.app(arguments) == ([replace(DEPLOYED, alias="challenger")], "secret", (2, 4))
+    aliases = ["champion", "near-ae"]
+    assert replica.app({"alias": aliases})[0] == [replace(DEPLOYED, alias=alias) for alias in aliases]
+    for wrong in ([], ["champion", "champion"]):
+        with pytest.raises(ValueError, match="name each once, at least one"):
+            replica.app({"alias": wrong})
     with pytest.raises(ValueError, match="args take alias, min_replicas and max_replicas, not port"):
         replica.app({"port": 1})
 
 
 def test_port_in_use_is_refused_before_serve_starts(monkeypatch):
-    monkeypatch.setattr(deployment, "find_model_version", lambda alias: DEPLOYED)
+    monkeypatch.setattr(deployment, "find_model_versions", lambda aliases: [DEPLOYED])
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(ValueError, match=f"cannot listen at 127.0.0.1 port {port}: "):

@@ -133,7 +133,7 @@ def images_close(images, expected):
 @pytest.mark.ray
 def test_haproxy_listens_and_the_model_answers(served, port, client, champion):
     assert len(haproxy_pids(port)) >= 1
-    assert (served.model, served.version) == ("zpoint", "1")
+    assert [(v.alias, v.name, v.version) for v in served.versions] == [("champion", "zpoint", "1")]
     assert {last_served.ACTOR_NAME, "SERVE_CONTROLLER_ACTOR"} <= actor_names()
     version = find_model_version("champion")
     assert last_served.load(version.tracking_uri, "champion") == version
@@ -313,7 +313,7 @@ def test_sigterm_during_the_start_leaves_nothing(ray_cluster, champion, monkeypa
     stop_endpoint()
     monkeypatch.setattr(deployment, "_wait_until_ready", lambda url: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
-        serve("champion", "127.0.0.1", port := free_port())
+        serve(["champion"], "127.0.0.1", port := free_port())
     assert haproxy_pids(port) == []
     assert not {last_served.ACTOR_NAME, "SERVE_CONTROLLER_ACTOR"} & actor_names()
 
