@@ -8,7 +8,7 @@ INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c c
 PYTEST = $(VENV)/bin/pytest -n 2 --dist loadgroup --durations 20
 SOURCES = aecore cluster jobs serving tests docs
 
-.PHONY: demo test test-faults mutants docs install install-dev clean
+.PHONY: demo test test-faults test-hosts mutants docs install install-dev clean
 
 demo: install
 	$(VENV)/bin/zpoint demo $(ARGS)
@@ -17,11 +17,15 @@ test: install-dev
 	$(VENV)/bin/ruff check $(SOURCES)
 	$(VENV)/bin/ruff format --check $(SOURCES)
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
-	$(PYTEST) --ignore=tests/faults $(ARGS)
+	$(PYTEST) --ignore=tests/faults --ignore=tests/hosts $(ARGS)
 
 # Killed processes, failing stores, damaged caches: slow, and heavy on processes.
 test-faults: install-dev
 	$(PYTEST) tests/faults $(ARGS)
+
+# Ray on several hosts, made of network namespaces: needs root and iproute2. One process: the tests of a file share hosts.
+test-hosts: install-dev
+	$(VENV)/bin/pytest tests/hosts --durations 20 $(ARGS)
 
 # Faults planted in copies of the code, one at a time: do the quick tests notice? An hour or more on 2 cores.
 mutants: install-dev

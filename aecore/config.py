@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from aecore.search_space import FORMS, Dimension, Point, parse_dimension, parse_space
 
@@ -190,6 +190,20 @@ class Scale(Section):
             "[min, max]: as many as the cluster has resources for, more when a node joins, fewer when one is lost."
         ),
     )
+    cpus_per_worker: Literal["auto"] | float = Field(
+        default="auto",
+        description=(
+            "CPUs of a worker, also a fraction; auto: 1 beside a GPU, else an even share of the cluster's CPUs without "
+            "those that an endpoint holds."
+        ),
+    )
+    gpus_per_worker: Literal["auto"] | float = Field(
+        default="auto",
+        description=(
+            "GPU of a worker, or a fraction of one, 0: none; auto: one if the cluster has GPUs, or what an endpoint "
+            "leaves of one if there are too few others."
+        ),
+    )
     max_failures: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] = Field(
         default=3, description="Worker failures after which the training fails; announced node shutdowns do not count."
     )
@@ -205,6 +219,18 @@ class Scale(Section):
             case [int(min_workers), int(max_workers)] if 1 <= min_workers <= max_workers <= MAX_WORKERS:
                 return value
         raise ValueError(f"takes a number of workers, or [min, max] with 1 <= min <= max <= {MAX_WORKERS}")
+
+    @field_validator("cpus_per_worker", "gpus_per_worker", mode="before")
+    @classmethod
+    def _check_resources(cls, value: Any, info: ValidationInfo) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if info.field_name == "cpus_per_worker":
+            if value == "auto" or (number and 0 < value <= MAX_WORKERS):
+                return value
+            raise ValueError(f"takes auto, or a number of CPUs above 0, up to {MAX_WORKERS}")
+        if value == "auto" or (number and 0 <= value <= 1):
+            return value
+        raise ValueError("takes auto, or a fraction of a GPU, 0 to 1")
 
     @property
     def min_workers(self) -> int:

@@ -5,6 +5,7 @@ a named actor of the driver's Ray job. A job in the driver's own process updates
 the job: progress that cannot be shown is dropped.
 """
 
+import logging
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+log = logging.getLogger(__name__)
 BOARD_NAME = "zpoint-progress"
 PUBLISH_INTERVAL_S = 0.5
 POLL_INTERVAL_S = 0.5
@@ -34,6 +36,13 @@ class ProgressBoard:
 
     def __init__(self) -> None:
         self._states: dict[str, tuple[int, int, str]] = {}
+        self._warnings: dict[str, list[str]] = {}
+
+    def warn(self, key: str, text: str) -> None:
+        self._warnings.setdefault(key, []).append(text)
+
+    def take_warnings(self, key: str) -> list[str]:
+        return self._warnings.pop(key, [])
 
     def put(self, key: str, state: tuple[int, int, str]) -> None:
         self._states[key] = state
@@ -43,6 +52,13 @@ class ProgressBoard:
 
     def discard(self, key: str) -> None:
         self._states.pop(key, None)
+        self._warnings.pop(key, None)
+
+
+def publish_warning(key: str, text: str) -> None:
+    """Have the driver, inside `watch`, log a warning of the job `key`."""
+    with suppress(Exception):
+        _board().warn.remote(key, text)
 
 
 def publish(key: str, done: int, total: int, text: str = "") -> None:
@@ -174,7 +190,10 @@ def _show_state(key: str, bar: Bar) -> None:
     with suppress(Exception):
         import ray
 
-        state = ray.get(_board().get.remote(key), timeout=CALL_TIMEOUT_S)
+        board = _board()
+        state, warnings = ray.get([board.get.remote(key), board.take_warnings.remote(key)], timeout=CALL_TIMEOUT_S)
+        for text in warnings:
+            log.warning("%s", text)
         if state is not None:
             bar.update(*state)
 

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 log = logging.getLogger(__name__)
-_environment_lock = threading.Lock()
+_environment_lock = threading.RLock()
 SLOW_START_S = 30.0  # after which Ray itself gives up
 DASHBOARD_MODULES = (  # all of Ray 2.60 but UsageStatsHead
     "DataHead", "JobHead", "MetricsHead", "NodeHead", "PlatformEventsHead", "ReportHead", "ServeHead", "StateHead",
@@ -240,6 +240,37 @@ def end_worker_groups(before_shutdown: Callable[[], None], timeout_s: float) -> 
                 self.worker_group.shutdown()
 
     return EndWorkerGroups()
+
+
+def leave_out_nodes(node_ids: set[str]) -> Any:
+    """Return a Ray Train callback that keeps the workers of an elastic training off the nodes in `node_ids`.
+
+    The set may grow while the training runs.
+    Without it: a node whose disk is full fails an elastic training each time that it is started again with a worker
+    there, and at last ends it.
+    Test: tests/hosts/test_jobs_on_hosts.py::test_an_elastic_training_leaves_out_a_host_with_a_full_disk.
+    Goes when: `ScalingConfig.label_selector` counts in the number of workers that an elastic training starts, and may
+    change while it runs.
+    """
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+    from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
+
+    class LeaveOutNodes(ControllerCallback):
+        def __init__(self) -> None:
+            self.node_ids = node_ids
+
+        def after_controller_start(self, train_run_context: Any) -> None:
+            count_workers = ElasticScalingPolicy._count_possible_workers
+
+            def count(policy: Any, reserved: dict[str, Any]) -> int:
+                return count_workers(policy, {k: v for k, v in reserved.items() if k not in self.node_ids})
+
+            ElasticScalingPolicy._count_possible_workers = count  # of this process, the controller
+
+        def on_controller_start_worker_group(self, **_: Any) -> dict[str, str] | None:
+            return {"ray.io/node-id": f"!in({','.join(sorted(self.node_ids))})"} if self.node_ids else None
+
+    return LeaveOutNodes()
 
 
 def close_replica_grpc_port() -> None:

@@ -26,6 +26,7 @@ START_TIMEOUT_S = 180.0  # of a local Ray; Ray's own 30 s are too short on a bus
 OPEN_FILES, OPEN_FILES_PER_CPU = 200, 8  # of a local Ray; with fewer its processes hang
 MIN_RAY_FREE_BYTES = 20e6  # free space for the logs and sockets of a local Ray
 MAX_RAY_PATH_BYTES = 35  # a socket's path has at most 107; Ray appends a session's name and a socket's, 72
+HEAD_RESOURCE = "node:__internal_head__"  # which Ray gives to the head node alone
 PACKAGES = ("aecore", "cluster", "jobs", "serving")
 
 
@@ -66,6 +67,13 @@ def has_gpu() -> bool:
     import ray
 
     return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def head_node() -> dict[str, Any]:
+    """Return the head of the connected cluster, as `ray.nodes` describes a node."""
+    import ray
+
+    return next(node for node in ray.nodes() if node["Alive"] and HEAD_RESOURCE in node["Resources"])
 
 
 def runtime_env() -> dict[str, Any]:

@@ -266,7 +266,15 @@ def _add_cluster(add_command: Callable[..., Any]) -> None:
     )
 
     submit = add_command("submit", _submit, "submit a job to a cluster through Ray Jobs")
-    submit.add_argument("--wait", action="store_true", help="follow the log until the job ends")
+    submit.add_argument(
+        "--wait", action="store_true", help="follow the log until the job ends; submit it again if its node is lost"
+    )
+    submit.add_argument("--cpus", type=float, default=0, help="CPUs to reserve for the job's driver (default: 0)")
+    submit.add_argument("--gpus", type=float, default=0, help="GPUs to reserve for the job's driver (default: 0)")
+    submit.add_argument(
+        "--env", action="append", default=[], metavar="NAME[=VALUE]",
+        help="variable of the job's environment, by default with its value here; may be repeated",
+    )  # fmt: skip
     jobs = add_command("jobs", _jobs, "list the jobs of a cluster", printing.format_jobs)
     logs = add_command("logs", _logs, "print the log of a job", lambda r: r["logs"])
     logs.add_argument("--follow", action="store_true", help="follow the log until the job ends")
@@ -431,9 +439,12 @@ def _submit(args: Any) -> Result:
     parser.add_argument("--address", default=args.address)
     parser.add_argument("--wait", action="store_true", default=args.wait)
     parser.add_argument("--json", action="store_true", default=args.json)
+    parser.add_argument("--cpus", type=float, default=args.cpus)
+    parser.add_argument("--gpus", type=float, default=args.gpus)
+    parser.add_argument("--env", action="append", default=args.env)
     options, job = parser.parse_known_args(args.job)
     args.json = options.json
-    return submit(job, options.address, wait=options.wait)
+    return submit(job, options.address, wait=options.wait, cpus=options.cpus, gpus=options.gpus, variables=options.env)
 
 
 def _jobs(args: Any) -> Result:

@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import IO
 
 
+class CacheSpaceError(ValueError):
+    """The node cache of this machine cannot take a split: its disk is too small, full or not writable."""
+
+
 def mark_in_use(entry: Path) -> IO[bytes]:
     """Protect the cache entry at `entry` from eviction until the returned file is closed or the process exits."""
     lock = open(f"{entry}.lock", "ab")  # noqa: SIM115
@@ -19,7 +23,7 @@ def allocate(entry: Path, size: int, max_bytes: int | None) -> None:
     """Allocate `size` bytes of disk for `entry/images.u8`, evicting other entries if `max_bytes` requires it.
 
     Without `max_bytes` the entries may take half of the free disk space and of what they take already. Raises
-    ValueError when that is too little, OSError when the disk is full.
+    CacheSpaceError when that is too little, OSError when the disk is full.
     """
     folder = entry.parent
     with open(folder / ".lock", "wb") as lock:
@@ -33,14 +37,14 @@ def allocate(entry: Path, size: int, max_bytes: int | None) -> None:
         other_sizes = {path: path_size for path, path_size in sizes.items() if path != entry}
         exceeded = f"more than the {_format(max_bytes)} that the node cache {folder} may hold ({reason})"
         if size > max_bytes:
-            raise ValueError(
+            raise CacheSpaceError(
                 f"decoded, {entry.name} takes {_format(size)}, {exceeded}: {fix} or stream it with data.cache=none"
             )
         for path in sorted(other_sizes, key=_last_used):
             if sum(other_sizes.values()) + size > max_bytes and _evict(path):
                 del other_sizes[path]
         if (in_use := sum(other_sizes.values())) + size > max_bytes:
-            raise ValueError(
+            raise CacheSpaceError(
                 f"decoded, {entry.name} takes {_format(size)}, with the {_format(in_use)} of other datasets in use "
                 f"{exceeded}: wait for their runs to end, or {fix}"
             )

@@ -27,7 +27,7 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow.fs as pafs
 
-from aecore.data.cache_eviction import allocate, mark_in_use
+from aecore.data.cache_eviction import CacheSpaceError, allocate, mark_in_use
 from aecore.data.dataset import Dataset, shard_offsets
 from aecore.data.io import write_json
 from aecore.data.shards import Shard, UnreadShardError
@@ -48,8 +48,8 @@ def open_cache(
     Damaged shards of an older entry are decoded again. `on_progress(rows)` is called after each shard that this process
     decodes, with the rows that all processes have decoded by then. The entries in `folder` may take `max_bytes`
     together, by default half of the disk space available to them; entries not in use are evicted, the least recently
-    used first. Raises ValueError for a damaged shard, a folder that is not writable, or a split over the limit,
-    UnreadShardError when storage fails.
+    used first. Raises ValueError for a damaged shard, CacheSpaceError for a folder that is not writable or a split that
+    exceeds the limit, UnreadShardError when storage fails.
     """
     entry = _CacheEntry(folder / f"{dataset.manifest.digest[:16]}-{split}", dataset, split)
     if not entry.shape[0]:
@@ -69,7 +69,8 @@ def open_cache(
     except UnreadShardError:
         raise
     except OSError as error:
-        raise ValueError(f"cannot fill the node cache {entry.path}: {error}; ZPOINT_CACHE names its folder") from error
+        message = f"cannot fill the node cache {entry.path}: {error}; ZPOINT_CACHE names its folder"
+        raise CacheSpaceError(message) from error
     weakref.finalize(mapped, usage_lock.close)  # in use as long as an array of it exists
     return np.frombuffer(mapped, np.uint8).reshape(entry.shape)
 

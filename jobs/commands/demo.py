@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.fs as pafs
 
-from aecore.config import Recipe, load_recipe
+from aecore.config import Recipe, Scale, load_recipe
 from aecore.data.io import write_atomic, write_json
 from cluster.progress import Bar
 from cluster.ray_connection import connect
@@ -62,7 +62,7 @@ def demo(*, quick: bool = False) -> dict[str, Any]:
         return result
 
     connect()
-    n_workers = min(2, worker_capacity(worker_resources(2)))  # 1 on a machine with one GPU or one core
+    n_workers = min(2, worker_capacity(worker_resources(Scale(workers=2))))  # 1 on a machine with one GPU or one core
     common = [f"data.uri={dataset}", f"optim.epochs={size.epochs}", f"scale.workers={n_workers}"]
 
     def load(name: str, *overrides: str) -> Recipe:

@@ -8,14 +8,15 @@ folder from which it was submitted, so that relative paths mean the same; elsewh
 import asyncio
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,28 @@ DASHBOARD_PORT = 8265
 CONNECT_TIMEOUT_S = 5
 STOP_TIMEOUT_S = 15  # for a stopped job to save its state; Ray's default kills it after 3
 POLL_INTERVAL_S = 0.3
+CHECK_INTERVAL_S = 15.0  # without a line of the log, before the connection is checked: a cut one stays silent
+RECONNECT_TIMEOUT_S = 900.0  # for a cluster that does not answer
+MAX_RESUBMITS = 3
 FINAL_STATUSES = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
-def submit(argv: list[str], address: str | None = None, wait: bool = False) -> dict[str, Any]:
+class LostJobError(RuntimeError):
+    """The job's driver was lost with its node; the message says how."""
+
+
+def submit(
+    argv: list[str], address: str | None = None, wait: bool = False, *, cpus: float = 0, gpus: float = 0,
+    variables: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
     """Run `zpoint` with `argv` on the cluster; with `wait`, follow its log on stderr until the job ends.
 
+    While it waits, a job whose driver was lost with its node is submitted again, `MAX_RESUBMITS` times: it goes on from
+    its last checkpoint. `cpus` and `gpus` are reserved for the driver, which then may run on a worker node.
+    `variables`: NAME=VALUE, or the NAME of a variable of this process, for the job's environment.
     Returns id, address, command and status; after waiting also started, seconds, entrypoint, message and exit_status.
-    Raises ValueError for an unknown job, a missing recipe file, and an address where no Ray dashboard answers.
+    Raises ValueError for an unknown job, a missing recipe file, an unset variable, and an address where no Ray
+    dashboard answers, RuntimeError if the cluster does not answer any more.
     """
     if not argv or argv[0] not in JOBS:
         raise ValueError(f"submit takes {', '.join(JOBS)}, not '{argv[0] if argv else ''}'")
@@ -50,23 +65,42 @@ def submit(argv: list[str], address: str | None = None, wait: bool = False) -> d
         raise ValueError(f"no recipe at {missing[0]}")
     client, url = _connect(address)
     on_this_machine = is_loopback(urlsplit(url).hostname or "")
-    job_id = f"{argv[0]}-{datetime.now():%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
     command = shlex.join(["zpoint", *argv])
     environment = _job_runtime_env(on_this_machine)
-    secrets = secret_env(environment["env_vars"])
-    environment["env_vars"] = {name: text for name, text in environment["env_vars"].items() if name not in secrets}
-    _print_forwarded(environment["env_vars"], secrets)
-    with tempfile.TemporaryDirectory() as working_dir:
-        (Path(working_dir) / "id").write_text(job_id)  # Ray keeps one copy of folders with the same content
-        entrypoint = _make_entrypoint(argv, Path(working_dir), on_this_machine, secrets)
-        client.submit_job(
-            entrypoint=entrypoint,
-            submission_id=job_id,
-            runtime_env={**environment, "working_dir": working_dir},
-            metadata={"command": command},
-        )
-    result = {"id": job_id, "address": url, "command": command, "status": "PENDING"}
-    return result | _wait(client, job_id) if wait else result
+    named = _parse_variables(variables)
+    secrets = secret_env(environment["env_vars"] | named)
+    environment["env_vars"] = {
+        name: text for name, text in (environment["env_vars"] | named).items() if name not in secrets
+    }
+    _print_forwarded(environment["env_vars"], secrets, named)
+
+    def send() -> str:
+        job_id = f"{argv[0]}-{datetime.now():%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+        with tempfile.TemporaryDirectory() as working_dir:
+            (Path(working_dir) / "id").write_text(job_id)  # Ray keeps one copy of folders with the same content
+            client.submit_job(
+                entrypoint=_make_entrypoint(argv, Path(working_dir), on_this_machine, secrets),
+                submission_id=job_id,
+                runtime_env={**environment, "working_dir": working_dir},
+                metadata={"command": command},
+                entrypoint_num_cpus=cpus or None,
+                entrypoint_num_gpus=gpus or None,
+            )
+        return job_id
+
+    job_id = send()
+    result = {"address": url, "command": command}
+    if not wait:
+        return {"id": job_id, **result, "status": "PENDING"}
+    for remaining in reversed(range(MAX_RESUBMITS + 1)):
+        try:
+            return result | _wait(client, url, job_id)
+        except LostJobError as error:
+            if not remaining:
+                raise
+            lost_id, job_id = job_id, send()
+            print(f"zpoint: {error}; submitted again: {lost_id} goes on as {job_id}", file=sys.stderr, flush=True)
+    raise AssertionError("unreachable")
 
 
 def list_jobs(address: str | None = None) -> list[dict[str, Any]]:
@@ -81,7 +115,7 @@ def job_logs(job_id: str, address: str | None = None, follow: bool = False) -> s
     client, url = _connect(address)
     with _unknown_job_as_value_error(job_id, url):
         client.get_job_info(job_id)
-        return "".join(_follow(client, job_id)) if follow else client.get_job_logs(job_id)
+        return "".join(_follow(client, url, job_id)) if follow else client.get_job_logs(job_id)
 
 
 def stop_job(job_id: str, address: str | None = None) -> dict[str, Any]:
@@ -134,14 +168,22 @@ def _dashboard_url(address: str) -> str:
     derived = (f" (from {address})" if address not in ("", url) else "") + proxy_hint(url)
     fix = "give the dashboard's URL by --address or RAY_ADDRESS"
     try:
-        urlopen(f"{url.rstrip('/')}/api/version", timeout=CONNECT_TIMEOUT_S).close()
+        _request_version(url)
     except HTTPError as error:
-        if error.code not in (401, 403):  # these ask for the token
-            raise ValueError(f"no Ray dashboard at {url}{derived}: HTTP {error.code}; {fix}") from error
+        raise ValueError(f"no Ray dashboard at {url}{derived}: HTTP {error.code}; {fix}") from error
     except OSError as error:
         reason = getattr(error, "reason", error)
         raise ValueError(f"no Ray dashboard answers at {url}{derived}: {reason}; {fix}") from error
     return url
+
+
+def _request_version(url: str) -> None:
+    """Raise OSError unless a Ray dashboard answers at `url`, with or without the token."""
+    try:
+        urlopen(f"{url.rstrip('/')}/api/version", timeout=CONNECT_TIMEOUT_S).close()
+    except HTTPError as error:
+        if error.code not in (401, 403):  # these ask for the token
+            raise
 
 
 @contextmanager
@@ -155,9 +197,22 @@ def _unknown_job_as_value_error(job_id: str, url: str) -> Iterator[None]:
         raise
 
 
-def _print_forwarded(public: dict[str, str], secrets: dict[str, str]) -> None:
+def _parse_variables(variables: Sequence[str]) -> dict[str, str]:
+    """Return the variables that --env names, by name. Raises ValueError for a wrong name and an unset variable."""
+    named = {}
+    for text in variables:
+        name, equals, value = text.partition("=")
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise ValueError(f"--env takes NAME=VALUE, or the NAME of a variable that is set here, not '{text}'")
+        if not equals and name not in os.environ:
+            raise ValueError(f"--env {name}: the variable is not set here; set it, or give --env {name}=VALUE")
+        named[name] = value if equals else os.environ[name]
+    return named
+
+
+def _print_forwarded(public: dict[str, str], secrets: dict[str, str], named: Iterable[str] = ()) -> None:
     """Print which variables the job gets, not their values."""
-    names = ", ".join(sorted(public.keys() & EXPORTED_VARIABLES))
+    names = ", ".join(sorted(public.keys() & {*EXPORTED_VARIABLES, *named}))
     hidden = f"; hidden from Ray's dashboard: {', '.join(sorted(secrets))}" if secrets else ""
     print(f"zpoint: the job gets {names or 'no variables'}{hidden}", file=sys.stderr)
 
@@ -201,35 +256,98 @@ def _is_recipe_file(argument: str) -> bool:
     return argument.endswith((".yaml", ".yml")) and "=" not in argument
 
 
-def _wait(client: Any, job_id: str) -> dict[str, Any]:
+def _wait(client: Any, url: str, job_id: str) -> dict[str, Any]:
+    """Follow the job's log on stderr until it ends, and return its row of `zpoint jobs` with its exit status.
+
+    Raises LostJobError if its driver was lost with its node, RuntimeError if the cluster does not answer any more.
+    """
     try:
-        for _ in _follow(client, job_id):
+        for _ in _follow(client, url, job_id):
             pass
     except KeyboardInterrupt:
         print(f"zpoint: the job goes on: `zpoint logs {job_id}`, `zpoint stop {job_id}`", file=sys.stderr)
         raise
-    info = client.get_job_info(job_id)
-    while info.status.value not in FINAL_STATUSES:  # the log may end a moment before the job
-        time.sleep(POLL_INTERVAL_S)
-        info = client.get_job_info(job_id)
+    info = _job_info(client, url, job_id)
+    if info.status.value == "FAILED" and info.error_type == "JOB_SUPERVISOR_ACTOR_DIED":
+        raise LostJobError(f"the driver of job '{job_id}' was lost with its node or killed there")
     succeeded = info.status.value == "SUCCEEDED"
     return {**_describe(info), "exit_status": 0 if succeeded else 2 if info.driver_exit_code == 2 else 1}
 
 
-def _follow(client: Any, job_id: str) -> Iterator[str]:
-    """Yield a job's log as it grows, until the job ends; print it to stderr too."""
+def _follow(client: Any, url: str, job_id: str) -> Iterator[str]:
+    """Yield a job's log as it grows, until the job has ended; print it to stderr too.
+
+    Connects again when the connection breaks or stays silent while the dashboard does not answer. Raises as `_wait`.
+    """
+    received = 0  # characters of the log
+    while True:
+        skipped = 0  # of the log that the new connection sends from its start
+        with suppress(Exception):  # of Ray's client: the connection broke, or the job is unknown
+            for chunk in _tail(client, url, job_id):
+                fresh = chunk[max(0, received - skipped) :]
+                skipped += len(chunk)
+                if fresh:
+                    received += len(fresh)
+                    print(fresh, end="", file=sys.stderr, flush=True)
+                    yield fresh
+        if _job_info(client, url, job_id).status.value in FINAL_STATUSES:
+            return
+        time.sleep(POLL_INTERVAL_S if skipped else 1)  # the log may end a moment before the job
+
+
+def _tail(client: Any, url: str, job_id: str) -> Iterator[str]:
+    """Yield the chunks of a job's log from its start. Raises OSError if none comes and the dashboard is silent too."""
     loop = asyncio.new_event_loop()
     chunks = client.tail_job_logs(job_id)
     try:
         while True:
-            chunk = loop.run_until_complete(anext(chunks))
-            print(chunk, end="", file=sys.stderr, flush=True)
-            yield chunk
-    except StopAsyncIteration:
-        pass
+            chunk = loop.create_task(anext(chunks, None))
+            while not loop.run_until_complete(asyncio.wait([chunk], timeout=CHECK_INTERVAL_S))[0]:
+                try:
+                    _request_version(url)
+                except OSError:
+                    chunk.cancel()
+                    raise
+            if (text := chunk.result()) is None:
+                return
+            yield text
     finally:
         loop.run_until_complete(chunks.aclose())
         loop.close()
+
+
+def _job_info(client: Any, url: str, job_id: str) -> Any:
+    """Return Ray's JobDetails of the job; wait up to RECONNECT_TIMEOUT_S for a dashboard that does not answer.
+
+    Raises LostJobError if the cluster does not know the job, as after a restart of its head.
+    """
+    deadline, broken = time.monotonic() + RECONNECT_TIMEOUT_S, False
+    while True:
+        try:
+            _request_version(url)  # within seconds; Ray's own client would wait for minutes
+            info = client.get_job_info(job_id)
+        except (OSError, RuntimeError) as error:
+            if "404" in str(error) or "does not exist" in str(error):
+                raise LostJobError(
+                    f"the cluster at {url} does not know job '{job_id}': its head was restarted"
+                ) from error
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"no answer from {url} for {RECONNECT_TIMEOUT_S:.0f} s: the job '{job_id}' goes on if the cluster "
+                    f"does; `zpoint logs {job_id} --follow` once it answers"
+                ) from error
+            if not broken:
+                broken = True
+                reason = getattr(error, "reason", error)
+                print(
+                    f"zpoint: lost the connection to {url} ({reason}); the job goes on if the cluster does; trying "
+                    f"again for {RECONNECT_TIMEOUT_S / 60:.0f} minutes", file=sys.stderr, flush=True,
+                )  # fmt: skip
+            time.sleep(1)
+            continue
+        if broken:
+            print(f"zpoint: connected again; job '{job_id}' is {info.status.value}", file=sys.stderr, flush=True)
+        return info
 
 
 def _describe(info: Any) -> dict[str, Any]:

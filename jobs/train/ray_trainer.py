@@ -2,20 +2,23 @@
 
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from aecore.config import Recipe, check_recipe
+from aecore.data.cache_eviction import CacheSpaceError
 from aecore.data.dataset import Dataset
 from cluster.progress import publish
 from cluster.ray_compat import own_state_api, set_run_id
-from cluster.ray_connection import has_gpu, uses_local_ray
+from cluster.ray_connection import uses_local_ray
 from cluster.settings import apply_env, exported_env, settings
 from cluster.storage import open_uri
 from jobs.dataset import open_dataset
 from jobs.run_store import RunStore, delete_folder
+from jobs.train.errors import UnfitNodeError
 from jobs.train.placement import wait_for_resources, worker_resources
 from jobs.train.stopping import PROCESS_STOP, interruptible
 
@@ -67,8 +70,9 @@ def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callback
         from jobs.ray_data import streaming_datasets
 
         datasets = streaming_datasets(recipe, dataset.manifest)
-    resources = worker_resources(scale.max_workers, streaming)
+    resources = worker_resources(scale, streaming=streaming)
     wait_for_resources(scale.min_workers, resources)
+    elastic_minimum = None if isinstance(scale.workers, int) else scale.min_workers
     fs, root = open_uri(settings().store)
     trainer = TorchTrainer(
         # Not in train_loop_config, which Ray's dashboard may show: the environment may hold keys.
@@ -82,7 +86,7 @@ def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callback
         torch_config=TorchConfig(timeout_s=PROCESS_GROUP_SECONDS),
         scaling_config=ScalingConfig(
             num_workers=scale.workers,
-            use_gpu=has_gpu(),
+            use_gpu="GPU" in resources,
             resources_per_worker=resources,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
@@ -91,7 +95,7 @@ def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callback
             storage_path=f"{root}/ray",
             storage_filesystem=fs,
             failure_config=FailureConfig(max_failures=scale.max_failures),
-            callbacks=[*default_callbacks(), *callbacks],
+            callbacks=[*default_callbacks(run_store.name, resources, elastic_minimum), *callbacks],
         ),
         **datasets,
     )
@@ -104,7 +108,7 @@ def training_error(error: Any) -> Exception:
     causes = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", error)]
     for cause in causes:
         while cause is not None:
-            if type(cause) is ValueError:
+            if type(cause) in (ValueError, UnfitNodeError):
                 return ValueError(str(cause))
             if type(cause) is FloatingPointError:
                 return FloatingPointError(str(cause))
@@ -125,8 +129,10 @@ def train_loop_per_worker(*, recipe: dict[str, Any], run_store: RunStore, env: d
     from jobs.train.worker import Worker, train_loop
 
     apply_env(env)
-    run_store.check_visible()
     checked, context = check_recipe(recipe), ray.train.get_context()
+    with _unfit_node():
+        run_store.check_visible()
+        dataset = open_dataset(checked.data.uri)
     worker = Worker(
         World(context.get_world_rank(), context.get_world_size()),
         get_device(),
@@ -134,6 +140,19 @@ def train_loop_per_worker(*, recipe: dict[str, Any], run_store: RunStore, env: d
         stop=PROCESS_STOP,
         on_ray=True,
     )
-    for metrics in train_loop(checked, open_dataset(checked.data.uri), run_store, worker):
-        if report:
-            ray.train.report(metrics)
+    with _unfit_node(CacheSpaceError):
+        for metrics in train_loop(checked, dataset, run_store, worker):
+            if report:
+                ray.train.report(metrics)
+
+
+@contextmanager
+def _unfit_node(error_type: type[ValueError] = ValueError) -> Iterator[None]:
+    """Raise an error of `error_type`, which the driver did not meet, as one of this worker's node."""
+    try:
+        yield
+    except error_type as error:
+        import ray
+
+        node_id = ray.get_runtime_context().get_node_id()
+        raise UnfitNodeError(f"on host {socket.gethostname()}: {error}", node_id) from error

@@ -107,7 +107,7 @@ def _search(run: CampaignRun, recipe: Recipe, manifest: Manifest) -> None:
     fs, root = open_uri(settings().store)
     resources, parallel = trial_resources(recipe)
     if "GPU" in resources and not several:
-        resources["GPU"] = 1 / trials_per_gpu(recipe, manifest)
+        resources["GPU"] /= trials_per_gpu(recipe, manifest)
     campaign.unit = "GPU" if has_gpu() else "core"
     devices = resources.get("GPU", resources.get("CPU", 0.0))
     # A trial with several workers only waits for them; Tune refuses a request for no resources at all.
@@ -156,11 +156,12 @@ def trial_resources(recipe: Recipe) -> tuple[dict[str, float], int | None]:
     """
     search, workers = recipe.search, max(1, recipe.scale.max_workers)
     if workers > 1:
-        resources = worker_resources(workers)
+        resources = worker_resources(recipe.scale)
         fitting = max(1, worker_capacity(resources) // max(1, recipe.scale.min_workers))
         return resources, fitting if search.parallel == "auto" else search.parallel
     parallel = None if search.parallel == "auto" else search.parallel
-    return worker_resources(parallel or max(1, min(search.trials, worker_capacity({"CPU": 1})))), parallel
+    trials = parallel or max(1, min(search.trials, worker_capacity({"CPU": 1})))
+    return worker_resources(recipe.scale, trials), parallel
 
 
 def _quiet_tune() -> None:

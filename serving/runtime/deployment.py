@@ -16,6 +16,7 @@ from typing import Any
 
 from cluster.network import bypass_proxies, is_loopback
 from cluster.ray_compat import haproxy_binary, shut_down_serve
+from cluster.ray_connection import head_node
 from cluster.settings import settings
 from serving.runtime import haproxy, last_served
 from serving.runtime.registry import ModelVersion, find_model_versions
@@ -63,14 +64,16 @@ def start_endpoint(
     """Serve the models that `aliases` name at http://host:port, through HAProxy, on the connected Ray.
 
     `replicas`: (min, max) processes, by the number of requests in progress. `compiled` decoders take some seconds
-    longer to start. Returns once the endpoint answers. Raises ValueError for an unknown alias, a host beyond loopback
-    without ZPOINT_TOKEN, a port in use or a Ray that serves already; RuntimeError if the model does not load.
+    longer to start. Returns once a replica answers through HAProxy. Raises ValueError for an unknown alias, a host
+    beyond loopback without ZPOINT_TOKEN, a port in use, a Ray that serves already, a process that is not on its head
+    node, or replicas that HAProxy would not reach; RuntimeError if the model does not load.
     """
     token = settings().token
     if not is_loopback(host) and not token:
         raise ValueError(f"serving at {host} needs a token: set ZPOINT_TOKEN, or serve at 127.0.0.1")
     versions = find_model_versions(aliases)
     _check_port(host, port)
+    on_head = _pin_to_head(host, replicas[0])
     url_host = "127.0.0.1" if host == "0.0.0.0" else host
     bypass_proxies(url_host)
     endpoint = Endpoint(f"http://{url_host}:{port}", tuple(versions))
@@ -87,7 +90,8 @@ def start_endpoint(
             logging_config={"log_level": "WARNING", "enable_access_log": False},
             controller_options={"runtime_env": {"env_vars": _controller_env()}},
         )
-        _run_application(versions, build_application(versions, token, replicas, compiled=compiled))
+        application = build_application(versions, token, replicas, compiled=compiled, on_head=on_head)
+        _run_application(versions, application)
         _wait_until_ready(endpoint.url)
     except BaseException:
         stop_endpoint()
@@ -131,15 +135,33 @@ def _run_application(versions: Sequence[ModelVersion], application: Any) -> None
         raise RuntimeError(f"{models} cannot be served: {cause}") from error
 
 
-def _controller_env() -> dict[str, str]:
-    """Return the variables that switch on HAProxy, and on the head node keep its files in a private folder."""
+def _pin_to_head(host: str, num_replicas: int) -> bool:
+    """Return True if the replicas have to run on the head node, where HAProxy is: they listen at `host` too.
+
+    Raises ValueError if this process is on another node, or if the head has too few CPUs for `num_replicas`.
+    """
     import ray
 
+    head = head_node()
+    if head["NodeID"] != ray.get_runtime_context().get_node_id():
+        raise ValueError(
+            "this is not the head node of the cluster, where HAProxy listens: run `zpoint serve` there, or "
+            "`serve deploy serving/serve.yaml` from anywhere"
+        )
+    if host == "0.0.0.0":
+        return False
+    if (cpus := int(head["Resources"].get("CPU", 0))) < num_replicas:
+        raise ValueError(
+            f"{num_replicas} replica(s) that listen at {host} have to run on the head node, where HAProxy reaches "
+            f"them, and it has {cpus} CPUs: set ZPOINT_TOKEN and --host 0.0.0.0 to use all nodes"
+        )
+    return True
+
+
+def _controller_env() -> dict[str, str]:
+    """Return the variables that switch on HAProxy and keep its files in a private folder."""
     # HAProxy's default of 4 threads would compete with the replicas for the cores of a small machine.
     env = SERVE_ENV | {"RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 2)))}
-    head = next(node for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
-    if head["NodeID"] != ray.get_runtime_context().get_node_id():
-        return env
     folder = _haproxy_folder()
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
@@ -186,14 +208,22 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _wait_until_ready(url: str) -> None:
+    """Wait until a replica answers through HAProxy. Raises RuntimeError if none does within START_TIMEOUT_S."""
     import httpx2
 
-    deadline = time.monotonic() + START_TIMEOUT_S
+    deadline, fallback = time.monotonic() + START_TIMEOUT_S, False
     while time.monotonic() < deadline:
         try:
-            if httpx2.get(f"{url}/healthz", timeout=5, trust_env=False).is_success:  # not through a proxy
+            response = httpx2.get(f"{url}/healthz", timeout=5, trust_env=False)  # not through a proxy
+            fallback = haproxy.FALLBACK_HEADER in response.headers
+            if response.is_success and not fallback:
                 return
         except httpx2.HTTPError:
             pass
         time.sleep(0.1)
+    if fallback:
+        raise RuntimeError(
+            f"HAProxy at {url} reaches no replica within {START_TIMEOUT_S:.0f} s: open ports 30000 to 31000 between "
+            "the nodes of the cluster"
+        )
     raise RuntimeError(f"the endpoint at {url} did not answer within {START_TIMEOUT_S:.0f} s")

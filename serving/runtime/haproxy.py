@@ -8,6 +8,8 @@ The file that `write_wrapper` writes runs this module as a script; it imports on
 - Ray forwards a request before its body has arrived, and cannot send it to another replica when that one dies; the
   edited configuration waits for the body, or the first 16 kB of it.
 - If no replica answers, Ray answers 500 in plain text; the edited configuration 503 with Retry-After, as the app does.
+- If HAProxy reaches no replica, Serve's Python proxy answers, at a fraction of the speed and without a word; the edited
+  configuration says so in the response header FALLBACK_HEADER.
 - After a SIGKILL of Ray its haproxy would run on and hold the port; the wrapped one ends with its parent.
 
 It can go when Serve has options for these (Ray 2.60 has none: ray/serve/_private/haproxy_templates.py).
@@ -24,6 +26,8 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 HIDE_SYSTEM_ROUTES = "    http-request return status 404 if { path_beg /-/ }"
+FALLBACK_HEADER = "x-zpoint-fallback"
+MARK_FALLBACK = f"    http-response set-header {FALLBACK_HEADER} python-proxy if {{ srv_name -m beg SERVE_PROXY }}"
 CLIENT_LIMITS = "    timeout http-request 10s\n    option http-buffer-request"
 
 
@@ -44,7 +48,8 @@ def edit_config(config: str, errors: Path) -> str:
         return config
     config = listen_on_loopback(config)
     config = _substitute(r"^(\s+errorfile (\d+)) .*$", rf"\g<1> {errors}/\g<2>.http", config, count=3)
-    config = _substitute(r"^(frontend http_frontend\n\s+bind .*)$", rf"\g<1>\n{HIDE_SYSTEM_ROUTES}", config)
+    rules = f"{HIDE_SYSTEM_ROUTES}\n{MARK_FALLBACK}"
+    config = _substitute(r"^(frontend http_frontend\n\s+bind .*)$", rf"\g<1>\n{rules}", config)
     return _substitute(r"^(defaults\n\s+mode http)$", rf"\g<1>\n{CLIENT_LIMITS}", config)
 
 

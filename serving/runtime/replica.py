@@ -12,6 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from cluster.ray_connection import HEAD_RESOURCE
 from cluster.settings import hide_credentials, settings
 from serving.runtime import last_served
 from serving.runtime.registry import ModelVersion, find_model_version, find_model_versions
@@ -70,16 +71,18 @@ def _serve_alias(deployed: ModelVersion, load: "LoadFn", metrics: "EndpointMetri
 
 
 def build_application(
-    versions: Sequence[ModelVersion], token: str, replicas: tuple[int, int] = (1, 1), *, compiled: bool = True
-) -> Any:
+    versions: Sequence[ModelVersion], token: str, replicas: tuple[int, int] = (1, 1), *, compiled: bool = True,
+    on_head: bool = False,
+) -> Any:  # fmt: skip
     """Return the Serve application of one version for each alias.
 
-    `replicas`: (min, max) processes, by the number of requests in progress.
+    `replicas`: (min, max) processes, by the number of requests in progress; with `on_head` all on the head node.
     """
     from ray import serve
 
-    from cluster.ray_connection import has_gpu
+    from cluster.ray_connection import has_gpu, head_node
 
+    on_gpu = "GPU" in head_node()["Resources"] if on_head else has_gpu()
     min_replicas, max_replicas = replicas
     scaling: dict[str, Any] = {"num_replicas": min_replicas}
     if max_replicas > min_replicas:
@@ -95,7 +98,8 @@ def build_application(
         logging_config={"enable_access_log": False},
         ray_actor_options={
             "num_cpus": 1,
-            "num_gpus": GPUS_PER_REPLICA if has_gpu() else 0,
+            "num_gpus": GPUS_PER_REPLICA if on_gpu else 0,
+            "resources": {HEAD_RESOURCE: 0.001} if on_head else {},
             "runtime_env": _replica_runtime_env(),
         },
         **scaling,

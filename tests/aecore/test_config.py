@@ -124,7 +124,7 @@ def test_defaults():
             "epochs": 10, "batch": 64, "lr": 1e-3, "warmup": 0.0, "schedule": "constant", "clip": 0.0, "seed": 0,
             "precision": "auto", "deterministic": False,
         },
-        "scale": {"workers": 1, "max_failures": 3},
+        "scale": {"workers": 1, "cpus_per_worker": "auto", "gpus_per_worker": "auto", "max_failures": 3},
         "checkpoint": {"every": 0, "minutes": 5.0, "keep": 2},
         "points": {"images": 2_000},
         "search": {

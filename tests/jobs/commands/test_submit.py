@@ -131,7 +131,7 @@ def make_info(job_id: str, start_s: int, status: str = "SUCCEEDED", exit_code: i
     return SimpleNamespace(
         submission_id=job_id, status=SimpleNamespace(value=status), start_time=start_s * 1000,
         end_time=start_s * 1000 + 2500, metadata={"command": "zpoint train x.yaml"}, entrypoint="exec python",
-        message="a trace\nthe cause", driver_exit_code=exit_code,
+        message="a trace\nthe cause", driver_exit_code=exit_code, error_type=None,
     )  # fmt: skip
 
 
@@ -150,11 +150,109 @@ def test_jobs_are_listed_newest_first(monkeypatch: pytest.MonkeyPatch):
     [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", 1, 1), ("FAILED", None, 1), ("STOPPED", None, 1)],
 )
 def test_exit_status_of_an_awaited_job(monkeypatch, status: str, exit_code: int | None, exit_status: int):
-    infos = [make_info("a", 1, "RUNNING"), make_info("a", 1, status, exit_code)]  # the log may end before the job
-    monkeypatch.setattr(submit_module, "_follow", lambda client, job_id: iter(["line\n"]))
-    monkeypatch.setattr(submit_module, "POLL_INTERVAL_S", 0)
-    result = submit_module._wait(SimpleNamespace(get_job_info=lambda job_id: infos.pop(0)), "a")
+    final = make_info("a", 1, status, exit_code)
+    connections = Connections([["line\n"], ["line\n"]], [make_info("a", 1, "RUNNING"), final, final])
+    connections.install(monkeypatch)
+    result = submit_module._wait(connections, "http://head", "a")  # the log may end before the job
     assert (result["exit_status"], result["status"]) == (exit_status, status)
+
+
+class Connections:
+    """A fake of Ray's client: each connection to the log gives chunks, then ends or raises its last one.
+
+    `infos`: each an answer to `get_job_info`, or the error that it raises.
+    """
+
+    def __init__(self, logs: list[list[str | Exception]], infos: list[SimpleNamespace | Exception]) -> None:
+        self.logs, self.infos = logs, infos
+
+    async def tail_job_logs(self, job_id: str):
+        for chunk in self.logs.pop(0):
+            if isinstance(chunk, Exception):
+                raise chunk
+            yield chunk
+
+    def get_job_info(self, job_id: str):
+        info = self.infos.pop(0)
+        if isinstance(info, Exception):
+            raise info
+        return info
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(submit_module, "_request_version", lambda url: None)
+        monkeypatch.setattr(submit_module.time, "sleep", lambda seconds: None)
+
+
+def test_a_broken_connection_is_made_again_and_no_line_is_printed_twice(monkeypatch: pytest.MonkeyPatch, capsys):
+    broken = RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+    final = make_info("a", 1)
+    logs = [["one\ntw", broken], ["one\n", "two\nthree\n", ConnectionError()], ["one\ntwo\nthree\n", "four\n"]]
+    infos = [ConnectionError("refused"), make_info("a", 1, "RUNNING"), make_info("a", 1, "RUNNING"), final, final]
+    connections = Connections(logs, infos)
+    connections.install(monkeypatch)
+    assert submit_module._wait(connections, "http://head", "a")["exit_status"] == 0
+    err = capsys.readouterr().err
+    job_log = "".join(line + "\n" for line in ("one", "two", "three", "four"))
+    said = [line for line in err.splitlines() if "zpoint: " in line]
+    assert [line.partition("zpoint: ")[2].split(";")[0] for line in said] == [
+        "lost the connection to http://head (refused)", "connected again",
+    ]  # fmt: skip
+    assert "job 'a' is RUNNING" in said[1]
+    assert "".join(line.partition("zpoint: ")[0] for line in err.splitlines()) == job_log.replace("\n", "")
+
+
+def test_a_cluster_that_stays_away_ends_the_wait_with_what_is_known(monkeypatch: pytest.MonkeyPatch):
+    connections = Connections([[]], [])
+    connections.install(monkeypatch)
+    monkeypatch.setattr(submit_module, "RECONNECT_TIMEOUT_S", 0)
+
+    def refuse(url: str) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr(submit_module, "_request_version", refuse)
+    with pytest.raises(RuntimeError, match=r"no answer from http://head .* `zpoint logs a --follow`"):
+        submit_module._wait(connections, "http://head", "a")
+
+
+@pytest.mark.parametrize("end", ["died", "unknown"])
+def test_a_job_whose_driver_was_lost_is_submitted_again(monkeypatch: pytest.MonkeyPatch, capsys, end: str):
+    """Its node died with it, or the head was restarted and knows no jobs."""
+    died = make_info("a", 1, "FAILED", None)
+    died.error_type = "JOB_SUPERVISOR_ACTOR_DIED"
+    lost = [died, died] if end == "died" else [RuntimeError("Job a does not exist"), RuntimeError("... 404 ...")]
+    connections = Connections([[], []], [*lost[: 2 if end == "died" else 1], make_info("b", 1), make_info("b", 1)])
+    connections.install(monkeypatch)
+    sent = []
+    connections.submit_job = lambda **options: sent.append(options)  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr(submit_module, "_connect", lambda address: (connections, "http://head"))
+    result = submit(["promote", "run"], wait=True, cpus=1, variables=["COLOUR=red"])
+    assert result["exit_status"] == 0
+    first, second = sent
+    assert first["submission_id"] != second["submission_id"]
+    assert (first["entrypoint"], first["entrypoint_num_cpus"]) == (second["entrypoint"], 1)
+    assert second["runtime_env"]["env_vars"]["COLOUR"] == "red"
+    assert f"{first['submission_id']} goes on as {second['submission_id']}" in capsys.readouterr().err
+
+
+def test_a_job_that_is_lost_each_time_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    connections = Connections([[] for _ in range(9)], [RuntimeError("404") for _ in range(9)])
+    connections.install(monkeypatch)
+    sent = []
+    connections.submit_job = lambda **options: sent.append(options)  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr(submit_module, "_connect", lambda address: (connections, "http://head"))
+    with pytest.raises(submit_module.LostJobError, match="its head was restarted"):
+        submit(["promote", "run"], wait=True)
+    assert len(sent) == 4
+
+
+def test_variables_of_the_job_come_from_here_or_from_the_option(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLOUR", "red")
+    assert submit_module._parse_variables(["COLOUR", "SIZE=a=b", "EMPTY="]) == {
+        "COLOUR": "red", "SIZE": "a=b", "EMPTY": "",
+    }  # fmt: skip
+    for wrong, fix in {"NOSUCH": "not set here", "2x=1": "takes NAME=VALUE", "=x": "takes NAME=VALUE"}.items():
+        with pytest.raises(ValueError, match=fix):
+            submit_module._parse_variables([wrong])
 
 
 def test_an_address_without_a_dashboard_fails_after_the_timeout(start_moto, monkeypatch: pytest.MonkeyPatch):

@@ -242,7 +242,7 @@ def test_trial_on_a_joined_cluster_knows_its_address(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_trials_share_the_cluster(monkeypatch, nodes: list, search: dict, workers: int, expected: tuple):
-    monkeypatch.setattr("jobs.train.placement.node_resources", lambda: nodes)
+    monkeypatch.setattr("jobs.train.placement.node_resources", lambda without=(): nodes)
     monkeypatch.setattr("jobs.train.placement.has_gpu", lambda: any("GPU" in node for node in nodes))
     assert trial_resources(check_recipe({"search": search, "scale": {"workers": workers}})) == expected
 

@@ -35,6 +35,7 @@ def test_every_edit_of_the_configuration_happens_once(template, tmp_path):
     assert "{{ config.error_file_path }}\n" not in edited
     assert edited.count("timeout http-request 10s") == edited.count("option http-buffer-request") == 1
     assert edited.count("return status 404 if { path_beg /-/ }") == 1
+    assert edited.count("http-response set-header x-zpoint-fallback ") == 1
     assert haproxy.edit_config(edited, tmp_path) == edited
 
 

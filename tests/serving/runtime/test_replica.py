@@ -78,6 +78,49 @@ def test_config_file_for_a_cluster_needs_a_token_and_known_arguments(monkeypatch
         replica.app({"port": 1})
 
 
+@pytest.fixture
+def on_cluster(monkeypatch: pytest.MonkeyPatch):
+    """Return a function that makes this process one on node `here` of a cluster whose head has `cpus`."""
+    import ray
+
+    def connect(here: str, cpus: int) -> None:
+        head = {"NodeID": "head", "Alive": True, "Resources": {"node:__internal_head__": 1.0, "CPU": cpus}}
+        worker = {"NodeID": "w1", "Alive": True, "Resources": {"CPU": 8}}
+        monkeypatch.setattr(ray, "nodes", lambda: [worker, head])
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: here))
+
+    return connect
+
+
+def test_replicas_run_where_haproxy_reaches_them(on_cluster):
+    """Those that listen at loopback or one address of the head are on the head, others anywhere."""
+    on_cluster("head", 2)
+    assert deployment._pin_to_head("127.0.0.1", 2)
+    assert deployment._pin_to_head("10.0.0.5", 1)
+    assert not deployment._pin_to_head("0.0.0.0", 8)
+    with pytest.raises(ValueError, match=r"3 replica\(s\) that listen at 127.0.0.1 .* has 2 CPUs: set ZPOINT_TOKEN"):
+        deployment._pin_to_head("127.0.0.1", 3)
+
+
+def test_serving_elsewhere_than_on_the_head_is_refused(on_cluster):
+    on_cluster("w1", 2)
+    with pytest.raises(ValueError, match="not the head node of the cluster, where HAProxy listens"):
+        deployment._pin_to_head("0.0.0.0", 1)
+
+
+def test_an_endpoint_behind_serves_slow_proxy_is_not_ready(monkeypatch):
+    import httpx2
+
+    answers = [httpx2.Response(200, headers={"x-zpoint-fallback": "python-proxy"})] * 2 + [httpx2.Response(200)]
+    monkeypatch.setattr(httpx2, "get", lambda url, **_: answers.pop(0))
+    deployment._wait_until_ready("http://h")
+    assert answers == []
+    monkeypatch.setattr(httpx2, "get", lambda url, **_: httpx2.Response(200, headers={"x-zpoint-fallback": "x"}))
+    monkeypatch.setattr(deployment, "START_TIMEOUT_S", 0.2)
+    with pytest.raises(RuntimeError, match=r"reaches no replica .* open ports 30000 to 31000"):
+        deployment._wait_until_ready("http://h")
+
+
 def test_port_in_use_is_refused_before_serve_starts(monkeypatch):
     monkeypatch.setattr(deployment, "find_model_versions", lambda aliases: [DEPLOYED])
     with socket.create_server(("127.0.0.1", 0)) as server:

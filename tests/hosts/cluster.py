@@ -1,0 +1,117 @@
+"""A Ray cluster on hosts: a head without CPUs, workers, a store with S3 and MLflow, and a laptop that is no node."""
+
+import secrets
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.hosts.machines import Host, make_hosts
+
+PYTHON = sys.executable
+RAY = str(Path(sys.executable).with_name("ray"))
+ZPOINT = (PYTHON, "-P", "-m", "jobs.cli")
+BUCKET = "s3://zpoint"
+# A lost node is noticed after 5 s instead of 30.
+HEALTH_CHECK = (
+    '{"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_timeout_ms": 5000,'
+    ' "health_check_failure_threshold": 1}'
+)
+RECIPE = """
+model: {z_dim: 3, channels: [4, 4, 4, 4], norm: group}
+optim: {epochs: 2, batch: 16}
+checkpoint: {every: 4}
+search: {trials: 2, space: {model.z_dim: [2, 3]}, stop: none}
+"""
+
+
+class Cluster:
+    """The hosts, and what a user on them has in the environment."""
+
+    def __init__(self, hosts: dict[str, Host], system_config: str = HEALTH_CHECK) -> None:
+        self.hosts, self.system_config = hosts, system_config
+        self.token = secrets.token_hex(32)
+        self.store_env = {
+            "AWS_ENDPOINT_URL": f"http://{hosts['store'].address}:9000", "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1",
+        }  # fmt: skip
+        # Of `ray start` on each node. ZPOINT_TOKEN is the endpoint's, as from a secret.
+        self.node_env = {
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "ZPOINT_TOKEN": "endpoint-token",
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+        }  # fmt: skip
+        # Of the user's commands.
+        self.env = {
+            **self.store_env, "RAY_ADDRESS": f"http://{hosts['head'].address}:8265", "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token, "ZPOINT_STORE": f"{BUCKET}/store", "ZPOINT_CACHE": "/tmp/disk/cache",
+            "MLFLOW_TRACKING_URI": f"http://{hosts['store'].address}:5000", "ZPOINT_TOKEN": "endpoint-token",
+        }  # fmt: skip
+
+    def start_store(self) -> None:
+        store = self.hosts["store"]
+        store.start(PYTHON, "-m", "moto.server", "-H", "0.0.0.0", "-p", 9000, log="s3")
+        store.start(
+            PYTHON, "-m", "mlflow", "server", "--host", "0.0.0.0", "--port", 5000, "--workers", 1,
+            "--backend-store-uri", "sqlite:////tmp/mlflow.db", "--artifacts-destination", f"{BUCKET}/mlflow",
+            "--allowed-hosts", "*", env={**self.store_env, "MLFLOW_DISABLE_TELEMETRY": "true"}, log="mlflow",
+        )  # fmt: skip
+        create = "import boto3; boto3.client('s3').create_bucket(Bucket='zpoint')"
+        wait_until(lambda: store.run(PYTHON, "-c", create, env=self.store_env).returncode == 0, "S3")
+
+    def start_head(self, **env: str) -> None:
+        head = self.hosts["head"]
+        head.start(
+            RAY, "start", "--head", "--port", 6379, "--dashboard-host", "0.0.0.0", "--num-cpus", 0,
+            *self._ray_options(head), "--system-config", self.system_config, env=self.node_env | env,
+        )  # fmt: skip
+
+    def start_worker(self, name: str, cpus: int = 1, **env: str) -> None:
+        worker = self.hosts[name]
+        address = f"{self.hosts['head'].address}:6379"
+        command = [RAY, "start", "--address", address, "--num-cpus", cpus, *self._ray_options(worker)]
+        # `ray start` gives up if the head is not there yet.
+        retry = f"until {shlex.join(map(str, command))}; do sleep 1; done"
+        worker.start("bash", "-c", retry, env=self.node_env | env, log="ray")
+
+    def _ray_options(self, host: Host) -> list[object]:
+        return ["--block", "--node-ip-address", host.address, "--object-store-memory", 100_000_000]
+
+    def zpoint(self, *argv: object, timeout_s: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run `zpoint` on the laptop."""
+        return self.hosts["laptop"].run(*ZPOINT, *argv, env=self.env | env, timeout_s=timeout_s)
+
+    def nodes(self) -> set[str]:
+        """Return the names of the hosts that the head counts as living nodes."""
+        code = (
+            "import json, sys, urllib.request as r; q = r.Request(sys.argv[1], headers={'Authorization': sys.argv[2]});"
+            "print(*(n['raylet']['nodeManagerAddress'] for n in json.load(r.urlopen(q, timeout=5))['data']['summary']"
+            " if n['raylet']['state'] == 'ALIVE'))"
+        )
+        url = f"http://{self.hosts['head'].address}:8265/nodes?view=summary"
+        addresses = self.hosts["laptop"].run(PYTHON, "-c", code, url, f"Bearer {self.token}").stdout.split()
+        return {name for name, host in self.hosts.items() if host.address in addresses}
+
+
+@contextmanager
+def make_cluster(folder: Path, workers: Mapping[str, int]) -> Iterator[Cluster]:
+    """Boot the hosts and start everything on them; `workers` are the CPUs of the worker nodes by their names."""
+    with make_hosts(folder, ["head", "store", "laptop", *workers]) as hosts:
+        cluster = Cluster(hosts)
+        cluster.start_head()
+        cluster.start_store()
+        for name, cpus in workers.items():
+            cluster.start_worker(name, cpus)
+        (hosts["laptop"].folder / "tmp" / "home" / "tiny.yaml").write_text(RECIPE)
+        wait_until(lambda: cluster.nodes() == {"head", *workers}, "the nodes")
+        yield cluster
+
+
+def wait_until(condition: Callable[[], Any], subject: str, timeout_s: float = 180, interval_s: float = 0.5) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{subject}: not there after {timeout_s:.0f} s"
+        time.sleep(interval_s)

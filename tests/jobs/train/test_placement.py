@@ -1,0 +1,82 @@
+"""What a worker gets of a cluster, beside endpoints and other jobs."""
+
+import pickle
+
+import pytest
+
+from aecore.config import Scale
+from jobs.train import placement
+from jobs.train.errors import UnfitNodeError
+from jobs.train.placement import Holding, describe_holdings, worker_capacity, worker_resources
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch):
+    """Return a function that makes `nodes` the connected cluster, of which `held` is held."""
+
+    def connect(nodes: list[dict[str, float]], *held: Holding) -> None:
+        described = [{"Alive": True, "NodeID": str(i), "Resources": node} for i, node in enumerate(nodes)]
+        monkeypatch.setattr("ray.nodes", lambda: described)
+        monkeypatch.setattr(placement, "has_gpu", lambda: any("GPU" in node for node in nodes))
+        monkeypatch.setattr(placement, "holdings", lambda: list(held))
+
+    return connect
+
+
+def endpoint(node: int, **resources: float) -> Holding:
+    return Holding("endpoint zpoint", str(node), resources)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "held", "workers", "expected"),
+    [
+        ([{"CPU": 2}], [], 1, {"CPU": 2}),
+        ([{"CPU": 2}], [endpoint(0, CPU=1)], 1, {"CPU": 1}),
+        ([{"CPU": 4}, {"CPU": 4}], [endpoint(1, CPU=1)], 2, {"CPU": 3}),
+        ([{"CPU": 4}], [Holding("train-1", "0", {"CPU": 3})], 1, {"CPU": 4}),  # a job ends; an endpoint does not
+        ([{"CPU": 8, "GPU": 1}], [endpoint(0, CPU=1, GPU=0.1)], 1, {"GPU": 0.9, "CPU": 1}),
+        ([{"CPU": 8, "GPU": 4}], [endpoint(0, CPU=1, GPU=0.1)], 3, {"GPU": 1, "CPU": 1}),
+        ([{"CPU": 8, "GPU": 4}], [endpoint(0, CPU=1, GPU=0.1)], 4, {"GPU": 0.9, "CPU": 1}),
+        ([{"CPU": 8, "GPU": 4}], [endpoint(0, CPU=1, GPU=0.1)] * 2, 4, {"GPU": 0.8, "CPU": 1}),
+        ([{"CPU": 8, "GPU": 1}], [endpoint(0, CPU=1, GPU=0.1)], 5, {"GPU": 0.9, "CPU": 1}),  # trials, one by one
+    ],
+)
+def test_a_worker_gets_what_an_endpoint_leaves(cluster, nodes, held, workers: int, expected: dict[str, float]):
+    cluster(nodes, *held)
+    resources = worker_resources(Scale(workers=workers))
+    assert resources == expected
+    if workers <= 4:
+        assert worker_capacity(resources) >= workers
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        ({"cpus_per_worker": 0.5}, {"GPU": 1, "CPU": 0.5}),
+        ({"gpus_per_worker": 0.25}, {"GPU": 0.25, "CPU": 1}),
+        ({"gpus_per_worker": 0}, {"CPU": 16}),
+        ({"gpus_per_worker": 0, "cpus_per_worker": 3}, {"CPU": 3}),
+    ],
+)
+def test_the_recipe_sets_a_workers_resources(cluster, scale: dict, expected: dict[str, float]):
+    cluster([{"CPU": 16, "GPU": 2}])
+    assert worker_resources(Scale(**scale)) == expected
+
+
+def test_left_out_nodes_have_no_capacity(cluster):
+    cluster([{"CPU": 2}, {"CPU": 3}])
+    assert worker_capacity({"CPU": 1}) == 5
+    assert worker_capacity({"CPU": 1}, without={"1"}) == 2
+
+
+def test_a_wait_names_who_holds_the_resources():
+    held = [endpoint(0, CPU=1, GPU=0.1), endpoint(1, CPU=1), Holding("train-1", "0", {"CPU": 2})]
+    assert describe_holdings(held) == "endpoint zpoint 2 CPU and 0.1 GPU, train-1 2 CPU"
+    many = [Holding(f"train-{i}", "0", {"CPU": 1}) for i in range(6)]
+    assert describe_holdings(many).endswith("train-3 1 CPU and 2 more")
+    assert "too small" in describe_holdings([])
+
+
+def test_an_unfit_node_is_known_after_the_way_to_the_controller():
+    error = pickle.loads(pickle.dumps(UnfitNodeError("on host w2: full", "abc")))
+    assert (str(error), error.node_id, isinstance(error, ValueError)) == ("on host w2: full", "abc", True)
