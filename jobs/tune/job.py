@@ -139,7 +139,9 @@ def _search(run: CampaignRun, recipe: Recipe, manifest: Manifest) -> None:
         with interruptible():
             tuner.fit()
     finally:
-        delete_folder(fs, f"{root}/ray/{campaign.campaign}")  # Tune's files; the trials' own are in their runs' folders
+        with suppress(OSError):  # a store that fails now does not undo the trials
+            # Tune's files; the trials' own are in their runs' folders.
+            delete_folder(fs, f"{root}/ray/{campaign.campaign}")
     if not run.finished():  # after Ctrl-C Tune returns as if it had finished
         raise KeyboardInterrupt
 

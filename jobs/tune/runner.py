@@ -11,7 +11,9 @@ from typing import Any
 
 from aecore.config import Recipe
 from aecore.data.shards import Manifest
+from aecore.errors import one_line
 from aecore.search_space import Point, grid_size
+from aecore.training.checkpoint import RETRY_SECONDS
 from jobs.run_store import lock_run, open_run, run_name, stored_run
 from jobs.tune.campaign import Campaign, State, Trial
 from jobs.tune.plan import PointPlan
@@ -43,6 +45,7 @@ class CampaignRun:
         self._resumable = [trial for trial in campaign.trials if self._goes_on(trial)]
         self._plan = self._replicates = None
         self._exhausted = False  # the plan has no further point
+        self._storage_failed: float | None = None  # time of the first of a row of failures to open a run
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its searcher for a restore; a campaign resumes from its own file."""
@@ -63,9 +66,27 @@ class CampaignRun:
         return bool(self._resumable or searching or self._missing_replicates())
 
     def next_trial(self) -> Trial | None:
-        """Return the next trial to train, None if there is none, or none before a running one ends."""
+        """Return the next trial to train, None if there is none, none before a running one ends, or none to open now.
+
+        A run that the storage does not open is tried again at the next call; after RETRY_SECONDS its trial is lost.
+        """
         if self.spent():
             return None
+        try:
+            trial = self._next_trial()
+        except OSError as error:
+            now = time.monotonic()
+            if self._storage_failed is None:
+                self._storage_failed = now
+                log.warning("cannot open the next run yet: %s; the campaign continues", one_line(error))
+            elif now - self._storage_failed > RETRY_SECONDS:
+                self._storage_failed = None
+                self._end(self._resumable.pop(0), "lost", one_line(error))
+            return None
+        self._storage_failed = None
+        return trial
+
+    def _next_trial(self) -> Trial | None:
         while self._resumable:
             if self._open(trial := self._resumable.pop(0)):
                 return trial
@@ -201,19 +222,24 @@ class CampaignRun:
     def _open(self, trial: Trial) -> bool:
         """Lock and open the trial's run; return True if it is to be trained, and not trained already or elsewhere."""
         trial.epochs = self.recipe.optim.epochs
-        finished = stored_run(trial.run).finished(trial.epochs)
         lock = ExitStack()
         try:
+            finished = stored_run(trial.run).finished(trial.epochs)
             if not finished:
                 lock.enter_context(lock_run(trial.run))
             run_store = open_run(self.recipe.at(trial.point), self.campaign.stem, self.manifest)
+            epochs = run_store.epochs()
         except ValueError as error:  # another process trains it, or it has more epochs
             lock.close()
             self.withheld[trial.run] = str(error)
             self._end(trial, "lost", str(error))
             return False
+        except OSError:
+            lock.close()
+            self._resumable.insert(0, trial)
+            raise
         self._locks[trial.run] = lock
-        for epoch, metrics in run_store.epochs().items():
+        for epoch, metrics in epochs.items():
             trial.record(epoch, metrics)
         if finished:
             self._end(trial, "finished")

@@ -8,7 +8,9 @@ import pytest
 
 from aecore.config import check_recipe
 from aecore.data.shards import Manifest
+from aecore.training.checkpoint import RETRY_SECONDS
 from jobs.run_store import find_run
+from jobs.tune import runner
 from jobs.tune.campaign import Campaign, open_campaign
 from jobs.tune.job import trial_env, trial_resources
 from jobs.tune.live import count_epochs
@@ -172,6 +174,29 @@ def test_replicates_of_the_best_points_are_ranked_by_their_mean():
     assert campaign.best in {t.run for t in campaign.trials if campaign.trials[1].run in (t.run, t.replicate_of)}
     assert "lies within noise" in campaign.note
     assert not CampaignRun(campaign, trainings.recipe, MANIFEST).has_work()
+
+
+def test_run_that_the_storage_does_not_open_is_tried_again(monkeypatch: pytest.MonkeyPatch):
+    """Before, the first 503 of S3 between two trials ended the campaign."""
+    trainings = Trainings(trials=2)
+
+    def refuse(name: str) -> Any:
+        raise OSError("503 Slow Down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "stored_run", refuse)
+        assert [trainings.run.next_trial() for _ in range(3)] == [None] * 3
+        assert not trainings.run.finished()
+    run = trainings.next()
+    assert [trial.run for trial in trainings.campaign.trials] == [run]
+    trainings.train(run, 20, 5)
+    monkeypatch.setattr(runner, "stored_run", refuse)
+    clock = iter((0.0, RETRY_SECONDS + 1))
+    monkeypatch.setattr(runner, "time", type("clock", (), {"monotonic": staticmethod(lambda: next(clock))}))
+    monkeypatch.setattr(trainings.run, "_clock", lambda: 1.0)
+    assert [trainings.run.next_trial() for _ in range(2)] == [None] * 2
+    assert (states(trainings.campaign), trainings.campaign.trials[1].reason) == (["finished", "lost"], "503 Slow Down")
+    assert trainings.run.finished()
 
 
 def test_search_ends_when_no_point_is_a_recipe():
