@@ -94,9 +94,10 @@ class Trial:
         self.state, self.reason = state, reason
         self.close_span()
 
-    def close_span(self) -> None:
+    def close_span(self, end: float | None = None) -> None:
+        """End the time in which it trains at `end`, by default now."""
         if self.spans and self.spans[-1][1] is None:
-            self.spans[-1][1] = time.time()
+            self.spans[-1][1] = max(self.spans[-1][0] or 0.0, time.time() if end is None else end)
 
     @property
     def seconds(self) -> float:
@@ -222,7 +223,15 @@ def open_campaign(recipe: Recipe, stem: str, manifest: Manifest) -> Campaign:
             f"campaign '{name}' was made from another recipe, dataset or search.space: give another name=..."
         )
     campaign.recipe = content
+    for trial in campaign.trials:  # an earlier command was killed after it had written the file
+        trial.close_span(_written(name))
     return campaign
+
+
+def _written(name: str) -> float:
+    """Return when the campaign's file was written, in seconds since 1970."""
+    fs, path = campaign_file(name)
+    return fs.get_file_info(path).mtime_ns / 1e9
 
 
 def read_campaign(name: str) -> Campaign | None:

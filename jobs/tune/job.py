@@ -172,4 +172,5 @@ def _quiet_tune() -> None:
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # hog_frechet_normal is not in each epoch
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # else a relative ZPOINT_HOME would name another folder
     warnings.filterwarnings("ignore", module="optuna")
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # tracebacks of trials, which a campaign reports itself
+    for name in ("ray.tune", "ray.train"):  # tracebacks of trials and of the storage, which a campaign reports itself
+        logging.getLogger(name).setLevel(logging.CRITICAL)

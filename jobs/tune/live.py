@@ -114,7 +114,7 @@ def count_epochs(campaign: Campaign, states: Mapping[str, tuple[int, int, str]])
         live = trial.epochs * images / total if total else 0
         done += max(trial.epoch, live) if trial.state == "running" else epochs
     points = min(campaign.search["trials"], grid_size(parse_space(campaign.search["space"])))
-    total = max(int(points), len(campaign.trials)) * epochs if campaign.state == "running" else int(done)
+    total = max(int(points), len(campaign.trials)) * epochs if campaign.state != "finished" else int(done)
     counts = [f"{campaign.count(s)} {s}" for s in ("finished", "stopped", "diverged", "lost") if campaign.count(s)]
     return int(done), total, ", ".join(counts)
 

@@ -1,6 +1,7 @@
 """A campaign's command without Ray: which trial is next, how each one ends, and what the same command does then."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from aecore.data.shards import Manifest
 from aecore.training.checkpoint import RETRY_SECONDS
 from jobs.run_store import find_run
 from jobs.tune import runner
-from jobs.tune.campaign import Campaign, open_campaign
+from jobs.tune.campaign import Campaign, campaign_file, open_campaign, write_campaign
 from jobs.tune.job import trial_env, trial_resources
 from jobs.tune.live import count_epochs
 from jobs.tune.runner import BUDGET, CampaignRun
@@ -107,6 +108,19 @@ def test_lost_trial_leaves_the_campaign_unfinished_and_is_tried_again():
     again.run.close()
     assert (states(campaign), campaign.state, campaign.best) == (["finished", "finished"], "finished", lost)
     assert [len(trial.spans) for trial in campaign.trials] == [3, 1]
+
+
+def test_time_of_a_killed_command_ends_when_it_wrote_the_file_last():
+    """Before, the trials of a killed driver seemed to train on, which spent search.gpu_hours."""
+    trainings = Trainings()
+    trial = trainings.run.running[trainings.next()]
+    trial.spans = [[1000.0, None]]
+    write_campaign(trainings.campaign)
+    path = campaign_file(trainings.campaign.campaign)[1]
+    os.utime(path, (1360.0, 1360.0))
+    campaign = open_campaign(trainings.recipe, "x", MANIFEST)
+    assert campaign.trials[0].spans == [[1000.0, 1360.0]]
+    assert campaign.device_hours() == pytest.approx(0.1)
 
 
 def test_diverged_trial_is_not_tried_again():
@@ -282,5 +296,7 @@ def test_progress_ends_at_its_total(search: dict, totals: tuple):
     trainings.run.listeners = [lambda campaign: shown.append(count_epochs(campaign, {})[:2])]
     trainings.train(trainings.next(), 20, 5, active=0)
     assert shown[-1] == (10, totals[0])
+    trainings.campaign.state = "unfinished"  # interrupted
+    assert count_epochs(trainings.campaign, {})[:2] == (10, totals[0])
     trainings.campaign.state = "finished"
     assert count_epochs(trainings.campaign, {})[:2] == (10, totals[1])
