@@ -114,7 +114,7 @@ def test_stopped_trial_shows_its_last_checkpoint(charts: dict):
     run_store = open_run(recipe, "stopped", manifest)
     model = build_model(recipe, ImageShape(16, 1))
     for step, shade in ((10, -9.0), (20, 9.0)):  # black, then white images
-        torch.nn.init.constant_(model.get_parameter("decoder.12.bias"), shade)
+        torch.nn.init.constant_(model.get_parameter("decoder.9.bias"), shade)
         snapshot = take_snapshot(model, torch.optim.Adam(model.parameters()), recipe, TrainState(step=step))
         fs, root = run_store.folder
         write_checkpoint(fs, f"{root}/checkpoints", snapshot)
