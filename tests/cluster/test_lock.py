@@ -1,5 +1,6 @@
 """The lock of a run: one owner, lost with its process, on a disk and on S3."""
 
+import json
 import os
 import signal
 import socket
@@ -78,6 +79,17 @@ def test_killed_process_loses_the_lock_at_once(uri: str, start_owner):
     with hold(uri):
         pass
     assert time.monotonic() - started < lock.LEASE_SECONDS / 2  # a lease is not awaited
+
+
+def test_lease_of_a_process_whose_pid_another_has_is_free(s3: str, monkeypatch: pytest.MonkeyPatch):
+    uri = f"{s3}/locks/run-x"
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    owner = {**lock._this_process(), "started": "1"}  # this process, which runs, started at another time
+    boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=json.dumps(owner).encode())
+    started = time.monotonic()
+    with hold(uri):
+        pass
+    assert time.monotonic() - started < lock.LEASE_SECONDS / 2
 
 
 def test_threads_of_one_process_exclude_each_other(uri: str):

@@ -332,6 +332,10 @@ def test_odd_names_are_read(tmp_path: Path):
     for split, table in source.splits.items():
         assert list(source.read(split, range(table.num_rows))) == [PNG] * table.num_rows
     write(tmp_path / "cat", "a.png")
-    with pytest.raises(ValueError, match=r"100%\.png, a b#1") as caught:
+    with pytest.raises(ValueError, match=r"100%\.png, a b#1"):
+        open_folder(tmp_path)
+    for name in names[:2]:
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=r"png, new\\nline\.png, tab\\t\.png and 2 more outside") as caught:
         open_folder(tmp_path)
     assert "\n" not in str(caught.value)
