@@ -37,10 +37,11 @@ if __name__ == "__main__":
 from tests.planted_faults import EQUIVALENT, PLANTED, Fault  # noqa: E402
 
 GENERATED_FROM = (  # beside aecore: modules without Ray, MLflow or sockets
-    "cluster/settings.py", "cluster/storage.py", "jobs/claims/verdicts.py", "jobs/study/findings.py",
-    "jobs/study/metrics.py", "jobs/train/stopping.py", "jobs/tune/selection.py", "serving/http/decoding.py",
-    "serving/http/encoding.py", "serving/http/operations.py", "serving/runtime/batching.py",
-    "serving/runtime/model_loading.py", "serving/runtime/model_slot.py",
+    "cluster/lock.py", "cluster/network.py", "cluster/settings.py", "cluster/storage.py", "jobs/claims/verdicts.py",
+    "jobs/study/findings.py", "jobs/study/metrics.py", "jobs/train/stopping.py", "jobs/tune/plan.py",
+    "jobs/tune/selection.py", "jobs/tune/stopping.py", "jobs/tune/table.py", "serving/http/decoding.py",
+    "serving/http/encoding.py", "serving/http/operations.py", "serving/http/schemas.py",
+    "serving/runtime/batching.py", "serving/runtime/model_loading.py", "serving/runtime/model_slot.py",
 )  # fmt: skip
 NOT_GENERATED_FROM = (
     "aecore/data/synthetic_faces.py",  # a thousand lengths and colours of drawn faces: no value is the right one
@@ -54,17 +55,27 @@ TESTS = {  # of a module whose tests are not only tests/.../test_MODULE.py
     "aecore/data/images.py": ("tests/aecore/data/test_images.py", "tests/aecore/data/test_odd_images.py"),
     "aecore/data/io.py": ("tests/aecore/data/test_shards.py", "tests/aecore/data/test_download.py"),
     "aecore/data/node_cache.py": ("tests/aecore/data/test_node_cache.py", "tests/aecore/data/test_cache_eviction.py"),
-    "aecore/data/readers.py": ("tests/aecore/data/test_sources.py",),
-    "aecore/data/remote_path.py": ("tests/aecore/data/test_sources.py",),
+    "aecore/data/image_input.py": ("tests/aecore/test_pretrained.py", "tests/serving/client/test_client.py"),
+    "aecore/data/readers.py": (
+        "tests/aecore/data/test_sources.py", "tests/aecore/data/test_layout.py", "tests/aecore/data/test_tables.py",
+    ),
+    "aecore/data/sources.py": (
+        "tests/aecore/data/test_sources.py", "tests/aecore/data/test_layout.py", "tests/aecore/data/test_tables.py",
+        "tests/aecore/data/test_celeba.py",
+    ),
+    "aecore/data/remote_path.py": ("tests/aecore/data/test_remote_path.py", "tests/aecore/data/test_sources.py"),
     "aecore/data/shard_stream.py": ("tests/aecore/data/test_loaders.py",),
     "aecore/data/shuffle.py": ("tests/aecore/data/test_shuffle.py", "tests/aecore/data/test_loaders.py"),
+    "aecore/latent/arrays.py": ("tests/aecore/test_pretrained.py", "tests/serving/client/test_client.py"),
     "aecore/latent/density.py": ("tests/aecore/latent/test_samplers.py",),
     "aecore/metrics/distribution.py": ("tests/aecore/metrics/test_distribution.py",),
     "aecore/metrics/face_detector.py": ("tests/aecore/metrics/test_suite.py",),
     "jobs/claims/verdicts.py": ("tests/jobs/claims/test_verdicts.py",),
     "jobs/study/metrics.py": ("tests/jobs/study/test_findings.py",),
+    "jobs/tune/stopping.py": ("tests/jobs/tune/test_runner.py", "tests/jobs/tune/test_plan.py"),
     "serving/http/decoding.py": ("tests/serving/http/test_decoding.py", "tests/serving/http/test_api_images.py"),
     "serving/http/operations.py": ("tests/serving/http/test_api.py", "tests/serving/http/test_api_images.py"),
+    "serving/http/schemas.py": ("tests/serving/http/test_api.py", "tests/serving/http/test_request_forms.py"),
     "serving/runtime/model_slot.py": ("tests/serving/http/test_api.py",),
 }  # fmt: skip
 LIBRARIES = (  # imported once, before the forks; not Ray and MLflow, which read variables that the tests set
@@ -73,7 +84,7 @@ LIBRARIES = (  # imported once, before the forks; not Ray and MLflow, which read
 )  # fmt: skip
 PACKAGES = ("aecore", "cluster", "jobs", "serving", "tests")
 COPIED = (*PACKAGES, "docs", "pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile")
-NO_TESTS_FAILED, USAGE_ERROR, NO_TESTS = 0, 4, 5  # of pytest's exit statuses
+NO_TESTS_FAILED, INTERNAL_ERROR, USAGE_ERROR, NO_TESTS = 0, 3, 4, 5  # of pytest's exit statuses
 CPU_LIMIT_S = 180  # of each process: a fault may loop without end
 HANG_S = 1200  # a fault may wait without end; not less, since a busy machine is slow
 
@@ -112,9 +123,12 @@ def generate(file: str) -> Iterator[Mutant]:
     for node, new in _changes(ast.parse(source)):
         start = line_starts[node.lineno - 1] + node.col_offset
         end = line_starts[node.end_lineno - 1] + node.end_col_offset
-        old = " ".join(source[start:end].decode().split())
+        old, line = (
+            " ".join(code.decode().split()) for code in (source[start:end], source.splitlines()[node.lineno - 1])
+        )
+        change = f"{old} -> {' '.join(new.split())}" + (f" in {line}" if old in line and old != line else "")
         text = (source[:start] + new.encode() + source[end:]).decode()
-        yield Mutant(file, f"{old} -> {' '.join(new.split())}", text, select_tests(file))
+        yield Mutant(file, change, text, select_tests(file))
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[Any, str]]:
@@ -159,18 +173,25 @@ def _changed_expressions(node: ast.AST) -> Iterator[ast.expr]:
 
 
 def select_tests(file: str) -> tuple[str, ...]:
-    """Return the test files of a module."""
+    """Return the test files of a module: those of TESTS, else the one of its name."""
     path = Path(file)
-    tests = TESTS.get(file, (f"tests/{path.parent}/test_{path.stem}.py",))
-    return tuple(test for test in tests if (REPO / test).exists())
+    return TESTS.get(file, (f"tests/{path.parent}/test_{path.stem}.py",))
+
+
+def mutated_files() -> list[str]:
+    """Return the modules that mutants are generated from."""
+    aecore = [
+        path.relative_to(REPO).as_posix() for path in (REPO / "aecore").rglob("*.py") if path.name != "__init__.py"
+    ]
+    return sorted({*aecore, *GENERATED_FROM} - {*NOT_GENERATED_FROM})
 
 
 def sample_generated(count: int, seed: int, only: str) -> tuple[list[Mutant], int]:
     """Return `count` generated mutants in the proportions of the files, and how many there are; none is equivalent."""
-    aecore = [path.relative_to(REPO).as_posix() for path in (REPO / "aecore").rglob("*.py")]
-    files = [file for file in sorted({*aecore, *GENERATED_FROM} - {*NOT_GENERATED_FROM}) if only in file]
     equivalent = {(file, change) for file, change, _ in EQUIVALENT}
-    mutants = [m for file in files for m in generate(file) if (file, m.change) not in equivalent]
+    mutants = [
+        m for file in mutated_files() if only in file for m in generate(file) if (file, m.change) not in equivalent
+    ]
     return random.Random(seed).sample(mutants, min(count, len(mutants))), len(mutants)
 
 
@@ -195,7 +216,7 @@ def run_tests(mutant: Mutant | None, tests: tuple[str, ...], folder: str) -> Non
     os.environ["PYTHONPATH"] = str(root)
     import pytest
 
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not ray and not real and not browser"]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not ray and not real and not browser"]
     status = pytest.main([*options, f"--basetemp={folder}/temp", *tests])
     sys.stdout.flush()
     os._exit(int(status))
@@ -261,7 +282,7 @@ def run_mutants(kind: str, mutants: list[Mutant], processes: int) -> None:
     survivors, failed_tests = [], set()
     for index, outcome in run_all([(mutant, mutant.tests) for mutant in mutants], processes):
         mutant = mutants[index]
-        if outcome.status in (USAGE_ERROR, NO_TESTS):
+        if outcome.status in (INTERNAL_ERROR, USAGE_ERROR, NO_TESTS):
             sys.exit(f"{outcome.output}\npytest cannot run {' '.join(mutant.tests)}: status {outcome.status}")
         failed_tests |= {outcome.failed_test} - {""}
         noticed_by_file.append((mutant.file, outcome.noticed))

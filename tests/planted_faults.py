@@ -630,4 +630,26 @@ PLANTED = (
 )  # fmt: skip
 
 # (file, change as tests/mutants.py prints it, the reason why no test can notice it)
-EQUIVALENT: tuple[tuple[str, str, str], ...] = ()
+EQUIVALENT: tuple[tuple[str, str, str], ...] = (
+    (
+        "serving/runtime/batching.py",
+        "len(items) <= self._max_batch_size -> (len(items) < self._max_batch_size) in "
+        "if len(items) <= self._max_batch_size:",
+        "a request of exactly one batch is one chunk, split or not",
+    ),
+    (
+        "aecore/latent/samplers.py",
+        'True -> (False) in latents |= dict(zip(("gmm_weights", "gmm_means", "gmm_factors"), mixture, strict=True))',
+        "the mixture always has three arrays",
+    ),
+    (
+        "aecore/analysis.py",
+        "2_000 -> (2001) in N_PATH_POINTS = 2_000 # training z-points that an interpolation may pass through",
+        "the size of a subsample: none is the right one to one point",
+    ),
+    (
+        "aecore/metrics/pixel.py",
+        "31 -> (32) in indices = torch.randint(0, 2**31, (N_PATCHES, 3), generator=generator)",
+        "any bound far above the number of positions gives uniform positions",
+    ),
+)

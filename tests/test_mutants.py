@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants import PLANTED, generate, plant, select_tests
+from tests.mutants import EQUIVALENT, PLANTED, generate, mutated_files, plant, select_tests
 from tests.planted_faults import Fault
 
 REPO = Path(__file__).parent.parent
@@ -30,9 +30,23 @@ def test_generated_mutants_change_one_expression_or_statement_each():
     file = "aecore/data/shuffle.py"
     source = (REPO / file).read_text()
     mutants = {mutant.change: mutant.text for mutant in generate(file)}
-    assert {"limit >= count -> (limit > count)", "step * batch -> (step / batch)", "0 -> (1)"} <= set(mutants)
+    line = "return np.arange(count) if limit >= count else np.arange(limit) * count // limit"
+    assert f"limit >= count -> (limit > count) in {line}" in mutants
+    assert {"step * batch -> (step / batch)", "0 -> (1)"} <= {change.partition(" in ")[0] for change in mutants}
     assert "return rows[positions], positions -> return None" in mutants
     for text in mutants.values():
         ast.parse(text)
         assert text != source
     assert select_tests(file) == ("tests/aecore/data/test_shuffle.py", "tests/aecore/data/test_loaders.py")
+
+
+def test_each_module_that_is_mutated_has_tests():
+    for file in mutated_files():
+        for test in select_tests(file):
+            assert (REPO / test).is_file(), f"no tests of {file}: name them in TESTS of tests/mutants.py"
+
+
+def test_equivalent_mutants_exist():
+    for file, change, reason in EQUIVALENT:
+        assert reason
+        assert change in {mutant.change for mutant in generate(file)}, f"{file}: {change}"

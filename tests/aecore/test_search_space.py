@@ -53,8 +53,10 @@ def test_fractions_cover_a_dimension_evenly():
 def test_values_have_three_digits_and_stay_within_the_range():
     assert Range("log", 0.0123456, 1.0).nearest(0.01234561) == 0.0123456
     assert Range("uniform", 0.0, 1.0).nearest(0.123456) == 0.123
-    with pytest.raises(ValueError, match="uniform"):
-        Range("uniform", 0.0, 1.0).nearest(1.1)
+    for outside in (1.1, 0.49, 1.001, 0.4999, True, "0.7"):
+        with pytest.raises(ValueError, match=r"uniform\(0.5, 1\)"):
+            Range("uniform", 0.5, 1.0).nearest(outside)
+    assert Range("log", 1e-3, 1e3).nearest(1e3 * (1 + 1e-12)) == 1e3  # as exp(log(high)) may round
     with pytest.raises(ValueError, match="one of"):
         Choices((1, 2)).nearest(3)
 

@@ -267,6 +267,18 @@ def test_a_link_in_a_zip_is_counted(tmp_path: Path):
     assert source.passed_over == {"link": ["cat/link.png"]}
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_zip_with_a_name_twice_has_the_last_one_and_is_noted(tmp_path: Path):
+    last = encode_image(np.full((4, 4, 3), 9, np.uint8), "png")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, content in (("a.png", PNG), ("b.png", PNG), ("a.png", last)):
+            archive.writestr(name, content)
+    source = open_folder(tmp_path / "a.zip")
+    assert sum(counts(source)) == 2
+    assert source.passed_over == {"duplicate": ["a.png"]}
+    assert source.reader.read("a.png") == last
+
+
 def test_images_are_found_by_content(tmp_path: Path):
     picture = Image.new("RGB", (8, 8), "red")
     names = {

@@ -138,12 +138,22 @@ def test_cifar10_is_read_and_a_pickle_with_code_is_refused(tmp_path: Path):
     write_cifar(tmp_path / "cifar-10-batches-py")
     source = open_source("cifar10", SourceOptions(str(tmp_path)))
     assert counts(source)[2] == 4
+    assert (source.channels, source.size) == (3, 32)
     pixels = next(iter(source.read("test", [0])))
     assert isinstance(pixels, np.ndarray)
     assert pixels.shape == (32, 32, 3)
     write_cifar(tmp_path / "evil", extra=os.getcwd)
     with pytest.raises(ValueError, match=r"it would run posix.getcwd"):
         open_source("cifar10", SourceOptions(str(tmp_path / "evil")))
+
+
+@pytest.mark.parametrize("name", ["data_batch_1", "data_batch_5", "test_batch"])
+def test_cifar10_without_one_of_its_batches_is_refused(tmp_path: Path, name: str):
+    folder = tmp_path / "cifar-10-batches-py"
+    write_cifar(folder)
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing|holds no {name}"):
+        open_source("cifar10", SourceOptions(str(tmp_path)))
 
 
 def write_images(folder: Path, paths: list[str]) -> None:

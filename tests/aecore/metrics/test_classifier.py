@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from aecore.metrics.classifier import train_classifier
+from aecore.metrics.classifier import make_outliers, train_classifier
 
 COUNT, SIZE = 900, 28
 STEPS = 150  # half of the default: enough for these shapes
@@ -56,6 +56,22 @@ def test_outliers_are_rejected(classifier):
     recognised = {name: m["recognised"] for name, m in metrics.items()}
     assert max(recognised.values()) <= 0.1, recognised
     assert all(m["confidence"] < 0.3 for m in metrics.values())
+
+
+def test_outliers_of_training_hold_shuffled_averaged_and_mean_images():
+    images = torch.rand(64, 3, 24, 16)[:, :, :16]  # eight of each kind, four mean images
+    flat, noise, shuffled, averages, blurred, mean = make_outliers(images).split([8, 8, 8, 8, 8, 4])
+    assert (flat == flat[:, :, :1, :1]).all()
+    assert (noise.min(), noise.max()) >= (0, 0)
+    for image, original in zip(shuffled, images, strict=False):  # its four blocks of 8 x 8, in another order
+        blocks, originals = (
+            [block for rows in picture.split(8, 1) for block in rows.split(8, 2)] for picture in (image, original)
+        )
+        order = [next(i for i, other in enumerate(originals) if torch.equal(block, other)) for block in blocks]
+        assert sorted(order) == [0, 1, 2, 3]
+    torch.testing.assert_close(averages, (images[8:16] + images[16:24]) / 2)
+    assert blurred.std() < 0.2 * images.std()
+    torch.testing.assert_close(mean, images.mean(0).expand(4, -1, -1, -1))
 
 
 def test_one_repeated_image_has_one_effective_class(classifier):

@@ -431,3 +431,10 @@ def test_kl_factor_rises_linearly_during_its_warmup():
 def test_warmup_as_long_as_the_run_is_refused():
     with pytest.raises(ValueError, match="warmup takes fewer epochs than the 3 of the run"):
         check_recipe({"optim": {"epochs": 3, "warmup": 3}})
+
+
+def test_mean_losses_are_those_of_one_or_of_many_images():
+    sums = {"recon": 6.0, "kl": 4.0, "count": 1.0}
+    assert loop.mean_losses(sums, 0.5) == {"loss": 8.0, "recon": 6.0, "kl": 4.0}
+    assert loop.mean_losses(sums | {"count": 4.0}, 0.5) == {"loss": 2.0, "recon": 1.5, "kl": 1.0}
+    assert loop.mean_losses(dict.fromkeys(sums, 0.0), 0.5) == {"loss": 0.0, "recon": 0.0, "kl": 0.0}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from jobs.study.findings import make_findings
-from jobs.study.metrics import format_rate, rates_differ
+from jobs.study.metrics import column_headers, format_cells, format_rate, rates_differ
 
 BOUNDARIES = (0.5, 1, 5, 20)
 
@@ -33,6 +33,13 @@ def make_run(name: str = "a", *, cube: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5),
 def findings_text(*runs: dict[str, Any]) -> str:
     findings = make_findings({"judged": 256, "runs": list(runs)})
     return " ".join(sentence for sentences in findings.values() for sentence in sentences)
+
+
+def test_table_has_the_metrics_of_the_study_alone():
+    study: Any = {"judged": 256, "runs": [make_run()]}
+    keys = ("recognised", "faces", "hog_frechet", "fid")
+    assert column_headers(study, keys) == ["faces", "HOG-Frechet"]
+    assert format_cells(scores(0.5, 2.0), keys) == ["50 %", "2.00"]
 
 
 def test_fitted_gaussian_is_better_only_if_its_rate_differs():

@@ -38,7 +38,7 @@ def test_concurrent_requests_share_batches_and_get_their_own_results():
 
     async def run():
         batcher = Batcher("decode", batch_fn, max_batch_size=16)
-        requests = [make_items(n, seed) for seed, n in enumerate([1, 3, 40, 1, 1, 7, 16, 2])]
+        requests = [make_items(n, seed) for seed, n in enumerate([3, 1, 40, 7, 1, 1, 16, 2])]
         return requests, await asyncio.gather(*map(batcher, requests))
 
     requests, results = asyncio.run(run())
