@@ -22,6 +22,7 @@ IMAGES = "tests/aecore/data/test_images.py"
 SAMPLERS = "tests/aecore/latent/test_samplers.py"
 INTERPOLATION = "tests/aecore/latent/test_interpolation.py"
 STATS = "tests/aecore/latent/test_stats.py"
+POINTS = "tests/aecore/latent/test_points.py"
 PIXEL = "tests/aecore/metrics/test_pixel.py"
 DISTRIBUTION = "tests/aecore/metrics/test_distribution.py"
 AUTOENCODER = "tests/aecore/model/test_autoencoder.py"
@@ -421,6 +422,22 @@ PLANTED = (
     Fault(
         "any scheme authorizes", "serving/http/middleware.py",
         'self._token) and auth_scheme.lower() == b"bearer"', "self._token)", (API,),
+    ),
+    Fault(
+        "a request that names another version is answered", "serving/http/middleware.py",
+        "refusal or _refuse_other_version(scope, model.info.label) or self._app", "refusal or self._app", (API,),
+    ),
+    Fault(
+        "the client decodes z-points of another version", "serving/client/client.py",
+        'return str(version) or getattr(z, "model", "")', "return str(version)", (CLIENT,),
+    ),
+    Fault(
+        "the client retries a request that took too long", "serving/client/client.py",
+        '(response.status_code == 503 and "retry-after" in response.headers)', "response.status_code == 503", (CLIENT,),
+    ),
+    Fault(
+        "places on the map are weighted by the distance, not its square", "aecore/latent/points.py",
+        "distances.double().square().clamp_min(1e-18)", "distances.double().clamp_min(1e-18)", (POINTS,),
     ),
     Fault(
         "the client ignores Retry-After", "serving/client/client.py",

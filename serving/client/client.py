@@ -244,10 +244,11 @@ class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT, ListT]):
         """Return the endpoint's limits; it is asked for them if the input is `large`, once for each model."""
         if not large:
             return SMALL
-        if self._limits is None:
+        limits = self._limits  # another thread may forget them meanwhile
+        if limits is None:
             response = yield Request("/model", JSON)
-            self._limits = (_model([response]), Limits(**response.json()["limits"]))
-        return self._limits[1]
+            limits = self._limits = (_model([response]), Limits(**response.json()["limits"]))
+        return limits[1]
 
     def _run(self, operation: Operation[Any]) -> Any:
         raise NotImplementedError
@@ -256,7 +257,8 @@ class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT, ListT]):
         self, operation: Operation[Any], outcome: httpx2.Response | EndpointError | None
     ) -> tuple[Request | None, Any]:
         """Pass `outcome` to `operation`; return its next request, or None and its result."""
-        if isinstance(outcome, httpx2.Response) and self._limits and self._limits[0] != _model([outcome]):
+        limits = self._limits
+        if isinstance(outcome, httpx2.Response) and limits and limits[0] != _model([outcome]):
             self._limits = None  # of a model with other images
         try:
             if isinstance(outcome, EndpointError):

@@ -61,5 +61,9 @@ def read_model(source: str, tracking_uri: str) -> "SavedModel":
     import mlflow.artifacts
 
     with tempfile.TemporaryDirectory() as folder:
-        path = mlflow.artifacts.download_artifacts(source, dst_path=folder, tracking_uri=tracking_uri)
-        return load_model(*open_uri(path), default_device())
+        # Not the whole folder, which holds Python source too: MLflow's server sends each file by a request of its own.
+        for file in mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=tracking_uri):
+            name = file.path.rpartition("/")[2]
+            if name.endswith((".json", ".safetensors")):
+                mlflow.artifacts.download_artifacts(f"{source}/{name}", dst_path=folder, tracking_uri=tracking_uri)
+        return load_model(*open_uri(folder), default_device())

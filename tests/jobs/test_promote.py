@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import mlflow
@@ -90,6 +91,17 @@ def test_the_endpoint_runs_no_code_of_a_version(champion: str):
     for path in Path(version.source.removeprefix("file://")).rglob("*.py"):
         path.write_text("raise SystemExit('code of the store')")
     assert read_model(version.source, version.tracking_uri).model.z_dim == 3
+
+
+def test_a_version_that_only_mlflow_reads_is_fetched_without_its_code(champion: str, tmp_path: Path, monkeypatch):
+    version, fetched = find_model_version(), tmp_path / "fetched"
+    fetched.mkdir()
+    monkeypatch.setattr("tempfile.TemporaryDirectory", lambda: nullcontext(str(fetched)))
+    saved = read_model(f"runs:/{version.run_id}/model", version.tracking_uri)
+    assert (saved.model.z_dim, saved.points is not None) == (3, True)
+    files = {path.name for path in fetched.rglob("*") if path.is_file()}
+    assert files >= {"config.json", "latents.safetensors", "metrics.json", "model.safetensors", "points.safetensors"}
+    assert {path.suffix for path in fetched.rglob("*")} == {".json", ".safetensors"}
 
 
 def test_version_of_model_files_alone_still_loads(champion: str):
