@@ -90,12 +90,13 @@ class StepEnd:
     """The end of one optimizer step: `samples` of `total_samples` images of the whole run are done.
 
     `metrics` are this worker's means per image since the start of the epoch: `loss`, `recon` and `kl` in nats; empty
-    but for about two steps a second.
+    but for about two steps a second. `data_wait` is the share of the epoch's time so far that it waited for images.
     """
 
     samples: int
     total_samples: int
     metrics: dict[str, float]
+    data_wait: float
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def fit(run: TrainingRun) -> Iterator[StepEnd | EpochEnd]:
                 last_read = time.monotonic()
                 sums = dict(zip(EPOCH_SUMS, run.epoch_sums.tolist(), strict=True))
                 step_metrics = mean_losses(sums, run.recipe.loss.kl_factor)
-            yield StepEnd(state.samples, total_samples, step_metrics)
+            data_wait = wait_s / (time.monotonic() - epoch_start)
+            yield StepEnd(state.samples, total_samples, step_metrics, data_wait)
             wait_start = time.monotonic()
 
         # Reduce the training metrics.

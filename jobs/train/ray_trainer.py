@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -126,6 +126,7 @@ def train_loop_per_worker(*, recipe: dict[str, Any], run_store: RunStore, env: d
     from ray.train.torch import get_device
 
     from aecore.data.shuffle import World
+    from jobs.train.metrics import TrainingMetrics
     from jobs.train.worker import Worker, train_loop
 
     apply_env(env)
@@ -133,14 +134,16 @@ def train_loop_per_worker(*, recipe: dict[str, Any], run_store: RunStore, env: d
     with _unfit_node():
         run_store.check_visible()
         dataset = open_dataset(checked.data.uri)
-    worker = Worker(
-        World(context.get_world_rank(), context.get_world_size()),
-        get_device(),
-        show_progress=partial(publish, run_store.name),
-        stop=PROCESS_STOP,
-        on_ray=True,
-    )
-    with _unfit_node(CacheSpaceError):
+    world, device = World(context.get_world_rank(), context.get_world_size()), get_device()
+    with closing(TrainingMetrics(run_store.name, world.rank, device)) as exported, _unfit_node(CacheSpaceError):
+        worker = Worker(
+            world,
+            device,
+            show_progress=partial(publish, run_store.name),
+            observe_step=exported.observe_step,
+            stop=PROCESS_STOP,
+            on_ray=True,
+        )
         for metrics in train_loop(checked, dataset, run_store, worker):
             if report:
                 ray.train.report(metrics)

@@ -24,7 +24,7 @@ from aecore.latent.samplers import fit_directions
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.training import checkpoint
 from aecore.training.evaluate import LATENT_IMAGES, encode_points, evaluate, points_per_split
-from aecore.training.loop import EpochEnd, TrainingRun, fit, gather_sums
+from aecore.training.loop import EpochEnd, StepEnd, TrainingRun, fit, gather_sums
 from cluster.progress import ProgressCallback, no_progress
 from cluster.settings import settings
 from jobs.run_store import RunStore
@@ -52,6 +52,7 @@ class Worker:
     device: torch.device = field(default_factory=partial(torch.device, "cpu"))
     gpu_share: float = 1.0
     show_progress: ProgressCallback = no_progress
+    observe_step: Callable[[StepEnd], None] | None = None  # called with the steps that have metrics
     stop: StopRequest = field(default_factory=StopRequest)
     on_ray: bool = False
 
@@ -109,6 +110,8 @@ def train_loop(
                 means = "  ".join(f"{key} {mean:,.{0 if mean >= 1000 else 1}f}" for key, mean in event.metrics.items())
                 text = f"epoch {state.epochs + 1}/{recipe.optim.epochs}  {means}"
                 worker.show_progress(event.samples, event.total_samples, text)
+                if worker.observe_step is not None:
+                    worker.observe_step(event)
             action = consensus.after_step(state.step)
             if action is not Action.CONTINUE:
                 save()

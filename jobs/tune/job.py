@@ -24,6 +24,7 @@ from jobs.train.placement import worker_capacity, worker_resources
 from jobs.train.stopping import interruptible
 from jobs.tune.campaign import Campaign, discard, lock_campaign, open_campaign
 from jobs.tune.live import shown
+from jobs.tune.metrics import CampaignMetrics
 from jobs.tune.packing import trials_per_gpu
 from jobs.tune.records import recorded
 from jobs.tune.runner import CampaignRun, Listener
@@ -57,7 +58,7 @@ def _run(campaign: Campaign, recipe: Recipe, manifest: Manifest, listeners: Sequ
     connect()
     run = CampaignRun(campaign, recipe, manifest)
     with recorded(campaign, recipe) as record, shown(campaign) as show:
-        run.listeners = [record, show, *listeners]
+        run.listeners = [record, show, CampaignMetrics(), *listeners]
         try:
             run.begin()
             _search(run, recipe, manifest)

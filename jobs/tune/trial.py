@@ -52,9 +52,13 @@ def _train(recipe: Recipe, run_store: RunStore, gpu_share: float) -> None:
 
         return run_on_ray(recipe, dataset, run_store, [TuneReportCallback()])
     from aecore.model.autoencoder import default_device
+    from jobs.train.metrics import TrainingMetrics
     from jobs.train.worker import Worker, train_loop
 
-    worker = Worker(device=default_device(), gpu_share=gpu_share, show_progress=partial(publish, run_store.name))
-    with closing(train_loop(recipe, dataset, run_store, worker)) as epochs:  # a stopped trial writes its checkpoint
-        for metrics in epochs:
-            ray_tune.report(metrics)
+    device = default_device()
+    with closing(TrainingMetrics(run_store.name, 0, device)) as exported:
+        progress = partial(publish, run_store.name)
+        worker = Worker(device=device, gpu_share=gpu_share, show_progress=progress, observe_step=exported.observe_step)
+        with closing(train_loop(recipe, dataset, run_store, worker)) as epochs:  # a stopped trial writes its checkpoint
+            for metrics in epochs:
+                ray_tune.report(metrics)

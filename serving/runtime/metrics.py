@@ -1,9 +1,13 @@
-"""Prometheus metrics of one replica, served at /metrics."""
+"""Prometheus metrics of one replica, served at /metrics, and on a cluster by Ray's exporter on each node."""
+
+import time
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SECONDS_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+EXPORT_INTERVAL_S = 5.0
 
 
 class EndpointMetrics:
@@ -28,6 +32,8 @@ class EndpointMetrics:
         self._refused_versions = make(Counter, "refused_versions", "versions of the alias that did not load")
         self._model = make(Gauge, "model", "1 for the version that is served", "alias", "name", "version")
         self._served_versions: dict[str, tuple[str, str]] = {}  # name and version by alias
+        for work in ("decode", "encode"):  # a rate needs the zero before the first one
+            self._shed.labels(replica, work)
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(self._replica, route, str(status)).inc()
@@ -59,3 +65,43 @@ class EndpointMetrics:
     def exposition(self) -> bytes:
         """Return the metrics in Prometheus' text exposition format, 0.0.4."""
         return generate_latest(self._registry)
+
+    def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        """Return the values of `exposition` by name and labels, without the label `replica`."""
+        return {
+            (sample.name, tuple(pair for pair in sample.labels.items() if pair[0] != "replica")): sample.value
+            for family in self._registry.collect()
+            for sample in family.samples
+            if not sample.name.endswith("_created")
+        }
+
+
+class RayExporter:
+    """Copies the metrics of a Serve replica to Ray's exporter, with the prefix `ray_` and Serve's own labels.
+
+    Behind HAProxy /metrics answers for one replica of several; Ray's exporters have all of them. Values are copied
+    every few seconds, since recording each request in Ray too would cost it time. Each value is a gauge, also counters
+    and buckets: Ray has no counter of zero, and its histogram takes only single observations.
+    """
+
+    def __init__(self, metrics: EndpointMetrics) -> None:
+        self._metrics = metrics
+        self._gauges: dict[str, Any] = {}
+        self._exported: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
+
+    def export(self) -> None:
+        """Copy all values once; a series that is gone, such as a replaced version's, becomes 0."""
+        from ray.serve.metrics import Gauge
+
+        samples = self._metrics.samples()
+        for (name, labels), value in (dict.fromkeys(self._exported, 0.0) | samples).items():
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(name, f"{name} of /metrics", tag_keys=tuple(key for key, _ in labels))
+            self._gauges[name].set(value, dict(labels))
+        self._exported = set(samples)
+
+    def run(self) -> None:
+        """Copy all values every EXPORT_INTERVAL_S, in a thread that never ends."""
+        while True:
+            self.export()
+            time.sleep(EXPORT_INTERVAL_S)

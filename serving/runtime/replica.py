@@ -38,7 +38,7 @@ class Replica:
         from ray import serve
 
         from cluster.ray_compat import close_replica_grpc_port
-        from serving.runtime.metrics import EndpointMetrics
+        from serving.runtime.metrics import EndpointMetrics, RayExporter
         from serving.runtime.model_loading import load_version
 
         close_replica_grpc_port()
@@ -47,6 +47,7 @@ class Replica:
         self._token, self._metrics = token, EndpointMetrics(serve.get_replica_context().replica_id.unique_id)
         load = partial(load_version, compiled=compiled, metrics=self._metrics)
         self._slots = [_serve_alias(ModelVersion(**version), load, self._metrics) for version in versions]
+        threading.Thread(target=RayExporter(self._metrics).run, name="export-metrics", daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> Any:
         from serving.http.api import create_app
