@@ -1,0 +1,59 @@
+"""Check the alert rules, the dashboard and the service stack as text; test_services.py runs them."""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+DEPLOY = Path(__file__).parents[3] / "cluster" / "deploy"
+DASHBOARD = json.loads((DEPLOY / "observability" / "dashboard.json").read_text())
+
+
+def test_promtool_accepts_rules_and_configuration(executable: Callable[[str, str], str]):
+    promtool = executable("promtool", "apt-get install prometheus")
+    for command, file in {"config": "prometheus.yml", "rules": "rules.yaml"}.items():
+        checked = subprocess.run(
+            [promtool, "check", command, DEPLOY / "observability" / file], capture_output=True, text=True
+        )
+        assert checked.returncode == 0, checked.stderr
+
+
+def test_panels_do_not_overlap_and_say_what_they_show():
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in DASHBOARD["panels"]]
+    assert len(set(places)) == len(places)
+    assert all(panel["description"] and panel["title"] for panel in DASHBOARD["panels"])
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(places)
+
+
+def test_compose_names_files_volumes_and_variables_that_exist(tmp_path: Path):
+    folder = DEPLOY / "services"
+    compose = yaml.safe_load((folder / "compose.yaml").read_text())
+    subprocess.run(["sh", DEPLOY / "secrets.sh", tmp_path / "secrets"], check=True)
+    for name, service in compose["services"].items():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            named = re.fullmatch(r"[a-z]\w*", source)
+            assert source in compose["volumes"] if named else source == "/tmp/ray" or (folder / source).exists(), name
+        for file in service.get("env_file", []):
+            assert (tmp_path / file).is_file()
+        assert set(service.get("depends_on", {})) <= set(compose["services"])
+        assert service["image"].count(":") == 1
+    assert "password" not in (folder / "compose.yaml").read_text().replace("PASSWORD", "").replace("passwords", "")
+
+
+def test_secrets_are_random_private_and_never_overwritten(tmp_path: Path):
+    command = ["sh", DEPLOY / "secrets.sh", tmp_path / "secrets"]
+    subprocess.run(command, check=True)
+    files = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    assert all((tmp_path / "secrets" / name).stat().st_mode & 0o777 == 0o600 for name in files)
+    assert subprocess.run(command, capture_output=True).returncode != 0
+    assert files == {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    values = dict(line.split("=", 1) for text in files.values() for line in text.splitlines())
+    assert values["MLFLOW_TRACKING_PASSWORD"] == values["MLFLOW_AUTH_ADMIN_PASSWORD"]
+    assert (values["ROOT_ACCESS_KEY"], values["ROOT_SECRET_KEY"]) == (
+        values["AWS_ACCESS_KEY_ID"], values["AWS_SECRET_ACCESS_KEY"]
+    )  # fmt: skip
+    assert all(len(value) >= 20 for name, value in values.items() if not name.endswith("USERNAME"))
