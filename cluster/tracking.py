@@ -36,15 +36,15 @@ def check_tracking_uri() -> None:
     uri = settings().tracking_uri
     scheme = uri.partition(":")[0]
     dialect, _, driver = scheme.partition("+")
-    shown = f"MLFLOW_TRACKING_URI '{hide_credentials(uri)}'"
+    label = f"MLFLOW_TRACKING_URI '{hide_credentials(uri)}'"
     if dialect == "postgres":
-        raise ValueError(f"{shown}: SQLAlchemy calls it postgresql://")
+        raise ValueError(f"{label}: SQLAlchemy calls it postgresql://")
     if "://" not in uri or dialect not in SCHEMES:
         raise ValueError(
-            f"{shown} is not supported: it takes sqlite:///, http(s)://, postgresql://, mysql:// or mssql://"
+            f"{label} is not supported: it takes sqlite:///, http(s)://, postgresql://, mysql:// or mssql://"
         )
     if dialect == "sqlite" and not uri.startswith(f"{scheme}:///"):
-        raise ValueError(f"{shown} names no file: write sqlite:///relative/path or sqlite:////absolute/path")
+        raise ValueError(f"{label} names no file: write sqlite:///relative/path or sqlite:////absolute/path")
     if dialect in ("http", "https", "sqlite"):
         return
     from sqlalchemy.engine import make_url
@@ -54,12 +54,12 @@ def check_tracking_uri() -> None:
         make_url(uri).get_dialect().import_dbapi()
     except ModuleNotFoundError as error:
         package = DRIVER_PACKAGES.get(str(error.name), str(error.name))
-        raise ValueError(f"{shown} needs the driver {error.name}: `pip install '{package}'`") from error
+        raise ValueError(f"{label} needs the driver {error.name}: `pip install '{package}'`") from error
     except ImportError as error:
-        raise ValueError(f"{shown}: its driver does not load: {error}") from error
+        raise ValueError(f"{label}: its driver does not load: {error}") from error
     except ArgumentError as error:  # no URL, or a driver that SQLAlchemy does not know
         reason = f"SQLAlchemy has no driver '{driver}'" if driver else hide_credentials(str(error))
-        raise ValueError(f"{shown} is not readable: {reason}") from error
+        raise ValueError(f"{label} is not readable: {reason}") from error
 
 
 @lru_cache(maxsize=4)

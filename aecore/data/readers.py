@@ -200,7 +200,7 @@ def member_path(name: str) -> str:
     Some programs on Windows write backslashes.
     """
     if "\\" in name or "//" in name or "/." in name or name.startswith(("/", ".")) or name.endswith("/"):
-        return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+        return "/".join(folder for folder in name.replace("\\", "/").split("/") if folder not in ("", ".", ".."))
     return name
 
 

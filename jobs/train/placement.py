@@ -50,14 +50,14 @@ def worker_resources(scale: "Scale", num_workers: int | None = None, streaming: 
 
 def _cpu_share(cpus: list[int], num_workers: int, streaming: bool) -> float:
     cpus = [count for count in cpus if count]
-    share = max(1, min(min(cpus), sum(cpus) // num_workers)) if cpus else 1
-    return share if not streaming else share // 2 or 0.5
+    per_worker = max(1, min(min(cpus), sum(cpus) // num_workers)) if cpus else 1
+    return per_worker if not streaming else per_worker // 2 or 0.5
 
 
 def _gpu_share(gpus: list[float], num_workers: int) -> float:
     """Return 1, or what is left of a GPU that an endpoint shares if there are too few others."""
-    shared = [share for count in gpus if (share := round(count % 1, 4))]
-    return 1 if sum(map(int, gpus)) >= num_workers or not shared else min(shared)
+    fractions = [fraction for count in gpus if (fraction := round(count % 1, 4))]
+    return 1 if sum(map(int, gpus)) >= num_workers or not fractions else min(fractions)
 
 
 def worker_capacity(resources: dict[str, float], without: Collection[str] = ()) -> int:
@@ -100,7 +100,7 @@ def holdings() -> list[Holding]:
     """Return what actors and placement groups hold of the connected cluster; none if its state API does not answer."""
     from ray.util.state import list_actors, list_jobs, list_placement_groups
 
-    found: list[Holding] = []
+    held: list[Holding] = []
     with suppress(Exception), own_state_api():
         jobs: list[Any] = list_jobs()
         actors: list[Any] = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
@@ -109,13 +109,13 @@ def holdings() -> list[Holding]:
         for actor in actors:
             is_replica = actor.class_name.startswith(REPLICA)
             holder = f"endpoint {actor.class_name.split(':')[1]}" if is_replica else names.get(actor.job_id, "a job")
-            found.append(Holding(holder, actor.node_id, _units(actor.required_resources)))
+            held.append(Holding(holder, actor.node_id, _units(actor.required_resources)))
         for group in groups:
             holder = names.get(group.creator_job_id, "a job")
-            found += [
+            held += [
                 Holding(holder, b.get("node_id", ""), _units(b.get("unit_resources"))) for b in group.bundles or []
             ]
-    return [holding for holding in found if holding.resources]
+    return [holding for holding in held if holding.resources]
 
 
 def describe_holdings(held: list[Holding]) -> str:

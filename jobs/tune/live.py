@@ -78,11 +78,11 @@ class CampaignDisplay:
         # A trial also publishes the fill of its node's cache, in other units.
         states = {run: state for run, state in read_states(running).items() if state[2].startswith("epoch ")}
         trials = sorted(sort_trials(campaign), key=lambda trial: trial.state != "running")
-        shown = trials[: max(MIN_ROWS, rows - 4)]
-        cells = [trial_cells(campaign, trial) | self._live_cells(trial, states.get(trial.run)) for trial in shown]
+        visible = trials[: max(MIN_ROWS, rows - 4)]
+        cells = [trial_cells(campaign, trial) | self._live_cells(trial, states.get(trial.run)) for trial in visible]
         lines = format_rows(campaign, cells, columns - 1)
-        if len(shown) < len(trials):
-            lines.append(f"and {len(trials) - len(shown)} more: zpoint campaign {campaign.campaign}")
+        if len(visible) < len(trials):
+            lines.append(f"and {len(trials) - len(visible)} more: zpoint campaign {campaign.campaign}")
         self.bar.set(*count_epochs(campaign, states))
         return [line[: columns - 1] for line in [*lines, self.bar.line()]]
 

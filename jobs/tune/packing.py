@@ -1,4 +1,4 @@
-"""How many trials share one GPU: as many as its memory holds, as long as more of them train more steps per second.
+"""Choose how many trials share a GPU: as many as its memory holds and as train more steps per second than fewer.
 
 Small networks in small batches leave most of a GPU idle, since launching a step's kernels takes longer than running
 them.

@@ -177,8 +177,8 @@ class CampaignRun:
     def plan(self) -> PointPlan:
         """The search's points, with the results of earlier commands."""
         if self._plan is None:
-            own = self._own_point()
-            first = [*self.search.first, *([own] if own else [])]
+            recipe_point = self._own_point()
+            first = [*self.search.first, *([recipe_point] if recipe_point else [])]
             self._plan = PointPlan(self.space, first, self.search.trials, self.recipe.optim.seed)
             for trial in self.campaign.trials:
                 if not trial.replicate_of:
@@ -212,8 +212,8 @@ class CampaignRun:
         """Add a trial of `point` to the campaign; return None if its run is a trial already."""
         recipe = self.recipe.at(point)
         run = run_name(recipe, self.campaign.stem, self.manifest)
-        if (known := self.campaign.trial(run)) is not None:
-            self.plan.tell(point, self._values(known))
+        if (trial := self.campaign.trial(run)) is not None:
+            self.plan.tell(point, self._values(trial))
             return None
         trial = Trial(run, point, recipe.optim.epochs, replicate_of=replicate_of)
         self.campaign.trials.append(trial)

@@ -75,7 +75,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request takes: z-points or images, bytes of its body, pixels of its images."""
+    """The limits of one request: z-points or images, bytes of its body, pixels of its images."""
 
     points: int
     body: int
@@ -177,7 +177,7 @@ class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT, ListT]):
 
     def _decode(self, z: np.ndarray, pin: str) -> Operation[Images]:
         limits = yield from self._limits_for(SMALL.points < len(z))
-        requests = [Request("/decode", NPY, NPY, to_npy(part)) for part in _split_rows(z, limits.points)]
+        requests = [Request("/decode", NPY, NPY, to_npy(block)) for block in _split_rows(z, limits.points)]
         responses = yield from _collect(requests, pin)
         return Images(np.concatenate([_parse_npy(r) for r in responses]), z, _model(responses))
 

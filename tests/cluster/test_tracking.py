@@ -1,6 +1,7 @@
 """MLflow's URI, experiment and runs: what was deleted is restored, what is wrong is named, and no password is shown."""
 
 import logging
+import sys
 
 import pytest
 
@@ -28,6 +29,8 @@ from jobs.cli import SafeFormatter
     ],
 )
 def test_wrong_uri_or_missing_driver_is_named_before_a_request(monkeypatch, uri: str, message: str):
+    for driver in ("psycopg", "psycopg2", "MySQLdb", "pymysql", "pyodbc"):
+        monkeypatch.setitem(sys.modules, driver, None)  # as if it were not installed
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     for check in (check_tracking_uri, tracking.client):
         with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI '") as error:

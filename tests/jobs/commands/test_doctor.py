@@ -69,6 +69,7 @@ def test_mlflows_troubles_are_found(monkeypatch: pytest.MonkeyPatch):
     tracking.experiment_id()  # as the next training does
     assert _check_mlflow().ok
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:geheim@host/db")
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # as if it were not installed
     with pytest.raises(ValueError, match="needs the driver psycopg: `pip install"):
         _check_mlflow()
 
