@@ -261,9 +261,10 @@ def _add_serving(add_command: Callable[..., Any]) -> None:
 
 
 def _add_cluster(add_command: Callable[..., Any]) -> None:
-    add_command(
+    doctor = add_command(
         "doctor", _doctor, "check installation, Ray, storage and MLflow, and suggest fixes", lambda r: r["text"]
     )
+    doctor.add_argument("--cluster", action="store_true", help="check every node of the cluster at RAY_ADDRESS")
 
     submit = add_command("submit", _submit, "submit a job to a cluster through Ray Jobs")
     submit.add_argument(
@@ -426,7 +427,12 @@ def _interpolate(args: Any) -> Result:
 def _doctor(args: Any) -> Result:
     from jobs.commands.doctor import doctor, render
 
-    checks = doctor()
+    if args.cluster:
+        from jobs.commands.cluster_doctor import doctor_cluster
+
+        checks = doctor_cluster()
+    else:
+        checks = doctor()
     failed = any(check.ok is False for check in checks)
     return {"checks": [vars(check) for check in checks], "text": render(checks), "exit_status": int(failed)}
 

@@ -30,6 +30,7 @@ from cluster.ray_connection import SECRETS_FILE, check_reachable, runtime_env, u
 from cluster.settings import EXPORTED_VARIABLES, expand_user, secret_env, settings
 
 JOBS = ("ingest", "train", "tune", "study", "claims", "promote")
+CLUSTER_DOCTOR = ["doctor", "--cluster"]  # submits itself
 DASHBOARD_PORT = 8265
 CONNECT_TIMEOUT_S = 5
 STOP_TIMEOUT_S = 15  # for a stopped job to save its state; Ray's default kills it after 3
@@ -57,7 +58,7 @@ def submit(
     Raises ValueError for an unknown job, a missing recipe file, an unset variable, and an address where no Ray
     dashboard answers, RuntimeError if the cluster does not answer any more.
     """
-    if not argv or argv[0] not in JOBS:
+    if argv[:2] != CLUSTER_DOCTOR and (not argv or argv[0] not in JOBS):
         raise ValueError(f"submit takes {', '.join(JOBS)}, not '{argv[0] if argv else ''}'")
     argv = [expand_user(argument) if _is_recipe_file(argument) else argument for argument in argv]
     missing = [argument for argument in argv[1:] if _is_recipe_file(argument) and not Path(argument).is_file()]

@@ -1,0 +1,266 @@
+"""Check each node of a cluster by a task on it: versions, access to store and MLflow, cache disk, clock, network, GPUs.
+
+From a machine that is no node, `zpoint doctor --cluster` submits itself to the cluster as a job.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from aecore.errors import one_line
+from cluster.settings import apply_env, exported_env, settings
+from jobs.commands.doctor import Check
+
+PROBE_TIMEOUT_S = 90
+MAX_CLOCK_OFFSET_S = 5.0  # S3 refuses requests of a clock that is 15 minutes off
+MIN_CACHE_MB_PER_S = 50
+CACHE_PROBE_BYTES, NETWORK_PROBE_BYTES = 32 << 20, 64 << 20
+Report = dict[str, Any]
+
+
+def doctor_cluster() -> list[Check]:
+    """Return the checks of all nodes of the cluster at RAY_ADDRESS. Raises ValueError without one."""
+    address = settings().ray_address
+    if "://" in address:
+        return _submit_doctor()
+    if not address or address == "local":
+        raise ValueError("doctor --cluster needs a cluster: set RAY_ADDRESS to http://head:8265 or host:6379")
+    from cluster.ray_connection import connect
+
+    connect()
+    return [*check_reports(*_probe_nodes()), _check_bandwidth()]
+
+
+def _submit_doctor() -> list[Check]:
+    from jobs.commands.submit import job_logs, submit
+
+    result = submit(["doctor", "--cluster", "--json"], wait=True)
+    lines = [line for line in job_logs(result["id"]).splitlines() if line.startswith('{"checks"')]
+    if not lines:
+        raise RuntimeError(f"the checks on the cluster ended without a result: {result['message']}")
+    return [Check(**check) for check in json.loads(lines[-1])["checks"]]
+
+
+def _probe_nodes() -> tuple[list[Report], list[str]]:
+    """Return a report of each living node, and the addresses of nodes that gave none."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    probe: Any = ray.remote(probe_node)
+    refs = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ref = probe.options(num_cpus=0, scheduling_strategy=strategy).remote(exported_env(), time.time())
+            refs[ref] = node["NodeManagerAddress"]
+    done, late = ray.wait(list(refs), num_returns=len(refs), timeout=PROBE_TIMEOUT_S)
+    reports, silent = [], [refs[ref] for ref in late]
+    for ref in done:
+        try:
+            reports.append(ray.get(ref) | {"address": refs[ref]})
+        except Exception:
+            silent.append(refs[ref])
+    return sorted(reports, key=lambda report: report["host"]), silent
+
+
+def probe_node(env: dict[str, str], started: float) -> Report:
+    """Return what this node has. `started`: the driver's clock when it sent the task."""
+    arrived = time.time()
+    apply_env(env)
+    import ray
+    import torch
+
+    address = ray.util.get_node_ip_address()
+    return {
+        "host": socket.gethostname(),
+        "clock_s": arrived - started,  # includes the start of the worker
+        "versions": {
+            "Python": platform.python_version(), "Ray": ray.__version__, "torch": torch.__version__,
+            "CUDA": torch.version.cuda or "none", "zpoint": _version("zpoint"), "pyarrow": _version("pyarrow"),
+        },
+        "name_address": _attempt(lambda: socket.gethostbyname(socket.gethostname())),
+        "node_address": address,
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "driver": _driver_version(),
+        "store": _error_of(_use_store),
+        "mlflow": _error_of(_use_mlflow),
+        "cache": str(settings().cache),
+        "cache_error": _error_of(lambda: settings().cache.mkdir(parents=True, exist_ok=True)),
+        "cache_free_bytes": _attempt(lambda: shutil.disk_usage(settings().cache).free),
+        "cache_mb_per_s": _attempt(_measure_cache),
+    }  # fmt: skip
+
+
+def check_reports(reports: list[Report], silent: Sequence[str] = ()) -> list[Check]:
+    """Return one check a subject of all nodes; its finding names the hosts that differ or fail."""
+    text = f"{len(reports)} answered" + (f", not {', '.join(silent)}" if silent else "")
+    fix = "read the raylet's log on these nodes, or restart them" if silent else ""
+    checks = [Check("nodes", not silent, text, fix)]
+    for name in reports[0]["versions"] if reports else ():
+        found = {report["host"]: report["versions"][name] for report in reports}
+        same = len(set(found.values())) == 1
+        text = next(iter(found.values())) if same else _by_value(found)
+        checks.append(
+            Check(name.lower(), same, text, "" if same else "install the same version on all nodes: one image")
+        )
+    checks += [
+        _check_errors(reports, "store", "sees ZPOINT_STORE", "give the host network access and the AWS_* variables"),
+        _check_errors(reports, "mlflow", "sees MLflow", "give the host network access to MLFLOW_TRACKING_URI"),
+        _check_caches(reports), _check_clocks(reports), _check_names(reports),
+        Check("gpus", True, _by_value({r["host"]: ", ".join(r["gpus"]) + f" {r['driver']}" for r in reports})),
+    ]  # fmt: skip
+    return checks
+
+
+def _check_errors(reports: list[Report], key: str, text: str, fix: str) -> Check:
+    failed = [f"{report['host']}: {report[key]}" for report in reports if report[key]]
+    return Check(key, not failed, "; ".join(failed) or f"every node {text}", fix if failed else "")
+
+
+def _check_caches(reports: list[Report]) -> Check:
+    failed = [f"{report['host']}: {report['cache_error']}" for report in reports if report["cache_error"]]
+    if failed:
+        return Check("cache", False, "; ".join(failed), "set ZPOINT_CACHE to a writable folder of each node's own disk")
+    text = ", ".join(
+        f"{r['host']} {(r['cache_free_bytes'] or 0) / 1e9:.1f} GB free, {r['cache_mb_per_s'] or 0:.0f} MB/s"
+        for r in reports
+    )
+    if any(not r["cache_mb_per_s"] or r["cache_mb_per_s"] < MIN_CACHE_MB_PER_S for r in reports):
+        return Check("cache", None, text, "free space, or set ZPOINT_CACHE to a fast local disk")
+    return Check("cache", True, text)
+
+
+def _check_clocks(reports: list[Report]) -> Check:
+    """A task may take PROBE_TIMEOUT_S to start, so a clock is wrong if it is behind the driver's or further ahead."""
+    off = {r["host"]: r["clock_s"] for r in reports if not -MAX_CLOCK_OFFSET_S < r["clock_s"] < PROBE_TIMEOUT_S}
+    text = ", ".join(f"{host} {offset:+.0f} s" for host, offset in off.items())
+    fix = "synchronise the clocks (chrony, systemd-timesyncd): S3 refuses clocks that are 15 minutes off"
+    return Check("clocks", not off, text or "no node is behind or far ahead", fix if off else "")
+
+
+def _check_names(reports: list[Report]) -> Check:
+    wrong = [r for r in reports if str(r["name_address"] or "127.").startswith("127.") and len(reports) > 1]
+    if not wrong:
+        return Check("names", True, "each host's name leads to an address that others reach")
+    text = ", ".join(f"{r['host']} is {r['name_address'] or 'unknown'}, not {r['node_address']}" for r in wrong)
+    fix = "correct /etc/hosts, or set GLOO_SOCKET_IFNAME where Ray is started: gloo (DDP on CPUs) binds to that address"
+    return Check("names", None, text, fix)
+
+
+def _check_bandwidth() -> Check:
+    """Send some bytes from the second node with resources to the first one."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [
+        n["NodeID"] for n in ray.nodes() if n["Alive"] and (n["Resources"].get("CPU") or n["Resources"].get("GPU"))
+    ]
+    if len(nodes) < 2:
+        return Check("network", True, "not measured: fewer than two nodes have resources")
+    near, far = (NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes[:2])
+    sink_class: Any = ray.remote(_Sink)
+    send: Any = ray.remote(_send)
+    try:
+        sink = sink_class.options(num_cpus=0, scheduling_strategy=near).remote()
+        address = ray.get(sink.listen.remote(), timeout=PROBE_TIMEOUT_S)
+        seconds = ray.get(
+            send.options(num_cpus=0, scheduling_strategy=far).remote(address, NETWORK_PROBE_BYTES),
+            timeout=PROBE_TIMEOUT_S,
+        )
+    except Exception as error:
+        fix = "open all ports between the nodes: DDP takes any of them"
+        return Check("network", False, f"no connection between two nodes: {one_line(error)}", fix)
+    return Check("network", True, f"{NETWORK_PROBE_BYTES / seconds / 1e6:,.0f} MB/s between two nodes, to {address[0]}")
+
+
+class _Sink:
+    """Receives bytes of one connection on its node. Runs as an actor."""
+
+    def listen(self) -> tuple[str, int]:
+        import ray
+
+        address = ray.util.get_node_ip_address()
+        server = socket.create_server((address, 0))
+        threading.Thread(target=self._receive, args=(server,), daemon=True).start()
+        return address, server.getsockname()[1]
+
+    def _receive(self, server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with server, connection:
+            while connection.recv(1 << 20):
+                pass
+            connection.sendall(b"!")
+
+
+def _send(address: tuple[str, int], size: int) -> float:
+    """Send `size` bytes to `address` and return the seconds until they have arrived."""
+    with socket.create_connection(address, timeout=20) as connection:
+        started = time.perf_counter()
+        connection.sendall(bytes(size))
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(1)
+        return time.perf_counter() - started
+
+
+def _use_store() -> None:
+    from cluster.storage import check_uri
+
+    check_uri(settings().store)
+
+
+def _use_mlflow() -> None:
+    from cluster.tracking import find_experiment
+
+    find_experiment()
+
+
+def _measure_cache() -> float:
+    """Return the MB per second that a synchronised write to the cache's disk reaches."""
+    probe = settings().cache / f".doctor-{os.getpid()}"
+    try:
+        with open(probe, "wb", buffering=0) as file:
+            started = time.perf_counter()
+            file.write(bytes(CACHE_PROBE_BYTES))
+            os.fsync(file.fileno())
+            return CACHE_PROBE_BYTES / 1e6 / (time.perf_counter() - started)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _version(package: str) -> str:
+    return _attempt(lambda: importlib.metadata.version(package)) or "not installed"
+
+
+def _driver_version() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    output = _attempt(lambda: subprocess.run(command, capture_output=True, text=True, timeout=20).stdout)
+    return f"(driver {output.split()[0]})" if output and output.split() else "none"
+
+
+def _attempt(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Exception:
+        return None
+
+
+def _error_of(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except Exception as error:
+        return one_line(error)
+    return ""
+
+
+def _by_value(found: dict[str, str]) -> str:
+    """Return the hosts of each value, as in `2.14.0 on w1, w2; 2.13.0 on w3`."""
+    values = dict.fromkeys(found.values())
+    return "; ".join(f"{value.strip()} on {', '.join(h for h, v in found.items() if v == value)}" for value in values)
