@@ -1,0 +1,53 @@
+"""Check what a replica copies to Ray's exporter; tests/cluster/deploy/test_services.py reads it from there."""
+
+from typing import Any
+
+import pytest
+
+from serving.runtime.metrics import EndpointMetrics, RayExporter
+
+Series = dict[tuple[str, tuple[str, ...]], float]
+
+
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> Series:
+    """Record what is set in Ray's gauges: values by name and labels."""
+    values: Series = {}
+
+    class Gauge:
+        def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+            assert "replica" not in tag_keys  # Serve adds its own
+            self.name, self.tag_keys = name, tag_keys
+
+        def set(self, value: float, tags: dict[str, Any]) -> None:
+            assert tuple(tags) == self.tag_keys
+            values[self.name, tuple(tags.values())] = value
+
+    monkeypatch.setattr("ray.serve.metrics.Gauge", Gauge)
+    return values
+
+
+def test_counters_buckets_and_gauges_are_exported_with_their_labels(exported: Series):
+    metrics = EndpointMetrics("replica-1")
+    exporter = RayExporter(metrics)
+    metrics.observe_request("/v1/decode", 200, 0.03)
+    exporter.export()
+    metrics.observe_request("/v1/decode", 200, 0.3)
+    exporter.export()
+    assert exported["zpoint_requests_total", ("/v1/decode", "200")] == 2
+    assert exported["zpoint_request_seconds_bucket", ("/v1/decode", "0.05")] == 1
+    assert exported["zpoint_request_seconds_bucket", ("/v1/decode", "+Inf")] == 2
+    assert exported["zpoint_request_seconds_sum", ("/v1/decode",)] == pytest.approx(0.33)
+    assert exported["zpoint_shed_total", ("decode",)] == 0  # before the first one
+    assert not [name for name, _ in exported if name.endswith("_created")]
+
+
+def test_a_replaced_version_is_exported_as_0(exported: Series):
+    metrics = EndpointMetrics("replica-1")
+    exporter = RayExporter(metrics)
+    metrics.set_served_version("champion", "zpoint", "1", swap=False)
+    exporter.export()
+    metrics.set_served_version("champion", "zpoint", "2", swap=True)
+    exporter.export()
+    assert exported["zpoint_model", ("champion", "zpoint", "1")] == 0
+    assert exported["zpoint_model", ("champion", "zpoint", "2")] == 1
