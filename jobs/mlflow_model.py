@@ -17,6 +17,7 @@ import pyarrow.fs as pafs
 import aecore
 from aecore.data.io import read_bytes
 from jobs.run_store import RunStore
+from jobs.tune.selection import SAMPLERS
 
 if TYPE_CHECKING:  # torch
     from aecore.training.checkpoint import SavedModel
@@ -26,14 +27,7 @@ SAMPLES = "samples.png"
 PACKAGES = (
     "numpy", "pillow", "pyarrow", "pydantic", "pyyaml", "safetensors", "scipy", "simplejpeg", "threadpoolctl", "torch",
 )  # fmt: skip
-SHOWN_METRICS = (
-    "test_psnr",
-    "test_ssim",
-    "valid_psnr",
-    "valid_active_units",
-    "hog_frechet_normal",
-    "hog_frechet_gaussian",
-)
+SHOWN_METRICS = ("test_psnr", "test_ssim", "valid_psnr", "valid_active_units", *map("hog_frechet_{}".format, SAMPLERS))
 
 
 def write_mlflow_model(folder: Path, run_store: RunStore, saved: "SavedModel", artifact_path: str) -> None:
