@@ -59,8 +59,11 @@ def read_parquet_columns(root: RemotePath, files: list[str]) -> tuple[pa.Table, 
         table = table.append_column("identity" if name == "celeb_id" else name, values)
     if "label" in columns:
         labels = table["label"].to_pylist()
-        unlabelled = [name for name, label in zip(names, labels, strict=True) if label is None or label < 0]
-        if unlabelled:  # Hugging Face's test splits without labels have -1
+        unlabelled = [  # Hugging Face's test splits without labels have -1; a float may be any number
+            name for name, label in zip(names, labels, strict=True)
+            if label is None or (isinstance(label, int) and label < 0)
+        ]  # fmt: skip
+        if unlabelled:
             raise ValueError(
                 f"{root}: {len(unlabelled):,} of {len(names):,} images have no label, such as "
                 f"{unlabelled[0]}: move these files away, or remove the column"

@@ -97,6 +97,12 @@ def test_parquet_with_some_labels_is_refused(tmp_path: Path, labels: list):
     assert f"1 of 3 images have no label, such as a/00000{missing}: move" in refusal("parquet", tmp_path)
 
 
+def test_parquet_with_numbers_as_labels_is_read(tmp_path: Path):
+    table = pa.table({"image": [{"bytes": picture(i)} for i in range(3)], "label": [-0.5, 0.0, 1.5]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert sum(counts(open_source("parquet", SourceOptions(str(tmp_path))))) == 3
+
+
 def test_parquet_without_rows_is_refused(tmp_path: Path):
     images = pa.array([], pa.struct([("bytes", pa.binary())]))
     pq.write_table(pa.table({"image": images}), tmp_path / "train.parquet")
