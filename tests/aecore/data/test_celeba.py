@@ -81,6 +81,11 @@ def kaggle_windows(root: Path) -> Path:
     return write(root, "img_align_celeba/img_align_celeba", {k: "\ufeff" + v for k, v in csv_lists("\r\n").items()})
 
 
+def edited_on_windows(root: Path) -> Path:
+    lists = {name: "\ufeff" + text.replace("\n", "\r\n") for name, text in txt_lists().items()}
+    return write(root / "My Data (1)", "img_align_celeba", lists)
+
+
 def torchvision_root(root: Path) -> Path:
     write(root / "celeba", "img_align_celeba", txt_lists())
     (root / "MNIST").mkdir()
@@ -122,8 +127,8 @@ def renamed_folder(root: Path) -> Path:
 
 
 FORMS = [
-    kaggle_folder, kaggle_zip, kaggle_inner_folder, kaggle_windows, torchvision_root, official, aligned_png,
-    in_the_wild, zipped_root, aligned_and_in_the_wild, linked, renamed_folder,
+    kaggle_folder, kaggle_zip, kaggle_inner_folder, kaggle_windows, edited_on_windows, torchvision_root, official,
+    aligned_png, in_the_wild, zipped_root, aligned_and_in_the_wild, linked, renamed_folder,
 ]  # fmt: skip
 
 
