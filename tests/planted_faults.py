@@ -37,6 +37,13 @@ STORAGE = "tests/cluster/test_storage.py"
 VERDICTS = "tests/jobs/claims/test_verdicts.py"
 FINDINGS = "tests/jobs/study/test_findings.py"
 STOPPING = "tests/jobs/train/test_stopping.py"
+SELECTION = "tests/jobs/tune/test_selection.py"
+RUNNER = "tests/jobs/tune/test_runner.py"
+SEARCH_SPACE = "tests/aecore/test_search_space.py"
+LAYOUT = "tests/aecore/data/test_layout.py"
+REMOTE_PATH = "tests/aecore/data/test_remote_path.py"
+LOCK = "tests/cluster/test_lock.py"
+NETWORK = "tests/cluster/test_network.py"
 CLIENT = "tests/serving/client/test_client.py"
 API = "tests/serving/http/test_api.py"
 API_IMAGES = "tests/serving/http/test_api_images.py"
@@ -643,6 +650,168 @@ PLANTED = (
     Fault(
         "api: body limit off by one", "serving/http/api.py",
         "if len(body) + len(chunk) > max_bytes:", "if len(body) + len(chunk) >= max_bytes:", (API,),
+    ),
+    # Campaigns, search spaces, layouts, locks, proxies and the registry.
+    Fault(
+        "a dead model may be the best of a campaign", "jobs/tune/selection.py",
+        "(m for m in models if m.alive)", "models", (SELECTION,),
+    ),
+    Fault(
+        "the sampler of the highest distance is served", "jobs/tune/selection.py",
+        "best = min(distances, key=distances.__getitem__)", "best = max(distances, key=distances.__getitem__)",
+        (SELECTION,),
+    ),
+    Fault(
+        "a point has the name of its worst seed", "jobs/tune/selection.py",
+        "best = min(models, key=lambda model: model.distance)", "best = max(models, key=lambda model: model.distance)",
+        (SELECTION,),
+    ),
+    Fault(
+        "one standard error of the lead is no noise", "jobs/tune/selection.py",
+        "if lead >= 2 * error:", "if lead >= 1 * error:", (SELECTION,),
+    ),
+    Fault(
+        "the variance between seeds is biased", "jobs/tune/selection.py",
+        "sum(len(d) - 1 for d in distances)", "sum(len(d) for d in distances)", (SELECTION,),
+    ),
+    Fault(
+        "a point is dead only if all its seeds are", "jobs/tune/selection.py",
+        "all(model.alive for model in models)", "any(model.alive for model in models)", (SELECTION,),
+    ),
+    Fault(
+        "a front that is cut by the half goes on", "jobs/tune/selection.py",
+        "(ranks <= ranks[row]).sum() <=", "(ranks < ranks[row]).sum() <", (SELECTION,),
+    ),
+    Fault(
+        "the last epoch is a rung", "jobs/tune/stopping.py",
+        "if epoch < optim.epochs]", "]", (RUNNER,),
+    ),
+    Fault(
+        "a trial is compared at one rung", "jobs/tune/stopping.py", "NUM_RUNGS = 2", "NUM_RUNGS = 1", (RUNNER,),
+    ),
+    Fault(
+        "a model counts as dead during the KL's warm-up", "jobs/tune/stopping.py",
+        "trial.epoch >= recipe.loss.kl_warmup and ", "", (RUNNER,),
+    ),
+    Fault(
+        "search.stop=none is ignored", "jobs/tune/stopping.py",
+        'if recipe.search.stop == "none":', "if False:", (RUNNER,),
+    ),
+    Fault(
+        "trials of other lengths are compared", "jobs/tune/stopping.py",
+        "is not None and t.epochs == trial.epochs]", "is not None]", (RUNNER,),
+    ),
+    Fault(
+        "a log range is uniform", "aecore/search_space.py",
+        'if self.kind == "log":\n            return self.nearest(math.exp',
+        "if False:\n            return self.nearest(math.exp",
+        (SEARCH_SPACE,),
+    ),
+    Fault(
+        "an int range lacks its upper end", "aecore/search_space.py",
+        "int(self.low + fraction * (self.high - self.low + 1))", "int(self.low + fraction * (self.high - self.low))",
+        (SEARCH_SPACE,),
+    ),
+    Fault(
+        "a space of one point more than its trials is a grid", "aecore/search_space.py",
+        "grid_size(space) <= trials", "grid_size(space) <= trials + 1", (SEARCH_SPACE,),
+    ),
+    Fault(
+        "a bool is a number of a range", "aecore/search_space.py",
+        " and not isinstance(value, bool)", "", (SEARCH_SPACE,),
+    ),
+    Fault(
+        "numbers of a list keep their order", "aecore/search_space.py",
+        "sorted(text) if text and", "list(text) if text and", (SEARCH_SPACE,),
+    ),
+    Fault(
+        "val is a class", "aecore/data/layout.py", '"val": "valid", ', "", (LAYOUT,),
+    ),
+    Fault(
+        "a name of two splits is one of them", "aecore/data/layout.py",
+        "splits.pop() if len(splits) == 1 else None", "splits.pop() if splits else None", (LAYOUT,),
+    ),
+    Fault(
+        "classes that no training image has are silent", "aecore/data/layout.py",
+        "if train and names - train:", "if False:", (LAYOUT,),
+    ),
+    Fault(
+        "masks are images", "aecore/data/layout.py", 'reasons[path] = "mask"', "pass", (LAYOUT,),
+    ),
+    Fault(
+        "a dead process of this machine keeps its lease", "cluster/lock.py",
+        '_start_ticks(owner["pid"]) != owner["started"]', "False", (LOCK,),
+    ),
+    Fault(
+        "a renewed lease runs out", "cluster/lock.py",
+        "(etag == watched and time.monotonic() > deadline)", "(watched and time.monotonic() > deadline)", (LOCK,),
+    ),
+    Fault(
+        "a lock's file stays behind", "cluster/lock.py",
+        "os.unlink(path)\n            os.rmdir(folder)", "os.rmdir(folder)", (LOCK,),
+    ),
+    Fault(
+        "a lease is written without a condition", "cluster/lock.py",
+        'condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}', "condition = {}", (LOCK,),
+    ),
+    Fault(
+        "a lease of another process is deleted", "cluster/lock.py",
+        "if self._is_own(self.read()[1]):", "if True:", (LOCK,),
+    ),
+    Fault(
+        "networks in NO_PROXY are ignored", "cluster/network.py",
+        "any(address in network for network in map(_network, _no_proxy()) if network)", "False", (NETWORK,),
+    ),
+    Fault(
+        "a proxy's password is shown", "cluster/network.py",
+        'label = f"{name}={hide_credentials(value)}"', 'label = f"{name}={value}"', (NETWORK,),
+    ),
+    Fault(
+        "NO_PROXY loses its own names", "cluster/network.py",
+        "names += [host for", "names = [host for", (NETWORK,),
+    ),
+    Fault(
+        "a cut read of a remote file is repeated from its start", "aecore/data/remote_path.py",
+        "divmod(self._position + done, BLOCK_BYTES)", "divmod(self._position, BLOCK_BYTES)", (REMOTE_PATH,),
+    ),
+    Fault(
+        "a HEAD request gets a body", "serving/http/middleware.py",
+        'message = {**message, "body": b""}', "pass", (API,),
+    ),
+    Fault(
+        "a request beyond the buffer is read", "serving/http/middleware.py",
+        "if self._buffered_bytes > self._limits.max_buffered_bytes:", "if False:", (API,),
+    ),
+    Fault(
+        "the bytes of answered requests count on", "serving/http/middleware.py",
+        "self._buffered_bytes -= body_bytes", "pass", (API,),
+    ),
+    Fault(
+        "infinite metrics go to MLflow", "cluster/tracking.py",
+        " if math.isfinite(value)]", "]", ("tests/cluster/test_tracking.py", "tests/cluster/test_mlflow_runs.py"),
+    ),
+    Fault(
+        "a deleted run of MLflow stays deleted", "cluster/tracking.py",
+        "client().restore_run(run_id)", "pass", ("tests/cluster/test_tracking.py", "tests/cluster/test_mlflow_runs.py"),
+    ),
+    Fault(
+        "a continued run keeps the version of its first model", "jobs/promote.py",
+        'if version.tags.get("zpoint.epochs", run.data.params["optim.epochs"]) == epochs:', "if version:",
+        ("tests/jobs/test_promote.py",),
+    ),
+    Fault(
+        "an epoch that is trained again replaces its metrics", "jobs/tune/campaign.py",
+        "if epoch <= self.epoch:", "if epoch < self.epoch:", (RUNNER, "tests/jobs/tune/test_records.py"),
+    ),
+    Fault(
+        "a PIL image keeps its camera's rotation", "aecore/data/image_input.py",
+        "ImageOps.exif_transpose(image) or image", "image",
+        ("tests/aecore/test_pretrained.py", CLIENT),
+    ),
+    Fault(
+        "floats are cut off in place of rounded", "aecore/data/image_input.py",
+        "np.rint(array.astype(np.float32) * 255).astype(np.uint8)", "(array.astype(np.float32) * 255).astype(np.uint8)",
+        ("tests/aecore/test_pretrained.py", CLIENT),
     ),
 )  # fmt: skip
 

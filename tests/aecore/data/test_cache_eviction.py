@@ -116,18 +116,23 @@ def test_the_least_recently_used_entry_is_evicted_and_one_in_use_stays(tmp_path)
     datasets = {name: make_dataset(tmp_path / name, {"train": [10]}, seed=seed) for seed, name in enumerate("abcd")}
     in_use = fill(tmp_path, datasets["a"])[0]
     fill(tmp_path, datasets["b"])
-    time.sleep(0.02)
     fill(tmp_path, datasets["c"])
     limit = 3 * 10 * ROW_BYTES
+
+    def set_last_used(name: str, age_s: float) -> None:  # file systems keep times of coarse steps
+        seconds = time.time() - age_s
+        os.utime(tmp_path / "cache" / f"{datasets[name].manifest.digest[:16]}-train.lock", (seconds, seconds))
 
     def cached() -> str:
         digests = {file.parent.name.split("-")[0] for file in (tmp_path / "cache").glob("*/images.u8")}
         return "".join(name for name, dataset in datasets.items() if dataset.manifest.digest[:16] in digests)
 
+    for name, age_s in (("a", 30), ("b", 20), ("c", 10)):
+        set_last_used(name, age_s)
     fill(tmp_path, datasets["d"], limit)  # a is the oldest, but in use; b is the next
     assert cached() == "acd"
     assert (in_use == noise_images(10, seed=0)).all()
-    time.sleep(0.02)
+    set_last_used("d", 5)
     fill(tmp_path, datasets["c"], limit)
     del in_use
     fill(tmp_path, datasets["b"], limit)
