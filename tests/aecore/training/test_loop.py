@@ -310,8 +310,8 @@ def run_workers(worker, args, size):
     mp.start_processes(worker, args, nprocs=size, start_method="forkserver")
 
 
-def start_worker(rank, size, store):
-    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=size)
+def start_worker(rank, size, port):
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     torch.set_num_threads(1)
 
 
@@ -320,8 +320,8 @@ def stop_worker():
     dist.destroy_process_group()
 
 
-def train_worker(rank, size, store, path, norm):
-    start_worker(rank, size, store)
+def train_worker(rank, size, port, path, norm):
+    start_worker(rank, size, port)
     run, metrics = make_run(make_recipe(norm), world=World(rank, size), wrap=DistributedDataParallel), {}
     for event in loop.fit(run):
         if isinstance(event, loop.EpochEnd):
@@ -334,13 +334,13 @@ def train_worker(rank, size, store, path, norm):
     stop_worker()
 
 
-def train_on_workers(size, folder, norm):
+def train_on_workers(size, folder, norm, port):
     path = str(folder / f"{norm}-{size}.pt")
-    run_workers(train_worker, (size, str(folder / f"store-{size}"), path, norm), size)
+    run_workers(train_worker, (size, port, path, norm), size)
     return torch.load(path, weights_only=True)
 
 
-def test_two_workers_equal_one(tmp_path):
+def test_two_workers_equal_one(tmp_path, free_port):
     """Without batch norm only the order of float32 sums differs: after 6 steps the weights agree to 1e-5.
 
     Adam divides by the gradient's root mean square, so that a relative error of 1e-7 can grow 100-fold where a
@@ -348,26 +348,26 @@ def test_two_workers_equal_one(tmp_path):
     """
     one = make_run(make_recipe())
     metrics = last_metrics(one)
-    two = train_on_workers(2, tmp_path, "group")
+    two = train_on_workers(2, tmp_path, "group", free_port)
     torch.testing.assert_close(two["weights"], weights(one), rtol=1e-3, atol=1e-5)
     for name in ("train_loss", "train_kl", "valid_loss", "valid_psnr"):
         assert two["metrics"][name] == pytest.approx(metrics[name], rel=1e-5)
 
 
-def test_synchronised_batch_norm_equals_that_of_one_worker(tmp_path):
+def test_synchronised_batch_norm_equals_that_of_one_worker(tmp_path, free_port):
     """Also if the last batch holds 5 images for 6 workers.
 
     This compares the curves, not the weights: a bias before batch norm has no gradient but rounding errors, which Adam
     scales to full steps. The float64 test below compares gradients.
     """
     metrics = last_metrics(make_run(make_recipe("sync_batch")))
-    six = train_on_workers(6, tmp_path, "sync_batch")["metrics"]
+    six = train_on_workers(6, tmp_path, "sync_batch", free_port)["metrics"]
     for name in ("train_loss", "valid_loss", "valid_psnr"):
         assert six[name] == pytest.approx(metrics[name], rel=1e-3)
 
 
-def gradient_worker(rank, size, store, path):
-    start_worker(rank, size, store)
+def gradient_worker(rank, size, port, path):
+    start_worker(rank, size, port)
     torch.save(first_step_gradients(World(rank, size), DistributedDataParallel), f"{path}-{rank}")
     stop_worker()
 
@@ -386,25 +386,25 @@ def first_step_gradients(world, wrap=lambda model: model):
     return torch.cat([p.grad.flatten() for p in run.model.parameters()])
 
 
-def test_gradients_of_three_workers_equal_those_of_one_in_float64(tmp_path):
+def test_gradients_of_three_workers_equal_those_of_one_in_float64(tmp_path, free_port):
     one = first_step_gradients(World())
-    run_workers(gradient_worker, (3, str(tmp_path / "store"), str(tmp_path / "grad")), 3)
+    run_workers(gradient_worker, (3, free_port, str(tmp_path / "grad")), 3)
     for rank in range(3):
         torch.testing.assert_close(torch.load(tmp_path / f"grad-{rank}"), one, rtol=1e-9, atol=1e-9)
 
 
-def test_batch_norm_is_per_worker(tmp_path):
+def test_batch_norm_is_per_worker(tmp_path, free_port):
     """Each worker normalises with its own half of the batch, so that the curve differs, but little."""
     metrics = last_metrics(make_run(make_recipe("batch")))
-    two = train_on_workers(2, tmp_path, "batch")["metrics"]
+    two = train_on_workers(2, tmp_path, "batch", free_port)["metrics"]
     assert two["train_loss"] != pytest.approx(metrics["train_loss"], rel=1e-6)
     assert two["train_loss"] == pytest.approx(metrics["train_loss"], rel=0.1)
 
 
-def test_uneven_last_batch_of_three_workers_keeps_exact_means(tmp_path):
+def test_uneven_last_batch_of_three_workers_keeps_exact_means(tmp_path, free_port):
     """21 images in batches of 8 leave 5 for three workers."""
     metrics = last_metrics(make_run(make_recipe()))
-    three = train_on_workers(3, tmp_path, "group")["metrics"]
+    three = train_on_workers(3, tmp_path, "group", free_port)["metrics"]
     assert three["train_loss"] == pytest.approx(metrics["train_loss"], rel=1e-5)
 
 

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from aecore.config import check_recipe
+from aecore.config import Optim, check_recipe
 from aecore.data.shards import Manifest
 from aecore.training.checkpoint import RETRY_SECONDS
 from jobs.run_store import find_run
 from jobs.tune import runner
-from jobs.tune.campaign import Campaign, campaign_file, open_campaign, write_campaign
+from jobs.tune.campaign import Campaign, Trial, campaign_file, open_campaign, write_campaign
 from jobs.tune.job import trial_env, trial_resources
 from jobs.tune.live import count_epochs
 from jobs.tune.runner import BUDGET, CampaignRun
+from jobs.tune.stopping import reason_to_stop, rungs
 
 MANIFEST = Manifest(dataset="x", options={}, size=16, channels=3, encoding="png", splits={})
 SPACE = {"loss.kl_factor": "log(0.01, 1)", "model.z_dim": [2, 3]}
@@ -151,6 +152,32 @@ def test_worse_half_is_stopped_at_the_rungs_and_the_front_goes_on():
     assert campaign.trials[3].reason == "in the worse half of 4 trials at epoch 2"
     assert campaign.trials[5].reason == "in the worse half of 3 trials at epoch 4"  # it was third of six at epoch 2
     assert [trial.epoch for trial in campaign.trials] == [10, 2, 10, 2, 2, 4]
+
+
+def test_rungs_are_the_first_two_judged_epochs_and_never_the_last():
+    assert rungs(Optim(epochs=10)) == [2, 4]
+    assert rungs(Optim(epochs=1)) == []
+    for epochs in range(2, 30):
+        assert epochs not in rungs(Optim(epochs=epochs))
+
+
+def test_model_without_active_units_is_dead_only_after_the_warmup_of_the_kl():
+    recipe = check_recipe({"loss": {"kl_warmup": 3}, "optim": {"epochs": EPOCHS}})
+    trial = Trial("a", {}, EPOCHS)
+    for epoch, reason in ((2, ""), (3, "no active units after epoch 3")):
+        trial.record(epoch, {"valid_active_units": 0})
+        assert reason_to_stop(Trainings().campaign, trial, recipe) == reason
+
+
+def test_trials_of_other_lengths_are_not_compared():
+    campaign = Trainings().campaign
+    for run, epochs, psnr, distance in (("long", 20, 30.0, 1.0), ("short", EPOCHS, 20.0, 5.0)):
+        campaign.trials.append(trial := Trial(run, {}, epochs))
+        trial.record(2, {"valid_psnr": psnr, "hog_frechet_normal": distance, "hog_frechet_gaussian": distance})
+    recipe = check_recipe({"optim": {"epochs": EPOCHS}})
+    assert reason_to_stop(campaign, campaign.trials[1], recipe) == ""
+    campaign.trials[0].epochs = EPOCHS
+    assert reason_to_stop(campaign, campaign.trials[1], recipe) == "in the worse half of 2 trials at epoch 2"
 
 
 def test_minutes_stop_the_trials_and_more_minutes_let_them_go_on():

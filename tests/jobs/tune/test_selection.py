@@ -111,6 +111,7 @@ def seeds_of(name: str, *distances: float) -> list[ScoredModel]:
 
 def test_seeds_have_the_mean_score_and_the_name_of_the_best_one():
     assert mean_score(seeds_of("a", 4.0, 2.0, 3.0)) == ScoredModel("a1", 20.0, 3.0)
+    assert not mean_score([ScoredModel("a", 20.0, 3.0), ScoredModel("b", 20.0, 3.0, alive=False)]).alive
 
 
 @pytest.mark.parametrize(
@@ -118,6 +119,8 @@ def test_seeds_have_the_mean_score_and_the_name_of_the_best_one():
     [
         ([(4.0,), (5.0,)], "one seed each"),
         ([(4.0, 4.2, 3.8), (4.1, 4.3, 3.9)], "lies within noise: a2 leads b2 by 0.10"),
+        ([(4.0, 4.2, 3.8), (4.3, 4.5, 4.1)], "lies within noise: a2 leads b2 by 0.30"),  # 1.84 standard errors
+        ([(4.0, 4.2, 3.8), (4.4, 4.6, 4.2)], "is above noise: it leads by 0.40"),  # 2.45 standard errors
         ([(4.0, 4.1, 3.9), (5.0, 5.1, 4.9)], "is above noise: it leads by 1.00"),
         ([(4.0, 4.1), (5.0,)], "one seed each"),
     ],
