@@ -166,6 +166,7 @@ def _check_bandwidth() -> Check:
     if len(nodes) < 2:
         return Check("network", True, "not measured: fewer than two nodes have resources")
     near, far = (NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes[:2])
+    seconds: Any
     sink_class: Any = ray.remote(_Sink)
     send: Any = ray.remote(_send)
     try:
