@@ -106,7 +106,7 @@ def make_cluster(folder: Path, workers: Mapping[str, int]) -> Iterator[Cluster]:
         for name, cpus in workers.items():
             cluster.start_worker(name, cpus)
         (hosts["laptop"].folder / "tmp" / "home" / "tiny.yaml").write_text(RECIPE)
-        wait_until(lambda: cluster.nodes() == {"head", *workers}, "the nodes")
+        wait_until(lambda: cluster.nodes() == {"head", *workers}, "the nodes", timeout_s=300)
         yield cluster
 
 
