@@ -1,4 +1,4 @@
-"""Show a whole campaign in MLflow: metrics, description and table of its run, tags of its trials' runs."""
+"""Log a whole campaign to MLflow: metrics, description and table of its run, tags and distances of its trials."""
 
 import json
 import time
@@ -16,6 +16,7 @@ TABLE_FILE = "trials.json"
 NOTE_LIMIT = 5_000  # characters of a tag's value that every MLflow store accepts
 ENDED = ("finished", "stopped", "diverged", "lost")
 FRONT_TAG = "zpoint.front"
+DISTANCE = "distance"  # the metric by which the rule ranks a trial, for MLflow's charts
 DISTANCES = [f"hog_frechet_{sampler}" for sampler in SAMPLERS]
 
 
@@ -24,7 +25,7 @@ class CampaignOverview:
 
     def __init__(self) -> None:
         self._summary: dict[str, float] | None = None  # as logged last
-        self._tags: dict[str, dict[str, str]] = {}  # of each trial's run, as logged last
+        self._tags: dict[str, dict[str, str]] = {}  # and the distance of each trial's run, as logged last
 
     def sync(self, campaign: Campaign, run_id: str, trial_run_ids: Mapping[str, str]) -> None:
         """Log what has changed; `trial_run_ids` has the MLflow run of each trial."""
@@ -35,6 +36,10 @@ class CampaignOverview:
                 if trial.run in trial_run_ids and logged.get(key) != value:
                     client.set_tag(trial_run_ids[trial.run], key, value)
                     logged[key] = value
+            model = score_trial(campaign, trial)
+            if model is not None and trial.run in trial_run_ids and logged.get(DISTANCE) != str(model.distance):
+                client.log_metric(trial_run_ids[trial.run], DISTANCE, model.distance, step=trial.epoch)
+                logged[DISTANCE] = str(model.distance)
         summary = summarize(campaign)
         if summary == self._summary:
             return
@@ -81,16 +86,16 @@ def describe(campaign: Campaign) -> str:
     if not rows:
         return "\n".join(head)
     lines = ["", f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
-    remaining = NOTE_LIMIT - sum(len(line) + 1 for line in [*head, *lines]) - 40
-    row_lines = []
+    left = NOTE_LIMIT - sum(len(line) + 1 for line in [*head, *lines]) - 40
+    shown = []
     for row in rows:
         line = f"| {' | '.join(row.values())} |"
-        remaining -= len(line) + 1
-        if remaining < 0:
+        left -= len(line) + 1
+        if left < 0:
             break
-        row_lines.append(line)
-    more = ["", f"and {len(rows) - len(row_lines)} more in {TABLE_FILE}"] if len(row_lines) < len(rows) else []
-    return "\n".join([*head, *lines, *row_lines, *more])
+        shown.append(line)
+    more = ["", f"and {len(rows) - len(shown)} more in {TABLE_FILE}"] if len(shown) < len(rows) else []
+    return "\n".join([*head, *lines, *shown, *more])
 
 
 def make_table(campaign: Campaign) -> dict[str, Any]:

@@ -123,14 +123,14 @@ def image_tables(campaign: Campaign, decode: Decoder) -> list[ImageTable]:
         images = decode(trial.run, list(dict.fromkeys(samplers)))
         if "normal" in images:
             distance = f"{trial.judged[-1]['hog_frechet_normal']:.2f}"
-            normal.append(ImageRow(label, images["normal"], [cells["PSNR"], distance, cells["active"], cells["epoch"]]))
+            normal.append(ImageRow(label, images["normal"], [cells["PSNR"], distance, cells["epoch"]]))
         if trial.state == "finished" and model.sampler in images:
-            values = [model.sampler, cells["PSNR"], f"{model.distance:.2f}", cells["active"]]
+            values = [model.sampler, cells["PSNR"], f"{model.distance:.2f}"]
             best.append(ImageRow(label, images[model.sampler], values))
-    tables = [("z-points of N(0, 1)", ["PSNR", "distance", "active", "epoch"], normal)]
+    tables = [("z-points of N(0, 1)", ["PSNR", "distance", "epoch"], normal)]
     if campaign.search["sampler"] == "best":
         title = "z-points of each finished trial's best sampler"
-        tables.append((title, ["sampler", "PSNR", "distance", "active"], best))
+        tables.append((title, ["sampler", "PSNR", "distance"], best))
     return [ImageTable(None, title, header, columns, rows) for title, columns, rows in tables if rows]
 
 

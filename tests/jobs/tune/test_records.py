@@ -89,6 +89,7 @@ def test_mlflow_gets_the_campaign_and_its_trials():
         "mlflow.parentRunId": campaign.run_id, "zpoint.campaign": campaign.campaign, "zpoint.state": "finished",
     }  # fmt: skip
     assert (logged_epochs(store.run_id), run.info.status) == ([1, 2], "FINISHED")
+    assert run.data.metrics["distance"] == 4.0
     tags = {key: run.data.tags[key] for key in ("search.model.z_dim", "search.loss.kl_factor", "zpoint.front")}
     assert tags == {"search.model.z_dim": "64", "search.loss.kl_factor": "1.0", "zpoint.front": "true"}
 

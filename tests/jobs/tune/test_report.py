@@ -90,7 +90,7 @@ def test_samples_are_ordered_by_kl_factor_with_the_distance_of_their_sampler(cha
     assert normal.label_header == "kl_factor, z_dim"
     kl_factors = [float(row.label.lstrip("*> ").split(",")[0]) for row in normal.rows]
     assert kl_factors == sorted(kl_factors)
-    stopped = [row.cells for row in normal.rows if row.cells[-1] == "4/20"]
+    stopped = [row for row in normal.rows if row.cells[-1] == "4/20"]
     assert (len(kl_factors), len(stopped)) == (campaign.count("finished") + 1, 1)  # one is stopped
     chosen = campaign.trial(campaign.best)
     assert chosen is not None
