@@ -86,16 +86,16 @@ def describe(campaign: Campaign) -> str:
     if not rows:
         return "\n".join(head)
     lines = ["", f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
-    left = NOTE_LIMIT - sum(len(line) + 1 for line in [*head, *lines]) - 40
-    shown = []
+    remaining = NOTE_LIMIT - sum(len(line) + 1 for line in [*head, *lines]) - 40
+    row_lines = []
     for row in rows:
         line = f"| {' | '.join(row.values())} |"
-        left -= len(line) + 1
-        if left < 0:
+        remaining -= len(line) + 1
+        if remaining < 0:
             break
-        shown.append(line)
-    more = ["", f"and {len(rows) - len(shown)} more in {TABLE_FILE}"] if len(shown) < len(rows) else []
-    return "\n".join([*head, *lines, *shown, *more])
+        row_lines.append(line)
+    more = ["", f"and {len(rows) - len(row_lines)} more in {TABLE_FILE}"] if len(row_lines) < len(rows) else []
+    return "\n".join([*head, *lines, *row_lines, *more])
 
 
 def make_table(campaign: Campaign) -> dict[str, Any]:
