@@ -96,7 +96,8 @@ class RayExporter:
         samples = self._metrics.samples()
         for (name, labels), value in (dict.fromkeys(self._exported, 0.0) | samples).items():
             if name not in self._gauges:
-                self._gauges[name] = Gauge(name, f"{name} of /metrics", tag_keys=tuple(key for key, _ in labels))
+                keys: Any = tuple(key for key, _ in labels)  # Ray annotates one key
+                self._gauges[name] = Gauge(name, f"{name} of /metrics", tag_keys=keys)
             self._gauges[name].set(value, dict(labels))
         self._exported = set(samples)
 
