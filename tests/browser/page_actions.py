@@ -26,6 +26,18 @@ def changed_image_urls(page: Any, selector: str, act: Callable[[], Any]) -> list
     return image_urls(page, selector)
 
 
+def pixels(page: Any, selector: str) -> list[str]:
+    """Return the files behind the images below `selector` as PNG data: URLs: equal for equal pixels."""
+    image_urls(page, selector)
+    script = """images => images.map(image => {
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+        canvas.getContext("2d").drawImage(image, 0, 0);
+        return canvas.toDataURL();
+    })"""
+    return page.eval_on_selector_all(f"{selector} img", script)
+
+
 def press_slider(page: Any, label: str | re.Pattern[str], key: str = "ArrowRight", times: int = 3) -> None:
     slider = page.get_by_role("slider", name=label)
     slider.focus()

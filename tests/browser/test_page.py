@@ -6,6 +6,7 @@ An error on the console, a request to another origin or a violation of the Conte
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -15,8 +16,8 @@ from PIL import Image
 
 from aecore.data.images import encode_image
 from aecore.data.synthetic_faces import draw_face
-from tests.browser.page_actions import changed_image_urls, choose, decode_data_url, image_urls, press_slider
-from tests.serving.app_server import IMAGE, Z_DIM
+from tests.browser.page_actions import changed_image_urls, choose, decode_data_url, image_urls, pixels, press_slider
+from tests.serving.app_server import IMAGE, Z_DIM, make_slot, serve_app
 
 pytestmark = pytest.mark.browser
 
@@ -34,11 +35,57 @@ def test_samples_change_with_each_control(open_page, page_url):
         changed_image_urls(page, "#samples", lambda name=name: choose(page, name))
         label = parameters.get(name, "temperature")
         changed_image_urls(page, "#samples", lambda label=label: press_slider(page, label))
-    assert "Mean distance from the origin" in page.locator("#distances").inner_text()
-    # The same seed repeats the images.
-    first = changed_image_urls(page, "#samples", lambda: page.get_by_label("Seed").fill("13"))
-    changed_image_urls(page, "#samples", lambda: page.get_by_label("Seed").fill("14"))
-    assert changed_image_urls(page, "#samples", lambda: page.get_by_label("Seed").fill("13")) == first
+    assert "Distance from the origin" in page.locator(".distances").inner_text()
+    # The same seed repeats the images, after a reload too.
+    shown = []
+    for seed in ("13", "14", "13"):
+        changed_image_urls(page, "#samples", lambda seed=seed: page.get_by_label("Seed").fill(seed))
+        shown.append(pixels(page, "#samples")[0])
+    assert shown[0] == shown[2] != shown[1]
+    address = page.url
+    page.reload()
+    assert pixels(page, "#samples")[0] == shown[2]
+    assert page.url == address
+
+
+def test_an_ae_stands_beside_a_vae_with_the_same_seed_and_faces_counted(open_page, monkeypatch):
+    monkeypatch.setattr("aecore.metrics.face_detector.face_hits", lambda images: np.arange(len(images)) < 17)
+    slots = make_slot(), make_slot("3", "near-ae", 1e-6)
+    for slot in slots:
+        slot.current.info = replace(slot.current.info, metrics={"faces": 0.5})
+    with serve_app(*slots) as url:
+        page = open_page(url)
+        assert len(image_urls(page, "#samples")) == 48
+        assert page.locator(".model-panel h2").all_inner_texts() == ["VAE: champion", "Near-AE: near-ae"]
+        page.wait_for_function("() => document.body.innerText.split('17 of 24 show a face').length === 3")
+        requests = []
+        page.on("request", lambda request: request.post_data and requests.append((request.url, request.post_data)))
+        changed_image_urls(page, "#samples", lambda: choose(page, "cube"))
+        sent = {request_url.removeprefix(url): json.loads(body) for request_url, body in requests}
+        assert sent["/v1/models/champion/sample"] == sent["/v1/models/near-ae/sample"]
+        assert "Nothing told this model where to put its pictures" in page.locator(".model-panel").nth(1).inner_text()
+        page.get_by_role("combobox", name="Model").select_option("near-ae")
+        page.wait_for_function("() => document.title === 'zpoint 3'")
+        assert len(image_urls(page, "#samples")) == 48
+
+
+def test_map_decodes_the_place_of_the_pointer_or_the_keys(open_page, page_url):
+    page = open_page(f"{page_url}/#map?x=0.5&y=0.5")
+    image_urls(page, "#map-decoded")
+    assert len(image_urls(page, "#map-nearest")) == 6
+    canvas = page.get_by_label("Map of the real images")
+    before = pixels(page, "#map-decoded")
+    changed_image_urls(page, "#map-decoded", lambda: canvas.hover(position={"x": 60, "y": 90}))
+    assert pixels(page, "#map-decoded") != before
+    changed_image_urls(page, "#map-decoded", lambda: [canvas.press("ArrowRight") for _ in range(4)])
+    address = page.url
+    with page.expect_request("**/neighbours"):
+        choose(page, "normal")
+    place = page.locator("#map-place").inner_text()
+    page.reload()
+    image_urls(page, "#map-decoded")
+    page.wait_for_function("text => document.getElementById('map-place').textContent === text", arg=place)
+    assert page.url == address
 
 
 def test_edit_moves_an_image_along_each_direction(open_page, page_url):
@@ -52,10 +99,16 @@ def test_edit_moves_an_image_along_each_direction(open_page, page_url):
     strip = image_urls(page, "#direction-strip")
     assert len(strip) == 9
     mean_image = changed_image_urls(page, "#edited-image", lambda: page.get_by_role("button", name="Mean").click())
-    changed_image_urls(page, "#edited-image", lambda: press_slider(page, "Smiling"))
-    assert (
-        changed_image_urls(page, "#edited-image", lambda: page.get_by_role("button", name="Undo").click()) == mean_image
-    )
+    undo, redo = page.get_by_role("button", name="Undo"), page.get_by_role("button", name="Redo")
+    first = changed_image_urls(page, "#edited-image", lambda: press_slider(page, "Smiling", times=1))
+    second = changed_image_urls(page, "#edited-image", lambda: press_slider(page, "dark hair", times=1))
+    assert changed_image_urls(page, "#edited-image", undo.click) == first
+    assert changed_image_urls(page, "#edited-image", lambda: page.keyboard.press("Control+z")) == mean_image
+    changed_image_urls(page, "#edited-image", redo.click)
+    assert changed_image_urls(page, "#edited-image", redo.click) == second
+    assert redo.is_disabled()
+    page.reload()
+    assert image_urls(page, "#edited-image") == second
     changed_image_urls(page, "#edited-image", lambda: page.get_by_role("button", name="Random", exact=True).click())
 
 
@@ -64,7 +117,7 @@ def test_edit_sliders_show_the_coordinates_of_the_decoded_z(open_page, page_url)
     changed_image_urls(page, "#edited-image", lambda: page.get_by_role("button", name="Mean").click())
     assert page.locator("#directions output").all_inner_texts() == ["0.0"] * (2 + Z_DIM)
     latents = httpx2.get(f"{page_url}/v1/model").json()["latents"]
-    with page.expect_request("**/v1/decode") as sent:
+    with page.expect_request("**/decode") as sent:
         page.get_by_role("slider", name="Axis 1,").fill("2")
     [z] = json.loads(sent.value.post_data)["z"]
     first = latents["axes"][0]
@@ -93,8 +146,12 @@ def test_interpolate_decodes_from_start_to_end(open_page, page_url):
 
 def test_reconstruct_a_random_image_by_each_task(open_page, page_url):
     page = open_page(f"{page_url}/#reconstruct")
-    original, corrupted, reconstruction = image_urls(page, "#reconstruction")
-    assert original == corrupted != reconstruction
+    image_urls(page, "#reconstruction")
+    original, corrupted, reconstruction = pixels(page, "#reconstruction")
+    assert len({original, corrupted, reconstruction}) == 3  # a task that shows something
+    changed_image_urls(page, "#reconstruction", lambda: choose(page, "reconstruct"))
+    assert pixels(page, "#reconstruction")[:2] == [original, original]
+    original = image_urls(page, "#reconstruction")[0]
     assert page.locator("#tasks label").all_inner_texts() == ["reconstruct", "denoise", "drop", "recolor", "inpaint"]
     sliders = {"denoise": ["sigma"], "drop": ["keep"], "recolor": [], "inpaint": ["block", "share"]}
     for task, labels in sliders.items():
@@ -138,10 +195,14 @@ def test_reconstruct_an_uploaded_image(open_page, page_url):
 
 def test_selected_image_is_copied_downloaded_and_used_in_each_view(open_page, page_url):
     page = open_page(page_url, permissions=["clipboard-read", "clipboard-write"])
-    url = image_urls(page, "#samples")[4]
-    select = lambda: page.get_by_role("button", name="Sample 5", exact=True).click()  # noqa: E731
+    image_urls(page, "#samples")
+
+    def select() -> None:
+        page.get_by_role("button", name="Sample 5 of VAE: champion").click()
+        page.locator("#image-dialog").wait_for()
+
     select()
-    assert page.locator("#dialog-image").get_attribute("src") == url
+    url = page.locator("#dialog-image").get_attribute("src")
     page.get_by_role("button", name="Copy z").click()
     page.wait_for_selector("#notice:visible")
     z = json.loads(page.evaluate("navigator.clipboard.readText()"))
@@ -160,11 +221,11 @@ def test_selected_image_is_copied_downloaded_and_used_in_each_view(open_page, pa
         "Interpolate to here": "#end-image",
     }
     for name, selector in targets.items():
-        page.goto(f"{page_url}/#sample")
+        page.get_by_role("link", name="Sample", exact=True).click()
         select()
         page.get_by_role("button", name=name).click()
         page.wait_for_function("([s, src]) => document.querySelector(`${s} img`).src === src", arg=[selector, url])
-    page.goto(f"{page_url}/#sample")
+    page.get_by_role("link", name="Sample", exact=True).click()
     select()
     page.get_by_role("button", name="Reconstruct").click()
     page.wait_for_function("src => document.querySelector('#reconstruction img').src === src", arg=url)

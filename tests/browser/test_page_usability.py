@@ -19,7 +19,7 @@ def test_page_is_usable_by_keyboard(open_page, page_url):
     page = open_page(page_url)
     image_urls(page, "#samples")
     focused = []
-    for _ in range(20):
+    for _ in range(24):
         page.keyboard.press("Tab")
         focused.append(page.evaluate("document.activeElement.innerText || document.activeElement.type"))
     assert focused[0] == "Skip to content"
@@ -32,10 +32,10 @@ def test_page_is_usable_by_keyboard(open_page, page_url):
     assert [name for name in ("Sample", "Edit", "Model", "New samples") if name not in focused] == []
     assert "radio" in focused
     assert "range" in focused
-    image = page.get_by_role("button", name="Sample 1", exact=True)
+    image = page.get_by_role("button", name="Sample 1 of VAE: champion")
     image.focus()
     page.keyboard.press("Enter")
-    assert page.locator("#image-dialog").is_visible()
+    page.locator("#image-dialog").wait_for()
     page.keyboard.press("Escape")
     assert not page.locator("#image-dialog").is_visible()
     assert image.evaluate("element => element === document.activeElement")
@@ -48,14 +48,14 @@ def test_dragging_sends_one_request_at_a_time_and_the_last_position(open_page, p
 
     def started(request: Any) -> None:
         nonlocal active, max_active
-        if "/v1/sample" in request.url:
+        if request.url.endswith("/sample"):
             requests.append(json.loads(request.post_data))
             active += 1
             max_active = max(max_active, active)
 
     def ended(request: Any) -> None:
         nonlocal active
-        active -= "/v1/sample" in request.url
+        active -= request.url.endswith("/sample")
 
     page.on("request", started)
     page.on("requestfinished", ended)
@@ -112,34 +112,64 @@ def test_page_retries_an_overloaded_endpoint_and_reports_an_unreachable_one(open
     page = open_page(page_url, allowed="Failed to load resource")
     image_urls(page, "#samples")
     overloaded = {"status": 503, "headers": {"Retry-After": "1"}, "body": "{}"}
-    page.route("**/v1/sample", lambda route: route.fulfill(**overloaded), times=1)
+    page.route("**/sample", lambda route: route.fulfill(**overloaded), times=1)
     changed_image_urls(page, "#samples", lambda: page.get_by_role("button", name="New samples").click())
-    page.route("**/v1/sample", lambda route: route.abort(), times=1)
+    page.route("**/sample", lambda route: route.abort(), times=1)
     page.get_by_role("button", name="New samples").click()
     page.wait_for_selector("text=Cannot reach the endpoint")
     changed_image_urls(page, "#samples", lambda: page.get_by_role("button", name="New samples").click())
     assert not page.locator("#notice").is_visible()
 
 
-def test_page_warns_if_another_model_is_served(open_page):
+def test_page_reloads_if_another_model_is_served_and_drops_the_old_z(open_page):
     slot = make_slot()
     with serve_app(slot) as url:
-        page = open_page(url)
-        image_urls(page, "#samples")
+        page = open_page(f"{url}/#edit", allowed="Failed to load resource")
+        image_urls(page, "#edited-image")
+        old = page.url
         slot.current = make_slot("8").current
-        page.get_by_role("button", name="New samples").click()
-        page.wait_for_selector("text=now serves zpoint/8")
+        page.get_by_role("button", name="Mean").click()
+        page.wait_for_function("() => document.title === 'zpoint 8'")
+        image_urls(page, "#edited-image")
+        assert page.url != old  # the z-point in the old address is of version 7
+
+
+def test_page_recovers_if_its_first_request_fails(open_page, page_url):
+    page = open_page(page_url, allowed="Failed to load resource")
+    image_urls(page, "#samples")
+    page.route("**/v1/models", lambda route: route.abort(), times=2)
+    page.reload()
+    page.wait_for_selector("text=Cannot reach the endpoint")
+    page.get_by_role("button", name="Try again").click()
+    image_urls(page, "#samples")  # the second failure is followed by a try of its own
+    assert not page.locator("#loading").is_visible()
+
+
+@pytest.mark.parametrize("view", ["sample", "map", "edit", "interpolate", "reconstruct", "model"])
+def test_controls_are_large_enough_to_touch_and_the_first_one_is_above_the_fold(open_page, page_url, view):
+    """WCAG 2.2 asks for 44 pixels (2.5.5)."""
+    page = open_page(f"{page_url}/#{view}", viewport={"width": 390, "height": 844})
+    page.wait_for_load_state("networkidle")
+    script = """() => [...document.querySelectorAll("button, nav a, select, summary, .radio-group label, input")]
+        .filter(e => e.checkVisibility() && !e.closest(".strip") && !["radio", "file"].includes(e.type))
+        .map(e => [e.innerText || e.id || e.className, e.getBoundingClientRect().height])
+        .filter(([, height]) => height < 43.5)"""
+    assert page.evaluate(script) == []
+    if view == "sample":
+        box = page.get_by_role("button", name="New samples").bounding_box()
+        assert box["y"] + box["height"] < 844
 
 
 @pytest.mark.parametrize("width", [320, 390, 820])
 def test_no_view_is_wider_than_the_screen(open_page, page_url, width):
     page = open_page(page_url, viewport={"width": width, "height": 700})
-    for view in ("docs", "#sample", "#edit", "#interpolate", "#reconstruct", "#model"):
+    for view in ("docs", "#sample", "#map", "#edit", "#interpolate", "#reconstruct", "#model"):
         page.goto(f"{page_url}/{view}")
         page.wait_for_load_state("networkidle")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, view
     page.goto(f"{page_url}/#sample")
-    page.get_by_role("button", name="Sample 1", exact=True).click()
+    page.get_by_role("button", name="Sample 1 of VAE: champion").click()
+    page.locator("#image-dialog").wait_for()
     box = page.locator("#image-dialog").bounding_box()
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= width

@@ -4,6 +4,8 @@
 import { clearError, notify } from "./dom.js";
 
 const MAX_ATTEMPTS = 5;
+const RETRY_MS = 2000;
+const RELOAD_MS = 1500;
 
 export class RequestError extends Error {
   constructor(status, detail) {
@@ -12,7 +14,8 @@ export class RequestError extends Error {
   }
 }
 
-/** The response of /v1/model, after `loadModel`. */
+/** The model of each alias (/v1/models), and of the one in use the response of /v1/model, after `loadModels`. */
+export let models = [];
 export let model = null;
 let token = sessionStorage.getItem("zpoint-token") ?? "";
 
@@ -21,19 +24,55 @@ export function setToken(value) {
   sessionStorage.setItem("zpoint-token", value);
 }
 
-export async function loadModel() {
-  model = await (await request("GET", "v1/model")).json();
+/** Load the served models; the one in use is that of `alias`, by default the first. */
+export async function loadModels(alias) {
+  ({ models } = await (await request("GET", "v1/models")).json());
+  model = await loadModel((models.find((served) => served.alias === alias) ?? models[0]).alias);
+}
+
+export const loadModel = async (alias) => (await request("GET", `v1/models/${alias}/model`)).json();
+
+/** Draw n points and return {src, faces}: a blob: URL of a sheet of 6 by 4 images; faces if `count_faces` is set. */
+export async function sampleSheet(of, options) {
+  const headers = { Accept: "image/webp", "X-Zpoint-Model": label(of) };
+  const response = await request("POST", `v1/models/${of.alias}/sample`, JSON.stringify(options), headers);
+  return { src: URL.createObjectURL(await response.blob()), faces: response.headers.get("X-Zpoint-Faces") };
+}
+
+/** Return the map of the stored real images (/v1/points); null if the model has none. */
+export async function loadMap() {
+  try {
+    const headers = { "X-Zpoint-Model": label(model) };
+    const [points, sprites] = await Promise.all(
+      ["points", "points/thumbnails"].map((path) => request("GET", `${base(model)}/${path}`, undefined, headers)),
+    );
+    return { ...(await points.json()), sheet: await createImageBitmap(await sprites.blob()) };
+  } catch (error) {
+    if (error.status === 404) return null;
+    throw error;
+  }
+}
+
+/** Decode a place on the map: {point, nearest}, the rows of the nearest real images. */
+export async function decodeAt(x, y) {
+  const response = await post("points/at", { x, y });
+  return { point: toPoints(response)[0], nearest: response.nearest.map(({ index }) => index) };
+}
+
+/** Return the rows of the nearest stored images of each z-point, and their distances. */
+export async function neighbours(zs, k) {
+  return (await post("neighbours", { z: zs, k })).neighbours;
 }
 
 /** Decode z-points to points. */
 export async function decode(zs) {
-  const { images } = await post("v1/decode", { z: zs });
+  const { images } = await post("decode", { z: zs });
   return images.map((image, i) => ({ z: zs[i], src: dataUrl(image) }));
 }
 
-/** Draw n points with a sampler. */
-export async function sample(sampler, n, seed, parameters) {
-  return toPoints(await post("v1/sample", { sampler, n, seed, parameters }));
+/** Draw n points of a model with a sampler. */
+export async function sample(sampler, n, seed, parameters, of = model) {
+  return toPoints(await post("sample", { sampler, n, seed, parameters }, of));
 }
 
 /** Draw n points with the sampler that fits the training images best. */
@@ -46,12 +85,12 @@ export async function sampleLikeData(n) {
 
 /** Return `steps` points on a path (one of model.paths) from z-point `start` to `end`, both included. */
 export async function interpolate(start, end, steps, path) {
-  return toPoints(await post("v1/interpolate", { z: [start, end], steps, path }));
+  return toPoints(await post("interpolate", { z: [start, end], steps, path }));
 }
 
 /** Corrupt an image (a data: URL) by a task, encode and decode it: {corrupted, reconstruction}; the latter has z. */
 export async function reconstruct(src, task, parameters, seed) {
-  const response = await post("v1/reconstruct", { images: [src], task, parameters, seed });
+  const response = await post("reconstruct", { images: [src], task, parameters, seed });
   return { corrupted: { src: dataUrl(response.seen[0]) }, reconstruction: toPoints(response)[0] };
 }
 
@@ -74,6 +113,11 @@ export function latestOnly(task) {
         clearError();
       } catch (error) {
         notify(error.message, "error");
+        // Out of reach or overloaded: try again, unless other arguments have come.
+        if ([0, 502, 503, 504].includes(error.status)) {
+          await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+          pendingArgs ??= currentArgs;
+        }
       }
     }
     isRunning = false;
@@ -83,12 +127,16 @@ export function latestOnly(task) {
 const dataUrl = (base64) => `data:image/png;base64,${base64}`;
 const toPoints = ({ images, z }) => images.map((image, i) => ({ z: z[i], src: dataUrl(image) }));
 
-async function post(path, body) {
-  return (await request("POST", path, JSON.stringify(body))).json();
+const label = ({ name, version }) => `${name}/${version}`;
+const base = ({ alias }) => `v1/models/${alias}`;
+
+async function post(route, body, of = model) {
+  const headers = { "X-Zpoint-Model": label(of) };
+  return (await request("POST", `${base(of)}/${route}`, JSON.stringify(body), headers)).json();
 }
 
-async function request(method, path, body) {
-  const headers = { Accept: "application/json" };
+async function request(method, path, body, extraHeaders = {}) {
+  const headers = { Accept: "application/json", ...extraHeaders };
   if (body) headers["Content-Type"] = "application/json";
   if (!/^[\x20-\x7e]*$/.test(token)) throw new RequestError(401, "A token has ASCII characters only.");
   if (token) headers.Authorization = `Bearer ${token}`;
@@ -100,10 +148,8 @@ async function request(method, path, body) {
       const isTimeout = error.name === "TimeoutError";
       throw new RequestError(0, isTimeout ? "The endpoint timed out after 30 s." : "Cannot reach the endpoint.");
     }
-    if (response.ok) {
-      warnIfModelChanged(response);
-      return response;
-    }
+    if (response.ok) return response;
+    if (response.status === 409) reloadForNewModel(response);
     if (response.status !== 503 || attempt === MAX_ATTEMPTS) {
       throw new RequestError(response.status, await errorDetail(response));
     }
@@ -120,10 +166,8 @@ async function errorDetail(response) {
   }
 }
 
-/** The z-points on the page belong to the model that was loaded with it; another model decodes them differently. */
-function warnIfModelChanged(response) {
-  const label = response.headers.get("X-Zpoint-Model");
-  if (model && label && label !== `${model.name}/${model.version}`) {
-    notify(`The endpoint now serves ${label}. Reload this page to use it.`, "permanent");
-  }
+/** The z-points on the page belong to the version that was loaded with it; another one decodes them differently. */
+function reloadForNewModel(response) {
+  notify(`The endpoint now serves ${response.headers.get("X-Zpoint-Model")}; this page reloads.`, "permanent");
+  setTimeout(() => location.reload(), RELOAD_MS);
 }

@@ -1,21 +1,25 @@
 // Entry point: the token dialog, the views and the navigation between them.
 
-import { loadModel, model, RequestError, setToken } from "./api.js";
-import { byId, notify } from "./dom.js";
+import { loadModels, model, models, RequestError, setToken } from "./api.js";
+import { byId, createElement } from "./dom.js";
 import { startEditing } from "./editing.js";
 import { createImageDialog } from "./image_dialog.js";
 import { startInterpolation } from "./interpolation.js";
+import { startMap } from "./map.js";
 import { showModelInfo } from "./model_info.js";
 import { startReconstruction } from "./reconstruction.js";
-import { startSampling } from "./sampling.js";
+import { startSampling, typeName } from "./sampling.js";
+import { readAlias, readState } from "./state.js";
 
 const startByView = {
   sample: startSampling,
+  map: startMap,
   edit: startEditing,
   interpolate: startInterpolation,
   reconstruct: startReconstruction,
   model: showModelInfo,
 };
+const RETRY_MS = 3000;
 const VIEWS = Object.keys(startByView);
 
 /** Views by name; a view is started when it is first shown. */
@@ -32,28 +36,46 @@ function openView(name) {
   return showView();
 }
 
+/** Open the dialog of a point. One of another model than the page's is used by a page of that model. */
+function selectPoint(point, alias = model.alias) {
+  openImageDialog(point, alias === model.alias);
+}
+
 function showView() {
-  const hash = location.hash.slice(1);
-  const current = VIEWS.includes(hash) ? hash : VIEWS[0];
+  const { view } = readState();
+  const current = VIEWS.includes(view) ? view : VIEWS[0];
   for (const name of VIEWS) byId(`view-${name}`).hidden = name !== current;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#${current}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   window.scrollTo(0, 0);
-  if (!(current in views)) views[current] = startByView[current](openImageDialog);
+  if (!(current in views)) views[current] = startByView[current](selectPoint);
   return views[current];
 }
 
+let retryTimer = 0;
+
 async function start() {
+  clearTimeout(retryTimer);
   try {
-    await loadModel();
+    await loadModels(readAlias());
   } catch (error) {
-    if (error instanceof RequestError && error.status === 401) byId("token-dialog").showModal();
-    else notify(error.message, "permanent");
+    byId("loading-text").textContent = error.message;
+    const needsToken = error instanceof RequestError && error.status === 401;
+    byId("retry").hidden = needsToken;
+    if (needsToken) byId("token-dialog").showModal();
+    else retryTimer = setTimeout(start, RETRY_MS);
     return;
   }
-  byId("model-label").textContent = `${model.name} ${model.version}, ${model.alias}`;
+  byId("loading").hidden = true;
+  byId("model-label").textContent = `${model.name} ${model.version}`;
+  const options = models.map(({ alias, kl_factor }) => {
+    const text = `${alias} (${typeName(kl_factor)})`;
+    return createElement("option", { value: alias, selected: alias === model.alias }, text);
+  });
+  byId("alias").replaceChildren(...options);
+  byId("model-choice").hidden = models.length < 2;
   document.title = `${model.name} ${model.version}`;
   window.addEventListener("hashchange", showView);
   showView();
@@ -63,6 +85,12 @@ async function start() {
 document.querySelector(".skip-link").addEventListener("click", (event) => {
   event.preventDefault();
   byId("main").focus();
+});
+byId("retry").addEventListener("click", start);
+// The points of one model mean nothing to another, so that the page starts anew.
+byId("alias").addEventListener("change", () => {
+  const { view } = readState();
+  location.href = `?model=${encodeURIComponent(byId("alias").value)}#${view || VIEWS[0]}`;
 });
 byId("token-dialog").addEventListener("cancel", (event) => event.preventDefault()); // without a token the page is empty
 byId("token-form").addEventListener("submit", async (event) => {

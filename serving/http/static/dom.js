@@ -70,13 +70,13 @@ export function sliderValues(sliders) {
   return Object.fromEntries(Object.entries(sliders).map(([name, slider]) => [name, slider.value]));
 }
 
-/** Fill `fieldset` with a radio button per option, the first checked, and the description of the checked one. */
-export function createRadioGroup(fieldset, options, descriptions, onChange) {
+/** Fill `fieldset` with a radio button per option, `initial` or the first checked, and the description of the checked one. */
+export function createRadioGroup(fieldset, options, descriptions, onChange, initial) {
   const description = createElement("p", { className: "description secondary" });
   const inputs = options.map((value) => createElement("input", { type: "radio", name: fieldset.id, value }));
   const checkedValue = () => inputs.find((input) => input.checked).value;
   const showDescription = () => (description.textContent = descriptions[checkedValue()] ?? "");
-  inputs[0].checked = true;
+  (inputs.find((input) => input.value === initial) ?? inputs[0]).checked = true;
   fieldset.addEventListener("change", () => {
     showDescription();
     onChange();
@@ -88,6 +88,14 @@ export function createRadioGroup(fieldset, options, descriptions, onChange) {
       return checkedValue();
     },
   };
+}
+
+/** Show one cell of a sheet in an image that fills its square: `columns` by `rows` cells, in the order of reading. */
+export function showCell(image, src, index, columns, rows) {
+  image.src = src;
+  image.style.width = `${100 * columns}%`;
+  image.style.height = `${100 * rows}%`;
+  image.style.translate = `${(-100 * (index % columns)) / columns}% ${(-100 * Math.floor(index / columns)) / rows}%`;
 }
 
 /** Create a button that shows a point's image; `show(point)` replaces it, a click calls `onSelect(point)`. */

@@ -1,7 +1,8 @@
 // The view that edits one image along the principal axes and the attribute directions of the latent space.
 
-import { decode, latestOnly, sampleLikeData } from "./api.js";
+import { decode, latestOnly, model, sampleLikeData } from "./api.js";
 import { byId, createElement, createImageButton, createSlider, formatNumber } from "./dom.js";
+import { packPoint, readState, unpackPoint, writeState } from "./state.js";
 import { coordinate, directions, geometry, moveAlong } from "./latent_space.js";
 
 const STRIP_LENGTH = 9;
@@ -18,15 +19,31 @@ export function startEditing(onSelect) {
     createImageButton(`Step ${i + 1} of ${STRIP_LENGTH} along the direction`, onSelect),
   );
   byId("direction-strip").append(...strip.map((button) => button.element));
-  let original = null;
   let z = null;
+  const undone = []; // states {z, description} to which Redo goes
+  const done = []; // those to which Undo goes
+  let isDragging = false;
   let description = "";
   let stripDirection = directions()[0];
 
   const refresh = latestOnly(async (newZ) => {
     const [point] = await decode([newZ]);
     edited.show({ ...point, description });
+    writeState("edit", { z: packPoint(newZ, model) });
   });
+
+  /** Keep the state before a change, so that Undo returns to it. */
+  function keepState() {
+    if (z) done.push({ z, description });
+    undone.length = 0;
+  }
+
+  /** Go to the last state of `from`, and keep the present one in `to`. */
+  function step(from, to) {
+    if (!from.length) return;
+    to.push({ z, description });
+    show(from.pop());
+  }
 
   /** Show the image at evenly spaced coordinates of the direction that was moved last. */
   const refreshStrip = latestOnly(async () => {
@@ -50,12 +67,15 @@ export function startEditing(onSelect) {
       value: 0,
       format: formatSigned,
       onInput(value) {
+        if (!isDragging) keepState();
+        isDragging = true;
         z = moveAlong(z, direction, value - coordinate(z, direction));
-        byId("edit-undo").disabled = false;
         updateSliders(direction);
+        updateButtons();
         refresh(z);
       },
       onChange() {
+        isDragging = false;
         stripDirection = direction;
         refreshStrip();
       },
@@ -67,12 +87,20 @@ export function startEditing(onSelect) {
     for (const { direction, slider } of controls) if (direction !== dragged) slider.set(coordinate(z, direction));
   }
 
+  function updateButtons() {
+    byId("edit-undo").disabled = done.length === 0;
+    byId("edit-redo").disabled = undone.length === 0;
+  }
+
   function setPoint(point) {
-    original = point;
-    z = point.z;
-    description = `${point.description}, edited`;
-    byId("edit-undo").disabled = true;
+    keepState();
+    show({ z: point.z, description: `${point.description}, edited` });
+  }
+
+  function show(state) {
+    ({ z, description } = state);
     updateSliders();
+    updateButtons();
     refresh(z);
     refreshStrip();
   }
@@ -91,7 +119,16 @@ export function startEditing(onSelect) {
   byId("edit-mean").addEventListener("click", () => {
     setPoint({ z: geometry().mean, description: "the mean of the training images' z-points" });
   });
-  byId("edit-undo").addEventListener("click", () => setPoint(original));
-  setRandomPoint();
+  byId("edit-undo").addEventListener("click", () => step(done, undone));
+  byId("edit-redo").addEventListener("click", () => step(undone, done));
+  document.addEventListener("keydown", (event) => {
+    if (byId("view-edit").hidden || !(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z") return;
+    event.preventDefault();
+    if (event.shiftKey) step(undone, done);
+    else step(done, undone);
+  });
+  const kept = unpackPoint(readState().values.get("z"), model);
+  if (kept) setPoint({ z: kept, description: "the point of this page's address" });
+  else setRandomPoint();
   return { setPoint };
 }

@@ -25,13 +25,14 @@ export function createImageDialog(actions) {
   }
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 
-  return (selected) => {
+  return (selected, isOfThisModel) => {
     point = selected;
     byId("dialog-image").src = point.src;
     byId("download").href = point.src;
     const distance = point.z ? `; ${formatNumber(Math.hypot(...point.z))} from the origin` : "";
     byId("dialog-description").textContent = point.description + distance;
     for (const id of ["copy-z", "edit-image", "use-as-start", "use-as-end"]) byId(id).hidden = !point.z;
+    for (const id of ["edit-image", "use-as-start", "use-as-end"]) byId(id).hidden ||= !isOfThisModel;
     dialog.showModal();
   };
 }

@@ -12,14 +12,14 @@ const dot = (a, b) => sum(a.map((value, i) => value * b[i]));
  * Return statistics of the training images' z-points: `mean`, total `variance`, `radius` (root mean square distance
  * from the origin) and its approximate standard deviation `radiusSd`; `priorRadius` is sqrt(z_dim), that of N(0, 1).
  */
-export function geometry() {
-  const { mean, sd, axes } = model.latents;
+export function geometry(of = model) {
+  const { mean, sd, axes } = of.latents;
   const variance = dot(sd, sd);
   const radius = Math.sqrt(dot(mean, mean) + variance);
   // The variance of a Gaussian's |z|^2 is 2 tr(C^2) + 4 m'Cm, most of it along the first axes.
   const varianceAlongAxes = axes.map((axis) => 2 * axis.sd ** 4 + 4 * (axis.sd * dot(mean, axis.direction)) ** 2);
   const radiusSd = Math.sqrt(sum(varianceAlongAxes)) / (2 * radius);
-  return { mean, variance, radius, radiusSd, priorRadius: Math.sqrt(model.z_dim) };
+  return { mean, variance, radius, radiusSd, priorRadius: Math.sqrt(of.z_dim) };
 }
 
 /** Return the fraction of the variance along each principal axis. */

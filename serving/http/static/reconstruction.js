@@ -1,7 +1,8 @@
 // The view that reconstructs an image, the user's or a random one, after a task has corrupted it.
 
-import { latestOnly, model, reconstruct, sampleLikeData } from "./api.js";
+import { latestOnly, loadMap, model, reconstruct, sampleLikeData } from "./api.js";
 import { createCropper } from "./cropper.js";
+import { firstPicture, storedImage } from "./steps.js";
 import {
   byId, createElement, createImageButton, createParameterSliders, createRadioGroup, notify, sliderValues,
 } from "./dom.js";
@@ -14,6 +15,7 @@ const DESCRIPTIONS = {
   inpaint: "Removes blocks of pixels.",
 };
 // The sliders' ranges by parameter; parameters without a range keep their default.
+const FIRST_TASK = "inpaint"; // at the start, since its picture shows what is restored
 const RANGES = { sigma: [0.01, 2], keep: [0, 0.99], block: [0.03, 1], share: [0.02, 1] };
 const SEED = 0; // the same noise every time, so that only the sliders change the image
 const CAPTIONS = { original: "Original", corrupted: "Encoder input", reconstruction: "Reconstruction" };
@@ -42,12 +44,17 @@ export function startReconstruction(onSelect) {
   const task = createRadioGroup(byId("tasks"), Object.keys(model.tasks).filter(isApplicable), DESCRIPTIONS, () => {
     createSliders();
     refresh();
-  });
+  }, FIRST_TASK);
 
   function createSliders() {
     const parameters = Object.entries(model.tasks[task.value]).filter(([name]) => name in RANGES);
     const ranges = parameters.map(([name, value]) => ({ name, min: RANGES[name][0], max: RANGES[name][1], value }));
     sliders = createParameterSliders(byId("task-parameters"), ranges, refresh);
+  }
+
+  async function setFirstImage() {
+    const point = await firstPicture();
+    if (!source) setImage(point);
   }
 
   function setImage(point) {
@@ -68,9 +75,15 @@ export function startReconstruction(onSelect) {
     refresh();
   }
 
+  let position = 0; // among the test images; the page begins with the first
+  let map = undefined; // of the stored real images, null if there are none
   const setRandomImage = latestOnly(async () => {
     const sourceBefore = source;
-    const [point] = await sampleLikeData(1);
+    map ??= await loadMap();
+    const tests = map?.splits.flatMap((split, row) => (split === "test" ? [row] : [])) ?? [];
+    position = (position + 1 + Math.floor(Math.random() * (tests.length - 1))) % tests.length; // another one
+    const row = tests[position];
+    const point = row === undefined ? (await sampleLikeData(1))[0] : storedImage(map, row);
     if (source === sourceBefore) setImage(point); // no other image was set meanwhile
   });
 
@@ -91,6 +104,6 @@ export function startReconstruction(onSelect) {
 
   byId("trained-task").textContent = `The model was trained on the task ${model.recipe.task.kind}.`;
   createSliders();
-  setRandomImage();
+  latestOnly(setFirstImage)();
   return { setImage };
 }

@@ -1,0 +1,45 @@
+// The three steps at the top of the page, with a real picture: picture, numbers, picture.
+
+import { latestOnly, loadMap, model, reconstruct } from "./api.js";
+import { byId, createSvg } from "./dom.js";
+
+/** Return a picture to begin with, {src, description}: a stored test image, else the drawn face of this page. */
+export async function firstPicture() {
+  const map = await loadMap();
+  const row = map ? Math.max(0, map.splits.indexOf("test")) : 0;
+  return map ? storedImage(map, row) : { src: await drawnFace(), description: "a drawn face" };
+}
+
+/** Return a stored image of the map as a point without z. */
+export function storedImage({ sheet, sprites: { columns, size }, splits }, row) {
+  const canvas = Object.assign(document.createElement("canvas"), { width: size, height: size });
+  const [left, top] = [size * (row % columns), size * Math.floor(row / columns)];
+  canvas.getContext("2d").drawImage(sheet, left, top, size, size, 0, 0, size, size);
+  return { src: canvas.toDataURL("image/png"), description: `${splits[row]} image ${row + 1}` };
+}
+
+async function drawnFace() {
+  const blob = await (await fetch("static/face.png")).blob();
+  return new Promise((resolve) => {
+    const reader = new FileReader();
+    reader.addEventListener("load", () => resolve(reader.result));
+    reader.readAsDataURL(blob);
+  });
+}
+
+export const showSteps = latestOnly(async () => {
+  const picture = await firstPicture();
+  const { reconstruction } = await reconstruct(picture.src, "reconstruct", {}, 0);
+  byId("step-picture").src = picture.src;
+  byId("step-again").src = reconstruction.src;
+  const { size, channels } = model.image;
+  byId("step-pixels").textContent = `${(size * size * channels).toLocaleString("en")} numbers: one for each pixel and colour.`;
+  byId("step-z").textContent = `${model.z_dim} numbers. The encoder finds them.`;
+  const largest = Math.max(...reconstruction.z.map(Math.abs));
+  const width = 100 / model.z_dim;
+  const bars = reconstruction.z.map((value, i) => {
+    const height = (45 * Math.abs(value)) / largest;
+    return createSvg("rect", { class: "bar", x: i * width, y: value > 0 ? 50 - height : 50, width: 0.8 * width, height });
+  });
+  byId("step-numbers").replaceChildren(...bars);
+});
