@@ -32,7 +32,10 @@ class EndpointMetrics:
         self._refused_versions = make(Counter, "refused_versions", "versions of the alias that did not load")
         self._model = make(Gauge, "model", "1 for the version that is served", "alias", "name", "version")
         self._served_versions: dict[str, tuple[str, str]] = {}  # name and version by alias
-        for work in ("decode", "encode"):  # a rate needs the zero before the first one
+        # An alert and a rate need the zero before the first one.
+        for counter in (self._swaps, self._refused_versions):
+            counter.labels(replica)
+        for work in ("decode", "encode"):
             self._shed.labels(replica, work)
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
