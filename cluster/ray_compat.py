@@ -262,8 +262,9 @@ def leave_out_nodes(node_ids: set[str]) -> Any:
         def after_controller_start(self, train_run_context: Any) -> None:
             count_workers = ElasticScalingPolicy._count_possible_workers
 
-            def count(policy: Any, reserved: dict[str, Any]) -> int:
-                return count_workers(policy, {k: v for k, v in reserved.items() if k not in self.node_ids})
+            def count(self: Any, reserved_resources: dict[str, Any]) -> int:
+                left = {node: resources for node, resources in reserved_resources.items() if node not in node_ids}
+                return count_workers(self, left)
 
             ElasticScalingPolicy._count_possible_workers = count  # of this process, the controller
 

@@ -51,7 +51,9 @@ def read_parquet_columns(root: RemotePath, files: list[str]) -> tuple[pa.Table, 
     rows, class_names = pa.concat_tables(tables), _class_names(schema)
     if "label" in columns and _is_text(schema.field("label").type):
         class_names = sorted(rows["label"].unique().drop_null().to_pylist())
-        labels = pc.index_in(rows["label"], pa.array(class_names, rows["label"].type))
+        labels = pc.call_function(
+            "index_in", [rows["label"]], pc.SetLookupOptions(value_set=pa.array(class_names, rows["label"].type))
+        )
         rows = rows.set_column(columns.index("label"), "label", labels)
     table = pa.table({"name": names})
     for name in columns:
