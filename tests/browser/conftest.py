@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -37,7 +38,14 @@ def page_url() -> Iterator[str]:
 
 
 @pytest.fixture
-def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+def serve() -> Iterator[Callable[..., str]]:
+    """Yield a function that serves slots like `serve_app`, until the test's pages are closed."""
+    with ExitStack() as servers:
+        yield lambda *slots, **options: servers.enter_context(serve_app(*slots, **options))
+
+
+@pytest.fixture
+def open_page(browser: Any, serve: Any) -> Iterator[Callable[..., Any]]:
     """Yield a function that opens a URL in a new context. Fails if a page logs an error or requests another origin."""
     errors, contexts = [], []
 

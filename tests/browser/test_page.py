@@ -17,7 +17,7 @@ from PIL import Image
 from aecore.data.images import encode_image
 from aecore.data.synthetic_faces import draw_face
 from tests.browser.page_actions import changed_image_urls, choose, decode_data_url, image_urls, pixels, press_slider
-from tests.serving.app_server import IMAGE, Z_DIM, make_slot, serve_app
+from tests.serving.app_server import IMAGE, Z_DIM, make_slot
 
 pytestmark = pytest.mark.browser
 
@@ -48,25 +48,25 @@ def test_samples_change_with_each_control(open_page, page_url):
     assert page.url == address
 
 
-def test_an_ae_stands_beside_a_vae_with_the_same_seed_and_faces_counted(open_page, monkeypatch):
+def test_an_ae_stands_beside_a_vae_with_the_same_seed_and_faces_counted(open_page, monkeypatch, serve):
     monkeypatch.setattr("aecore.metrics.face_detector.face_hits", lambda images: np.arange(len(images)) < 17)
     slots = make_slot(), make_slot("3", "near-ae", 1e-6)
     for slot in slots:
         slot.current.info = replace(slot.current.info, metrics={"faces": 0.5})
-    with serve_app(*slots) as url:
-        page = open_page(url)
-        assert len(image_urls(page, "#samples")) == 48
-        assert page.locator(".model-panel h2").all_inner_texts() == ["VAE: champion", "Near-AE: near-ae"]
-        page.wait_for_function("() => document.body.innerText.split('17 of 24 show a face').length === 3")
-        requests = []
-        page.on("request", lambda request: request.post_data and requests.append((request.url, request.post_data)))
-        changed_image_urls(page, "#samples", lambda: choose(page, "cube"))
-        sent = {request_url.removeprefix(url): json.loads(body) for request_url, body in requests}
-        assert sent["/v1/models/champion/sample"] == sent["/v1/models/near-ae/sample"]
-        assert "Nothing told this model where to put its pictures" in page.locator(".model-panel").nth(1).inner_text()
-        page.get_by_role("combobox", name="Model").select_option("near-ae")
-        page.wait_for_function("() => document.title === 'zpoint 3'")
-        assert len(image_urls(page, "#samples")) == 48
+    url = serve(*slots)
+    page = open_page(url)
+    assert len(image_urls(page, "#samples")) == 48
+    assert page.locator(".model-panel h2").all_inner_texts() == ["VAE: champion", "Near-AE: near-ae"]
+    page.wait_for_function("() => document.body.innerText.split('17 of 24 show a face').length === 3")
+    requests = []
+    page.on("request", lambda request: request.post_data and requests.append((request.url, request.post_data)))
+    changed_image_urls(page, "#samples", lambda: choose(page, "cube"))
+    sent = {request_url.removeprefix(url): json.loads(body) for request_url, body in requests}
+    assert sent["/v1/models/champion/sample"] == sent["/v1/models/near-ae/sample"]
+    assert "Nothing told this model where to put its pictures" in page.locator(".model-panel").nth(1).inner_text()
+    page.get_by_role("combobox", name="Model").select_option("near-ae")
+    page.wait_for_function("() => document.title === 'zpoint 3'")
+    assert len(image_urls(page, "#samples")) == 48
 
 
 def test_map_decodes_the_place_of_the_pointer_or_the_keys(open_page, page_url):

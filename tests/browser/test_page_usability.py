@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.browser.page_actions import changed_image_urls, image_urls
-from tests.serving.app_server import make_slot, serve_app
+from tests.serving.app_server import make_slot
 
 pytestmark = pytest.mark.browser
 TOKEN = "of the page's test"
@@ -73,39 +73,39 @@ def test_dragging_sends_one_request_at_a_time_and_the_last_position(open_page, p
     assert 1 < len(requests) < 150
 
 
-def test_token_dialog_accepts_the_token_and_the_tab_keeps_it(open_page):
-    with serve_app(make_slot(), token=TOKEN) as url:
-        page = open_page(url, allowed="401")
-        for wrong in ("wrong", "\u201cquoted\u201d"):
-            page.get_by_role("textbox", name="Token").fill(wrong)
-            page.keyboard.press("Enter")
-            page.wait_for_selector("text=The endpoint rejected this token")
-        page.get_by_role("textbox", name="Token").fill(TOKEN)
-        page.get_by_role("button", name="Continue", exact=True).click()
-        image_urls(page, "#samples")
-        page.reload()
-        image_urls(page, "#samples")
-        assert not page.locator("#token-dialog").is_visible()
+def test_token_dialog_accepts_the_token_and_the_tab_keeps_it(open_page, serve):
+    url = serve(make_slot(), token=TOKEN)
+    page = open_page(url, allowed="401")
+    for wrong in ("wrong", "\u201cquoted\u201d"):
+        page.get_by_role("textbox", name="Token").fill(wrong)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=The endpoint rejected this token")
+    page.get_by_role("textbox", name="Token").fill(TOKEN)
+    page.get_by_role("button", name="Continue", exact=True).click()
+    image_urls(page, "#samples")
+    page.reload()
+    image_urls(page, "#samples")
+    assert not page.locator("#token-dialog").is_visible()
 
 
-def test_docs_need_no_token_until_a_route_is_tried(open_page):
+def test_docs_need_no_token_until_a_route_is_tried(open_page, serve):
     """Swagger UI works under the Content-Security-Policy, reached by its URL or from the page."""
-    with serve_app(make_slot(), token=TOKEN) as url:
-        page = open_page(f"{url}/docs")
-        page.get_by_role("button", name="Authorize").click()
-        page.locator(".auth-container input").fill(TOKEN)
-        page.locator(".auth-btn-wrapper .authorize").click()
-        page.locator(".btn-done").click()
-        page.get_by_role("button", name="POST /v1/sample Sample").click()
-        page.get_by_role("button", name="Try it out").click()
-        page.get_by_role("button", name="Execute").click()
-        page.wait_for_function("() => document.querySelector('.response img')?.naturalWidth > 0")
-        page = open_page(url, allowed="401")
-        page.get_by_role("textbox", name="Token").fill(TOKEN)
-        page.get_by_role("button", name="Continue", exact=True).click()
-        page.get_by_role("link", name="Model").click()
-        page.get_by_role("link", name="/docs").click()
-        page.get_by_role("button", name="POST /v1/decode Decode").wait_for()
+    url = serve(make_slot(), token=TOKEN)
+    page = open_page(f"{url}/docs")
+    page.get_by_role("button", name="Authorize").click()
+    page.locator(".auth-container input").fill(TOKEN)
+    page.locator(".auth-btn-wrapper .authorize").click()
+    page.locator(".btn-done").click()
+    page.get_by_role("button", name="POST /v1/sample Sample").click()
+    page.get_by_role("button", name="Try it out").click()
+    page.get_by_role("button", name="Execute").click()
+    page.wait_for_function("() => document.querySelector('.response img')?.naturalWidth > 0")
+    page = open_page(url, allowed="401")
+    page.get_by_role("textbox", name="Token").fill(TOKEN)
+    page.get_by_role("button", name="Continue", exact=True).click()
+    page.get_by_role("link", name="Model").click()
+    page.get_by_role("link", name="/docs").click()
+    page.get_by_role("button", name="POST /v1/decode Decode").wait_for()
 
 
 def test_page_retries_an_overloaded_endpoint_and_reports_an_unreachable_one(open_page, page_url):
@@ -121,17 +121,17 @@ def test_page_retries_an_overloaded_endpoint_and_reports_an_unreachable_one(open
     assert not page.locator("#notice").is_visible()
 
 
-def test_page_reloads_if_another_model_is_served_and_drops_the_old_z(open_page):
+def test_page_reloads_if_another_model_is_served_and_drops_the_old_z(open_page, serve):
     slot = make_slot()
-    with serve_app(slot) as url:
-        page = open_page(f"{url}/#edit", allowed="Failed to load resource")
-        image_urls(page, "#edited-image")
-        old = page.url
-        slot.current = make_slot("8").current
-        page.get_by_role("button", name="Mean").click()
-        page.wait_for_function("() => document.title === 'zpoint 8'")
-        image_urls(page, "#edited-image")
-        assert page.url != old  # the z-point in the old address is of version 7
+    url = serve(slot)
+    page = open_page(f"{url}/#edit", allowed="Failed to load resource")
+    image_urls(page, "#edited-image")
+    old = page.url
+    slot.current = make_slot("8").current
+    page.get_by_role("button", name="Mean").click()
+    page.wait_for_function("() => document.title === 'zpoint 8'")
+    image_urls(page, "#edited-image")
+    assert page.url != old  # the z-point in the old address is of version 7
 
 
 def test_page_recovers_if_its_first_request_fails(open_page, page_url):
