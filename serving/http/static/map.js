@@ -59,11 +59,12 @@ export async function startMap(onSelect) {
     decoded.show({ ...point, description: `the map at ${place}` });
     nearest.forEach((image, i) => (image.src = storedImage(map, rows[i]).src));
     byId("map-place").textContent = `Place ${place}`;
-    writeState("map", { x: x.toFixed(3), y: y.toFixed(3) });
+    writeState("map", { x, y });
   });
 
   function moveTo(newX, newY) {
-    [x, y] = [newX, newY].map((value) => Math.min(1, Math.max(-1, value)));
+    // To the digits of the URL, so that a reload shows the same place.
+    [x, y] = [newX, newY].map((value) => Math.round(1000 * Math.min(1, Math.max(-1, value))) / 1000);
     draw();
     refresh();
   }
