@@ -102,8 +102,9 @@ def test_more_workers_than_a_local_ray_can_start_are_refused(refused, tiny: str,
 
 
 def test_capacity_is_one_worker_per_gpu(monkeypatch):
-    node = {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 1.0}}
-    monkeypatch.setattr("ray.nodes", lambda: [node, node | {"Alive": False}, {"Alive": True, "Resources": {"CPU": 4}}])
+    node = {"NodeID": "a", "Alive": True, "Resources": {"CPU": 16.0, "GPU": 1.0}}
+    nodes = [node, node | {"NodeID": "b", "Alive": False}, {"NodeID": "c", "Alive": True, "Resources": {"CPU": 4}}]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
     gpu_worker = {"GPU": 1.0, "CPU": 1.0}
     assert placement.worker_capacity(gpu_worker) == 1
     assert placement.worker_capacity({"CPU": 0.5}) == 40
