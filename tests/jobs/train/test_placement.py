@@ -19,6 +19,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("ray.nodes", lambda: described)
         monkeypatch.setattr(placement, "has_gpu", lambda: any("GPU" in node for node in nodes))
         monkeypatch.setattr(placement, "holdings", lambda: list(held))
+        monkeypatch.setattr("ray.util.list_named_actors", lambda all_namespaces: [{"namespace": "serve"}])
 
     return connect
 

@@ -105,6 +105,7 @@ def test_capacity_is_one_worker_per_gpu(monkeypatch):
     node = {"NodeID": "a", "Alive": True, "Resources": {"CPU": 16.0, "GPU": 1.0}}
     nodes = [node, node | {"NodeID": "b", "Alive": False}, {"NodeID": "c", "Alive": True, "Resources": {"CPU": 4}}]
     monkeypatch.setattr("ray.nodes", lambda: nodes)
+    monkeypatch.setattr("ray.util.list_named_actors", lambda all_namespaces: [])
     gpu_worker = {"GPU": 1.0, "CPU": 1.0}
     assert placement.worker_capacity(gpu_worker) == 1
     assert placement.worker_capacity({"CPU": 0.5}) == 40
