@@ -143,7 +143,8 @@ def node_resources(without: Collection[str] = ()) -> list[dict[str, float]]:
     import ray
 
     nodes = {n["NodeID"]: dict(n["Resources"]) for n in ray.nodes() if n["Alive"] and n["NodeID"] not in without}
-    if not any(actor["namespace"] == "serve" for actor in ray.util.list_named_actors(all_namespaces=True)):
+    named_actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+    if not any(actor["namespace"] == "serve" for actor in named_actors):
         return list(nodes.values())  # without an endpoint; the state API would delay each start
     for holding in holdings():
         if holding.of_endpoint and (node := nodes.get(holding.node_id)) is not None:
