@@ -17,15 +17,16 @@ test: install-dev
 	$(VENV)/bin/ruff check $(SOURCES)
 	$(VENV)/bin/ruff format --check $(SOURCES)
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
-	$(PYTEST) --ignore=tests/faults --ignore=tests/hosts $(ARGS)
+	$(PYTEST) -m "not faults and not hosts" $(ARGS)
 
 # Killed processes, failing stores, damaged caches: slow, and heavy on processes.
 test-faults: install-dev
-	$(PYTEST) tests/faults $(ARGS)
+	$(PYTEST) -m faults $(ARGS)
 
-# Ray on several hosts, made of network namespaces: needs root and iproute2. One process: the tests of a file share hosts.
+# Ray on several hosts, made of network namespaces, and beside PostgreSQL, MLflow and Prometheus: needs root, iproute2 and
+# those servers. One process: the tests of a file share hosts.
 test-hosts: install-dev
-	$(VENV)/bin/pytest tests/hosts --durations 20 $(ARGS)
+	$(VENV)/bin/pytest -m hosts --durations 20 $(ARGS)
 
 # Faults planted in copies of the code, one at a time: do the quick tests notice? An hour or more on 2 cores.
 mutants: install-dev

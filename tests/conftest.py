@@ -41,6 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture, mark in {"ray_cluster": "ray", "s3": "s3", "real_data": "real"}.items():
             if fixture in names:
                 item.add_marker(mark)
+        if item.path.is_relative_to(REPO / "tests" / "faults"):
+            item.add_marker("faults")
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray" if "ray_cluster" in names else item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("ray") is not None)

@@ -199,7 +199,7 @@ def expressions() -> dict[str, str]:
     return queries
 
 
-@pytest.mark.ray
+@pytest.mark.hosts
 def test_services_serve_a_training_a_campaign_and_an_endpoint_and_every_expression_has_a_series(
     stack: Stack, prometheus: str, tmp_path: Path
 ):

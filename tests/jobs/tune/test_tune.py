@@ -194,6 +194,7 @@ def kill_trial(runs: str, wait_until: Callable[..., None]) -> None:
     os.kill(trial, signal.SIGKILL)
 
 
+@pytest.mark.faults
 @on_ray
 def test_trial_whose_process_is_killed_resumes_and_a_lost_one_is_tried_again(tiny: str, faces: Path, wait_until):
     recipe_file = Path(shutil.copy(tiny, "killed.yaml"))
