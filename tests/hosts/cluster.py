@@ -57,7 +57,10 @@ class Cluster:
         store.start(
             PYTHON, "-m", "mlflow", "server", "--host", "0.0.0.0", "--port", 5000, "--workers", 1,
             "--backend-store-uri", "sqlite:////tmp/mlflow.db", "--artifacts-destination", f"{BUCKET}/mlflow",
-            "--allowed-hosts", "*", env={**self.store_env, "MLFLOW_DISABLE_TELEMETRY": "true"}, log="mlflow",
+            "--allowed-hosts", "*", log="mlflow",
+            env={
+                **self.store_env, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            },
         )  # fmt: skip
         create = "import boto3; boto3.client('s3').create_bucket(Bucket='zpoint')"
         wait_until(lambda: store.run(PYTHON, "-c", create, env=self.store_env).returncode == 0, "S3")

@@ -132,6 +132,7 @@ def stack(s3_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
             "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
             "MLFLOW_AUTH_ADMIN_PASSWORD": "admin-of-the-test",
             "MLFLOW_FLASK_SERVER_SECRET_KEY": "key",
+            (jobs := "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"): compose["services"]["mlflow"]["environment"][jobs],
             "PGPASSWORD": "secret",
         }
         command = mlflow_command(compose, database_port, port, store)
