@@ -236,8 +236,8 @@ def test_containers_run_as_no_root_with_limits(manifests: list[Manifest]):
 VARIABLES = {*EXPORTED_VARIABLES, "ZPOINT_TOKEN"}  # read by zpoint, the AWS SDKs and MLflow's client
 SERVER_VARIABLES = {  # read by MLflow's server, libpq, and the images of PostgreSQL, Valkey and the S3 server
     "MLFLOW_AUTH_CONFIG_PATH", "MLFLOW_AUTH_ADMIN_USERNAME", "MLFLOW_AUTH_ADMIN_PASSWORD",
-    "MLFLOW_FLASK_SERVER_SECRET_KEY", "PGPASSWORD", "PGDATA", "POSTGRES_USER", "POSTGRES_PASSWORD", "PASSWORD",
-    "ROOT_ACCESS_KEY", "ROOT_SECRET_KEY",
+    "MLFLOW_FLASK_SERVER_SECRET_KEY", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "PGPASSWORD", "PGDATA", "POSTGRES_USER",
+    "POSTGRES_PASSWORD", "PASSWORD", "ROOT_ACCESS_KEY", "ROOT_SECRET_KEY",
 }  # fmt: skip
 
 
