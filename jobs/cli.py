@@ -224,6 +224,21 @@ def _add_serving(add_command: Callable[..., Any]) -> None:
         "--replicas", default="1", help="number of replica processes, or a minimum and maximum as in 1-4 (default: 1)"
     )
 
+    serve.add_argument(
+        "--no-compile", dest="compiled", action="store_false",
+        help="do not compile the decoders: a quicker start, less memory, fewer images/s",
+    )  # fmt: skip
+    serve.add_argument(
+        "--cors", action="append", default=[], metavar="ORIGIN",
+        help="origin whose web pages may use the endpoint, as in https://example.org; may be repeated (default: none)",
+    )  # fmt: skip
+    serve.add_argument(
+        "--access-log", type=_path, default="", metavar="FILE",
+        help="append a line of JSON for each request, without its content (default: none)",
+    )  # fmt: skip
+
+    add_command("models", _models, "list the registered model versions, newest first", printing.format_models)
+
     decode = add_command("decode", _decode, "decode z-points at an endpoint")
     decode.add_argument("z", type=_path, help=".npy file of z-points, float (n, z_dim)")
 
@@ -397,7 +412,16 @@ def _runs(args: Any) -> Result:
 def _serve(args: Any) -> Result:
     from jobs.commands.serve import serve
 
-    return serve(args.alias or ["champion"], args.host, args.port, args.replicas)
+    return serve(
+        args.alias or ["champion"], args.host, args.port, args.replicas, compiled=args.compiled,
+        cors_origins=args.cors, access_log=args.access_log,
+    )  # fmt: skip
+
+
+def _models(args: Any) -> Result:
+    from jobs.commands.models import list_models
+
+    return {"models": list_models()}
 
 
 def _decode(args: Any) -> Result:

@@ -81,6 +81,19 @@ def format_runs(result: Result) -> str:
     return _format_table(result["runs"], columns)
 
 
+def format_models(result: Result) -> str:
+    """Format the table of `zpoint models`, a line for each alias, and the command that moves one."""
+    columns = ["version", "alias", "sampler", "psnr", "frechet", "created", "run"]
+    if not result["models"]:
+        return "no models yet: register one with `zpoint promote RUN`"
+    rows = []
+    for model in result["models"]:
+        first, *others = model["aliases"] or [""]
+        rows += [model | {"alias": first, "created": model["created"][:10]}, *({"alias": alias} for alias in others)]
+    move = "to move an alias, also back: zpoint promote RUN --alias ALIAS"
+    return f"{_format_table(rows, columns)}\n{move}"
+
+
 def format_jobs(result: Result) -> str:
     """Format the table of `zpoint jobs`."""
     return _format_table(result["jobs"], ["id", "status", "started", "entrypoint"]) if result["jobs"] else "no jobs"

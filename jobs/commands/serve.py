@@ -1,5 +1,6 @@
 """The serve command; jobs/commands/client.py has the commands that query its endpoint."""
 
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,20 +11,28 @@ from cluster.settings import settings
 from jobs.train.stopping import interruptible
 
 
-def serve(aliases: Sequence[str], host: str, port: int, replicas: str = "1") -> dict[str, Any]:
+def serve(
+    aliases: Sequence[str], host: str, port: int, replicas: str = "1", *, compiled: bool = True,
+    cors_origins: Sequence[str] = (), access_log: str = "",
+) -> dict[str, Any]:  # fmt: skip
     """Serve the model versions of `aliases` until Ctrl-C, with a number of replicas as in "2" or a range as in "1-4".
 
-    Raises ValueError as `serving.runtime.deployment` does.
+    Raises ValueError as `serving.runtime.deployment` does, and OSError if `access_log` cannot be written.
     """
     from serving.client import Client
     from serving.runtime.deployment import run_until_interrupted, start_endpoint
     from serving.runtime.registry import find_model_versions
+    from serving.runtime.replica import ReplicaOptions
 
+    if access_log:
+        access_log = os.path.abspath(access_log)  # replicas have another working directory
+        open(access_log, "a").close()
+    options = ReplicaOptions(compiled, tuple(cors_origins), access_log)
     replica_range = _parse_replicas(replicas)
     find_model_versions(aliases)  # fails before Ray starts if one is unknown
     connect(niceness=0)  # clients wait for these workers; at a higher niceness Ray's daemons would run first
     with interruptible():
-        endpoint = start_endpoint(aliases, host, port, replicas=replica_range)
+        endpoint = start_endpoint(aliases, host, port, replicas=replica_range, options=options)
         models = ", ".join(f"{v.name} version {v.version} ({v.alias})" for v in endpoint.versions)
         print(f"zpoint: serving {models} at {endpoint.url}", file=sys.stderr)
         print(f"zpoint: open it in a browser; its routes are at {endpoint.url}/docs", file=sys.stderr)

@@ -26,7 +26,9 @@ from aecore.data.image_input import ImageInputs, is_z_point, read_images, split_
 from aecore.latent.arrays import Images, ZPoints
 from cluster.network import bypasses_proxies, describe_proxy_error, proxy_hint
 
-PNG, NPY, JSON, PROBLEM = "image/png", "application/x-npy", "application/json", "application/problem+json"
+PNG, WEBP, NPY, JSON, PROBLEM = (
+    "image/png", "image/webp", "application/x-npy", "application/json", "application/problem+json",
+)  # fmt: skip
 MODEL_HEADER = "X-Zpoint-Model"
 FIRST_DELAY_S, MAX_DELAY_S = 0.2, 5.0  # before a retry; each delay is twice the one before
 MAX_ATTEMPTS = 8  # within 16 s: a replica that died has been replaced by then
@@ -38,6 +40,7 @@ MAX_RESTARTS = 3  # of an operation of several requests if the endpoint's model 
 Version: TypeAlias = str | int
 # What the methods return: values in Client, awaitables of them in AsyncClient.
 ImagesT = TypeVar("ImagesT")
+ArrayT = TypeVar("ArrayT")
 ZT = TypeVar("ZT")
 BytesT = TypeVar("BytesT")
 DictT = TypeVar("DictT")
@@ -87,7 +90,7 @@ SMALL = Limits(points=64, body=4 << 20, pixels=8_000_000)  # what every endpoint
 Operation: TypeAlias = Generator[Request, httpx2.Response, T]
 
 
-class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT, ListT]):
+class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
     """The methods of both clients, and when a request is retried; the subclasses send it."""
 
     _http_class: ClassVar[type]
@@ -167,6 +170,33 @@ class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT, ListT]):
         """
         return self._run(self._interpolate(split_ends(ends), steps, path, str(version)))
 
+    def neighbours(self, z: np.ndarray, k: int = 8, *, version: Version = "") -> ListT:
+        """Return for each of the z-points, as `decode` takes them, a list of the k nearest stored ones, nearest first.
+
+        Each is a dict: index (its row in `points`), distance, split, attributes and thumbnail, uint8 (size, size, 3).
+        EndpointError 404, here and in the three methods below: the model was stored without points.
+        """
+        return self._run(self._neighbours(to_z(z), k, _pin(version, z)))
+
+    def points(self, attribute: str | None = None, *, version: Version = "") -> DictT:
+        """Return the map of the stored points: `points` float32 (n, 2) in [-1, 1], `splits`, `attributes`, `sprites`.
+
+        `values` float32 (n,) are those of `attribute`, NaN if unknown; None without one.
+        """
+        return self._run(self._points(attribute, str(version)))
+
+    def thumbnails(self, *, version: Version = "") -> ArrayT:
+        """Return the thumbnails of the stored points, uint8 (n, size, size, 3), in the order of `points`."""
+        return self._run(self._thumbnails(str(version)))
+
+    def decode_at(self, x: float, y: float, k: int = 8, *, version: Version = "") -> ImagesT:
+        """Return the image uint8 (1, size, size, channels) at a place of the map of `points`, with its `z`.
+
+        `z` is the mean of the k stored z-points nearest on the map, weighted by the inverse squared distance.
+        """
+        body = json.dumps({"x": float(x), "y": float(y), "k": k}).encode()
+        return self._run(_images(Request("/points/at", JSON, JSON, body, str(version))))
+
     def model(self) -> DictT:
         """Return the served model: name, version, run_id, recipe, image, z_dim, metrics, samplers, tasks, limits."""
         return self._run(_json(Request("/model", JSON)))
@@ -233,6 +263,30 @@ class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT, ListT]):
             request = _images_request("/interpolate", images, {"steps": steps, "path": path}, {}, JSON)
         return _parse_images((yield from _collect([request], pin)))
 
+    def _neighbours(self, z: np.ndarray, k: int, pin: str) -> Operation[list[list[dict[str, Any]]]]:
+        limits = yield from self._limits_for(SMALL.points < k * len(z))
+        query, rows = f"/neighbours?{urlencode({'k': k})}", max(1, limits.points // max(1, k))
+        requests = [Request(query, JSON, NPY, to_npy(block)) for block in _split_rows(z, rows)]
+        responses = yield from _collect(requests, pin)
+        neighbours = [nearest for response in responses for nearest in response.json()["neighbours"]]
+        return [[{**one, "thumbnail": _read_image(one["thumbnail"])} for one in nearest] for nearest in neighbours]
+
+    def _points(self, attribute: str | None, pin: str) -> Operation[dict[str, Any]]:
+        query = f"?{urlencode({'attribute': attribute})}" if attribute is not None else ""
+        body = (yield Request(f"/points{query}", JSON, model=pin)).json()
+        values = body["values"] if body["values"] is None else np.array(body["values"], np.float32)
+        return {**body, "points": np.array(body["points"], np.float32), "values": values}
+
+    def _thumbnails(self, pin: str) -> Operation[np.ndarray]:
+        requests = [Request("/points", JSON), Request("/points/thumbnails", WEBP)]
+        points, sheet = yield from _collect(requests, pin)
+        body = points.json()
+        with Image.open(io.BytesIO(sheet.content)) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        columns, rows, size = (body["sprites"][name] for name in ("columns", "rows", "size"))
+        cells = pixels.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
+        return cells[: len(body["points"])]
+
     def _split(self, images: list[bytes | np.ndarray]) -> Operation[list[list[bytes | np.ndarray]]]:
         """Return `images` in batches that the endpoint takes in one request."""
         if not images:
@@ -296,7 +350,7 @@ class _Endpoint(Generic[ImagesT, ZT, BytesT, DictT, ListT]):
         return min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
 
 
-class Client(_Endpoint[Images, ZPoints, bytes, dict[str, Any], list[dict[str, Any]]]):
+class Client(_Endpoint[Images, ZPoints, np.ndarray, bytes, dict[str, Any], list[Any]]):
     """A client of the endpoint at `url`, with the bearer `token` if it needs one. Threads may share it.
 
     If the endpoint serves several aliases, `alias` names the model to ask; by default it is the first.
@@ -342,8 +396,8 @@ class Client(_Endpoint[Images, ZPoints, bytes, dict[str, Any], list[dict[str, An
 
 class AsyncClient(
     _Endpoint[
-        Awaitable[Images], Awaitable[ZPoints], Awaitable[bytes], Awaitable[dict[str, Any]],
-        Awaitable[list[dict[str, Any]]],
+        Awaitable[Images], Awaitable[ZPoints], Awaitable[np.ndarray], Awaitable[bytes], Awaitable[dict[str, Any]],
+        Awaitable[list[Any]],
     ]
 ):  # fmt: skip
     """`Client` for asyncio: the same methods, awaited (`async with AsyncClient(url) as endpoint`)."""
@@ -402,6 +456,10 @@ def _content(request: Request) -> Operation[bytes]:
     return (yield request).content
 
 
+def _images(request: Request) -> Operation[Images]:
+    return _parse_images([(yield request)])
+
+
 def _json(request: Request, key: str = "") -> Operation[Any]:
     body = (yield request).json()
     return body[key] if key else body
@@ -445,8 +503,12 @@ def _parse_images(responses: Sequence[httpx2.Response]) -> Images:
 
 def _read_images(files: list[str]) -> np.ndarray:
     """Return images uint8 (n, size, size, channels) from base64 PNGs."""
-    images = np.stack([np.asarray(Image.open(io.BytesIO(base64.b64decode(file)))) for file in files])
+    images = np.stack([_read_image(file) for file in files])
     return images if images.ndim == 4 else images[..., None]  # a gray PNG has no axis of channels
+
+
+def _read_image(file: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(file))))
 
 
 def _split_rows(array: np.ndarray, rows: int) -> list[np.ndarray]:

@@ -36,7 +36,7 @@ X-Zpoint-Model, `name/version`; if random numbers were used also X-Zpoint-Seed, 
 import asyncio
 import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
@@ -46,11 +46,13 @@ from fastapi.responses import PlainTextResponse, Response
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
 from aecore.config import TASKS
 from aecore.latent.points import StoredPoints
 from serving.http import operations, schemas
+from serving.http.access_log import AccessLog
 from serving.http.decoding import (
     ANY_IMAGE,
     IMAGE_FILES,
@@ -83,18 +85,20 @@ from serving.runtime.model_slot import ModelInfo, ModelSlot, ServedModel
 T = TypeVar("T")
 O = TypeVar("O", bound=schemas.Options)  # noqa: E741
 GZIP_LEVEL, GZIP_MIN_BYTES = 1, 1024  # of JSON and text; images are compressed already
+EXPOSED_HEADERS = ["Retry-After", "X-Zpoint-Faces", "X-Zpoint-Model", "X-Zpoint-Seed"]  # to pages of other origins
 MAX_INLINE_BYTES = 1 << 16  # bodies up to this size are parsed and encoded on the event loop, larger ones in a thread
 
 model_routes, endpoint_routes, health_routes = APIRouter(), APIRouter(tags=["HTTP API"]), APIRouter(tags=["Health"])
 
 
 def create_app(
-    *slots: ModelSlot, token: str = "", limits: Limits | None = None, metrics: EndpointMetrics | None = None
-) -> FastAPI:
+    *slots: ModelSlot, token: str = "", limits: Limits | None = None, metrics: EndpointMetrics | None = None,
+    cors_origins: Sequence[str] = (), access_log: AccessLog | None = None,
+) -> FastAPI:  # fmt: skip
     """Return the app that serves the models in `slots`, one for each alias; routes without an alias take the first.
 
     With a `token` every path except /healthz, /readyz, the page and the docs needs `Authorization: Bearer TOKEN`;
-    without one the app responds only to requests for a loopback host.
+    without one the app responds only to requests for a loopback host. Web pages of `cors_origins` may use the API.
     """
     app = FastAPI(title="zpoint", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     slot_by_alias = {slot.current.info.alias: slot for slot in slots}
@@ -106,8 +110,14 @@ def create_app(
         exclude_content_types=(*DEFAULT_EXCLUDED_CONTENT_TYPES, NPY),
     )
     app.add_middleware(
-        GatewayMiddleware, slots=slot_by_alias, token=token, limits=app.state.limits, metrics=app.state.metrics
-    )
+        GatewayMiddleware, slots=slot_by_alias, token=token, limits=app.state.limits, metrics=app.state.metrics,
+        access_log=access_log,
+    )  # fmt: skip
+    if cors_origins:  # outside of the gateway, so that a page can read its refusals
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Zpoint-Model"], expose_headers=EXPOSED_HEADERS,
+        )  # fmt: skip
     app.state.count_faces = FaceCounter()
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(Overloaded, _overloaded_problem)

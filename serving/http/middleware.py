@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.network import is_loopback
+from serving.http.access_log import AccessLog
 from serving.http.decoding import Limits
 from serving.http.schemas import Problem
 from serving.runtime.batching import Overloaded
@@ -22,6 +23,7 @@ from serving.runtime.model_slot import ModelSlot
 
 log = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected before its request was complete
+MAX_REQUEST_ID = 128  # characters of a client's X-Request-Id in the access log
 STATIC_PREFIX, API_PREFIX, ALIAS_PREFIX = "/static/", "/v1/", "/v1/models/"
 # These paths and the static files need no token, since a browser sends none when it follows a link; a wrong token is
 # refused here too. They reveal only the model's name and version.
@@ -44,9 +46,10 @@ class GatewayMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, slots: Mapping[str, ModelSlot], token: str, limits: Limits, metrics: EndpointMetrics
-    ):
-        self._app, self._slots, self._token = app, slots, token.encode()
+        self, app: ASGIApp, slots: Mapping[str, ModelSlot], token: str, limits: Limits, metrics: EndpointMetrics,
+        access_log: AccessLog | None,
+    ):  # fmt: skip
+        self._app, self._slots, self._token, self._access_log = app, slots, token.encode(), access_log
         self._first_slot = next(iter(slots.values()))
         self._limits, self._metrics = limits, metrics
         self._buffered_bytes = 0  # of the bodies of all unanswered requests
@@ -54,7 +57,8 @@ class GatewayMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        is_head = scope["method"] == "HEAD"
+        method = scope["method"]
+        is_head = method == "HEAD"
         if is_head:  # every GET route answers it; RFC 9110, 9.3.2: the same headers without the content
             scope = {**scope, "method": "GET"}
         status, body_bytes, start = 0, 0, time.perf_counter()
@@ -104,7 +108,14 @@ class GatewayMiddleware:
             # The server keeps the scope of an idle connection's last request, which would keep a replaced model.
             scope["state"].clear()
             self._buffered_bytes -= body_bytes
-            self._metrics.observe_request(_route_label(scope), status, time.perf_counter() - start)
+            route, seconds = _route_label(scope), time.perf_counter() - start
+            self._metrics.observe_request(route, status, seconds)
+            if self._access_log:
+                request_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")  # Serve sets it
+                self._access_log.write(
+                    request_id=request_id[:MAX_REQUEST_ID], method=method, route=route, status=status,
+                    seconds=seconds, model=model.info.label,
+                )  # fmt: skip
 
     def _find_slot(self, path: str) -> ModelSlot | None:
         """Return the slot of the alias in `path`, the first one if there is none in it, None for an unknown alias."""

@@ -20,7 +20,7 @@ from cluster.ray_connection import head_node
 from cluster.settings import settings
 from serving.runtime import haproxy, last_served
 from serving.runtime.registry import ModelVersion, find_model_versions
-from serving.runtime.replica import build_application
+from serving.runtime.replica import ReplicaOptions, build_application
 
 log = logging.getLogger(__name__)
 APP_NAME = "zpoint"
@@ -59,14 +59,14 @@ class Endpoint:
 
 def start_endpoint(
     aliases: Sequence[str] = ("champion",), host: str = "127.0.0.1", port: int = 8000, *,
-    replicas: tuple[int, int] = (1, 1), compiled: bool = True,
+    replicas: tuple[int, int] = (1, 1), options: ReplicaOptions | None = None,
 ) -> Endpoint:  # fmt: skip
     """Serve the models that `aliases` name at http://host:port, through HAProxy, on the connected Ray.
 
-    `replicas`: (min, max) processes, by the number of requests in progress. `compiled` decoders take some seconds
-    longer to start. Returns once a replica answers through HAProxy. Raises ValueError for an unknown alias, a host
-    beyond loopback without ZPOINT_TOKEN, a port in use, a Ray that serves already, a process that is not on its head
-    node, or replicas that HAProxy would not reach; RuntimeError if the model does not load.
+    `replicas`: (min, max) processes, by the number of requests in progress. Returns once a replica answers through
+    HAProxy. Raises ValueError for an unknown alias, a host beyond loopback without ZPOINT_TOKEN, a port in use, a Ray
+    that serves already, a process that is not on its head node, or replicas that HAProxy would not reach; RuntimeError
+    if the model does not load.
     """
     token = settings().token
     if not is_loopback(host) and not token:
@@ -90,7 +90,7 @@ def start_endpoint(
             logging_config={"log_level": "WARNING", "enable_access_log": False},
             controller_options={"runtime_env": {"env_vars": _controller_env()}},
         )
-        application = build_application(versions, token, replicas, compiled=compiled, on_head=on_head)
+        application = build_application(versions, token, replicas, options or ReplicaOptions(), on_head=on_head)
         _run_application(versions, application)
         _wait_until_ready(endpoint.url)
     except BaseException:

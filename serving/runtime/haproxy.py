@@ -8,6 +8,7 @@ The file that `write_wrapper` writes runs this module as a script; it imports on
 - Ray forwards a request before its body has arrived, and cannot send it to another replica when that one dies; the
   edited configuration waits for the body, or the first 16 kB of it.
 - If no replica answers, Ray answers 500 in plain text; the edited configuration 503 with Retry-After, as the app does.
+- While no replica is known, at the start, Ray answers 404, as its Python proxy does; the edited configuration 503.
 - If HAProxy reaches no replica, Serve's Python proxy answers, at a fraction of the speed and without a word; the edited
   configuration says so in the response header FALLBACK_HEADER.
 - After a SIGKILL of Ray its haproxy would run on and hold the port; the wrapped one ends with its parent.
@@ -28,6 +29,10 @@ PR_SET_PDEATHSIG = 1
 HIDE_SYSTEM_ROUTES = "    http-request return status 404 if { path_beg /-/ }"
 FALLBACK_HEADER = "x-zpoint-fallback"
 MARK_FALLBACK = f"    http-response set-header {FALLBACK_HEADER} python-proxy if {{ srv_name -m beg SERVE_PROXY }}"
+# Every answer of the app has the header X-Zpoint-Model, its 404 too.
+NOT_STARTED = (
+    "    http-response return status 503 default-errorfiles if { status 404 } !{ res.hdr(x-zpoint-model) -m found }"
+)
 CLIENT_LIMITS = "    timeout http-request 10s\n    option http-buffer-request"
 
 
@@ -48,7 +53,12 @@ def edit_config(config: str, errors: Path) -> str:
         return config
     config = listen_on_loopback(config)
     config = _substitute(r"^(\s+errorfile (\d+)) .*$", rf"\g<1> {errors}/\g<2>.http", config, count=3)
-    rules = f"{HIDE_SYSTEM_ROUTES}\n{MARK_FALLBACK}"
+    config = _substitute(
+        r"^(backend default_backend\n\s+http-request return) status 404 .*$",
+        r"\g<1> status 503 default-errorfiles",
+        config,
+    )
+    rules = f"{HIDE_SYSTEM_ROUTES}\n{NOT_STARTED}\n{MARK_FALLBACK}"
     config = _substitute(r"^(frontend http_frontend\n\s+bind .*)$", rf"\g<1>\n{rules}", config)
     return _substitute(r"^(defaults\n\s+mode http)$", rf"\g<1>\n{CLIENT_LIMITS}", config)
 

@@ -1,10 +1,12 @@
 """Prometheus metrics of one replica, served at /metrics, and on a cluster by Ray's exporter on each node."""
 
+import logging
 import time
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+log = logging.getLogger(__name__)
 SECONDS_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 EXPORT_INTERVAL_S = 5.0
@@ -105,7 +107,14 @@ class RayExporter:
         self._exported = set(samples)
 
     def run(self) -> None:
-        """Copy all values every EXPORT_INTERVAL_S, in a thread that never ends."""
+        """Copy all values every EXPORT_INTERVAL_S, in a thread that never ends; log the first of several errors."""
+        failed = False
         while True:
-            self.export()
+            try:
+                self.export()
+                failed = False
+            except Exception as error:
+                if not failed:
+                    log.warning("cannot copy the metrics to Ray's exporter, which keeps the last ones: %s", error)
+                failed = True
             time.sleep(EXPORT_INTERVAL_S)

@@ -5,10 +5,11 @@ serve run serving/serve.yaml        # on a cluster; see there
 
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,26 @@ if TYPE_CHECKING:  # only a replica loads torch
 log = logging.getLogger(__name__)
 GPUS_PER_REPLICA = 0.1  # a decoder needs little of a GPU; trainings on the same cluster need the rest
 TARGET_ONGOING_REQUESTS = 64  # requests in progress at one replica before autoscaling starts another one
+ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?")  # as browsers send it
 MAX_ONGOING_REQUESTS = 2048  # bounds the memory of a replica; its batchers refuse requests long before
+
+
+@dataclass(frozen=True)
+class ReplicaOptions:
+    """The options of `zpoint serve` that concern each replica.
+
+    `compiled`: compile the decoders. `cors_origins`: origins, as in https://example.org, whose web pages may use the
+    endpoint. `access_log`: the path of a file for a line of JSON a request. Raises ValueError for another origin.
+    """
+
+    compiled: bool = True
+    cors_origins: tuple[str, ...] = ()
+    access_log: str = ""
+
+    def __post_init__(self) -> None:
+        for origin in self.cors_origins:
+            if not ORIGIN.fullmatch(origin):  # such as `*` and `null`, which would admit every web page
+                raise ValueError(f"a CORS origin is http(s)://host[:port] in small letters, not '{origin}'")
 
 
 class Replica:
@@ -34,7 +54,7 @@ class Replica:
     `versions` are the aliases' versions at the deployment, as dicts, of one tracking server.
     """
 
-    def __init__(self, versions: list[dict[str, str]], token: str, compiled: bool = True):
+    def __init__(self, versions: list[dict[str, str]], token: str, options: ReplicaOptions):
         from ray import serve
 
         from cluster.ray_compat import close_replica_grpc_port
@@ -44,15 +64,21 @@ class Replica:
         close_replica_grpc_port()
         # After each kernel the model's thread needs the GIL, which the HTTP thread would otherwise keep for 5 ms.
         sys.setswitchinterval(0.0005)
-        self._token, self._metrics = token, EndpointMetrics(serve.get_replica_context().replica_id.unique_id)
-        load = partial(load_version, compiled=compiled, metrics=self._metrics)
+        self._token, self._options = token, options
+        self._metrics = EndpointMetrics(serve.get_replica_context().replica_id.unique_id)
+        load = partial(load_version, compiled=options.compiled, metrics=self._metrics)
         self._slots = [_serve_alias(ModelVersion(**version), load, self._metrics) for version in versions]
         threading.Thread(target=RayExporter(self._metrics).run, name="export-metrics", daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> Any:
+        from serving.http.access_log import AccessLog
         from serving.http.api import create_app
 
-        return create_app(*self._slots, token=self._token, metrics=self._metrics)
+        access_log = AccessLog(self._options.access_log) if self._options.access_log else None
+        return create_app(
+            *self._slots, token=self._token, metrics=self._metrics, cors_origins=self._options.cors_origins,
+            access_log=access_log,
+        )  # fmt: skip
 
 
 def _serve_alias(deployed: ModelVersion, load: "LoadFn", metrics: "EndpointMetrics") -> "ModelSlot":
@@ -72,7 +98,7 @@ def _serve_alias(deployed: ModelVersion, load: "LoadFn", metrics: "EndpointMetri
 
 
 def build_application(
-    versions: Sequence[ModelVersion], token: str, replicas: tuple[int, int] = (1, 1), *, compiled: bool = True,
+    versions: Sequence[ModelVersion], token: str, replicas: tuple[int, int], options: ReplicaOptions, *,
     on_head: bool = False,
 ) -> Any:  # fmt: skip
     """Return the Serve application of one version for each alias.
@@ -105,24 +131,27 @@ def build_application(
         },
         **scaling,
     )
-    return deployment.bind([asdict(version) for version in versions], token, compiled)
+    return deployment.bind([asdict(version) for version in versions], token, options)
 
 
 def app(args: dict[str, Any]) -> Any:
-    """Build the application for a Serve config file; `args`: alias, min_replicas, max_replicas (serving/serve.yaml).
+    """Build the application for a Serve config file; `args` are those of serving/serve.yaml.
 
     `alias` is a name or a list of names. Raises ValueError for another argument, an unknown alias, or without
     ZPOINT_TOKEN: a cluster is not loopback.
     """
     args = dict(args)
+    options = ReplicaOptions(args.pop("compile", True), tuple(args.pop("cors_origins", ())), args.pop("access_log", ""))
     aliases, min_replicas = args.pop("alias", "champion"), args.pop("min_replicas", 1)
     aliases = [aliases] if isinstance(aliases, str) else aliases
     max_replicas = args.pop("max_replicas", min_replicas)
     if args:
-        raise ValueError(f"args take alias, min_replicas and max_replicas, not {', '.join(args)}")
+        raise ValueError(
+            f"args take alias, min_replicas, max_replicas, compile, cors_origins and access_log, not {', '.join(args)}"
+        )
     if not settings().token:
         raise ValueError("serving on a cluster needs a token: set ZPOINT_TOKEN in the runtime environment")
-    return build_application(find_model_versions(aliases), settings().token, (min_replicas, max_replicas))
+    return build_application(find_model_versions(aliases), settings().token, (min_replicas, max_replicas), options)
 
 
 def _replica_runtime_env() -> dict[str, Any]:

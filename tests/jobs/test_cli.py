@@ -78,6 +78,8 @@ def test_help_lists_every_choice(command: str, choices: set[str], capsys: pytest
         (["study", "nonesuch", "--num-samples", "0"], "must be at least 1"),
         (["promote", "nonesuch", "--alias", "v1"], "--alias"),
         (["serve", "--port", "0"], "must be at least 1"),
+        (["serve", "--cors", "*"], "a CORS origin is http(s)://host[:port]"),
+        (["serve", "--access-log", "nowhere/a.jsonl"], "nowhere/a.jsonl"),
         (["decode", "missing.npy"], "missing.npy: No such file"),
         (["decode", "RECIPE"], "is not a .npy file of z-points"),
         (["decode", "empty.npy"], "is not a .npy file of z-points"),

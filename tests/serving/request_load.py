@@ -4,6 +4,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import httpx2
 import numpy as np
@@ -12,6 +13,7 @@ from serving.client import Client
 
 Z_DIM = 8
 TOKEN = "of the tests"
+PLAIN_TIMEOUT_S = 60.0  # as long as the client's: a slow answer on a busy machine is no failure
 
 
 def make_z(n, seed=0):
@@ -27,17 +29,27 @@ def all_replicas(endpoint, condition):
     return all(condition(endpoint.model()) for _ in range(30))
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A failed request: its error, when it began (seconds since the load did), and how long it took."""
+
+    error: Exception
+    began_s: float
+    took_s: float
+
+
 class RequestLoad:
     """Threads that send decode requests until the block ends, with the client's retries or without.
 
-    `versions` counts the successful requests by X-Zpoint-Model (by "any" with retries); `failures` holds the errors.
+    `versions` counts the successful requests by X-Zpoint-Model (by "any" with retries).
     """
 
     def __init__(self, url, threads=4, retries=True):
         self.url, self.threads, self.retries = url, threads, retries
-        self.versions, self.failures, self.stopping = Counter(), [], threading.Event()
+        self.versions, self.failures, self.stopping = Counter(), list[Failure](), threading.Event()
 
     def __enter__(self):
+        self.start = time.monotonic()
         self.pool = ThreadPoolExecutor(self.threads)
         self.futures = [self.pool.submit(self.run, seed) for seed in range(self.threads)]
         return self
@@ -48,10 +60,15 @@ class RequestLoad:
         for future in self.futures:
             future.result()
 
+    def elapsed_s(self):
+        """Return the seconds since the load began."""
+        return time.monotonic() - self.start
+
     def run(self, seed):
-        z = make_z(2, seed)
-        with Client(self.url, TOKEN) as client, httpx2.Client(headers={"Authorization": f"Bearer {TOKEN}"}) as plain:
+        z, headers = make_z(2, seed), {"Authorization": f"Bearer {TOKEN}"}
+        with Client(self.url, TOKEN) as client, httpx2.Client(headers=headers, timeout=PLAIN_TIMEOUT_S) as plain:
             while not self.stopping.is_set():
+                began_s = self.elapsed_s()
                 try:
                     if self.retries:
                         assert client.decode(z).shape == (2, 16, 16, 3)
@@ -61,7 +78,7 @@ class RequestLoad:
                         response.raise_for_status()
                         self.versions[response.headers["x-zpoint-model"]] += 1
                 except Exception as error:
-                    self.failures.append(error)
+                    self.failures.append(Failure(error, began_s, self.elapsed_s() - began_s))
 
     def wait_until(self, condition, timeout_s=60):
         deadline = time.monotonic() + timeout_s

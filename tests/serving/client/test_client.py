@@ -12,6 +12,7 @@ import threading
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,11 +33,11 @@ from serving.client import client as client_module
 from serving.client.client import to_npy
 from serving.http.decoding import Limits
 from serving.runtime.model_slot import ModelSlot
-from tests.serving.app_server import IMAGE, Z_DIM, make_model, make_slot, serve_app
+from tests.serving.app_server import IMAGE, Z_DIM, make_model, make_slot, make_stored_points, serve_app
 
 REPO = Path(__file__).parents[3]
 TOKEN = "of the clients' test"
-SLOT, MODEL = make_slot(), make_model()
+SLOT, MODEL, POINTS = make_slot(), make_model(), make_stored_points()
 Z = np.random.default_rng(0).normal(size=(5, Z_DIM)).astype(np.float32)
 NOW = datetime(2026, 11, 29, 12, 0, 0, tzinfo=UTC)
 FACES = np.stack([draw_face(index, 0, IMAGE.size)[0] for index in range(3)])
@@ -167,6 +168,35 @@ def test_interpolate_and_model(call, url):
     assert (model["name"], model["version"], model["z_dim"]) == ("zpoint", "7", Z_DIM)
 
 
+def test_stored_points_come_with_map_thumbnails_and_neighbours(call, url, monkeypatch):
+    points = call(url, "points", "Smiling")
+    np.testing.assert_allclose(points["points"], POINTS.xy, atol=1e-5)
+    assert points["points"].dtype == points["values"].dtype == np.float32
+    np.testing.assert_array_equal(points["values"], POINTS.attributes["Smiling"])
+    assert call(url, "points")["values"] is None
+    thumbnails = call(url, "thumbnails")
+    assert len(thumbnails) == len(POINTS) == len(points["splits"])
+    assert all((thumbnails[row] == POINTS.thumbnail(row)).all() for row in (0, 11, 99))
+    distances = np.linalg.norm(Z[:, None] - POINTS.z.numpy(), axis=2)
+    monkeypatch.setattr(client_module, "SMALL", replace(client_module.SMALL, points=6))  # two z-points a request
+    for nearest, expected in zip(call(url, "neighbours", Z, k=3), distances, strict=True):
+        assert [one["index"] for one in nearest] == expected.argsort()[:3].tolist()
+        np.testing.assert_array_equal(nearest[0]["thumbnail"], thumbnails[nearest[0]["index"]])
+    image = call(url, "decode_at", *POINTS.xy[5].tolist())
+    assert images_close(image, decoded(image.z))
+    np.testing.assert_allclose(image.z[0], POINTS.z[5], atol=1e-3)
+
+
+def test_a_model_without_stored_points_is_a_404(call):
+    slot = make_slot()
+    slot.current.info = replace(slot.current.info, points=None)
+    with serve_app(slot, token=TOKEN) as url:
+        for method, arguments in (("points", []), ("thumbnails", []), ("neighbours", [Z]), ("decode_at", [0, 0])):
+            with pytest.raises(EndpointError, match="stored without points") as caught:
+                call(url, method, *arguments)
+            assert caught.value.status == 404
+
+
 @pytest.mark.parametrize(
     ("method", "arguments", "status", "message"),
     [
@@ -228,7 +258,8 @@ def test_z_points_are_decoded_by_their_version_alone(call, url):
 @pytest.mark.parametrize("version", ["7", 7, "zpoint/7"])
 def test_a_version_pins_every_method(call, url, version):
     arguments = {"decode": [Z], "decode_png": [Z], "sample": [], "sample_png": [], "encode": [FACES],
-                 "reconstruct": [FACES], "interpolate": [Z[:2]]}  # fmt: skip
+                 "reconstruct": [FACES], "interpolate": [Z[:2]], "neighbours": [Z], "points": [], "thumbnails": [],
+                 "decode_at": [0.1, 0.2]}  # fmt: skip
     for method, values in arguments.items():
         call(url, method, *values, version=version)
         with pytest.raises(EndpointError, match="serves zpoint/7, not zpoint/6") as caught:

@@ -2,15 +2,24 @@
 
 import json
 import os
+import re
 import signal
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 from unittest.mock import ANY
 
+import httpx2
 import pytest
 
+from cluster.ray_compat import haproxy_binary
 from serving.runtime import haproxy
+from serving.runtime.deployment import free_port
+from tests.serving.app_server import make_slot, serve_app
+from tests.sockets import listening_addresses
+
+REPO = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +45,9 @@ def test_every_edit_of_the_configuration_happens_once(template, tmp_path):
     assert edited.count("timeout http-request 10s") == edited.count("option http-buffer-request") == 1
     assert edited.count("return status 404 if { path_beg /-/ }") == 1
     assert edited.count("http-response set-header x-zpoint-fallback ") == 1
+    assert edited.count("http-response return status 503 default-errorfiles if { status 404 }") == 1
+    assert "    http-request return status 503 default-errorfiles\n" in edited
+    assert "for available routes" not in edited
     assert haproxy.edit_config(edited, tmp_path) == edited
 
 
@@ -54,6 +66,39 @@ def test_haproxy_statistics_listen_on_loopback(template):
     assert "bind 127.0.0.1:{{ config.stats_port }}" in binds
     assert "bind {{ config.frontend_host }}:{{ config.frontend_port }}" in binds
     assert haproxy.listen_on_loopback(edited) == edited
+
+
+def test_the_documented_configuration_for_tls_serves_https(tmp_path, wait_until):
+    [config] = re.findall(r"(?s)```haproxy\n(.*?)```", (REPO / "docs" / "serving.md").read_text())
+    certificate, key, pem = (tmp_path / name for name in ("a.crt", "a.key", "zpoint.pem"))
+    request = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    )
+    subprocess.run([*request.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    pem.write_text(certificate.read_text() + key.read_text())
+    https_port, http_port = free_port(), free_port()
+    with serve_app(make_slot(), token="secret") as url:
+        replacements = {
+            "/etc/haproxy/zpoint.pem": str(pem), ":443": f"127.0.0.1:{https_port}", ":80\n": f"127.0.0.1:{http_port}\n",
+            "127.0.0.1:8000": url.removeprefix("http://"),
+        }  # fmt: skip
+        for documented, actual in replacements.items():
+            assert config.count(documented) == 1
+            config = config.replace(documented, actual)
+        file = tmp_path / "haproxy.cfg"
+        file.write_text(config)
+        checked = subprocess.run([haproxy_binary(), "-c", "-f", file], capture_output=True, text=True)
+        assert (checked.returncode, checked.stderr) == (0, "")
+        with subprocess.Popen([haproxy_binary(), "-db", "-f", file]) as proxy:
+            try:
+                wait_until(lambda: listening_addresses([proxy.pid]))
+                trusted, headers = ssl.create_default_context(cafile=certificate), {"Authorization": "Bearer secret"}
+                answer = httpx2.get(f"https://localhost:{https_port}/v1/model", verify=trusted, headers=headers)
+                assert (answer.status_code, answer.headers["x-zpoint-model"]) == (200, "zpoint/7")
+                redirect = httpx2.get(f"http://localhost:{http_port}/v1/model")
+                assert redirect.headers["location"].startswith("https://")
+            finally:
+                proxy.terminate()
 
 
 def test_haproxy_ends_with_its_parent(tmp_path, wait_until):

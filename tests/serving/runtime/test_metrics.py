@@ -52,3 +52,18 @@ def test_a_replaced_version_is_exported_as_0(exported: Series):
     exporter.export()
     assert exported["zpoint_model", ("champion", "zpoint", "1")] == 0
     assert exported["zpoint_model", ("champion", "zpoint", "2")] == 1
+
+
+def test_the_export_goes_on_after_errors_and_logs_the_first_of_each_outage(monkeypatch, caplog):
+    results = [OSError("lost"), OSError("lost"), None, OSError("lost again"), KeyboardInterrupt()]
+    exporter = RayExporter(EndpointMetrics("replica-1"))
+
+    def export() -> None:
+        if (result := results.pop(0)) is not None:
+            raise result
+
+    monkeypatch.setattr(exporter, "export", export)
+    monkeypatch.setattr("serving.runtime.metrics.EXPORT_INTERVAL_S", 0)
+    with pytest.raises(KeyboardInterrupt):
+        exporter.run()
+    assert [record.args[0].args[0] for record in caplog.records] == ["lost", "lost again"]

@@ -9,6 +9,7 @@ import pytest
 from serving.runtime import deployment, last_served, registry, replica
 from serving.runtime.last_served import LastServedVersions
 from serving.runtime.registry import ModelVersion
+from serving.runtime.replica import ReplicaOptions
 
 DEPLOYED = ModelVersion("zpoint", "1", "champion", "run-1", "/models/1", "sqlite:///a.db")
 LAST_SERVED, ALIASED = replace(DEPLOYED, version="2"), replace(DEPLOYED, version="3")
@@ -65,17 +66,34 @@ def test_config_file_for_a_cluster_needs_a_token_and_known_arguments(monkeypatch
     with pytest.raises(ValueError, match="set ZPOINT_TOKEN"):
         replica.app({})
     monkeypatch.setenv("ZPOINT_TOKEN", "secret")
-    assert replica.app({}) == ([DEPLOYED], "secret", (1, 1))
-    assert replica.app({"min_replicas": 2}) == ([DEPLOYED], "secret", (2, 2))
-    arguments = {"alias": "challenger", "min_replicas": 2, "max_replicas": 4}
-    assert replica.app(arguments) == ([replace(DEPLOYED, alias="challenger")], "secret", (2, 4))
+    assert replica.app({}) == ([DEPLOYED], "secret", (1, 1), ReplicaOptions())
+    assert replica.app({"min_replicas": 2})[2] == (2, 2)
+    arguments = {
+        "alias": "challenger", "min_replicas": 2, "max_replicas": 4, "compile": False, "access_log": "/a.jsonl",
+        "cors_origins": ["https://a.org"],
+    }  # fmt: skip
+    options = ReplicaOptions(False, ("https://a.org",), "/a.jsonl")
+    assert replica.app(arguments) == ([replace(DEPLOYED, alias="challenger")], "secret", (2, 4), options)
     aliases = ["champion", "near-ae"]
     assert replica.app({"alias": aliases})[0] == [replace(DEPLOYED, alias=alias) for alias in aliases]
     for wrong in ([], ["champion", "champion"]):
         with pytest.raises(ValueError, match="name each once, at least one"):
             replica.app({"alias": wrong})
-    with pytest.raises(ValueError, match="args take alias, min_replicas and max_replicas, not port"):
+    with pytest.raises(ValueError, match=r"args take alias, min_replicas, .* and access_log, not port"):
         replica.app({"port": 1})
+
+
+@pytest.mark.parametrize("origin", ["https://example.org", "http://localhost:3000", "http://[::1]:3000"])
+def test_cors_takes_an_origin(origin):
+    assert ReplicaOptions(cors_origins=(origin,)).cors_origins == (origin,)
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "null", "", "example.org", "https://example.org/", "ftp://a", "https://*.a.org"]
+)
+def test_cors_takes_nothing_that_admits_other_pages(origin):
+    with pytest.raises(ValueError, match="a CORS origin is http"):
+        ReplicaOptions(cors_origins=("https://a.org", origin))
 
 
 @pytest.fixture

@@ -1,0 +1,48 @@
+"""`zpoint models`: versions, their aliases and figures, from MLflow alone."""
+
+from typing import Any
+
+import pytest
+
+from cluster import tracking as mlflow_tracking
+from cluster.settings import settings
+from jobs.commands.models import list_models
+from jobs.commands.printing import format_models
+
+RUNS = {"celeba-vae-1a2b3c4d": {"valid_psnr": 21.6204, "hog_frechet_gmm": 0.98765}, "celeba-near-ae-5e6f7a8b": {}}
+
+
+@pytest.fixture
+def registry(tracking: None) -> Any:
+    """Register one version for each of RUNS, and a third that is of no run."""
+    client = mlflow_tracking.client()
+    client.create_registered_model(mlflow_tracking.MODEL_NAME)
+    for name, metrics in RUNS.items():
+        run_id = mlflow_tracking.create_run(name, {}, {})
+        mlflow_tracking.log_metrics(run_id, metrics, 1, 0)
+        tags = {"zpoint.run": name} | ({mlflow_tracking.SAMPLER_TAG: "gmm"} if metrics else {})
+        client.create_model_version(mlflow_tracking.MODEL_NAME, f"{settings().home}/{name}", run_id, tags=tags)
+    client.create_model_version(mlflow_tracking.MODEL_NAME, f"{settings().home}/other")
+    return client
+
+
+def test_versions_come_newest_first_with_aliases_and_figures(registry):
+    for alias, version in (("champion", "1"), ("vae", "1"), ("near-ae", "2")):
+        registry.set_registered_model_alias(mlflow_tracking.MODEL_NAME, alias, version)
+    third, second, first = list_models()
+    assert [(m["version"], m["aliases"], m["run"], m["sampler"]) for m in (third, second, first)] == [
+        ("3", [], "", "normal"), ("2", ["near-ae"], "celeba-near-ae-5e6f7a8b", "normal"),
+        ("1", ["champion", "vae"], "celeba-vae-1a2b3c4d", "gmm"),
+    ]  # fmt: skip
+    assert (first["psnr"], first["frechet"]) == (21.6204, 0.98765)
+    assert "psnr" not in third
+    table = format_models({"models": [third, second, first]}).splitlines()
+    assert max(map(len, table)) <= 80
+    assert table[3].split() == ["1", "champion", "gmm", "21.62", "0.9877", first["created"][:10], first["run"]]
+    assert table[4].split() == ["vae"]
+    assert "zpoint promote RUN --alias ALIAS" in table[5]
+
+
+def test_without_versions_it_names_the_command_that_registers_one(tracking):
+    assert list_models() == []
+    assert "zpoint promote RUN" in format_models({"models": []})
