@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -55,6 +56,19 @@ def hold_lock(uri: str, activity: str, fix: str) -> Iterator[None]:
         release()
 
 
+def is_locked(uri: str) -> bool:
+    """Return True if a living process holds the lock at `uri`, or if the storage does not say.
+
+    The owner of a lease on S3 counts as alive for LEASE_SECONDS after its last renewal, by the server's clock.
+    """
+    fs, path = open_uri(uri)
+    try:
+        return _is_locked_file(path) if isinstance(fs, pafs.LocalFileSystem) else _Lease(path).is_held()
+    except Exception as error:  # of boto3 or the file system
+        log.debug("cannot read the lock %s: %s", uri, error)
+        return True
+
+
 def _this_process() -> dict[str, Any]:
     """Return what identifies this process; `machine` is the same in all processes that see each other's pids."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
@@ -75,6 +89,11 @@ def _start_ticks(pid: int) -> str | None:
         fields = file.read().rpartition(")")[2].split()
         return fields[19] if fields[0] not in ("Z", "X") else None
     return None
+
+
+def _lives(owner: dict[str, Any]) -> bool | None:
+    """Return True if the owner's process runs on this machine, False if it has ended, None for another machine."""
+    return _start_ticks(owner["pid"]) == owner["started"] if owner.get("machine") == _machine() else None
 
 
 def _describe(owner: dict[str, Any]) -> str:
@@ -135,6 +154,22 @@ def _take_file(path: str, refuse: Callable[[dict[str, Any]], LockedError]) -> Ca
     return release
 
 
+def _is_locked_file(path: str) -> bool:
+    """Return True unless the file is missing or its owner has ended. Raises OSError on a file system without flock."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115  # closed below
+    except FileNotFoundError:
+        return False
+    with file:
+        if (lives := _lives(_parse(file.read()))) is not None:
+            return lives
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def _take_lease(path: str, refuse: Callable[[dict[str, Any]], LockedError]) -> Callable[[], None]:
     """Take the lease at `path`, bucket/key, and return the function that ends it. Raises OSError if S3 fails."""
     from botocore.exceptions import BotoCoreError, ClientError
@@ -151,12 +186,11 @@ def _await_lease(lease: "_Lease", refuse: Callable[[dict[str, Any]], LockedError
     watched, deadline = "", 0.0
     while True:
         etag, owner = lease.read()
-        same_machine = owner.get("machine") == _machine()
-        dead = same_machine and _start_ticks(owner["pid"]) != owner["started"]
-        if not etag or dead or (etag == watched and time.monotonic() > deadline):
+        lives = _lives(owner)
+        if not etag or lives is False or (etag == watched and time.monotonic() > deadline):
             if lease.write(etag):
                 return lease
-        elif same_machine or (watched and etag != watched):
+        elif lives or (watched and etag != watched):
             raise refuse(owner)
         else:
             if not watched:
@@ -184,15 +218,27 @@ class _Lease:
 
     def read(self) -> tuple[str, dict[str, Any]]:
         """Return the object's ETag and its owner; empty ones if there is no object."""
+        response = self._get()
+        return (response["ETag"], _parse(response["Body"].read())) if response else ("", {})
+
+    def is_held(self) -> bool:
+        """Return True if the owner lives here, or has renewed the object within LEASE_SECONDS."""
+        response = self._get()
+        if response is None or (lives := _lives(_parse(response["Body"].read()))) is False:
+            return False
+        server_time = parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return bool(lives) or (server_time - response["LastModified"]).total_seconds() < LEASE_SECONDS
+
+    def _get(self) -> dict[str, Any] | None:
+        """Return the response with the object, None if there is none."""
         from botocore.exceptions import ClientError
 
         try:
-            response = self.client.get_object(Bucket=self.bucket, Key=self.key)
+            return self.client.get_object(Bucket=self.bucket, Key=self.key)
         except ClientError as error:
             if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
-                return "", {}
+                return None
             raise
-        return response["ETag"], _parse(response["Body"].read())
 
     def write(self, etag: str) -> bool:
         """Write this process as owner if the object still has `etag`, '' for none; return False if it has not.

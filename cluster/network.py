@@ -4,7 +4,11 @@ The proxies are those of the environment, HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and
 than loopback go as NO_PROXY says.
 """
 
+import fcntl
 import os
+import socket
+import struct
+from contextlib import suppress
 from importlib.util import find_spec
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from urllib.parse import urlsplit
@@ -12,6 +16,7 @@ from urllib.request import proxy_bypass
 
 from cluster.settings import hide_credentials
 
+SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy")
 LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1", "[::1]")  # in the forms that the libraries compare
 
@@ -22,6 +27,17 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def find_interface(address: str) -> str:
+    """Return the name of this host's network interface with the IPv4 address `address`, "" if there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # an interface without an IPv4 address
+                reply = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(reply[20:24]) == address:
+                    return name
+    return ""
 
 
 def configure_libraries() -> None:

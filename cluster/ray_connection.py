@@ -217,6 +217,24 @@ def _join(address: str) -> None:
         ) from error
     except ConnectionError as error:
         raise ValueError(f"no Ray answers at RAY_ADDRESS={address}: {error}") from error
+    _check_addresses(address)
+
+
+def _check_addresses(address: str) -> None:
+    """Leave the cluster and raise ValueError if some of its nodes have a loopback address, and others have not.
+
+    Ray takes them all, and calls between them then wait without end.
+    """
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    hosts = {is_loopback(node["NodeManagerAddress"]): node["NodeManagerHostname"] for node in nodes}
+    if len(hosts) == 2:
+        disconnect()
+        raise ValueError(
+            f"host {hosts[True]} of the Ray at {address} has a loopback address, which the other nodes do not reach: "
+            "start Ray there with --node-ip-address=ADDRESS"
+        )
 
 
 def _hide_secrets(environment: dict[str, Any]) -> dict[str, Any]:

@@ -215,14 +215,23 @@ class _RenamedOption(argparse.Action):
 
 def _add_serving(add_command: Callable[..., Any]) -> None:
     serve = add_command("serve", _serve, "serve the model version of an alias until Ctrl-C")
-    serve.add_argument(
-        "--alias", action="append", help="alias in MLflow; give several to serve several models (default: champion)"
-    )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--port", type=_port, default=8000, help="port to listen on (default: 8000)")
-    serve.add_argument(
-        "--replicas", default="1", help="number of replica processes, or a minimum and maximum as in 1-4 (default: 1)"
-    )
+    deploy = add_command("deploy", _deploy, "start or change the endpoint of a cluster, show its status, or delete it")
+    deploy.add_argument(
+        "action", nargs="?", choices=("apply", "status", "delete"), default="apply",
+        help="apply: start the endpoint or change it to these options; show its status; delete it (default: apply)",
+    )  # fmt: skip
+    _add_address(deploy)
+    for command in (serve, deploy):
+        command.add_argument(
+            "--alias", action="append", help="alias in MLflow; give several to serve several models (default: champion)"
+        )
+        command.add_argument("--port", type=_port, default=8000, help="port to listen on (default: 8000)")
+        command.add_argument(
+            "--replicas",
+            default="1",
+            help="number of replica processes, or a minimum and maximum as in 1-4 (default: 1)",
+        )
 
     serve.add_argument(
         "--no-compile", dest="compiled", action="store_false",
@@ -296,9 +305,7 @@ def _add_cluster(add_command: Callable[..., Any]) -> None:
     logs.add_argument("--follow", action="store_true", help="follow the log until the job ends")
     stop = add_command("stop", _stop, "stop a job")
     for command in (submit, jobs, logs, stop):
-        command.add_argument(
-            "--address", help="URL of the cluster's dashboard (default: RAY_ADDRESS, else http://127.0.0.1:8265)"
-        )
+        _add_address(command)
     for command in (logs, stop):
         command.add_argument("id", metavar="ID", help="job ID, as `zpoint jobs` lists it")
     submit.add_argument(
@@ -306,6 +313,12 @@ def _add_cluster(add_command: Callable[..., Any]) -> None:
         metavar="JOB ...",
         nargs=argparse.REMAINDER,
         help="ingest, train, tune, study, claims or promote, with its arguments",
+    )
+
+
+def _add_address(command: Any) -> None:
+    command.add_argument(
+        "--address", help="URL of the cluster's dashboard (default: RAY_ADDRESS, else http://127.0.0.1:8265)"
     )
 
 
@@ -422,6 +435,17 @@ def _models(args: Any) -> Result:
     from jobs.commands.models import list_models
 
     return {"models": list_models()}
+
+
+def _deploy(args: Any) -> Result:
+    from jobs.commands.deploy import delete_deployment, deploy, deployment_status
+    from jobs.commands.serve import parse_replicas
+
+    if args.action == "status":
+        return deployment_status(args.address)
+    if args.action == "delete":
+        return delete_deployment(args.address)
+    return deploy(args.alias or ["champion"], args.port, parse_replicas(args.replicas), args.address)
 
 
 def _decode(args: Any) -> Result:

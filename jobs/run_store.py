@@ -19,7 +19,7 @@ from aecore.config import Recipe, stored_recipe
 from aecore.data.io import read_bytes, read_json, write_atomic, write_json
 from aecore.data.shards import Manifest
 from cluster import tracking
-from cluster.lock import hold_lock
+from cluster.lock import hold_lock, is_locked
 from cluster.settings import settings
 from cluster.storage import open_uri
 
@@ -192,7 +192,17 @@ def lock_run(name: str) -> AbstractContextManager[None]:
 
     The driver of a training holds it, never a worker: Ray may replace workers at any time. Raises LockedError.
     """
-    return hold_lock(f"{settings().store}/locks/run-{name}", f"run '{name}' is being trained", "give another name=...")
+    return hold_lock(_lock_uri(settings().store, name), f"run '{name}' is being trained", "give another name=...")
+
+
+def is_trained_now(uri: str) -> bool:
+    """Return True if a process trains the run in the folder `uri`, of any store; also if the store does not say."""
+    store, _, name = uri.rpartition("/runs/")
+    return is_locked(_lock_uri(store, name))
+
+
+def _lock_uri(store: str, name: str) -> str:
+    return f"{store}/locks/run-{name}"
 
 
 def open_run(

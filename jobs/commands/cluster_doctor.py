@@ -13,11 +13,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from aecore.errors import one_line
+from cluster.network import find_interface
 from cluster.settings import apply_env, exported_env, settings
-from jobs.commands.doctor import Check
+from jobs.commands.doctor import FULL_BYTES, MIN_FREE_BYTES, MIN_SHARED_BYTES, Check
 
 PROBE_TIMEOUT_S = 90
 MAX_CLOCK_OFFSET_S = 5.0  # S3 refuses requests of a clock that is 15 minutes off
@@ -40,12 +42,15 @@ def doctor_cluster() -> list[Check]:
 
 
 def _submit_doctor() -> list[Check]:
-    from jobs.commands.submit import job_logs, submit
+    from jobs.commands.submit import CLUSTER_DOCTOR, job_logs, submit
 
-    result = submit(["doctor", "--cluster", "--json"], wait=True)
-    lines = [line for line in job_logs(result["id"]).splitlines() if line.startswith('{"checks"')]
+    result = submit([*CLUSTER_DOCTOR, "--json"], wait=True, show_log=False)
+    log = job_logs(result["id"]).splitlines()
+    lines = [line for line in log if line.startswith('{"checks"')]
     if not lines:
-        raise RuntimeError(f"the checks on the cluster ended without a result: {result['message']}")
+        raise RuntimeError(
+            f"the checks on the cluster ended without a result: {' '.join(log[-1:]) or result['message']}"
+        )
     return [Check(**check) for check in json.loads(lines[-1])["checks"]]
 
 
@@ -55,39 +60,50 @@ def _probe_nodes() -> tuple[list[Report], list[str]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     probe: Any = ray.remote(probe_node)
-    refs = {}
+    addresses: dict[Any, str] = {}
     for node in ray.nodes():
         if node["Alive"]:
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ref = probe.options(num_cpus=0, scheduling_strategy=strategy).remote(exported_env(), time.time())
-            refs[ref] = node["NodeManagerAddress"]
-    done, late = ray.wait(list(refs), num_returns=len(refs), timeout=PROBE_TIMEOUT_S)
-    reports, silent = [], [refs[ref] for ref in late]
-    for ref in done:
-        try:
-            reports.append(ray.get(ref) | {"address": refs[ref]})
-        except Exception:
-            silent.append(refs[ref])
-    return sorted(reports, key=lambda report: report["host"]), silent
+            addresses[ref] = node["NodeManagerAddress"]
+    reports, pending, deadline = [], list(addresses), time.monotonic() + PROBE_TIMEOUT_S
+    while pending and (done := ray.wait(pending, timeout=max(0, deadline - time.monotonic())))[0]:
+        received, [ref] = time.time(), done[0]
+        with suppress(Exception):  # the node has died, or has no such package
+            report = ray.get(ref)
+            report["clock_s"] = clock_offset(
+                report.pop("sent"), report.pop("arrived"), report.pop("finished"), received
+            )
+            reports.append(report)
+            del addresses[ref]
+        pending = done[1]
+    return sorted(reports, key=lambda report: report["host"]), list(addresses.values())
 
 
-def probe_node(env: dict[str, str], started: float) -> Report:
-    """Return what this node has. `started`: the driver's clock when it sent the task."""
+def clock_offset(sent: float, arrived: float, finished: float, received: float) -> float:
+    """Return the seconds that a node's clock is ahead of the driver's at least, < 0 if it is behind, 0 if neither.
+
+    `sent` and `received` are times of the driver's clock, `arrived` and `finished` of the node's between them.
+    """
+    return max(0.0, finished - received) + min(0.0, arrived - sent)
+
+
+def probe_node(env: dict[str, str], sent: float) -> Report:
+    """Return what this node has. `sent`: the driver's clock when it sent the task."""
     arrived = time.time()
     apply_env(env)
     import ray
     import torch
 
-    address = ray.util.get_node_ip_address()
+    interface = os.environ.get("GLOO_SOCKET_IFNAME") or find_interface(ray.util.get_node_ip_address())
     return {
         "host": socket.gethostname(),
-        "clock_s": arrived - started,  # includes the start of the worker
         "versions": {
             "Python": platform.python_version(), "Ray": ray.__version__, "torch": torch.__version__,
             "CUDA": torch.version.cuda or "none", "zpoint": _version("zpoint"), "pyarrow": _version("pyarrow"),
         },
-        "name_address": _attempt(lambda: socket.gethostbyname(socket.gethostname())),
-        "node_address": address,
+        "interface": interface,
+        "shm_free_bytes": _attempt(lambda: shutil.disk_usage("/dev/shm").free),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "driver": _driver_version(),
         "store": _error_of(_use_store),
@@ -96,6 +112,7 @@ def probe_node(env: dict[str, str], started: float) -> Report:
         "cache_error": _error_of(lambda: settings().cache.mkdir(parents=True, exist_ok=True)),
         "cache_free_bytes": _attempt(lambda: shutil.disk_usage(settings().cache).free),
         "cache_mb_per_s": _attempt(_measure_cache),
+        "sent": sent, "arrived": arrived, "finished": time.time(),
     }  # fmt: skip
 
 
@@ -105,16 +122,16 @@ def check_reports(reports: list[Report], silent: Sequence[str] = ()) -> list[Che
     fix = "read the raylet's log on these nodes, or restart them" if silent else ""
     checks = [Check("nodes", not silent, text, fix)]
     for name in reports[0]["versions"] if reports else ():
-        found = {report["host"]: report["versions"][name] for report in reports}
-        same = len(set(found.values())) == 1
-        text = next(iter(found.values())) if same else _by_value(found)
+        versions = {report["host"]: report["versions"][name] for report in reports}
+        same = len(set(versions.values())) == 1
+        text = next(iter(versions.values())) if same else _by_value(versions)
         checks.append(
             Check(name.lower(), same, text, "" if same else "install the same version on all nodes: one image")
         )
     checks += [
         _check_errors(reports, "store", "sees ZPOINT_STORE", "give the host network access and the AWS_* variables"),
         _check_errors(reports, "mlflow", "sees MLflow", "give the host network access to MLFLOW_TRACKING_URI"),
-        _check_caches(reports), _check_clocks(reports), _check_names(reports),
+        _check_caches(reports), _check_shared_memory(reports), _check_clocks(reports), _check_interfaces(reports),
         Check("gpus", True, _by_value({r["host"]: ", ".join(r["gpus"]) + f" {r['driver']}" for r in reports})),
     ]  # fmt: skip
     return checks
@@ -129,30 +146,39 @@ def _check_caches(reports: list[Report]) -> Check:
     failed = [f"{report['host']}: {report['cache_error']}" for report in reports if report["cache_error"]]
     if failed:
         return Check("cache", False, "; ".join(failed), "set ZPOINT_CACHE to a writable folder of each node's own disk")
-    text = ", ".join(
+    text = "; ".join(
         f"{r['host']} {(r['cache_free_bytes'] or 0) / 1e9:.1f} GB free, {r['cache_mb_per_s'] or 0:.0f} MB/s"
         for r in reports
     )
-    if any(not r["cache_mb_per_s"] or r["cache_mb_per_s"] < MIN_CACHE_MB_PER_S for r in reports):
-        return Check("cache", None, text, "free space, or set ZPOINT_CACHE to a fast local disk")
+    fix = "free space, or set ZPOINT_CACHE to a larger or faster local disk"
+    if any(not r["cache_mb_per_s"] or r["cache_free_bytes"] < FULL_BYTES for r in reports):
+        return Check("cache", False, text, fix)
+    if any(r["cache_mb_per_s"] < MIN_CACHE_MB_PER_S or r["cache_free_bytes"] < MIN_FREE_BYTES for r in reports):
+        return Check("cache", None, text, fix)
     return Check("cache", True, text)
 
 
+def _check_shared_memory(reports: list[Report]) -> Check:
+    """Ray's object store lies in /dev/shm; it uses slower files on a node with too little."""
+    small = [r for r in reports if r["shm_free_bytes"] is not None and r["shm_free_bytes"] < MIN_SHARED_BYTES]
+    text = ", ".join(f"{r['host']} {r['shm_free_bytes'] / 1e6:.0f} MB free in /dev/shm" for r in small)
+    fix = "start the container with --shm-size=2g, or mount a larger tmpfs there" if small else ""
+    return Check("shm", None if small else True, text or "every node has enough in /dev/shm", fix)
+
+
 def _check_clocks(reports: list[Report]) -> Check:
-    """A task may take PROBE_TIMEOUT_S to start, so a clock is wrong if it is behind the driver's or further ahead."""
-    off = {r["host"]: r["clock_s"] for r in reports if not -MAX_CLOCK_OFFSET_S < r["clock_s"] < PROBE_TIMEOUT_S}
+    off = {r["host"]: r["clock_s"] for r in reports if abs(r["clock_s"]) > MAX_CLOCK_OFFSET_S}
     text = ", ".join(f"{host} {offset:+.0f} s" for host, offset in off.items())
     fix = "synchronise the clocks (chrony, systemd-timesyncd): S3 refuses clocks that are 15 minutes off"
-    return Check("clocks", not off, text or "no node is behind or far ahead", fix if off else "")
+    return Check("clocks", not off, text or "every node agrees with the driver's host", fix if off else "")
 
 
-def _check_names(reports: list[Report]) -> Check:
-    wrong = [r for r in reports if str(r["name_address"] or "127.").startswith("127.") and len(reports) > 1]
-    if not wrong:
-        return Check("names", True, "each host's name leads to an address that others reach")
-    text = ", ".join(f"{r['host']} is {r['name_address'] or 'unknown'}, not {r['node_address']}" for r in wrong)
-    fix = "correct /etc/hosts, or set GLOO_SOCKET_IFNAME where Ray is started: gloo (DDP on CPUs) binds to that address"
-    return Check("names", None, text, fix)
+def _check_interfaces(reports: list[Report]) -> Check:
+    interfaces = {r["host"]: r["interface"] or "an unknown interface" for r in reports}
+    known = all(r["interface"] for r in reports)
+    text = f"on CPUs takes {_by_value(interfaces)}" if len(set(interfaces.values())) > 1 else ""
+    text = text or f"on CPUs takes {' '.join(set(interfaces.values()))} of every node"
+    return Check("ddp", known or None, text, "" if known else "set GLOO_SOCKET_IFNAME where Ray is started")
 
 
 def _check_bandwidth() -> Check:
@@ -261,7 +287,7 @@ def _error_of(call: Callable[[], Any]) -> str:
     return ""
 
 
-def _by_value(found: dict[str, str]) -> str:
+def _by_value(values: dict[str, str]) -> str:
     """Return the hosts of each value, as in `2.14.0 on w1, w2; 2.13.0 on w3`."""
-    values = dict.fromkeys(found.values())
-    return "; ".join(f"{value.strip()} on {', '.join(h for h, v in found.items() if v == value)}" for value in values)
+    hosts = {value: [host for host, text in values.items() if text == value] for value in values.values()}
+    return "; ".join(f"{value.strip()} on {', '.join(names)}" for value, names in hosts.items())

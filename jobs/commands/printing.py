@@ -75,7 +75,10 @@ def format_claims(result: Result) -> str:
 
 def format_runs(result: Result) -> str:
     """Format the table of `zpoint runs`."""
-    columns = ["run", "status", "started", "epochs", "valid_psnr", "hog_frechet_normal", "images_per_second", "version"]
+    columns = {
+        "run": "run", "status": "status", "started": "started", "epochs": "epochs", "PSNR": "valid_psnr",
+        "distance": "hog_frechet_normal", "images/s": "images_per_second", "version": "version",
+    }  # fmt: skip
     if not result["runs"]:
         return "no runs yet: train one with `zpoint train RECIPE data.uri=...`"
     return _format_table(result["runs"], columns)
@@ -91,20 +94,36 @@ def format_models(result: Result) -> str:
         first, *others = model["aliases"] or [""]
         rows += [model | {"alias": first, "created": model["created"][:10]}, *({"alias": alias} for alias in others)]
     move = "to move an alias, also back: zpoint promote RUN --alias ALIAS"
-    return f"{_format_table(rows, columns)}\n{move}"
+    return f"{_format_table(rows, dict(zip(columns, columns, strict=True)))}\n{move}"
 
 
 def format_jobs(result: Result) -> str:
-    """Format the table of `zpoint jobs`."""
-    return _format_table(result["jobs"], ["id", "status", "started", "entrypoint"]) if result["jobs"] else "no jobs"
+    """Format the list of `zpoint jobs`: a line for each job, and below it the command and the error of a failed one."""
+    lines = []
+    for job in result["jobs"]:
+        hours = f"{job['gpu_hours']:.2f} GPU hours" if job["gpu_hours"] else f"{job['core_hours']:.2f} core hours"
+        minutes = f"{(job['seconds'] or 0) / 60:.1f} min"
+        lines.append(f"{job['id']:<24} {job['status']:<9}  {job['started']:<16.16}  {minutes:>8}  {hours:>15}".rstrip())
+        details = [job["entrypoint"], *([job["message"]] if job["status"] == "FAILED" else [])]
+        lines += [line for text in details for line in _indent(text)]
+    return "\n".join(lines) or "no jobs"
 
 
-def _format_table(rows: list[Result], columns: list[str]) -> str:
-    cells = [columns, *([_format(row.get(column, "")) for column in columns] for row in rows)]
+def _indent(text: str) -> list[str]:
+    return textwrap.wrap(
+        text, 80, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _format_table(rows: list[Result], columns: dict[str, str]) -> str:
+    """Format a table of `rows`; `columns` are the keys of their cells by header."""
+    cells = [list(columns), *([_format(row.get(key, "")) for key in columns.values()] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
     return "\n".join(line.rstrip() for line in lines)
 
 
 def _format(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -28,7 +28,7 @@ def serve(
         access_log = os.path.abspath(access_log)  # replicas have another working directory
         open(access_log, "a").close()
     options = ReplicaOptions(compiled, tuple(cors_origins), access_log)
-    replica_range = _parse_replicas(replicas)
+    replica_range = parse_replicas(replicas)
     find_model_versions(aliases)  # fails before Ray starts if one is unknown
     connect(niceness=0)  # clients wait for these workers; at a higher niceness Ray's daemons would run first
     with interruptible():
@@ -67,7 +67,8 @@ class _ModelReporter:
         self._previous = current
 
 
-def _parse_replicas(text: str) -> tuple[int, int]:
+def parse_replicas(text: str) -> tuple[int, int]:
+    """Return the (min, max) replicas of "2" or "1-4". Raises ValueError for another text."""
     match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", text)
     minimum, maximum = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= minimum <= maximum:

@@ -6,7 +6,6 @@ folder from which it was submitted, so that relative paths mean the same; elsewh
 """
 
 import asyncio
-import logging
 import os
 import re
 import shlex
@@ -20,19 +19,16 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import urlopen
 
-from cluster.network import check_proxies, configure_libraries, is_loopback, proxy_hint
-from cluster.ray_compat import ray_api_address
-from cluster.ray_connection import SECRETS_FILE, check_reachable, runtime_env, use_token
-from cluster.settings import EXPORTED_VARIABLES, expand_user, secret_env, settings
+from cluster.dashboard import check_answers, connect_dashboard
+from cluster.network import is_loopback
+from cluster.ray_compat import fetch_actors
+from cluster.ray_connection import SECRETS_FILE, runtime_env
+from cluster.settings import EXPORTED_VARIABLES, expand_user, secret_env
 
 JOBS = ("ingest", "train", "tune", "study", "claims", "promote")
 CLUSTER_DOCTOR = ["doctor", "--cluster"]  # submits itself
-DASHBOARD_PORT = 8265
-CONNECT_TIMEOUT_S = 5
 STOP_TIMEOUT_S = 15  # for a stopped job to save its state; Ray's default kills it after 3
 POLL_INTERVAL_S = 0.3
 CHECK_INTERVAL_S = 15.0  # without a line of the log, before the connection is checked: a cut one stays silent
@@ -47,9 +43,9 @@ class LostJobError(RuntimeError):
 
 def submit(
     argv: list[str], address: str | None = None, wait: bool = False, *, cpus: float = 0, gpus: float = 0,
-    variables: Sequence[str] = (),
+    variables: Sequence[str] = (), show_log: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run `zpoint` with `argv` on the cluster; with `wait`, follow its log on stderr until the job ends.
+    """Run `zpoint` with `argv` on the cluster; with `wait`, until the job ends; with `show_log`, its log on stderr.
 
     While it waits, a job whose driver was lost with its node is submitted again, `MAX_RESUBMITS` times: it goes on from
     its last checkpoint. `cpus` and `gpus` are reserved for the driver, which then may run on a worker node.
@@ -95,7 +91,7 @@ def submit(
         return {"id": job_id, **result, "status": "PENDING"}
     for remaining in reversed(range(MAX_RESUBMITS + 1)):
         try:
-            return result | _wait(client, url, job_id)
+            return result | _wait(client, url, job_id, show_log)
         except LostJobError as error:
             if not remaining:
                 raise
@@ -105,10 +101,11 @@ def submit(
 
 
 def list_jobs(address: str | None = None) -> list[dict[str, Any]]:
-    """Return the cluster's submitted jobs, newest first: id, status, started, seconds, entrypoint, message."""
+    """Return the cluster's submitted jobs, newest first, each as `_describe` returns it."""
     client, _ = _connect(address)
     submitted = [info for info in client.list_jobs() if info.submission_id]
-    return [_describe(info) for info in sorted(submitted, key=lambda info: info.start_time or 0, reverse=True)]
+    actors = fetch_actors(client)
+    return [_describe(info, actors) for info in sorted(submitted, key=lambda info: info.start_time or 0, reverse=True)]
 
 
 def job_logs(job_id: str, address: str | None = None, follow: bool = False) -> str:
@@ -116,7 +113,7 @@ def job_logs(job_id: str, address: str | None = None, follow: bool = False) -> s
     client, url = _connect(address)
     with _unknown_job_as_value_error(job_id, url):
         client.get_job_info(job_id)
-        return "".join(_follow(client, url, job_id)) if follow else client.get_job_logs(job_id)
+        return _follow(client, url, job_id) if follow else client.get_job_logs(job_id)
 
 
 def stop_job(job_id: str, address: str | None = None) -> dict[str, Any]:
@@ -132,59 +129,13 @@ def stop_job(job_id: str, address: str | None = None) -> dict[str, Any]:
 
 def _connect(address: str | None) -> tuple[Any, str]:
     """Return a Ray Jobs client and the URL of its dashboard, which has answered."""
-    configure_libraries()
-    address = address or settings().ray_address
-    url = _dashboard_url(address)
-    use_token(urlsplit(url).hostname or "")
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
 
-    for logger in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
-        logging.getLogger(f"ray.{logger}").setLevel(logging.WARNING)
-    with ray_api_address(url):
-        try:
-            return JobSubmissionClient(url), url
-        except AuthenticationError as error:
-            raise ValueError(
-                f"the cluster at {url}{proxy_hint(url)} refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-            ) from error
+    def make_client(url: str) -> Any:
+        from ray.job_submission import JobSubmissionClient
 
+        return JobSubmissionClient(url)
 
-def _dashboard_url(address: str) -> str:
-    """Return the URL of the dashboard, which takes jobs, for its URL or for the host:port of a Ray head.
-
-    Raises ValueError unless a Ray dashboard answers there within `CONNECT_TIMEOUT_S`.
-    """
-    if address in ("", "auto", "local"):
-        url = f"http://127.0.0.1:{DASHBOARD_PORT}"
-    elif "://" in address:
-        url = address
-    else:
-        check_reachable(address)
-        url = f"http://{address.rpartition(':')[0]}:{DASHBOARD_PORT}"
-    parsed = urlsplit(url)
-    if parsed.scheme not in ("http", "https") or not parsed.hostname:
-        raise ValueError(f"--address and RAY_ADDRESS take http://host:8265 or host:6379, not '{address}'")
-    check_proxies(url)
-    derived = (f" (from {address})" if address not in ("", url) else "") + proxy_hint(url)
-    fix = "give the dashboard's URL by --address or RAY_ADDRESS"
-    try:
-        _request_version(url)
-    except HTTPError as error:
-        raise ValueError(f"no Ray dashboard at {url}{derived}: HTTP {error.code}; {fix}") from error
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise ValueError(f"no Ray dashboard answers at {url}{derived}: {reason}; {fix}") from error
-    return url
-
-
-def _request_version(url: str) -> None:
-    """Raise OSError unless a Ray dashboard answers at `url`, with or without the token."""
-    try:
-        urlopen(f"{url.rstrip('/')}/api/version", timeout=CONNECT_TIMEOUT_S).close()
-    except HTTPError as error:
-        if error.code not in (401, 403):  # these ask for the token
-            raise
+    return connect_dashboard(make_client, address)
 
 
 @contextmanager
@@ -257,14 +208,13 @@ def _is_recipe_file(argument: str) -> bool:
     return argument.endswith((".yaml", ".yml")) and "=" not in argument
 
 
-def _wait(client: Any, url: str, job_id: str) -> dict[str, Any]:
-    """Follow the job's log on stderr until it ends, and return its row of `zpoint jobs` with its exit status.
+def _wait(client: Any, url: str, job_id: str, show_log: bool = True) -> dict[str, Any]:
+    """Wait until the job ends, by default with its log on stderr; return its row of `zpoint jobs` with its exit status.
 
     Raises LostJobError if its driver was lost with its node, RuntimeError if the cluster does not answer any more.
     """
     try:
-        for _ in _follow(client, url, job_id):
-            pass
+        _follow(client, url, job_id, show_log)
     except KeyboardInterrupt:
         print(f"zpoint: the job goes on: `zpoint logs {job_id}`, `zpoint stop {job_id}`", file=sys.stderr)
         raise
@@ -272,27 +222,29 @@ def _wait(client: Any, url: str, job_id: str) -> dict[str, Any]:
     if info.status.value == "FAILED" and info.error_type == "JOB_SUPERVISOR_ACTOR_DIED":
         raise LostJobError(f"the driver of job '{job_id}' was lost with its node or killed there")
     succeeded = info.status.value == "SUCCEEDED"
-    return {**_describe(info), "exit_status": 0 if succeeded else 2 if info.driver_exit_code == 2 else 1}
+    return {
+        **_describe(info, fetch_actors(client)),
+        "exit_status": 0 if succeeded else 2 if info.driver_exit_code == 2 else 1,
+    }
 
 
-def _follow(client: Any, url: str, job_id: str) -> Iterator[str]:
-    """Yield a job's log as it grows, until the job has ended; print it to stderr too.
+def _follow(client: Any, url: str, job_id: str, show_log: bool = True) -> str:
+    """Return a job's log once the job has ended; with `show_log`, print it to stderr as it grows.
 
     Connects again when the connection breaks or stays silent while the dashboard does not answer. Raises as `_wait`.
     """
-    received = 0  # characters of the log
+    log = ""
     while True:
-        skipped = 0  # of the log that the new connection sends from its start
+        skipped = 0  # characters of the log that the new connection sends from its start
         with suppress(Exception):  # of Ray's client: the connection broke, or the job is unknown
             for chunk in _tail(client, url, job_id):
-                fresh = chunk[max(0, received - skipped) :]
+                fresh = chunk[max(0, len(log) - skipped) :]
                 skipped += len(chunk)
-                if fresh:
-                    received += len(fresh)
+                log += fresh
+                if show_log:
                     print(fresh, end="", file=sys.stderr, flush=True)
-                    yield fresh
         if _job_info(client, url, job_id).status.value in FINAL_STATUSES:
-            return
+            return log
         time.sleep(POLL_INTERVAL_S if skipped else 1)  # the log may end a moment before the job
 
 
@@ -305,7 +257,7 @@ def _tail(client: Any, url: str, job_id: str) -> Iterator[str]:
             chunk = loop.create_task(anext(chunks, None))
             while not loop.run_until_complete(asyncio.wait([chunk], timeout=CHECK_INTERVAL_S))[0]:
                 try:
-                    _request_version(url)
+                    check_answers(url)
                 except OSError:
                     chunk.cancel()
                     raise
@@ -325,7 +277,7 @@ def _job_info(client: Any, url: str, job_id: str) -> Any:
     deadline, broken = time.monotonic() + RECONNECT_TIMEOUT_S, False
     while True:
         try:
-            _request_version(url)  # within seconds; Ray's own client would wait for minutes
+            check_answers(url)  # within seconds; Ray's own client would wait for minutes
             info = client.get_job_info(job_id)
         except (OSError, RuntimeError) as error:
             if "404" in str(error) or "does not exist" in str(error):
@@ -351,14 +303,27 @@ def _job_info(client: Any, url: str, job_id: str) -> Any:
         return info
 
 
-def _describe(info: Any) -> dict[str, Any]:
-    """Return Ray's JobDetails, whose times are in ms, as a row of `zpoint jobs`."""
+def _describe(info: Any, actors: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return Ray's JobDetails, whose times are in ms, as a row of `zpoint jobs`; `actors` are those of all jobs."""
     start_ms, end_ms = info.start_time, info.end_time
     return {
         "id": info.submission_id,
         "status": info.status.value,
         "started": datetime.fromtimestamp(start_ms / 1000).isoformat(" ", "seconds") if start_ms else "",
         "seconds": round((end_ms or time.time() * 1000) / 1000 - start_ms / 1000, 1) if start_ms else None,
+        "gpu_hours": _hours(info.job_id, actors, "GPU"),
+        "core_hours": _hours(info.job_id, actors, "CPU"),
         "entrypoint": (info.metadata or {}).get("command", info.entrypoint),
         "message": (info.message or "").strip().rpartition("\n")[2],
     }
+
+
+def _hours(job_id: str | None, actors: Iterable[dict[str, Any]], unit: str) -> float:
+    """Return for how many hours the actors of a job have held a CPU or GPU, whether busy or not."""
+    now_ms = time.time() * 1000
+    held_ms = [
+        actor["requiredResources"].get(unit, 0) * ((actor["endTime"] or now_ms) - actor["startTime"])
+        for actor in actors
+        if job_id and actor.get("jobId") == job_id and actor["startTime"]
+    ]
+    return round(sum(held_ms) / 3_600_000, 4)

@@ -7,7 +7,7 @@ from ray.train import UserCallback
 
 from cluster.progress import publish_warning
 from cluster.ray_compat import end_worker_groups, leave_out_nodes
-from jobs.train.errors import UnfitNodeError
+from jobs.train.errors import NodeError
 from jobs.train.placement import worker_capacity
 from jobs.train.stopping import SAVE_TIMEOUT_SECONDS, stop_this_process
 
@@ -28,16 +28,18 @@ class FailOnUserError(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raise the first user's mistake in Ray Train's controller, which ends the run."""
         for error in worker_exceptions.values():
-            if isinstance(error, UnfitNodeError) and self.min_workers:
-                self._leave_out(error, self.min_workers)
-            elif isinstance(error, ValueError | FloatingPointError):
+            left_out = isinstance(error, NodeError) and self._leave_out(error)
+            if not left_out and isinstance(error, ValueError | FloatingPointError):
                 raise error
 
-    def _leave_out(self, error: UnfitNodeError, min_workers: int) -> None:
+    def _leave_out(self, error: NodeError) -> bool:
+        """Leave out the node of an elastic training; return False if too few would remain, or if it is not elastic."""
+        without = {*self.left_out, error.node_id}
+        if not self.min_workers or worker_capacity(self.resources, without=without) < self.min_workers:
+            return False
         self.left_out.add(error.node_id)
-        if worker_capacity(self.resources, without=self.left_out) < min_workers:
-            raise error
         publish_warning(self.run, f"{error}; the training goes on without this node")
+        return True
 
 
 def default_callbacks(run: str, resources: dict[str, float], min_workers: int | None) -> list[Any]:

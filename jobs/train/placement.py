@@ -107,6 +107,8 @@ def holdings() -> list[Holding]:
         groups: list[Any] = list_placement_groups(filters=[("state", "=", "CREATED")], detail=True)
         names = {job.job_id: job.submission_id or f"driver {job.job_id}" for job in jobs}
         for actor in actors:
+            if actor.placement_group_id:
+                continue  # its resources are the group's
             is_replica = actor.class_name.startswith(REPLICA)
             holder = f"endpoint {actor.class_name.split(':')[1]}" if is_replica else names.get(actor.job_id, "a job")
             held.append(Holding(holder, actor.node_id, _units(actor.required_resources)))

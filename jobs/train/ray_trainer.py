@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 from aecore.config import Recipe, check_recipe
@@ -15,16 +16,17 @@ from cluster.progress import publish
 from cluster.ray_compat import own_state_api, set_run_id
 from cluster.ray_connection import uses_local_ray
 from cluster.settings import apply_env, exported_env, settings
-from cluster.storage import open_uri
+from cluster.storage import describe_s3_error, open_uri
 from jobs.dataset import open_dataset
 from jobs.run_store import RunStore, delete_folder
-from jobs.train.errors import UnfitNodeError
+from jobs.train.errors import StoreAccessError, UnfitNodeError
 from jobs.train.placement import wait_for_resources, worker_resources
 from jobs.train.stopping import PROCESS_STOP, interruptible
 
 log = logging.getLogger(__name__)
 RESIZE_SECONDS = 60.0  # between two checks whether the cluster has resources for more workers
 GROUP_START_SECONDS = 20  # for all workers of an elastic group to start: Ray Train counts a lost node for as long
+LAST_LINES, LINE_WIDTH = 20, 200  # of a worker that died
 PROCESS_GROUP_SECONDS = 6 * 3600  # a node may fill its cache hours after the others, which wait in a collective
 
 
@@ -47,6 +49,7 @@ def run_on_ray(recipe: Recipe, dataset: Dataset, run_store: RunStore, callbacks:
                     raise training_error(error) from error
                 log.warning("a worker died before its loop began; starting the training again")
             except TrainingFailedError as error:
+                _log_last_lines(error)
                 raise training_error(error) from error
             finally:
                 with suppress(OSError):  # a store that fails now does not undo a finished training
@@ -56,9 +59,10 @@ def run_on_ray(recipe: Recipe, dataset: Dataset, run_store: RunStore, callbacks:
 def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callbacks: Sequence[Any]) -> Any:
     """Return Ray Train's TorchTrainer of `recipe`, once the cluster has resources for its workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     from jobs.train.callbacks import default_callbacks
+    from jobs.train.torch_config import NodeTorchConfig
 
     scale, streaming = recipe.scale, recipe.data.cache == "none"
     if not isinstance(scale.workers, int):
@@ -81,9 +85,10 @@ def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callback
             recipe=recipe.model_dump(mode="json"),
             run_store=run_store,
             env=exported_env(),
+            torch_version=version("torch"),
             report=bool(callbacks),
         ),
-        torch_config=TorchConfig(timeout_s=PROCESS_GROUP_SECONDS),
+        torch_config=NodeTorchConfig(timeout_s=PROCESS_GROUP_SECONDS),
         scaling_config=ScalingConfig(
             num_workers=scale.workers,
             use_gpu="GPU" in resources,
@@ -105,7 +110,7 @@ def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callback
 
 def training_error(error: Any) -> Exception:
     """Return the ValueError or FloatingPointError that caused Ray's TrainingFailedError, else a RuntimeError."""
-    causes = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", error)]
+    causes = _worker_failures(error) or [getattr(error, "controller_failure", error)]
     for cause in causes:
         while cause is not None:
             if type(cause) in (ValueError, UnfitNodeError):
@@ -116,7 +121,34 @@ def training_error(error: Any) -> Exception:
     return RuntimeError(f"training failed: {causes[0]}")
 
 
-def train_loop_per_worker(*, recipe: dict[str, Any], run_store: RunStore, env: dict[str, str], report: bool) -> None:
+def _worker_failures(error: Any) -> list[Any]:
+    """Return the errors of the workers; of those that died first: the others only lost their connection to them."""
+    failures = getattr(error, "worker_failures", {}).values()
+    return sorted(failures, key=lambda failure: _dead_actor(failure) is None)
+
+
+def _dead_actor(failure: Any) -> Any:
+    """Return the RayActorError of a worker that died, None for another error."""
+    return getattr(failure, "health_check_failure", None)
+
+
+def _log_last_lines(error: Any) -> None:
+    """Log the last lines of each worker that died; Ray keeps a worker's stderr in a file on its node."""
+    from ray.util.state import get_log
+
+    for failure in _worker_failures(error):
+        with suppress(Exception):  # it did not die, or its node is away too
+            text = "".join(get_log(actor_id=_dead_actor(failure).actor_id, suffix="err", tail=LAST_LINES)).rstrip()
+            lines = [
+                f"  {line}" if len(line) < LINE_WIDTH else f"  {line[:LINE_WIDTH]}..." for line in text.splitlines()
+            ]
+            if lines:
+                log.error("a worker died; its last lines:\n%s", "\n".join(lines))
+
+
+def train_loop_per_worker(
+    *, recipe: dict[str, Any], run_store: RunStore, env: dict[str, str], torch_version: str, report: bool
+) -> None:
     """Train in one worker of Ray Train; `recipe` is JSON. With `report`, pass each epoch's metrics to the callbacks.
 
     Without callbacks a report would only cost time: Ray Train takes one in two seconds, and an epoch on a GPU may be
@@ -131,11 +163,12 @@ def train_loop_per_worker(*, recipe: dict[str, Any], run_store: RunStore, env: d
 
     apply_env(env)
     checked, context = check_recipe(recipe), ray.train.get_context()
-    with _unfit_node():
+    with _as_node_error(ValueError, OSError):
+        _check_torch(torch_version)
         run_store.check_visible()
         dataset = open_dataset(checked.data.uri)
     world, device = World(context.get_world_rank(), context.get_world_size()), get_device()
-    with closing(TrainingMetrics(run_store.name, world.rank, device)) as exported, _unfit_node(CacheSpaceError):
+    with closing(TrainingMetrics(run_store.name, world.rank, device)) as exported, _as_node_error(CacheSpaceError):
         worker = Worker(
             world,
             device,
@@ -149,13 +182,24 @@ def train_loop_per_worker(*, recipe: dict[str, Any], run_store: RunStore, env: d
                 ray.train.report(metrics)
 
 
+def _check_torch(driver_version: str) -> None:
+    """Raise ValueError unless this process has the driver's torch: other versions compute other gradients."""
+    if (installed := version("torch")) != driver_version:
+        raise ValueError(
+            f"torch {installed}, but the driver has {driver_version}: install the same version on all nodes"
+        )
+
+
 @contextmanager
-def _unfit_node(error_type: type[ValueError] = ValueError) -> Iterator[None]:
-    """Raise an error of `error_type`, which the driver did not meet, as one of this worker's node."""
+def _as_node_error(*error_types: type[Exception]) -> Iterator[None]:
+    """Raise an error of `error_types`, which the driver did not meet, as one of this worker's node."""
     try:
         yield
-    except error_type as error:
+    except error_types as error:
         import ray
 
-        node_id = ray.get_runtime_context().get_node_id()
-        raise UnfitNodeError(f"on host {socket.gethostname()}: {error}", node_id) from error
+        node_id, host = ray.get_runtime_context().get_node_id(), f"on host {socket.gethostname()}"
+        if isinstance(error, OSError):
+            cause = f"{host}: {describe_s3_error(error)}: give it access to the store, or read there why it has none"
+            raise StoreAccessError(cause, node_id) from error
+        raise UnfitNodeError(f"{host}: {error}", node_id) from error

@@ -49,7 +49,7 @@ from aecore.config import Recipe
 from aecore.data.io import read_json, write_json
 from aecore.data.shards import Manifest
 from aecore.search_space import Point
-from cluster.lock import hold_lock
+from cluster.lock import hold_lock, is_locked
 from cluster.settings import settings
 from cluster.storage import open_uri
 from jobs.tune.selection import (
@@ -187,6 +187,11 @@ class Campaign:
             reference = (min(psnr for psnr, _ in pairs), max(distance for _, distance in pairs))
             self.hypervolume = [hypervolume(pairs[: n + 1], reference) for n in range(len(pairs))]
 
+    def close_spans(self) -> None:
+        """End the spans of a command that was killed, when it last wrote the file."""
+        for trial in self.trials:
+            trial.close_span(_written(self.campaign))
+
     def to_json(self) -> dict[str, Any]:
         """Return the content of the campaign's file."""
         return asdict(self)
@@ -223,8 +228,7 @@ def open_campaign(recipe: Recipe, stem: str, manifest: Manifest) -> Campaign:
             f"campaign '{name}' was made from another recipe, dataset or search.space: give another name=..."
         )
     campaign.recipe = content
-    for trial in campaign.trials:  # an earlier command was killed after it had written the file
-        trial.close_span(_written(name))
+    campaign.close_spans()
     return campaign
 
 
@@ -244,8 +248,16 @@ def read_campaign(name: str) -> Campaign | None:
 
 def lock_campaign(name: str) -> AbstractContextManager[None]:
     """Return a context in which no other process runs campaign `name`. Raises LockedError."""
-    uri = f"{settings().store}/locks/campaign-{name}"
-    return hold_lock(uri, f"campaign '{name}' is being run", "give another name=...")
+    return hold_lock(_lock_uri(name), f"campaign '{name}' is being run", "give another name=...")
+
+
+def is_run_now(name: str) -> bool:
+    """Return True if a process runs campaign `name`; also if the store does not say."""
+    return is_locked(_lock_uri(name))
+
+
+def _lock_uri(name: str) -> str:
+    return f"{settings().store}/locks/campaign-{name}"
 
 
 def write_campaign(campaign: Campaign) -> None:

@@ -7,15 +7,18 @@ import pyarrow.fs as pafs
 from cluster.settings import settings
 from cluster.storage import check_uri, open_uri
 from jobs.run_store import resolve_name
-from jobs.tune.campaign import Campaign, read_campaign
+from jobs.tune.campaign import Campaign, is_run_now, read_campaign
 from jobs.tune.table import format_summary, short_name
 
 
 def find_campaign(name: str) -> Campaign:
-    """Return the campaign `name`. Raises ValueError if there is none."""
+    """Return the campaign `name`, unfinished if its command was killed. Raises ValueError if there is none."""
     check_uri(settings().store)
     if (campaign := read_campaign(resolve_name(name))) is None:
         raise ValueError(f"no campaign '{name}' under {settings().store}/campaigns: see `zpoint campaign`")
+    if campaign.state == "running" and not is_run_now(campaign.campaign):
+        campaign.state = "unfinished"
+        campaign.close_spans()
     return campaign
 
 

@@ -23,9 +23,11 @@ from jobs.tune import campaign_charts
 from jobs.tune.campaign import Campaign, Trial
 from jobs.tune.selection import score
 from jobs.tune.table import (
+    ORDER,
     describe_best,
     describe_hours,
     key_names,
+    label_state,
     promote_command,
     searched_keys,
     sort_trials,
@@ -64,7 +66,7 @@ def make_report(campaign: Campaign, folder: Path, decode: "Decoder | None" = Non
     trials = sort_trials(campaign)
     page = render_page(
         "campaign.html.j2", campaign=campaign, sections=sections, hours=describe_hours(campaign),
-        states={state: campaign.count(state) for state in ("running", "finished", "stopped", "diverged", "lost")},
+        states={label_state(campaign, state): campaign.count(state) for state in ORDER},
         best=describe_best(campaign) if campaign.best else "", promote=promote_command(campaign),
         space=campaign.search["space"], columns=list(trial_cells(campaign, trials[0])) if trials else [],
         rows=[(trial, list(trial_cells(campaign, trial).values()), commands[trial.run]) for trial in trials],

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.tune.campaign import Campaign, Trial
+from jobs.tune.campaign import Campaign, State, Trial
 from jobs.tune.selection import SAMPLER_TITLES, ScoredModel, score
 
 Row = dict[str, str]  # a trial's cells by column
@@ -12,7 +12,13 @@ WIDTH = 80
 LEFT_ALIGNED, METRICS = ("", "run", "state"), ("PSNR", "distance", "active", "steps/s", "min")
 OPTIONAL = ("min", "steps/s", "active", "epoch")  # columns that a narrow terminal lacks, the first of them first
 MIN_HEADER = 5  # characters of a column's header that are kept
-ORDER = ("running", "finished", "stopped", "diverged", "lost")  # of the trials that are not on the front
+ORDER: tuple[State, ...] = (
+    "running",
+    "finished",
+    "stopped",
+    "diverged",
+    "lost",
+)  # of the trials that are not on the front
 
 
 def format_campaign(campaign: Campaign, width: int = WIDTH) -> str:
@@ -31,8 +37,13 @@ def format_campaign(campaign: Campaign, width: int = WIDTH) -> str:
 
 def format_summary(campaign: Campaign) -> str:
     """Return the state of the campaign and of its trials in one line."""
-    counts = [f"{campaign.count(state)} {state}" for state in ORDER if campaign.count(state)]
+    counts = [f"{campaign.count(state)} {label_state(campaign, state)}" for state in ORDER if campaign.count(state)]
     return ", ".join([f"campaign {campaign.campaign}: {campaign.state}", *counts, describe_hours(campaign)])
+
+
+def label_state(campaign: Campaign, state: State) -> str:
+    """Return the label of a trial's state: one that was training when its command ended is interrupted."""
+    return "interrupted" if state == "running" and campaign.state != "running" else state
 
 
 def describe_hours(campaign: Campaign) -> str:
@@ -93,7 +104,7 @@ def trial_cells(campaign: Campaign, trial: Trial) -> Row:
     return {
         "": ">" if trial.run == campaign.best else "*" if trial.run in campaign.pareto_front else "",
         "run": short_name(campaign, trial.run),
-        "state": trial.state,
+        "state": label_state(campaign, trial.state),
         "epoch": f"{trial.epoch}/{trial.epochs}",
         **{name: format_value(trial.point.get(key, "")) for key, name in key_names(campaign).items()},
         "PSNR": f"{metrics['valid_psnr']:.1f}" if "valid_psnr" in metrics else "",

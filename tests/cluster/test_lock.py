@@ -15,7 +15,7 @@ import boto3
 import pytest
 
 from cluster import lock
-from cluster.lock import LockedError, hold_lock
+from cluster.lock import LockedError, hold_lock, is_locked
 
 HOLD = """
 import sys
@@ -79,6 +79,18 @@ def test_killed_process_loses_the_lock_at_once(uri: str, start_owner):
     with hold(uri):
         pass
     assert time.monotonic() - started < lock.LEASE_SECONDS / 2  # a lease is not awaited
+
+
+def test_the_lock_is_seen_while_its_owner_lives(uri: str, start_owner):
+    assert not is_locked(uri)
+    owner = start_owner(uri)
+    assert is_locked(uri)
+    owner.kill()
+    owner.wait()
+    assert not is_locked(uri)
+    with hold(uri):
+        assert is_locked(uri)
+    assert not is_locked(uri)
 
 
 def test_lease_of_a_process_whose_pid_another_has_is_free(s3: str, monkeypatch: pytest.MonkeyPatch):
@@ -168,6 +180,25 @@ def test_lease_of_a_process_that_died_elsewhere_runs_out(s3: str, start_owner, c
         assert time.monotonic() - started > 2
     assert f"is being trained by pid {owner.pid} on host" in caplog.text
     assert "waiting up to 2 s until it renews its lease" in caplog.text
+
+
+@pytest.mark.usefixtures("other_machine")
+def test_the_lock_of_a_process_elsewhere_is_seen_until_it_is_free(uri: str, start_owner):
+    owner = start_owner(uri)
+    assert is_locked(uri)
+    owner.kill()
+    owner.wait()
+    assert is_locked(uri) == uri.startswith("s3")  # until the lease has run out
+    time.sleep(3 * uri.startswith("s3"))
+    assert not is_locked(uri)
+
+
+def test_a_lock_that_cannot_be_read_counts_as_held(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    assert is_locked(f"{tmp_path}/file/locks/run-x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    assert is_locked("s3://bucket/locks/run-x")
 
 
 @pytest.mark.usefixtures("other_machine")

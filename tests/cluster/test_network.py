@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from cluster.network import configure_libraries
+from cluster.network import configure_libraries, find_interface
 from serving.client import AsyncClient, Client, EndpointError
 from tests.proxy import counting_proxy
 from tests.serving.app_server import make_slot, serve_app
@@ -240,3 +240,8 @@ def test_usable_proxies(no_proxies, monkeypatch: pytest.MonkeyPatch, value: str)
     monkeypatch.setenv("HTTP_PROXY", value)
     assert describe_proxy_error() == ""
     Client("http://endpoint.example:8000")
+
+
+def test_the_interface_of_an_address_is_found():
+    assert find_interface("127.0.0.1") == "lo"
+    assert find_interface("192.0.2.1") == ""

@@ -66,22 +66,19 @@ class Cluster:
         wait_until(lambda: store.run(PYTHON, "-c", create, env=self.store_env).returncode == 0, "S3")
 
     def start_head(self, **env: str) -> None:
-        head = self.hosts["head"]
-        head.start(
-            RAY, "start", "--head", "--port", 6379, "--dashboard-host", "0.0.0.0", "--num-cpus", 0,
-            *self._ray_options(head), "--system-config", self.system_config, env=self.node_env | env,
-        )  # fmt: skip
+        options = ["--head", "--port", 6379, "--dashboard-host", "0.0.0.0", "--num-cpus", 0]
+        self._start_ray("head", [*options, "--system-config", self.system_config], env)
 
     def start_worker(self, name: str, cpus: int = 1, **env: str) -> None:
-        worker = self.hosts[name]
-        address = f"{self.hosts['head'].address}:6379"
-        command = [RAY, "start", "--address", address, "--num-cpus", cpus, *self._ray_options(worker)]
-        # `ray start` gives up if the head is not there yet.
-        retry = f"until {shlex.join(map(str, command))}; do sleep 1; done"
-        worker.start("bash", "-c", retry, env=self.node_env | env, log="ray")
+        self._start_ray(name, ["--address", f"{self.hosts['head'].address}:6379", "--num-cpus", cpus], env)
 
-    def _ray_options(self, host: Host) -> list[object]:
-        return ["--block", "--node-ip-address", host.address, "--object-store-memory", 100_000_000]
+    def _start_ray(self, name: str, options: list[object], env: dict[str, str]) -> None:
+        """Run `ray start`, again if it gives up: the head is not there yet, or the machine is too busy."""
+        host = self.hosts[name]
+        command = [RAY, "start", *options, "--block", "--node-ip-address", host.address]
+        command += ["--object-store-memory", 100_000_000]
+        retry = f"until {shlex.join(map(str, command))}; do sleep 1; done"
+        host.start("bash", "-c", retry, env=self.node_env | env, log="ray")
 
     def zpoint(self, *argv: object, timeout_s: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
         """Run `zpoint` on the laptop."""

@@ -13,14 +13,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
 
+from cluster import dashboard
 from cluster.ray_compat import ray_api_address
 from cluster.ray_connection import runtime_env
 from cluster.settings import EXPORTED_VARIABLES
 from jobs.commands import submit as submit_module
+from jobs.commands.printing import format_jobs
 from jobs.commands.submit import _connect, job_logs, list_jobs, stop_job, submit
 
 
@@ -131,7 +134,7 @@ def make_info(job_id: str, start_s: int, status: str = "SUCCEEDED", exit_code: i
     return SimpleNamespace(
         submission_id=job_id, status=SimpleNamespace(value=status), start_time=start_s * 1000,
         end_time=start_s * 1000 + 2500, metadata={"command": "zpoint train x.yaml"}, entrypoint="exec python",
-        message="a trace\nthe cause", driver_exit_code=exit_code, error_type=None,
+        message="a trace\nthe cause", driver_exit_code=exit_code, error_type=None, job_id=f"{start_s:02}000000",
     )  # fmt: skip
 
 
@@ -139,10 +142,38 @@ def test_jobs_are_listed_newest_first(monkeypatch: pytest.MonkeyPatch):
     infos = [make_info("old", 100), make_info("new", 300), make_info("middle", 200), make_info("", 400)]
     client = SimpleNamespace(list_jobs=lambda: infos)  # the last one was not submitted: a driver on the cluster
     monkeypatch.setattr(submit_module, "_connect", lambda address: (client, "http://head:8265"))
+    monkeypatch.setattr(submit_module, "fetch_actors", lambda client: [])
     jobs = list_jobs()
     assert [job["id"] for job in jobs] == ["new", "middle", "old"]
     assert (jobs[0]["seconds"], jobs[0]["entrypoint"]) == (2.5, "zpoint train x.yaml")
     assert (jobs[0]["status"], jobs[0]["message"]) == ("SUCCEEDED", "the cause")
+
+
+def test_a_job_has_held_what_its_actors_required(monkeypatch: pytest.MonkeyPatch):
+    def actor(job_id: str, start_s: float, end_s: float, **resources: float) -> dict[str, Any]:
+        times = {"startTime": int(start_s * 1000), "endTime": int(end_s * 1000)}
+        return {"jobId": job_id, "requiredResources": resources, **times}
+
+    now_s = time.time()
+    actors = [
+        actor("10000000", 1, 3601, GPU=1.0, CPU=2.0), actor("10000000", 1, 1801, GPU=0.5),
+        actor("10000000", now_s - 3600, 0, CPU=1.0),  # lives
+        actor("10000000", 0, 0, CPU=9.0),  # has not started
+        actor("20000000", 1, 3601, CPU=7.0),
+    ]  # fmt: skip
+    job = submit_module._describe(make_info("a", 10), actors)
+    assert (job["gpu_hours"], job["core_hours"]) == (1.25, pytest.approx(3.0, abs=0.01))
+    pending = make_info("a", 10, "PENDING")
+    pending.job_id = None
+    assert submit_module._describe(pending, actors)["core_hours"] == 0
+    text = format_jobs({"jobs": [job, submit_module._describe(make_info("train-1129-101928-c846", 30, "FAILED"), [])]})
+    first, command, second, _, message = text.splitlines()
+    assert first.split()[:2] == ["a", "SUCCEEDED"]
+    assert first.endswith("1.25 GPU hours")
+    assert command == "  zpoint train x.yaml"
+    assert second.endswith("0.00 core hours")
+    assert message == "  the cause"
+    assert max(len(first), len(second)) <= 80
 
 
 @pytest.mark.parametrize(
@@ -179,7 +210,8 @@ class Connections:
         return info
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(submit_module, "_request_version", lambda url: None)
+        monkeypatch.setattr(submit_module, "check_answers", lambda url: None)
+        monkeypatch.setattr(submit_module, "fetch_actors", lambda client: [])
         monkeypatch.setattr(submit_module.time, "sleep", lambda seconds: None)
 
 
@@ -209,7 +241,7 @@ def test_a_cluster_that_stays_away_ends_the_wait_with_what_is_known(monkeypatch:
     def refuse(url: str) -> None:
         raise OSError("no route")
 
-    monkeypatch.setattr(submit_module, "_request_version", refuse)
+    monkeypatch.setattr(submit_module, "check_answers", refuse)
     with pytest.raises(RuntimeError, match=r"no answer from http://head .* `zpoint logs a --follow`"):
         submit_module._wait(connections, "http://head", "a")
 
@@ -256,7 +288,7 @@ def test_variables_of_the_job_come_from_here_or_from_the_option(monkeypatch: pyt
 
 
 def test_an_address_without_a_dashboard_fails_after_the_timeout(start_moto, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(submit_module, "CONNECT_TIMEOUT_S", 1)  # Ray's own client would wait for minutes
+    monkeypatch.setattr(dashboard, "CONNECT_TIMEOUT_S", 1)  # Ray's own client would wait for minutes
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -309,6 +341,7 @@ def test_a_job_runs_in_the_submitters_folder(head: str, capfd: pytest.CaptureFix
     assert "32/32 images" in job_logs(result["id"], head)
     assert "32/32 images" in capfd.readouterr().err
     assert list_jobs(head)[0]["id"] == result["id"]
+    assert list_jobs(head)[0]["core_hours"] > 0
     assert list_jobs(head)[0]["entrypoint"] == result["command"]
 
 
@@ -365,7 +398,7 @@ def test_a_process_joins_the_head_and_its_workers_get_settings_but_show_no_keys(
 
 @pytest.mark.ray
 def test_the_address_of_the_head_leads_to_its_dashboard(head: str, ports: list[int], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(submit_module, "DASHBOARD_PORT", ports[1])
+    monkeypatch.setattr(dashboard, "DASHBOARD_PORT", ports[1])
     assert list_jobs(f"127.0.0.1:{ports[0]}") == list_jobs(head)
 
 

@@ -1,12 +1,13 @@
 """What a worker gets of a cluster, beside endpoints and other jobs."""
 
 import pickle
+from contextlib import nullcontext
 
 import pytest
 
 from aecore.config import Scale
 from jobs.train import placement
-from jobs.train.errors import UnfitNodeError
+from jobs.train.errors import NodeError, StoreAccessError, UnfitNodeError
 from jobs.train.placement import Holding, describe_holdings, worker_capacity, worker_resources
 
 
@@ -78,6 +79,35 @@ def test_a_wait_names_who_holds_the_resources():
     assert "too small" in describe_holdings([])
 
 
-def test_an_unfit_node_is_known_after_the_way_to_the_controller():
-    error = pickle.loads(pickle.dumps(UnfitNodeError("on host w2: full", "abc")))
-    assert (str(error), error.node_id, isinstance(error, ValueError)) == ("on host w2: full", "abc", True)
+@pytest.mark.parametrize(("error_type", "base"), [(UnfitNodeError, ValueError), (StoreAccessError, RuntimeError)])
+def test_an_error_of_a_node_is_known_after_the_way_to_the_controller(error_type: type[NodeError], base: type):
+    error = pickle.loads(pickle.dumps(error_type("on host w2: full", "abc")))
+    assert (str(error), error.node_id, isinstance(error, base)) == ("on host w2: full", "abc", True)
+
+
+@pytest.mark.parametrize(
+    ("min_workers", "error", "left_out", "raised"),
+    [
+        (1, UnfitNodeError("full", "1"), {"1"}, False),
+        (2, UnfitNodeError("full", "1"), set(), True),  # too few remain
+        (None, UnfitNodeError("full", "1"), set(), True),  # not elastic
+        (1, StoreAccessError("no answer", "1"), {"1"}, False),
+        (2, StoreAccessError("no answer", "1"), set(), False),  # the store may answer the next attempt
+        (None, StoreAccessError("no answer", "1"), set(), False),
+        (1, ValueError("optim.lr"), set(), True),
+        (1, OSError("no space"), set(), False),
+    ],
+)
+def test_an_elastic_training_leaves_out_a_node_that_fails(
+    cluster, monkeypatch: pytest.MonkeyPatch, min_workers, error: Exception, left_out: set[str], raised: bool
+):
+    from jobs.train import callbacks
+
+    monkeypatch.setattr(callbacks, "publish_warning", lambda run, text: warnings.append(text))
+    cluster([{"CPU": 1}, {"CPU": 1}])
+    warnings: list[str] = []
+    callback = callbacks.FailOnUserError("run", {"CPU": 1}, min_workers)
+    with pytest.raises(type(error)) if raised else nullcontext():
+        callback.after_exception(None, {0: error})
+    assert callback.left_out == left_out
+    assert warnings == [f"{error}; the training goes on without this node"] * len(left_out)

@@ -1,0 +1,76 @@
+"""Find the dashboard of a Ray cluster and connect one of Ray's clients to it, within seconds instead of minutes."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from cluster.network import check_proxies, configure_libraries, proxy_hint
+from cluster.ray_compat import ray_api_address
+from cluster.ray_connection import check_reachable, use_token
+from cluster.settings import settings
+
+DASHBOARD_PORT = 8265
+CONNECT_TIMEOUT_S = 5
+
+
+def connect_dashboard(make_client: Callable[[str], Any], address: str | None) -> tuple[Any, str]:
+    """Return the client that `make_client` makes of a dashboard's URL, and the URL; `address` by default RAY_ADDRESS.
+
+    `make_client` imports Ray, which then reads the settings made here. Raises ValueError if no dashboard answers, or if
+    it refuses the token.
+    """
+    configure_libraries()
+    url = dashboard_url(address or settings().ray_address)
+    use_token(urlsplit(url).hostname or "")
+    from ray.exceptions import AuthenticationError
+
+    with ray_api_address(url):
+        try:
+            client = make_client(url)
+        except AuthenticationError as error:
+            raise ValueError(
+                f"the cluster at {url}{proxy_hint(url)} refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            ) from error
+    for name in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # their import sets INFO
+    return client, url
+
+
+def dashboard_url(address: str) -> str:
+    """Return the URL of the dashboard, which takes jobs, for its URL or for the host:port of a Ray head.
+
+    Raises ValueError unless a Ray dashboard answers there within `CONNECT_TIMEOUT_S`.
+    """
+    if address in ("", "auto", "local"):
+        url = f"http://127.0.0.1:{DASHBOARD_PORT}"
+    elif "://" in address:
+        url = address
+    else:
+        check_reachable(address)
+        url = f"http://{address.rpartition(':')[0]}:{DASHBOARD_PORT}"
+    parsed = urlsplit(url)
+    if parsed.scheme not in ("http", "https") or not parsed.hostname:
+        raise ValueError(f"--address and RAY_ADDRESS take http://host:8265 or host:6379, not '{address}'")
+    check_proxies(url)
+    derived = (f" (from {address})" if address not in ("", url) else "") + proxy_hint(url)
+    fix = "give the dashboard's URL by --address or RAY_ADDRESS"
+    try:
+        check_answers(url)
+    except HTTPError as error:
+        raise ValueError(f"no Ray dashboard at {url}{derived}: HTTP {error.code}; {fix}") from error
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise ValueError(f"no Ray dashboard answers at {url}{derived}: {reason}; {fix}") from error
+    return url
+
+
+def check_answers(url: str) -> None:
+    """Raise OSError unless a Ray dashboard answers at `url`, with or without the token."""
+    try:
+        urlopen(f"{url.rstrip('/')}/api/version", timeout=CONNECT_TIMEOUT_S).close()
+    except HTTPError as error:
+        if error.code not in (401, 403):  # these ask for the token
+            raise
