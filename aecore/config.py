@@ -166,6 +166,13 @@ class Optim(Section):
     deterministic: Flag = Field(
         default=False, description="Repeat a run bit by bit on GPUs too, at a lower speed; CPUs always do."
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description=(
+            "Compile network and loss by torch.compile; one worker on a GPU then also takes its steps in a CUDA graph. "
+            "auto: on a GPU with 10,000 or more steps to go, unless deterministic; on a CPU it does not pay."
+        ),
+    )
 
     @property
     def judged_epochs(self) -> list[int]:
@@ -202,6 +209,13 @@ class Scale(Section):
         description=(
             "GPU of a worker, or a fraction of one, 0: none; auto: one if the cluster has GPUs, or what an endpoint "
             "leaves of one if there are too few others."
+        ),
+    )
+    gradients: Literal["float32", "bf16"] = Field(
+        default="float32",
+        description=(
+            "Precision in which the workers exchange gradients. bf16 halves the traffic between hosts; the model then "
+            "depends on the number of workers, by about as much as on bf16 layers."
         ),
     )
     max_failures: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] = Field(
@@ -393,6 +407,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_batch(self) -> "Recipe":
+        if self.optim.compile == "on" and self.data.cache == "none":
+            raise ValueError("optim.compile=on needs batches of one size: data.cache=none gives others")
         if self.optim.batch < self.model.min_batch:
             raise ValueError(f"optim.batch: model.norm={self.model.norm} needs at least 2 images (got 1)")
         return self
@@ -403,7 +419,7 @@ class Recipe(Section):
         return self.loss.kl_factor > 0
 
     def digest(self, *extra: str, with_epochs: bool = False) -> str:
-        """Return 8 hex digits of what is trained: they do not depend on workers, storage or checkpoints.
+        """Return 8 hex digits of what is trained: they do not depend on workers, compiling, storage or checkpoints.
 
         `extra` identifies the data, by the digest of its manifest. Nor do they depend on the number of epochs, unless
         `with_epochs`: a training of more epochs is the same one, continued. With the cosine schedule it is not: the
@@ -411,6 +427,7 @@ class Recipe(Section):
         """
         trained = {"data": {"flip"}, "model": True, "task": True, "loss": True, "optim": True}
         content = self.model_dump(mode="json", include=trained)
+        del content["optim"]["compile"]
         if not with_epochs and self.optim.schedule == "constant":
             del content["optim"]["epochs"]
         text = json.dumps([content, *extra], sort_keys=True)
@@ -469,7 +486,7 @@ def check_space(recipe: Recipe) -> None:
     """Raise ValueError unless the recipe takes the ends of each searched range, each listed value and first point."""
     errors: list[str] = []
     for key, dimension in recipe.search.dimensions.items():
-        if key == "optim.epochs" or not key.startswith(TRAINED):
+        if key in ("optim.epochs", "optim.compile") or not key.startswith(TRAINED):
             errors.append(f"search.space.{key}: a search takes the keys that change what is trained, and not epochs")
             continue
         for value in dimension.ends:

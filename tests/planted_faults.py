@@ -32,6 +32,7 @@ SYNC_BATCH_NORM = "tests/aecore/model/test_sync_batch_norm.py"
 CHECKPOINT = "tests/aecore/training/test_checkpoint.py"
 EVALUATE = "tests/aecore/training/test_evaluate.py"
 LOOP = "tests/aecore/training/test_loop.py"
+COMPILED = "tests/aecore/training/test_compiled.py"
 SETTINGS = "tests/cluster/test_settings.py"
 STORAGE = "tests/cluster/test_storage.py"
 VERDICTS = "tests/jobs/claims/test_verdicts.py"
@@ -99,7 +100,7 @@ PLANTED = (
     ),
     Fault(
         "kl_factor is ignored", "aecore/training/loop.py",
-        "loss = (recon + beta * kl_penalty)", "loss = (recon + kl_penalty)", (REFERENCE_STEPS,),
+        "recon + kl_factor * kl_penalty, recon", "recon + kl_penalty, recon", (REFERENCE_STEPS,),
     ),
     Fault(
         "the KL warm-up is ignored", "aecore/training/loop.py",
@@ -107,12 +108,12 @@ PLANTED = (
     ),
     Fault(
         "the learning-rate schedule is ignored", "aecore/training/loop.py",
-        'group["lr"] = learning_rate(recipe.optim, step, run.steps_per_epoch)', 'group["lr"] = recipe.optim.lr',
+        "rate = learning_rate(recipe.optim, step, run.steps_per_epoch)", "rate = recipe.optim.lr",
         (REFERENCE_STEPS,),
     ),
     Fault(
         "gradients are not scaled by the number of workers", "aecore/training/loop.py",
-        ".sum() * (run.world.size / batch.count)", ".sum() / batch.count",
+        "run.world.size / batch.count, step]", "1 / batch.count, step]",
         (f"{LOOP}::test_mean_of_the_workers_gradients_is_the_gradient_of_one_worker",),
     ),
     Fault(
@@ -121,7 +122,7 @@ PLANTED = (
     ),
     Fault(
         "epoch sums of several workers are counted twice", "aecore/training/loop.py",
-        "run.epoch_sums = total if run.world.rank == 0 else torch.zeros_like(total)", "run.epoch_sums = total",
+        "total if run.world.rank == 0 else torch.zeros_like(total)", "total",
         (f"{LOOP}::test_sums_of_an_open_epoch_move_to_rank_0",),
     ),
     Fault(
@@ -154,6 +155,20 @@ PLANTED = (
         "the cosine does not end at 0", "aecore/training/loop.py",
         "0.5 * (1 + math.cos(", "0.5 * (1.2 + math.cos(",
         (f"{LOOP}::test_learning_rate_rises_linearly_then_falls_by_a_cosine",),
+    ),
+    Fault(
+        "a CUDA graph repeats the batch of its capture", "aecore/training/compiled.py",
+        "static.copy_(tensor)", "static.copy_(static)",
+        (f"{COMPILED}::test_graph_replays_the_step_on_the_inputs_of_each_call",),
+    ),
+    Fault(
+        "the short last batch is compiled too", "aecore/training/compiled.py",
+        "if len(corrupted) == self.rows:", "if True:",
+        (f"{COMPILED}::test_steps_of_full_batches_are_compiled_once_and_the_short_one_is_not",),
+    ),
+    Fault(
+        "a deterministic run compiles by the steps that are left", "aecore/training/compiled.py",
+        " and not optim.deterministic", "", (f"{COMPILED}::test_auto_compiles_if_the_steps_that_are_left_pay_for_it",),
     ),
     Fault(
         "the samplers' statistics are fitted on validation images", "aecore/training/loop.py",

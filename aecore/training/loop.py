@@ -9,9 +9,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -26,7 +26,9 @@ from aecore.model.autoencoder import Autoencoder
 from aecore.model.corruptions import LATENT_NOISE, make_batch_noise, make_training_pair
 from aecore.model.losses import loss_terms
 from aecore.training.checkpoint import TrainState
+from aecore.training.compiled import CompiledUpdate, should_compile
 from aecore.training.evaluate import SampleEvaluator, draw_train_points, evaluate
+from aecore.training.gradient_exchange import GradientExchange
 
 EPOCH_SUMS: tuple[str, ...] = ("recon", "kl", "count")  # summed over the open epoch's images; a checkpoint stores them
 METRICS_INTERVAL_S = 0.5  # between two reads of the running sums, each of which waits for the device
@@ -34,12 +36,34 @@ MIN_VALID_IMAGES, VALID_FRACTION = 256, 25  # validate an epoch on 1/25 as many 
 log = logging.getLogger(__name__)
 
 
+class Objective(nn.Module):
+    """The network and its loss: the module that DistributedDataParallel wraps and torch.compile compiles."""
+
+    def __init__(self, model: Autoencoder, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self.loss, self.precision = model, recipe.loss, recipe.optim.precision
+
+    def forward(
+        self, corrupted: Tensor, target: Tensor, noise: Tensor, kl_factor: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss, the pixel loss and the KL of each image, float32 `(batch,)` in nats.
+
+        `corrupted` and `target` (batch, channels, size, size) in [0, 1], `noise` (batch, z_dim), `kl_factor` ().
+        """
+        kind = corrupted.device.type
+        bf16 = self.precision == "bf16" or (self.precision == "auto" and kind == "cuda")
+        with torch.autocast(kind, torch.bfloat16, enabled=bf16):
+            logits, posterior = self.model(corrupted, noise)
+        recon, kl, kl_penalty = loss_terms(self.loss, logits, posterior, target)
+        return recon + kl_factor * kl_penalty, recon, kl
+
+
 @dataclass
 class TrainingRun:
     """A model in training with its data, optimizer and state on one worker.
 
     The optimizer is fused Adam (Kingma and Ba 2015). Set `state` to the one that `load_checkpoint` returned with the
-    weights, and `wrapped_model` to `model` in DistributedDataParallel if there are several workers.
+    weights; then call `distribute` if there are several workers.
     """
 
     recipe: Recipe
@@ -48,16 +72,29 @@ class TrainingRun:
     valid: Loader
     world: World = field(default_factory=World)
     state: TrainState = field(default_factory=TrainState)
-    wrapped_model: nn.Module = field(init=False)
+    objective: Objective = field(init=False)
+    wrapped_objective: nn.Module = field(init=False)  # in DistributedDataParallel if there are several workers
+    exchange: GradientExchange | None = None
+    update: Callable[[Tensor, Tensor, Tensor], None] = field(init=False)  # the device's part of a step
     optimizer: torch.optim.Optimizer = field(init=False)
+    scalars: Tensor = field(init=False)  # float64 (4,): learning rate, KL factor, scale of the loss, step
     epoch_sums: Tensor = field(init=False)  # float64 (3,), EPOCH_SUMS of this worker's images in the open epoch
     nonfinite_step: Tensor = field(init=False)  # int64 (): the first step with a loss of nan or inf, -1 without one
 
     def __post_init__(self) -> None:
-        self.wrapped_model = self.model
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.recipe.optim.lr, fused=True)
+        self.objective = self.wrapped_objective = Objective(self.model, self.recipe)
+        self.update = partial(update_weights, self)
+        self.scalars = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=self.recipe.optim.lr, fused=True, capturable=self.device.type == "cuda"
+        )
         self.epoch_sums = torch.zeros(len(EPOCH_SUMS), dtype=torch.float64, device=self.device)
         self.nonfinite_step = torch.full((), -1, dtype=torch.int64, device=self.device)
+
+    def distribute(self) -> None:
+        """Average the gradients over all workers in each step, as `scale.gradients` says."""
+        self.exchange = GradientExchange(self.recipe.scale.gradients, self.device)
+        self.wrapped_objective = self.exchange.wrap(self.objective)
 
     @property
     def device(self) -> torch.device:
@@ -77,12 +114,6 @@ class TrainingRun:
     def latents(self) -> LatentStats:
         """The statistics of `train_points` that the finished model's samplers take."""
         return fit_latent_stats(self.train_points)
-
-    def autocast(self) -> torch.autocast:
-        """Return the context in which the network runs: in bf16 if `optim.precision` is bf16, or auto on a GPU."""
-        precision, kind = self.recipe.optim.precision, self.device.type
-        use_bf16 = precision == "bf16" or (precision == "auto" and kind == "cuda")
-        return torch.autocast(kind, torch.bfloat16, enabled=use_bf16)
 
 
 @dataclass(frozen=True)
@@ -124,6 +155,8 @@ def fit(run: TrainingRun) -> Iterator[StepEnd | EpochEnd]:
     optim, state = run.recipe.optim, run.state
     total_samples = optim.epochs * len(run.train)
     configure_cuda(run.device, optim.deterministic)
+    if should_compile(run):
+        run.update = CompiledUpdate(run)
 
     # Resume: a stream cannot start within an epoch.
     if not run.train.resumable:
@@ -167,6 +200,8 @@ def fit(run: TrainingRun) -> Iterator[StepEnd | EpochEnd]:
         metrics["images_per_second"] = (state.samples - first_sample) / seconds
         metrics["epoch_seconds"] = seconds
         metrics["data_wait"] = wait_s / seconds
+        if run.exchange:
+            metrics["allreduce_wait"] = run.exchange.pop_wait() / seconds
         metrics |= memory_usage(run.device)
         state.epochs, state.sums = epoch + 1, {}
         run.epoch_sums.zero_()
@@ -187,34 +222,40 @@ def fit(run: TrainingRun) -> Iterator[StepEnd | EpochEnd]:
 def train_step(run: TrainingRun, batch: Batch) -> None:
     """Take one optimizer step on this worker's images of a global batch; does not wait for the device."""
     recipe, step = run.recipe, run.state.step
-
-    # Forward.
     corrupted, target = make_training_pair(recipe, batch, step)
     noise = make_batch_noise(recipe.optim.seed, batch, step, LATENT_NOISE).normal(run.model.z_dim)
-    with run.autocast():
-        logits, posterior = run.wrapped_model(corrupted, noise)
-    recon, kl, kl_penalty = loss_terms(recipe.loss, logits, posterior, target)
+    rate = learning_rate(recipe.optim, step, run.steps_per_epoch)
     beta = kl_factor(recipe.loss, step, run.steps_per_epoch)
     # DDP averages the workers' gradients; times the number of workers it is the sum over the global batch. A worker
     # without images (if the last batch has fewer images than there are workers) takes part in the collectives.
-    loss = (recon + beta * kl_penalty).sum() * (run.world.size / batch.count)
+    scalars = torch.tensor([rate, beta, run.world.size / batch.count, step], dtype=torch.float64)
+    run.scalars.copy_(scalars, non_blocking=True)
+    run.update(corrupted, target, noise)
 
-    # Backward.
+
+def update_weights(run: TrainingRun, corrupted: Tensor, target: Tensor, noise: Tensor) -> None:
+    """Take the optimizer step on the device. What differs between steps is in tensors: a CUDA graph can repeat it."""
+    rate, beta, scale = run.scalars[:3].float().unbind()
+    step = run.scalars[3].long()
+
+    # Forward and backward.
+    loss_per_image, recon, kl = run.wrapped_objective(corrupted, target, noise, beta)
+    loss = loss_per_image.sum() * scale
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     finite = loss.detach().isfinite()
-    if recipe.optim.clip or run.world.size > 1:  # DDP brings another worker's nan into these gradients, not this loss
+    if run.recipe.optim.clip or run.world.size > 1:  # DDP brings another worker's nan into these gradients alone
         grads = [p.grad for p in run.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(grads, foreach=True)
         finite &= norm.isfinite()
-        if recipe.optim.clip:
-            nn.utils.clip_grads_with_norm_(run.model.parameters(), recipe.optim.clip, norm, foreach=True)
-    run.nonfinite_step = torch.where((run.nonfinite_step < 0) & ~finite, step, run.nonfinite_step)
+        if run.recipe.optim.clip:
+            nn.utils.clip_grads_with_norm_(run.model.parameters(), run.recipe.optim.clip, norm, foreach=True)
+    run.nonfinite_step.copy_(torch.where((run.nonfinite_step < 0) & ~finite, step, run.nonfinite_step))
 
     # Update. Fused Adam skips it while found_inf is 1: the weights stay as before the first step that was not finite,
     # though the host reads that step only later.
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(recipe.optim, step, run.steps_per_epoch)
+        group["lr"] = rate
     run.optimizer.found_inf = (run.nonfinite_step >= 0).float()  # pyright: ignore[reportAttributeAccessIssue]
     run.optimizer.step()
     run.epoch_sums += torch.stack([recon, kl, torch.ones_like(recon)]).detach().double().sum(1)
@@ -251,7 +292,7 @@ def gather_sums(run: TrainingRun) -> None:
         dist.all_reduce(nonfinite_step, dist.ReduceOp.MAX)
     check_finite(run, nonfinite_step)
     run.state.sums = dict(zip(EPOCH_SUMS, total.tolist(), strict=True))
-    run.epoch_sums = total if run.world.rank == 0 else torch.zeros_like(total)
+    run.epoch_sums.copy_(total if run.world.rank == 0 else torch.zeros_like(total))
 
 
 def mean_losses(sums: dict[str, float], kl_factor: float) -> dict[str, float]:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from aecore.config import Recipe
 from aecore.data.attributes import read_attributes
@@ -87,7 +86,7 @@ def train_loop(
     run.state = state = checkpoint.load_checkpoint(fs, f"{root}/checkpoints", model, run.optimizer)
     if world.size > 1:
         _check_same_step(state.step, device)
-        run.wrapped_model = DistributedDataParallel(model)
+        run.distribute()
     if world.rank != 0:
         state.sums = {}  # the checkpoint's are those of all workers
 

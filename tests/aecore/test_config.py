@@ -101,7 +101,7 @@ def test_digest_depends_on_what_is_trained_not_on_workers_or_location():
     assert base.digest("d") != base.digest("e")
     for sections in (
         {"scale": {"workers": 4}}, {"data": {"uri": "/x", "cache": "none"}}, {"checkpoint": {"keep": 9}},
-        {"search": {"trials": 99}}, {"name": "mine"},
+        {"search": {"trials": 99}}, {"name": "mine"}, {"optim": {"compile": "on"}}, {"scale": {"gradients": "bf16"}},
     ):  # fmt: skip
         assert base.digest("d") == check_recipe(sections).digest("d"), sections
     trained = (
@@ -122,9 +122,12 @@ def test_defaults():
         "loss": {"pixels": "bce", "kl_factor": 1.0, "kl_warmup": 0.0, "free_bits": 0.0},
         "optim": {
             "epochs": 10, "batch": 64, "lr": 1e-3, "warmup": 0.0, "schedule": "constant", "clip": 0.0, "seed": 0,
-            "precision": "auto", "deterministic": False,
+            "precision": "auto", "deterministic": False, "compile": "auto",
         },
-        "scale": {"workers": 1, "cpus_per_worker": "auto", "gpus_per_worker": "auto", "max_failures": 3},
+        "scale": {
+            "workers": 1, "cpus_per_worker": "auto", "gpus_per_worker": "auto", "gradients": "float32",
+            "max_failures": 3,
+        },
         "checkpoint": {"every": 0, "minutes": 5.0, "keep": 2},
         "points": {"images": 2_000},
         "search": {

@@ -96,6 +96,7 @@ def test_space_is_given_by_key_or_whole(tmp_path: Path):
         ("search.space.model.foo=[1]", ["unknown key model.foo"]),
         ("search.space.task.sigma=[0.1]", ["task of kind reconstruct"]),
         ("search.space.optim.epochs=[1,2]", ["not epochs"]),
+        ("search.space.optim.compile=[on,off]", ["change what is trained"]),
         ("search.space.scale.workers=[1,2]", ["change what is trained"]),
         ("search.space={}", ["takes recipe keys"]),
         ('search.space={"optim.lr":[-1],"optim.batch":"int(0,4)"}', ["space.optim.lr", "space.optim.batch"]),

@@ -5,14 +5,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from pyarrow.fs import LocalFileSystem
-from torch.nn.parallel import DistributedDataParallel
 
 from aecore.config import TASKS, check_recipe
 from aecore.data.loaders import DeviceLoader, NodeLoader
 from aecore.data.shuffle import BatchSampler
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.model.corruptions import make_training_pair
-from aecore.model.losses import loss_terms
 from aecore.training import checkpoint, loop
 from aecore.training.evaluate import SampleEvaluator, evaluate
 
@@ -53,10 +51,8 @@ def gradients_and_loss(recipe, device, noise):
     """Return the gradients of one batch and its loss; `noise` comes from the CPU, since a GPU's generator differs."""
     run = make_run(recipe, device, NodeLoader)
     corrupted, target = make_training_pair(recipe, next(run.train.batches(0)), 0)
-    with run.autocast():
-        logits, posterior = run.wrapped_model(corrupted, noise.to(device))
-    recon, kl, kl_penalty = loss_terms(recipe.loss, logits, posterior, target)
-    (recon + kl_penalty).mean().backward()
+    loss, recon, kl = run.objective(corrupted, target, noise.to(device), torch.ones((), device=device))
+    loss.mean().backward()
     gradients = torch.cat([p.grad.flatten().cpu() for p in run.model.parameters() if p.grad is not None])
     return gradients, float((recon + kl).mean().detach())
 
@@ -133,7 +129,7 @@ def test_ddp_with_nccl_changes_nothing(free_port):
     dist.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{free_port}", rank=0, world_size=1)
     try:
         plain, ddp = (make_run(make_recipe("sync_batch", deterministic=True)) for _ in range(2))
-        ddp.wrapped_model = DistributedDataParallel(ddp.model, device_ids=[0])
+        ddp.distribute()
         for run in (plain, ddp):
             list(loop.fit(run))
     finally:

@@ -10,14 +10,12 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from pyarrow.fs import LocalFileSystem
 from scipy import stats
-from torch.nn.parallel import DistributedDataParallel
 
 from aecore.config import Loss, Optim, check_recipe
 from aecore.data.loaders import Batch, NodeLoader
 from aecore.data.shuffle import BatchSampler, World, derive_seed, plan_epoch, step_rows
 from aecore.model.autoencoder import ImageShape, build_model, to_float
 from aecore.model.corruptions import LATENT_NOISE, make_batch_noise
-from aecore.model.losses import loss_terms
 from aecore.training import checkpoint, loop
 
 FS = LocalFileSystem()
@@ -41,14 +39,13 @@ def make_recipe(norm="group", **sections):
     return check_recipe(BASE | {"model": BASE["model"] | {"norm": norm}} | sections)
 
 
-def make_run(recipe, checkpoints=None, world=None, wrap=lambda model: model, n_train=21, n_valid=8):
+def make_run(recipe, checkpoints=None, world=None, n_train=21, n_valid=8):
     model = build_model(recipe, SHAPE)
     sampler = BatchSampler(recipe.optim.seed, recipe.optim.batch, world or World())
     train, valid = (NodeLoader(make_images(count), sampler, CPU) for count in (n_train, n_valid))
     run = loop.TrainingRun(recipe, model, train, valid, world or World())
     if checkpoints:
         run.state = checkpoint.load_checkpoint(FS, checkpoints, model, run.optimizer)
-    run.wrapped_model = wrap(model)
     return run
 
 
@@ -320,9 +317,11 @@ def stop_worker():
     dist.destroy_process_group()
 
 
-def train_worker(rank, size, port, path, norm):
+def train_worker(rank, size, port, path, norm, gradients):
     start_worker(rank, size, port)
-    run, metrics = make_run(make_recipe(norm), world=World(rank, size), wrap=DistributedDataParallel), {}
+    recipe = make_recipe(norm, scale={"gradients": gradients})
+    run, metrics = make_run(recipe, world=World(rank, size)), {}
+    run.distribute()
     for event in loop.fit(run):
         if isinstance(event, loop.EpochEnd):
             metrics = event.metrics
@@ -334,9 +333,9 @@ def train_worker(rank, size, port, path, norm):
     stop_worker()
 
 
-def train_on_workers(size, folder, norm, port):
+def train_on_workers(size, folder, norm, port, gradients="float32"):
     path = str(folder / f"{norm}-{size}.pt")
-    run_workers(train_worker, (size, port, path, norm), size)
+    run_workers(train_worker, (size, port, path, norm, gradients), size)
     return torch.load(path, weights_only=True)
 
 
@@ -352,6 +351,15 @@ def test_two_workers_equal_one(tmp_path, free_port):
     torch.testing.assert_close(two["weights"], weights(one), rtol=1e-3, atol=1e-5)
     for name in ("train_loss", "train_kl", "valid_loss", "valid_psnr"):
         assert two["metrics"][name] == pytest.approx(metrics[name], rel=1e-5)
+    assert "allreduce_wait" not in metrics
+    assert 0 < two["metrics"]["allreduce_wait"] < 1
+
+
+def test_gradients_in_bf16_change_the_curve_by_less_than_bf16_rounds(tmp_path, free_port):
+    metrics = last_metrics(make_run(make_recipe()))
+    two = train_on_workers(2, tmp_path, "group", free_port, "bf16")["metrics"]
+    assert two["train_loss"] != pytest.approx(metrics["train_loss"], rel=1e-7)
+    assert two["train_loss"] == pytest.approx(metrics["train_loss"], rel=2**-9)
 
 
 def test_synchronised_batch_norm_equals_that_of_one_worker(tmp_path, free_port):
@@ -368,21 +376,23 @@ def test_synchronised_batch_norm_equals_that_of_one_worker(tmp_path, free_port):
 
 def gradient_worker(rank, size, port, path):
     start_worker(rank, size, port)
-    torch.save(first_step_gradients(World(rank, size), DistributedDataParallel), f"{path}-{rank}")
+    torch.save(first_step_gradients(World(rank, size)), f"{path}-{rank}")
     stop_worker()
 
 
-def first_step_gradients(world, wrap=lambda model: model):
+def first_step_gradients(world):
     """Return the first step's gradients, in float64, with synchronised batch norm."""
     run = make_run(make_recipe("sync_batch"), world=world)
-    run.wrapped_model = wrap(run.model.double())
+    run.objective.double()
+    if world.size > 1:
+        run.distribute()
     batch = next(iter(run.train.batches(0)))
     torch.set_default_dtype(torch.float64)
     clean = to_float(batch.images).double()
-    logits, posterior = run.wrapped_model(clean, make_batch_noise(0, batch, 0, LATENT_NOISE).normal(3))
-    recon, _, kl_penalty = loss_terms(run.recipe.loss, logits, posterior, clean)
+    noise = make_batch_noise(0, batch, 0, LATENT_NOISE).normal(3)
+    loss, _, _ = run.wrapped_objective(clean, clean, noise, torch.tensor(1.0))
     torch.set_default_dtype(torch.float32)
-    ((recon + kl_penalty).sum() * (world.size / batch.count)).backward()
+    (loss.sum() * (world.size / batch.count)).backward()
     return torch.cat([p.grad.flatten() for p in run.model.parameters()])
 
 
