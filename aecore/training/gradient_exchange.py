@@ -1,11 +1,14 @@
 """The exchange of gradients between DDP's workers, and how long a worker waits for it."""
 
 import time
+from collections.abc import Callable
 from statistics import fmean
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import GradBucket  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
@@ -21,9 +24,9 @@ class GradientExchange:
     """
 
     def __init__(self, precision: str, device: torch.device) -> None:
-        self.average = bf16_compress_hook if precision == "bf16" else allreduce_hook
-        self.device = device
-        self._steps, self._waits = 0, list[tuple[float, float] | tuple[torch.cuda.Event, torch.cuda.Event]]()
+        self.average: Callable[..., Future[Tensor]] = bf16_compress_hook if precision == "bf16" else allreduce_hook
+        self.device, self._steps = device, 0
+        self._waits: list[tuple[Any, Any]] = []  # begin and end of the timed ones: seconds, or CUDA events
 
     def wrap(self, module: nn.Module) -> DistributedDataParallel:
         """Return `module`, all of whose parameters get a gradient in each step, in DistributedDataParallel."""
@@ -41,7 +44,7 @@ class GradientExchange:
         self._waits.clear()
         return total
 
-    def _average_bucket(self, bucket: dist.GradBucket) -> Future[Tensor]:
+    def _average_bucket(self, bucket: GradBucket) -> Future[Tensor]:
         self._steps += bucket.is_last()
         # Not an epoch's first step: it waits for a worker that evaluates longer.
         if not bucket.is_last() or self._steps % SAMPLED_STEPS != 2:
@@ -54,7 +57,7 @@ class GradientExchange:
 
         return self.average(dist.group.WORLD, bucket).then(stop)
 
-    def _now(self) -> float | torch.cuda.Event:
+    def _now(self) -> Any:
         if self.device.type != "cuda":
             return time.monotonic()
         event = torch.cuda.Event(enable_timing=True)
