@@ -137,13 +137,13 @@ def build_application(
 def app(args: dict[str, Any]) -> Any:
     """Build the application for a Serve config file; `args` are those of serving/serve.yaml.
 
-    `alias` is a name or a list of names. Raises ValueError for another argument, an unknown alias, or without
-    ZPOINT_TOKEN: a cluster is not loopback.
+    `alias` and `cors_origins` are a string or a list of them. Raises ValueError for another argument, an unknown
+    alias, or without ZPOINT_TOKEN: a cluster is not loopback.
     """
     args = dict(args)
-    options = ReplicaOptions(args.pop("compile", True), tuple(args.pop("cors_origins", ())), args.pop("access_log", ""))
-    aliases, min_replicas = args.pop("alias", "champion"), args.pop("min_replicas", 1)
-    aliases = [aliases] if isinstance(aliases, str) else aliases
+    origins = tuple(_as_list(args.pop("cors_origins", [])))
+    options = ReplicaOptions(args.pop("compile", True), origins, args.pop("access_log", ""))
+    aliases, min_replicas = _as_list(args.pop("alias", "champion")), args.pop("min_replicas", 1)
     max_replicas = args.pop("max_replicas", min_replicas)
     if args:
         raise ValueError(
@@ -152,6 +152,10 @@ def app(args: dict[str, Any]) -> Any:
     if not settings().token:
         raise ValueError("serving on a cluster needs a token: set ZPOINT_TOKEN in the runtime environment")
     return build_application(find_model_versions(aliases), settings().token, (min_replicas, max_replicas), options)
+
+
+def _as_list(names: str | list[str]) -> list[str]:
+    return [names] if isinstance(names, str) else names
 
 
 def _replica_runtime_env() -> dict[str, Any]:

@@ -1,9 +1,13 @@
 """Actions of the browser tests: read images, move sliders, choose radio buttons."""
 
 import base64
+import io
 import re
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 
 def image_urls(page: Any, selector: str) -> list[str]:
@@ -15,24 +19,30 @@ def image_urls(page: Any, selector: str) -> list[str]:
 
 
 def changed_image_urls(page: Any, selector: str, act: Callable[[], Any]) -> list[str]:
-    """Call `act`, wait until an image below `selector` changes, and return the URLs of all of them."""
-    previous = image_urls(page, selector)
+    """Call `act`, wait until an image below `selector` or its cell changes, and return the URLs of all of them."""
+    image_urls(page, selector)
+    state = "s => [...document.querySelectorAll(`${s} img`)].map(image => image.src + image.style.cssText)"
+    previous = page.evaluate(state, selector)
     act()
     page.wait_for_function(
-        "([s, previous]) => [...document.querySelectorAll(`${s} img`)].some((image, i) => image.src !== previous[i])",
-        arg=[selector, previous],
+        f"([s, previous]) => ({state})(s).some((state, i) => state !== previous[i])", arg=[selector, previous]
     )
     page.wait_for_load_state("networkidle")
     return image_urls(page, selector)
 
 
 def pixels(page: Any, selector: str) -> list[str]:
-    """Return the files behind the images below `selector` as PNG data: URLs: equal for equal pixels."""
+    """Return the images below `selector`, or the cells that they show, as PNG data: URLs: equal for equal pixels."""
     image_urls(page, selector)
     script = """images => images.map(image => {
+        const count = size => Math.round(parseFloat(size || "100%") / 100);
+        const width = image.naturalWidth / count(image.style.width);
+        const height = image.naturalHeight / count(image.style.height);
+        const [x, y] = [...image.style.translate.split(" "), "0%", "0%"].map(part => -parseFloat(part || "0%") / 100);
         const canvas = document.createElement("canvas");
-        [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
-        canvas.getContext("2d").drawImage(image, 0, 0);
+        [canvas.width, canvas.height] = [width, height];
+        const [left, top] = [x * image.naturalWidth, y * image.naturalHeight];
+        canvas.getContext("2d").drawImage(image, left, top, width, height, 0, 0, width, height);
         return canvas.toDataURL();
     })"""
     return page.eval_on_selector_all(f"{selector} img", script)
@@ -48,6 +58,15 @@ def press_slider(page: Any, label: str | re.Pattern[str], key: str = "ArrowRight
 def choose(page: Any, name: str) -> None:
     """Check a radio button by clicking its label."""
     page.locator(".radio-group:visible label", has_text=re.compile(f"^{name}$")).click()
+
+
+def looks_like(shown: str, expected: str, other: str) -> bool:
+    """Return true if an image, a data: URL, is much nearer to `expected` than to `other`: sheets are lossy WebP."""
+    image, near, far = (
+        np.asarray(Image.open(io.BytesIO(decode_data_url(url))).convert("RGB")).astype(float)
+        for url in (shown, expected, other)
+    )
+    return bool(np.abs(image - near).mean() < 0.3 * np.abs(image - far).mean())
 
 
 def decode_data_url(url: str) -> bytes:

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 from tests.browser.page_actions import changed_image_urls, image_urls
 from tests.serving.app_server import make_slot
 
 pytestmark = pytest.mark.browser
 TOKEN = "of the page's test"
+VIEWS = ("sample", "map", "edit", "interpolate", "reconstruct", "model")
 
 
 def test_page_is_usable_by_keyboard(open_page, page_url):
@@ -145,7 +147,7 @@ def test_page_recovers_if_its_first_request_fails(open_page, page_url):
     assert not page.locator("#loading").is_visible()
 
 
-@pytest.mark.parametrize("view", ["sample", "map", "edit", "interpolate", "reconstruct", "model"])
+@pytest.mark.parametrize("view", VIEWS)
 def test_controls_are_large_enough_to_touch_and_the_first_one_is_above_the_fold(open_page, page_url, view):
     """WCAG 2.2 asks for 44 pixels (2.5.5)."""
     page = open_page(f"{page_url}/#{view}", viewport={"width": 390, "height": 844})
@@ -167,12 +169,29 @@ def test_no_view_is_wider_than_the_screen(open_page, page_url, width):
         page.goto(f"{page_url}/{view}")
         page.wait_for_load_state("networkidle")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, view
+        assert page.evaluate("() => [...document.querySelectorAll('nav')].every(e => e.scrollWidth <= e.clientWidth)")
     page.goto(f"{page_url}/#sample")
     page.get_by_role("button", name="Sample 1 of VAE: champion").click()
     page.locator("#image-dialog").wait_for()
     box = page.locator("#image-dialog").bounding_box()
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= width
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_axe_finds_no_violation_in_any_view(open_page, page_url, width, scheme):
+    """WCAG 2.2 A and AA, and axe's best practices."""
+    page = open_page(page_url, viewport={"width": width, "height": 860}, color_scheme=scheme)
+    for view in VIEWS:
+        page.goto(f"{page_url}/#{view}")
+        page.wait_for_load_state("networkidle")
+        results = Axe().run(page)
+        assert results.violations_count == 0, f"{view}: {results.generate_report()}"
+    page.goto(f"{page_url}/#sample")
+    page.get_by_role("button", name="Sample 1 of VAE: champion").click()
+    page.locator("#image-dialog").wait_for()
+    results = Axe().run(page)
+    assert results.violations_count == 0, results.generate_report()
 
 
 def contrast(first: list[float], second: list[float]) -> float:

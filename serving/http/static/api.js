@@ -1,5 +1,6 @@
 // The endpoint's routes as functions. A point is {z, src, description}: its z_dim numbers, its image as a data: URL and
-// a line about its origin. An image that was not decoded from a point has no z.
+// a line about its origin. An image that was not decoded from a point has no z. A point on a sheet has a `cell` (see
+// showCell) and `load()`, which returns its z and src: a sheet of WebP is a tenth of the images as JSON.
 
 import { clearError, notify } from "./dom.js";
 
@@ -32,11 +33,30 @@ export async function loadModels(alias) {
 
 export const loadModel = async (alias) => (await request("GET", `v1/models/${alias}/model`)).json();
 
-/** Draw n points and return {src, faces}: a blob: URL of a sheet of 6 by 4 images; faces if `count_faces` is set. */
+/** Draw `options.n` points and return {cells, faces}: their images; the number with a face if `count_faces` is set. */
 export async function sampleSheet(of, options) {
-  const headers = { Accept: "image/webp", "X-Zpoint-Model": label(of) };
-  const response = await request("POST", `v1/models/${of.alias}/sample`, JSON.stringify(options), headers);
-  return { src: URL.createObjectURL(await response.blob()), faces: response.headers.get("X-Zpoint-Faces") };
+  const { cells, headers } = await postForSheet("sample", options, options.n, of);
+  return { cells, faces: headers.get("X-Zpoint-Faces") };
+}
+
+/** Decode z-points to points on one sheet. */
+export async function decodeSheet(zs) {
+  const { cells } = await postForSheet("decode", { z: zs }, zs.length);
+  return cells.map((cell, i) => ({ cell, load: async () => (await decode([zs[i]]))[0] }));
+}
+
+/** Return `steps` points on a path (one of model.paths) from z-point `start` to `end`, both included, on one sheet. */
+export async function interpolateSheet(start, end, steps, path) {
+  const body = { z: [start, end], steps, path };
+  const { cells } = await postForSheet("interpolate", body, steps);
+  const loadPoints = memoize(async () => toPoints(await post("interpolate", body)));
+  return cells.map((cell, i) => ({ cell, load: async () => (await loadPoints())[i] }));
+}
+
+/** Return a function that calls the asynchronous `load` until it succeeds, and then returns that result. */
+export function memoize(load) {
+  let result = null;
+  return async () => (result ??= await load());
 }
 
 /** Return the map of the stored real images (/v1/points); null if the model has none. */
@@ -65,7 +85,7 @@ export async function neighbours(zs, k) {
 }
 
 /** Decode z-points to points. */
-export async function decode(zs) {
+async function decode(zs) {
   const { images } = await post("decode", { z: zs });
   return images.map((image, i) => ({ z: zs[i], src: dataUrl(image) }));
 }
@@ -81,11 +101,6 @@ export async function sampleLikeData(n) {
   const seed = Math.floor(Math.random() * 1e6);
   const points = await sample(sampler, n, seed, {});
   return points.map((point, i) => ({ ...point, description: `${sampler}, seed ${seed}, sample ${i + 1}` }));
-}
-
-/** Return `steps` points on a path (one of model.paths) from z-point `start` to `end`, both included. */
-export async function interpolate(start, end, steps, path) {
-  return toPoints(await post("interpolate", { z: [start, end], steps, path }));
 }
 
 /** Corrupt an image (a data: URL) by a task, encode and decode it: {corrupted, reconstruction}; the latter has z. */
@@ -129,6 +144,25 @@ const toPoints = ({ images, z }) => images.map((image, i) => ({ z: z[i], src: da
 
 const label = ({ name, version }) => `${name}/${version}`;
 const base = ({ alias }) => `v1/models/${alias}`;
+
+/** Return {cells, headers} of a route that answers n images: the endpoint lays them out on a square sheet. */
+async function postForSheet(route, body, n, of = model) {
+  const headers = { Accept: "image/webp", "X-Zpoint-Model": label(of) };
+  const response = await request("POST", `${base(of)}/${route}`, JSON.stringify(body), headers);
+  const src = await readDataUrl(await response.blob());
+  const columns = Math.ceil(Math.sqrt(n));
+  const rows = Math.ceil(n / columns);
+  return { cells: Array.from({ length: n }, (_, index) => ({ src, index, columns, rows })), headers: response.headers };
+}
+
+/** Return the content of a blob as a data: URL. */
+export function readDataUrl(blob) {
+  return new Promise((resolve) => {
+    const reader = new FileReader();
+    reader.addEventListener("load", () => resolve(reader.result));
+    reader.readAsDataURL(blob);
+  });
+}
 
 async function post(route, body, of = model) {
   const headers = { "X-Zpoint-Model": label(of) };

@@ -1,6 +1,6 @@
 // Entry point: the token dialog, the views and the navigation between them.
 
-import { loadModels, model, models, RequestError, setToken } from "./api.js";
+import { latestOnly, loadModels, model, models, RequestError, setToken } from "./api.js";
 import { byId, createElement } from "./dom.js";
 import { startEditing } from "./editing.js";
 import { createImageDialog } from "./image_dialog.js";
@@ -37,9 +37,10 @@ function openView(name) {
 }
 
 /** Open the dialog of a point. One of another model than the page's is used by a page of that model. */
-function selectPoint(point, alias = model.alias) {
-  openImageDialog(point, alias === model.alias);
-}
+const selectPoint = latestOnly(async (point, alias = model.alias) => {
+  const loaded = point.load ? { description: point.description, ...(await point.load()) } : point;
+  openImageDialog(loaded, alias === model.alias);
+});
 
 function showView() {
   const { view } = readState();

@@ -91,14 +91,14 @@ export function createRadioGroup(fieldset, options, descriptions, onChange, init
 }
 
 /** Show one cell of a sheet in an image that fills its square: `columns` by `rows` cells, in the order of reading. */
-export function showCell(image, src, index, columns, rows) {
+export function showCell(image, { src, index, columns, rows }) {
   image.src = src;
   image.style.width = `${100 * columns}%`;
   image.style.height = `${100 * rows}%`;
   image.style.translate = `${(-100 * (index % columns)) / columns}% ${(-100 * Math.floor(index / columns)) / rows}%`;
 }
 
-/** Create a button that shows a point's image; `show(point)` replaces it, a click calls `onSelect(point)`. */
+/** Create a button that shows a point's image or cell; `show(point)` replaces it, a click calls `onSelect(point)`. */
 export function createImageButton(name, onSelect) {
   const image = createElement("img", { alt: name, decoding: "sync", draggable: false });
   let current = null;
@@ -109,7 +109,7 @@ export function createImageButton(name, onSelect) {
     element,
     show(point) {
       current = point;
-      image.src = point.src;
+      showCell(image, point.cell ?? { src: point.src, index: 0, columns: 1, rows: 1 });
     },
   };
 }

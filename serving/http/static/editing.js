@@ -1,6 +1,6 @@
 // The view that edits one image along the principal axes and the attribute directions of the latent space.
 
-import { decode, latestOnly, model, sampleLikeData } from "./api.js";
+import { decodeSheet, latestOnly, model, sampleLikeData } from "./api.js";
 import { byId, createElement, createImageButton, createSlider, formatNumber } from "./dom.js";
 import { packPoint, readState, unpackPoint, writeState } from "./state.js";
 import { coordinate, directions, geometry, moveAlong } from "./latent_space.js";
@@ -27,7 +27,7 @@ export function startEditing(onSelect) {
   let stripDirection = directions()[0];
 
   const refresh = latestOnly(async (newZ) => {
-    const [point] = await decode([newZ]);
+    const [point] = await decodeSheet([newZ]);
     edited.show({ ...point, description });
     writeState("edit", { z: packPoint(newZ, model) });
   });
@@ -49,7 +49,7 @@ export function startEditing(onSelect) {
   const refreshStrip = latestOnly(async () => {
     const from = coordinate(z, stripDirection);
     const coordinates = strip.map((_, i) => RANGE * ((2 * i) / (STRIP_LENGTH - 1) - 1));
-    const points = await decode(coordinates.map((to) => moveAlong(z, stripDirection, to - from)));
+    const points = await decodeSheet(coordinates.map((to) => moveAlong(z, stripDirection, to - from)));
     byId("direction-title").textContent = `${stripDirection.name} from −${RANGE} to +${RANGE}`;
     points.forEach((point, i) => {
       const position = `${stripDirection.name} at ${formatNumber(coordinates[i])}`;

@@ -1,6 +1,6 @@
 // The view that interpolates between two points. It fetches all images at once, so that its slider needs no request.
 
-import { interpolate, latestOnly, model, sampleLikeData } from "./api.js";
+import { interpolateSheet, latestOnly, model, sampleLikeData } from "./api.js";
 import { byId, createImageButton, createRadioGroup, createSlider } from "./dom.js";
 
 const FRAME_COUNT = 33;
@@ -42,7 +42,7 @@ export function startInterpolation(onSelect) {
 
   const refresh = latestOnly(async () => {
     if (ends.includes(null)) return;
-    const points = await interpolate(ends[0].z, ends[1].z, FRAME_COUNT, path.value);
+    const points = await interpolateSheet(ends[0].z, ends[1].z, FRAME_COUNT, path.value);
     const description = `${path.value} path`;
     frames = points.map((point, i) => ({ ...point, description: `${description}, ${percent(i)} from start to end` }));
     strip.forEach((button, i) => button.show(frames[(i * (FRAME_COUNT - 1)) / (STRIP_LENGTH - 1)]));

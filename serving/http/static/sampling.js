@@ -1,6 +1,6 @@
 // The first view: random samples of one model, or of an AE beside a VAE, by the same sampler, parameters and seed.
 
-import { latestOnly, loadModel, model, models, sample, sampleSheet } from "./api.js";
+import { latestOnly, loadModel, memoize, model, models, sample, sampleSheet } from "./api.js";
 import {
   byId, createElement, createParameterSliders, createRadioGroup, createSvg, formatNumber, showCell, sliderValues,
 } from "./dom.js";
@@ -8,7 +8,6 @@ import { geometry } from "./latent_space.js";
 import { readState, writeState } from "./state.js";
 import { showSteps } from "./steps.js";
 
-const [COLUMNS, ROWS] = [5, 5]; // of the sheet that the endpoint makes of 24 images; its last cell is empty
 const SAMPLE_COUNT = 24;
 const COUNT_DELAY_MS = 300; // faces are counted once the controls rest
 const NEAR_AE = 1e-3; // a smaller kl_factor does not draw the z-points to the origin
@@ -96,23 +95,21 @@ function createPanel(of, onSelect) {
   const klFactor = of.recipe.loss.kl_factor;
   const name = `${typeName(klFactor)}: ${of.alias}`;
   let options = null;
-  let src = "";
-  let points = null; // of the samples, fetched when one of them is selected
+  let loadPoints = null; // of the samples, called when one of them is selected
 
-  async function select(index) {
+  function select(index) {
+    if (!options) return;
     const { sampler, seed, parameters } = options;
-    points ??= sample(sampler, SAMPLE_COUNT, seed, parameters, of);
     const settings = Object.entries(parameters).map(([key, value]) => `${key} ${formatNumber(value)}`);
     const description = [sampler, ...settings, `seed ${seed}`, `sample ${index + 1}`].join(", ");
-    onSelect({ ...(await points)[index], description }, of.alias);
+    onSelect({ description, load: async () => (await loadPoints())[index] }, of.alias);
   }
-  const selectLatest = latestOnly(select);
 
   const images = Array.from({ length: SAMPLE_COUNT }, () => createElement("img", { alt: "", draggable: false }));
   const buttons = images.map((image, i) => {
     const label = `Sample ${i + 1} of ${name}`;
     const button = createElement("button", { type: "button", className: "image-button", "aria-label": label }, image);
-    button.addEventListener("click", () => src && selectLatest(i));
+    button.addEventListener("click", () => select(i));
     return button;
   });
   const grid = createElement("div", { className: "image-grid" }, ...buttons);
@@ -130,9 +127,9 @@ function createPanel(of, onSelect) {
     async show(newOptions) {
       grid.setAttribute("aria-busy", "true");
       const sheet = await sampleSheet(of, newOptions).finally(() => grid.removeAttribute("aria-busy"));
-      if (src) URL.revokeObjectURL(src);
-      [options, src, points] = [newOptions, sheet.src, null];
-      images.forEach((image, i) => showCell(image, src, i, COLUMNS, ROWS));
+      const { sampler, seed, parameters } = newOptions;
+      [options, loadPoints] = [newOptions, memoize(() => sample(sampler, SAMPLE_COUNT, seed, parameters, of))];
+      images.forEach((image, i) => showCell(image, sheet.cells[i]));
       count.textContent = showsFaces(of) ? "Counting faces …" : "";
       const distance = expectedDistance(of, options);
       reason.textContent = explain(of, options.sampler, distance);
@@ -141,9 +138,8 @@ function createPanel(of, onSelect) {
     async countFaces(counted) {
       if (!showsFaces(of)) return;
       try {
-        const sheet = await sampleSheet(of, { ...counted, count_faces: true });
-        URL.revokeObjectURL(sheet.src);
-        if (counted === options) count.textContent = `${sheet.faces} of ${SAMPLE_COUNT} show a face`;
+        const { faces } = await sampleSheet(of, { ...counted, count_faces: true });
+        if (counted === options) count.textContent = `${faces} of ${SAMPLE_COUNT} show a face`;
       } catch {
         count.textContent = ""; // the samples are there; the next change counts again
       }

@@ -1,6 +1,6 @@
 // The three steps at the top of the page, with a real picture: picture, numbers, picture.
 
-import { latestOnly, loadMap, model, reconstruct } from "./api.js";
+import { latestOnly, loadMap, model, readDataUrl, reconstruct } from "./api.js";
 import { byId, createSvg } from "./dom.js";
 
 /** Return a picture to begin with, {src, description}: a stored test image, else the drawn face of this page. */
@@ -19,12 +19,7 @@ export function storedImage({ sheet, sprites: { columns, size }, splits }, row) 
 }
 
 async function drawnFace() {
-  const blob = await (await fetch("static/face.png")).blob();
-  return new Promise((resolve) => {
-    const reader = new FileReader();
-    reader.addEventListener("load", () => resolve(reader.result));
-    reader.readAsDataURL(blob);
-  });
+  return readDataUrl(await (await fetch("static/face.png")).blob());
 }
 
 export const showSteps = latestOnly(async () => {
