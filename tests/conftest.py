@@ -93,7 +93,7 @@ def ray_cluster(s3_server: dict[str, str]) -> Iterator[None]:
     """Start a local Ray of two CPUs for the session, whose workers have the S3 server's variables."""
     from cluster.ray_connection import connect, disconnect
 
-    connect()
+    connect(niceness=0)  # at 15 another process' tests leave its workers a fiftieth of the CPUs
     yield
     disconnect()
 

@@ -14,6 +14,7 @@ import select
 import socket
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,13 +147,15 @@ def make_request(path: str, body: bytes, accept: str, token: str = "") -> bytes:
     return "\r\n".join(lines).encode() + body
 
 
-def decode_requests(points: int, z_dim: int, accept: str, token: str = "", count: int = 16) -> list[bytes]:
-    """Return `count` different requests that decode `points` z-points each, sent as .npy."""
+def decode_requests(
+    points: int, z_dim: int, accept: str, token: str = "", paths: Sequence[str] = ("/v1/decode",), count: int = 16
+) -> list[bytes]:
+    """Return `count` different requests that decode `points` z-points each, sent as .npy, to the `paths` in turn."""
     requests = []
-    for z in np.random.default_rng(0).standard_normal((count, points, z_dim)).astype(np.float32):
+    for index, z in enumerate(np.random.default_rng(0).standard_normal((count, points, z_dim)).astype(np.float32)):
         body = io.BytesIO()
         np.save(body, z)
-        requests.append(make_request("/v1/decode", body.getvalue(), accept, token=token))
+        requests.append(make_request(paths[index % len(paths)], body.getvalue(), accept, token=token))
     return requests
 
 
@@ -187,8 +190,9 @@ def main() -> None:
     parser.add_argument("--z-dim", type=int, default=200)
     parser.add_argument("--accept", default="application/x-npy")
     parser.add_argument("--token", default="")
+    parser.add_argument("--paths", nargs="+", default=["/v1/decode"], help="paths to which the requests go in turn")
     args = parser.parse_args()
-    requests = decode_requests(args.points, args.z_dim, args.accept, args.token)
+    requests = decode_requests(args.points, args.z_dim, args.accept, args.token, args.paths)
     if args.warm:
         Load(args.host, args.port, requests, args.connections).run(args.warm)
     load = Load(args.host, args.port, requests, args.connections)

@@ -11,6 +11,8 @@ name of --only; the last output is a table of all results there: requests/s, p50
 round gives the endpoint's throughput divided by the bare decoder's, and p99 / p50 at half load. For comparison with
 the latter: p99 / p50 of the bare decoder in two processes at the same rate in even steps, and the fraction of the
 cores' time that the hypervisor took away meanwhile (steal time in Linux).
+
+`aliases` compares one replica that serves one alias with one that serves two, in turn.
 """
 
 import argparse
@@ -35,7 +37,7 @@ Z_DIM, SIZE = 200, 96
 NPY, PNG = "application/x-npy", "image/png"
 CONNECTIONS = (1, 8, 32, 128)
 REQUEST_KINDS = {"1 z, raw": (1, NPY), "1 z, PNG": (1, PNG), "64 z, raw": (64, NPY)}
-RESULT_NAMES = ("ceiling", "goals", "zpoint-1", "zpoint-2", "fastapi", "litserve", "bentoml")
+RESULT_NAMES = ("ceiling", "goals", "aliases", "zpoint-1", "zpoint-2", "fastapi", "litserve", "bentoml")
 
 
 def save_random(source: str, seed: int) -> None:
@@ -133,10 +135,13 @@ def steal_seconds() -> float:
 
 
 @contextmanager
-def server(name: str, source: str, port: int, peers: str) -> Iterator[None]:
+def server(
+    name: str, source: str, port: int, peers: str, aliases: Sequence[str] = ("champion",)
+) -> Iterator[subprocess.Popen]:
     """Run the server `name` at 127.0.0.1:port inside the block, which starts once it answers."""
     if name.startswith("zpoint-"):
         arguments = ["-m", "jobs.cli", "serve", "--port", str(port), "--replicas", name.partition("-")[2]]
+        arguments += [f"--alias={alias}" for alias in aliases]
     else:
         arguments = [str(HERE / "serve_peers.py"), name, source, str(port)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -145,7 +150,7 @@ def server(name: str, source: str, port: int, peers: str) -> Iterator[None]:
     process = subprocess.Popen([sys.executable, *arguments], env=environment, start_new_session=True)
     try:
         wait_until_decoding(port, process)
-        yield
+        yield process
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
@@ -166,13 +171,14 @@ def wait_until_decoding(port: int, process: subprocess.Popen, timeout_s: float =
 
 
 def measure(
-    port: int, points: int, accept: str, connections: int, seconds: float, rate: float = 0, warm: float = 0.5
-) -> dict[str, Any]:
+    port: int, points: int, accept: str, connections: int, seconds: float, rate: float = 0, warm: float = 0.5,
+    paths: Sequence[str] = ("/v1/decode",),
+) -> dict[str, Any]:  # fmt: skip
     """Run load.py in its own process and return its result."""
     options = {"port": port, "points": points, "accept": accept, "connections": connections, "seconds": seconds}
     flags = [f"--{key}={value}" for key, value in (options | {"rate": rate, "warm": warm, "z-dim": Z_DIM}).items()]
     process = subprocess.run(
-        [sys.executable, str(HERE / "load.py"), *flags], capture_output=True, text=True, check=True
+        [sys.executable, str(HERE / "load.py"), *flags, "--paths", *paths], capture_output=True, text=True, check=True
     )
     return json.loads(process.stdout.splitlines()[-1])
 
@@ -218,13 +224,47 @@ def measure_goals(source: str, port: int, seconds: float, rounds: int) -> dict[s
     return results
 
 
+def register_second(folder: Path) -> None:
+    """Point the alias near-ae to a second version with other weights."""
+    from cluster import tracking
+
+    registry = tracking.client()
+    if len(registry.search_model_versions(f"name = '{tracking.MODEL_NAME}'")) < 2:
+        save_random(f"file://{folder}/second", seed=1)
+        registry.create_model_version(tracking.MODEL_NAME, f"file://{folder}/second")
+    registry.set_registered_model_alias(tracking.MODEL_NAME, "near-ae", "2")
+
+
+def measure_aliases(source: str, port: int, seconds: float, rounds: int) -> dict[str, list[float]]:
+    """Return for each round the requests/s of one z at 32 connections, and the memory of one replica."""
+    results: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for aliases in (["champion"], ["champion", "near-ae"]):
+            with server("zpoint-1", source, port, "", aliases) as process:
+                for used in (aliases[:1], aliases) if len(aliases) > 1 else (aliases,):
+                    paths = [f"/v1/models/{alias}/decode" for alias in used]
+                    rate = measure(port, 1, NPY, 32, seconds, warm=3, paths=paths)["requests_per_second"]
+                    name = f"requests/s of {len(used)} of {len(aliases)} aliases"
+                    results.setdefault(name, []).append(rate)
+                results.setdefault(f"MB of a replica with {len(aliases)} aliases", []).append(replica_mb(process.pid))
+    return results
+
+
+def replica_mb(pid: int) -> float:
+    """Return the resident memory of the replica below the process `pid` in MB."""
+    from tests.sockets import command_line, descendants
+
+    [replica] = [child for child in descendants(pid) if command_line(child).startswith("ray::ServeReplica")]
+    return int(Path(f"/proc/{replica}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def table(folder: Path) -> str:
     """Return Markdown tables of all results in `folder`."""
     results = {
         name: json.loads(path.read_text()) for name in RESULT_NAMES if (path := folder / f"{name}.json").exists()
     }
     lines = []
-    for name, values in results.pop("goals", {}).items():
+    for name, values in [*results.pop("goals", {}).items(), *results.pop("aliases", {}).items()]:
         lines.append(
             f"{name}: median {statistics.median(values):.2f} of {', '.join(f'{value:.2f}' for value in values)}"
         )
@@ -265,6 +305,9 @@ def main() -> None:
     for name in args.only:
         if name == "ceiling":
             result = ceiling(source, args.seconds)
+        elif name == "aliases":
+            register_second(args.folder.absolute())
+            result = measure_aliases(source, free_port(), args.seconds, args.rounds)
         else:
             port = free_port()
             with server("zpoint-2" if name == "goals" else name, source, port, args.peers):

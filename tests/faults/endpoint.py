@@ -2,10 +2,11 @@
 
     python tests/faults/endpoint.py --folder /tmp/faults --minutes 10 --share 0.8
 
-Two replicas serve random models of the default recipe: two versions that differ in their weights. First the script
+Two replicas serve two aliases, of random models of the default recipe whose weights differ. First the script
 measures their throughput at 32 connections. Then tests/benchmarks/load.py, in its own process and without retries,
-sends the fraction `--share` of it, beside a client with retries. The alias moves to the other version each minute, and
-one replica is killed half way. The client compares each image with the images of the version that the response names.
+sends the fraction `--share` of it, beside a client with retries. The first alias moves to the other version each
+minute, and one replica is killed half way. The client compares each image with those of the version that the response
+names.
 
 It exits with status 1 if a request without retries failed that was not on the killed replica (at another time, or more
 requests than connections), if a request of the client failed or its image is of another version, or if a process of
@@ -29,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import numpy as np
 import torch
-from serve import NPY, Z_DIM, free_port, make_model, measure, save_random
+from serve import NPY, Z_DIM, free_port, make_model, measure, register_second
 
 from cluster import tracking
 from serving.client import Client
@@ -167,11 +168,8 @@ def main() -> None:
     folder = args.folder.absolute()
     os.environ["ZPOINT_HOME"] = str(folder)
     first, second = make_model(folder), f"file://{folder}/second"
-    registry = tracking.client()
-    if len(registry.search_model_versions(f"name = '{tracking.MODEL_NAME}'")) < 2:
-        save_random(second, seed=1)
-        registry.create_model_version(tracking.MODEL_NAME, second)
-    registry.set_registered_model_alias(tracking.MODEL_NAME, "champion", "1")
+    register_second(folder)
+    tracking.client().set_registered_model_alias(tracking.MODEL_NAME, "champion", "1")
     z = np.random.default_rng(0).standard_normal((LARGE_REQUEST, Z_DIM)).astype(np.float32)
     expected = expected_images({f"{tracking.MODEL_NAME}/1": first, f"{tracking.MODEL_NAME}/2": second}, z)
 
@@ -180,7 +178,7 @@ def main() -> None:
 
     connect(niceness=0)  # as `zpoint serve` does
     try:
-        url = start_endpoint(port=free_port(), replicas=(2, 2)).url
+        url = start_endpoint(("champion", "near-ae"), port=free_port(), replicas=(2, 2)).url
         result = run(url, args.minutes, args.share, RetryingClient(url, z, expected))
     finally:
         stop_endpoint()

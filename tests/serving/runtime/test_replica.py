@@ -70,7 +70,7 @@ def test_config_file_for_a_cluster_needs_a_token_and_known_arguments(monkeypatch
     assert replica.app({"min_replicas": 2})[2] == (2, 2)
     arguments = {
         "alias": "challenger", "min_replicas": 2, "max_replicas": 4, "compile": False, "access_log": "/a.jsonl",
-        "cors_origins": ["https://a.org"],
+        "cors_origins": "https://a.org",
     }  # fmt: skip
     options = ReplicaOptions(False, ("https://a.org",), "/a.jsonl")
     assert replica.app(arguments) == ([replace(DEPLOYED, alias="challenger")], "secret", (2, 4), options)

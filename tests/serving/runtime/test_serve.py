@@ -4,11 +4,14 @@ The tests share one endpoint of two replicas, in the order of this file; the las
 """
 
 import io
+import json
 import os
 import select
 import signal
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -105,16 +108,39 @@ def champion(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def served(ray_cluster, champion):
-    try:
-        yield start_endpoint(port=free_port(), replicas=(2, 2), options=ReplicaOptions(compiled=False))
-    finally:
-        stop_endpoint()
+def access_log(tmp_path_factory):
+    return tmp_path_factory.mktemp("logs") / "access.jsonl"
 
 
 @pytest.fixture(scope="module")
-def port(served):
-    return int(served.url.rpartition(":")[2])
+def port():
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def start_statuses(port):
+    """Return the status codes that a client gets at the endpoint's port from before its start, until it is 200."""
+    statuses, give_up = set(), threading.Event()
+
+    def poll():
+        while 200 not in statuses and not give_up.wait(0.02):
+            with suppress(httpx2.HTTPError):
+                statuses.add(httpx2.get(f"http://127.0.0.1:{port}/healthz", timeout=60).status_code)
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    yield statuses
+    give_up.set()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def served(ray_cluster, champion, port, access_log, start_statuses):
+    options = ReplicaOptions(compiled=False, access_log=str(access_log))
+    try:
+        yield start_endpoint(port=port, replicas=(2, 2), options=options)
+    finally:
+        stop_endpoint()
 
 
 @pytest.fixture
@@ -146,6 +172,24 @@ def test_haproxy_listens_and_the_model_answers(served, port, client, champion):
     sampled_z = sample("gaussian", 4, champion[1], 5, temperature=0.5).numpy()
     assert images_close(client.sample("gaussian", 4, 5, temperature=0.5), decoded(champion, sampled_z))
     assert client.sample_png(n=4).startswith(b"\x89PNG")
+
+
+@pytest.mark.ray
+def test_an_endpoint_that_starts_answers_503(served, start_statuses, wait_until):
+    wait_until(lambda: 200 in start_statuses)
+    assert start_statuses == {200, 503}
+
+
+@pytest.mark.ray
+def test_both_replicas_log_requests_with_the_id_of_the_response(served, access_log):
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    sent = {httpx2.get(f"{served.url}/v1/model", headers=headers).headers["x-request-id"] for _ in range(30)}
+    lines = [json.loads(line) for line in access_log.read_text().splitlines()]
+    logged = {line["request_id"]: line for line in lines}
+    assert len(sent) == 30
+    assert {(logged[id]["route"], logged[id]["status"], logged[id]["model"]) for id in sent} == {
+        ("/v1/model", 200, "zpoint/1")
+    }
 
 
 @pytest.mark.ray
@@ -311,11 +355,10 @@ def test_stop_leaves_no_process_port_or_actor(served, port):
 
 @pytest.mark.ray
 def test_sigterm_during_the_start_leaves_nothing(ray_cluster, champion, monkeypatch):
-    """This start also compiles the decoder, as `zpoint serve` does."""
     stop_endpoint()
     monkeypatch.setattr(deployment, "_wait_until_ready", lambda url: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
-        serve(["champion"], "127.0.0.1", port := free_port())
+        serve(["champion"], "127.0.0.1", port := free_port(), compiled=False)
     assert haproxy_pids(port) == []
     assert not {last_served.ACTOR_NAME, "SERVE_CONTROLLER_ACTOR"} & actor_names()
 
