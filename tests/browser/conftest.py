@@ -60,7 +60,7 @@ def open_page(browser: Any, serve: Any) -> Iterator[Callable[..., Any]]:
         origin = "/".join(url.split("/")[:3])
         page.on(
             "request",
-            lambda request: request.url.startswith(("data:", origin)) or errors.append(request.url),
+            lambda request: request.url.startswith(("data:", f"blob:{origin}", origin)) or errors.append(request.url),
         )
         page.goto(url)
         return page

@@ -169,6 +169,7 @@ def test_no_view_is_wider_than_the_screen(open_page, page_url, width):
         page.goto(f"{page_url}/{view}")
         page.wait_for_load_state("networkidle")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, view
+        assert page.evaluate("window.scrollY") == 0, view  # the hash is a view's name, no element's id
         assert page.evaluate("() => [...document.querySelectorAll('nav')].every(e => e.scrollWidth <= e.clientWidth)")
     page.goto(f"{page_url}/#sample")
     page.get_by_role("button", name="Sample 1 of VAE: champion").click()

@@ -15,7 +15,7 @@ export async function startMap(onSelect) {
   byId("map-empty").hidden = map !== null;
   byId("map-content").hidden = map === null;
   if (!map) return;
-  const canvas = byId("map");
+  const canvas = byId("map-canvas");
   const context = canvas.getContext("2d");
   const decoded = createImageButton("The picture at this place", onSelect);
   byId("map-decoded").append(decoded.element);
