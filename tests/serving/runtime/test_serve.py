@@ -368,6 +368,7 @@ def test_an_open_host_needs_a_token(empty_home):
         start_endpoint(host="0.0.0.0")
 
 
-def test_an_unassigned_alias_raises(empty_home):
+@pytest.mark.usefixtures("tracking")
+def test_an_unassigned_alias_raises():
     with pytest.raises(ValueError, match="no model has the alias 'champion'"):
         find_model_version()
