@@ -4,7 +4,6 @@ import json
 import time
 from typing import Any
 
-import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
@@ -181,8 +180,10 @@ def test_no_view_is_wider_than_the_screen(open_page, page_url, width):
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_axe_finds_no_violation_in_any_view(open_page, page_url, width, scheme):
-    """WCAG 2.2 A and AA, and axe's best practices."""
+    """WCAG 2.2 A and AA, contrast included, and axe's best practices."""
     page = open_page(page_url, viewport={"width": width, "height": 860}, color_scheme=scheme)
+    red = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).map(Number)[0]")
+    assert (red < 128) == (scheme == "dark")
     for view in VIEWS:
         page.goto(f"{page_url}/#{view}")
         page.wait_for_load_state("networkidle")
@@ -193,32 +194,3 @@ def test_axe_finds_no_violation_in_any_view(open_page, page_url, width, scheme):
     page.locator("#image-dialog").wait_for()
     results = Axe().run(page)
     assert results.violations_count == 0, results.generate_report()
-
-
-def contrast(first: list[float], second: list[float]) -> float:
-    """Return the contrast ratio of two sRGB colours, 0 to 255, by WCAG 2.2."""
-
-    def luminance(colour: list[float]) -> float:
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(colour) / 255]
-        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
-
-    high, low = sorted((luminance(first), luminance(second)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_contrast_meets_wcag(open_page, page_url, scheme):
-    """WCAG 2.2 requires a contrast of at least 4.5 to 1 (1.4.3)."""
-    page = open_page(page_url, color_scheme=scheme)
-    script = """names => Object.fromEntries(names.map(name => {
-        const probe = document.body.appendChild(document.createElement("i"));
-        probe.style.color = `var(--${name})`;
-        return [name, getComputedStyle(probe).color.match(/[0-9.]+/g).slice(0, 3).map(Number)];
-    }))"""
-    colours = page.evaluate(script, ["background", "card", "text", "secondary", "accent", "on-accent", "accent-soft"])
-    assert (np.mean(colours["background"]) < 128) == (scheme == "dark")
-    for text, background in [
-        ("text", "background"), ("text", "card"), ("secondary", "background"), ("secondary", "card"),
-        ("accent", "background"), ("accent", "accent-soft"), ("on-accent", "accent"),
-    ]:  # fmt: skip
-        assert contrast(colours[text], colours[background]) >= 4.5, (text, background)
