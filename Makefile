@@ -24,9 +24,9 @@ test-faults: install-dev
 	$(PYTEST) -m faults $(ARGS)
 
 # Ray on several hosts, made of network namespaces, and beside PostgreSQL, MLflow and Prometheus: needs root, iproute2 and
-# those servers. One process: the tests of a file share hosts.
+# those servers. One process: the tests of a file share hosts. ARGS='-m "hosts and slow"' runs the longer ones.
 test-hosts: install-dev
-	$(VENV)/bin/pytest -m hosts --durations 20 $(ARGS)
+	$(VENV)/bin/pytest -m "hosts and not slow" --durations 20 $(ARGS)
 
 # Faults planted in copies of the code, one at a time: do the quick tests notice? An hour or more on 2 cores.
 mutants: install-dev

@@ -23,6 +23,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from cluster.lineage import submitted_job
 from cluster.settings import settings
 from cluster.storage import open_uri
 
@@ -71,10 +72,9 @@ def is_locked(uri: str) -> bool:
 
 def _this_process() -> dict[str, Any]:
     """Return what identifies this process; `machine` is the same in all processes that see each other's pids."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
     return {
         "host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "started": _start_ticks(os.getpid()),
-        "since": datetime.now().astimezone().isoformat(), "job": job.get("job_submission_id", ""),
+        "since": datetime.now().astimezone().isoformat(), "job": submitted_job(),
     }  # fmt: skip
 
 

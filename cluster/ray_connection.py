@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import ray_compat
+from cluster.lineage import COMMIT, code_commit
 from cluster.network import configure_libraries, is_loopback
 from cluster.settings import exported_env, secret_env, settings
 
@@ -79,7 +80,8 @@ def head_node() -> dict[str, Any]:
 def runtime_env() -> dict[str, Any]:
     """Return a Ray runtime environment with the source of our packages and the settings that workers need."""
     root = Path(__file__).resolve().parent.parent
-    return {"py_modules": [str(root / name) for name in PACKAGES], "env_vars": exported_env()}
+    env_vars = exported_env() | ({COMMIT: commit} if (commit := code_commit()) else {})
+    return {"py_modules": [str(root / name) for name in PACKAGES], "env_vars": env_vars}
 
 
 def check_reachable(address: str) -> None:

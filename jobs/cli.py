@@ -290,7 +290,7 @@ def _add_cluster(add_command: Callable[..., Any]) -> None:
     )
     doctor.add_argument("--cluster", action="store_true", help="check every node of the cluster at RAY_ADDRESS")
 
-    submit = add_command("submit", _submit, "submit a job to a cluster through Ray Jobs")
+    submit = add_command("submit", _submit, "submit a job to a cluster through Ray Jobs", printing.format_submit)
     submit.add_argument(
         "--wait", action="store_true", help="follow the log until the job ends; submit it again if its node is lost"
     )
@@ -498,6 +498,7 @@ def _submit(args: Any) -> Result:
     parser.add_argument("--env", action="append", default=args.env)
     options, job = parser.parse_known_args(args.job)
     args.json = options.json
+    job += ["--json"] * (options.json and options.wait)
     return submit(job, options.address, wait=options.wait, cpus=options.cpus, gpus=options.gpus, variables=options.env)
 
 

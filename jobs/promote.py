@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aecore.errors import one_line
 from cluster import tracking
+from cluster.lineage import COMMIT_TAG, JOB_TAG
 from cluster.settings import hide_credentials, settings
 from cluster.storage import check_uri
 from jobs.mlflow_model import describe, write_mlflow_model
@@ -18,6 +19,7 @@ from jobs.tune.selection import score
 if TYPE_CHECKING:  # torch
     from aecore.training.checkpoint import SavedModel
 
+LINEAGE_TAGS = (COMMIT_TAG, JOB_TAG, "zpoint.dataset", "zpoint.recipe")  # of a run, and of its versions
 ALIAS = re.compile(r"(?i)(?!latest$|v\d+$)[a-z0-9_-]{1,255}")
 
 
@@ -111,5 +113,6 @@ def _find_or_register(run_store: RunStore, saved: "SavedModel") -> tuple[str, st
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     tags = {"zpoint.run": run_store.name, "zpoint.epochs": epochs}
+    tags |= {name: run.data.tags[name] for name in LINEAGE_TAGS if name in run.data.tags}
     source = f"{run.info.artifact_uri}/{artifact_path}"
     return str(client.create_model_version(tracking.MODEL_NAME, source, run_id, tags=tags).version), artifact_path

@@ -19,6 +19,7 @@ from aecore.config import Recipe, stored_recipe
 from aecore.data.io import read_bytes, read_json, write_atomic, write_json
 from aecore.data.shards import Manifest
 from cluster import tracking
+from cluster.lineage import lineage_tags
 from cluster.lock import hold_lock, is_locked
 from cluster.settings import settings
 from cluster.storage import open_uri
@@ -225,7 +226,8 @@ def open_run(
         run = read_json(fs, f"{root}/run.json")
     except FileNotFoundError:
         # By its key an MLflow run is found again that was created just before a kill, and so is not in run.json.
-        labels = {"zpoint.run": name, "zpoint.uri": uri, "zpoint.dataset": manifest.digest, **(tags or {})}
+        labels = {"zpoint.run": name, "zpoint.uri": uri, "zpoint.dataset": manifest.digest, "zpoint.recipe": stem}
+        labels |= lineage_tags() | (tags or {})
         run = {
             "name": name, "digest": digest, "dataset": manifest.digest, "run_id": "",
             "tags": labels | {tracking.KEY_TAG: secrets.token_hex(8)}, "recipe": recipe.model_dump(mode="json"),

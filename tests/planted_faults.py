@@ -755,7 +755,7 @@ PLANTED = (
     ),
     Fault(
         "a dead process of this machine keeps its lease", "cluster/lock.py",
-        '_start_ticks(owner["pid"]) != owner["started"]', "False", (LOCK,),
+        '_start_ticks(owner["pid"]) == owner["started"]', "True", (LOCK,),
     ),
     Fault(
         "a renewed lease runs out", "cluster/lock.py",

@@ -4,7 +4,6 @@ From a machine that is no node, `zpoint doctor --cluster` submits itself to the 
 """
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -42,16 +41,12 @@ def doctor_cluster() -> list[Check]:
 
 
 def _submit_doctor() -> list[Check]:
-    from jobs.commands.submit import CLUSTER_DOCTOR, job_logs, submit
+    from jobs.commands.submit import CLUSTER_DOCTOR, submit
 
     result = submit([*CLUSTER_DOCTOR, "--json"], wait=True, show_log=False)
-    log = job_logs(result["id"]).splitlines()
-    lines = [line for line in log if line.startswith('{"checks"')]
-    if not lines:
-        raise RuntimeError(
-            f"the checks on the cluster ended without a result: {' '.join(log[-1:]) or result['message']}"
-        )
-    return [Check(**check) for check in json.loads(lines[-1])["checks"]]
+    if result["result"] is None:
+        raise RuntimeError(f"the checks on the cluster ended without a result: {result['message']}")
+    return [Check(**check) for check in result["result"]["checks"]]
 
 
 def _probe_nodes() -> tuple[list[Report], list[str]]:

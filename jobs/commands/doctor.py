@@ -170,8 +170,11 @@ def _check_limits() -> Check:
 
 
 def _check_ray() -> Check:
+    from cluster.dashboard import dashboard_url
     from cluster.ray_connection import connect, disconnect, is_connected
 
+    if "://" in (address := settings().ray_address):
+        return Check("ray", True, f"a dashboard answers at {dashboard_url(address)}: see `zpoint doctor --cluster`")
     start, was_connected = time.monotonic(), is_connected()
     connect()
     import ray

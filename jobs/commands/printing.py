@@ -97,6 +97,11 @@ def format_models(result: Result) -> str:
     return f"{_format_table(rows, dict(zip(columns, columns, strict=True)))}\n{move}"
 
 
+def format_submit(result: Result) -> str:
+    """Format the result of `zpoint submit`: after a wait as `zpoint jobs` does."""
+    return format_jobs({"jobs": [result]}) if "exit_status" in result else format_fields(result)
+
+
 def format_jobs(result: Result) -> str:
     """Format the list of `zpoint jobs`: a line for each job, and below it the command and the error of a failed one."""
     lines = []

@@ -6,6 +6,7 @@ folder from which it was submitted, so that relative paths mean the same; elsewh
 """
 
 import asyncio
+import json
 import os
 import re
 import shlex
@@ -50,7 +51,8 @@ def submit(
     While it waits, a job whose driver was lost with its node is submitted again, `MAX_RESUBMITS` times: it goes on from
     its last checkpoint. `cpus` and `gpus` are reserved for the driver, which then may run on a worker node.
     `variables`: NAME=VALUE, or the NAME of a variable of this process, for the job's environment.
-    Returns id, address, command and status; after waiting also started, seconds, entrypoint, message and exit_status.
+    Returns id, address, command and status; after waiting also exit_status, what `_describe` returns, and `result`: the
+    object that the job printed as its last line, as it does with `--json`, else None.
     Raises ValueError for an unknown job, a missing recipe file, an unset variable, and an address where no Ray
     dashboard answers, RuntimeError if the cluster does not answer any more.
     """
@@ -214,18 +216,22 @@ def _wait(client: Any, url: str, job_id: str, show_log: bool = True) -> dict[str
     Raises LostJobError if its driver was lost with its node, RuntimeError if the cluster does not answer any more.
     """
     try:
-        _follow(client, url, job_id, show_log)
+        log = _follow(client, url, job_id, show_log)
     except KeyboardInterrupt:
         print(f"zpoint: the job goes on: `zpoint logs {job_id}`, `zpoint stop {job_id}`", file=sys.stderr)
         raise
     info = _job_info(client, url, job_id)
     if info.status.value == "FAILED" and info.error_type == "JOB_SUPERVISOR_ACTOR_DIED":
         raise LostJobError(f"the driver of job '{job_id}' was lost with its node or killed there")
-    succeeded = info.status.value == "SUCCEEDED"
-    return {
-        **_describe(info, fetch_actors(client)),
-        "exit_status": 0 if succeeded else 2 if info.driver_exit_code == 2 else 1,
-    }
+    exit_status = 0 if info.status.value == "SUCCEEDED" else 2 if info.driver_exit_code == 2 else 1
+    return {**_describe(info, fetch_actors(client)), "result": _parse_result(log), "exit_status": exit_status}
+
+
+def _parse_result(log: str) -> dict[str, Any] | None:
+    last_line = log.rstrip().rpartition("\n")[2]
+    with suppress(ValueError):
+        return json.loads(last_line) if last_line.startswith("{") else None
+    return None
 
 
 def _follow(client: Any, url: str, job_id: str, show_log: bool = True) -> str:

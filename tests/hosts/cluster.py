@@ -1,11 +1,12 @@
 """A Ray cluster on hosts: a head without CPUs, workers, a store with S3 and MLflow, and a laptop that is no node."""
 
+import json
 import secrets
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ RECIPE = """
 model: {z_dim: 3, channels: [4, 4, 4, 4], norm: group}
 optim: {epochs: 2, batch: 16}
 checkpoint: {every: 4}
-search: {trials: 2, space: {model.z_dim: [2, 3]}, stop: none}
+loss: {kl_factor: 0.01}
+search: {trials: 2, space: {model.z_dim: [3, 4]}, stop: none}
 """
 
 
@@ -39,8 +41,9 @@ class Cluster:
             "AWS_ENDPOINT_URL": f"http://{hosts['store'].address}:9000", "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1",
         }  # fmt: skip
-        # Of `ray start` on each node. ZPOINT_TOKEN is the endpoint's, as from a secret.
+        # Of `ray start` on each node, with the keys and the token of the endpoint, as from a secret.
         self.node_env = {
+            "AWS_ACCESS_KEY_ID": "node", "AWS_SECRET_ACCESS_KEY": "node-secret",
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "ZPOINT_TOKEN": "endpoint-token",
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
         }  # fmt: skip
@@ -95,11 +98,28 @@ class Cluster:
         addresses = self.hosts["laptop"].run(PYTHON, "-c", code, url, f"Bearer {self.token}").stdout.split()
         return {name for name, host in self.hosts.items() if host.address in addresses}
 
+    def submit(self, *argv: object, status: int = 0) -> tuple[Any, str]:
+        """Submit a job from the laptop and wait for it; return its result and its log."""
+        process = self.zpoint("submit", "--wait", "--json", *argv)
+        assert process.returncode == status, process.stderr
+        return json.loads(process.stdout.splitlines()[-1])["result"], process.stderr
+
+    def start_job(self, *argv: object, log: str) -> tuple[subprocess.Popen[bytes], Path]:
+        """Submit a job from the laptop; return the process that waits for it, and the file of its output."""
+        laptop = self.hosts["laptop"]
+        process = laptop.start(*ZPOINT, "submit", "--wait", "--json", *argv, env=self.env, log=log)
+        return process, laptop.folder / f"{log}.log"
+
 
 @contextmanager
-def make_cluster(folder: Path, workers: Mapping[str, int]) -> Iterator[Cluster]:
-    """Boot the hosts and start everything on them; `workers` are the CPUs of the worker nodes by their names."""
-    with make_hosts(folder, ["head", "store", "laptop", *workers]) as hosts:
+def make_cluster(
+    folder: Path, workers: Mapping[str, int], loopback_names: Collection[str] = ()
+) -> Iterator[Cluster]:  # fmt: skip
+    """Boot the hosts and start everything on them; `workers` are the CPUs of the worker nodes by their names.
+
+    The names of the hosts `loopback_names` lead to 127.0.1.1.
+    """
+    with make_hosts(folder, ["head", "store", "laptop", *workers], loopback_names) as hosts:
         cluster = Cluster(hosts)
         cluster.start_head()
         cluster.start_store()

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -122,7 +122,9 @@ class Host:
 
 
 @contextmanager
-def make_hosts(folder: Path, names: Sequence[str]) -> Iterator[dict[str, Host]]:
+def make_hosts(
+    folder: Path, names: Sequence[str], loopback_names: Collection[str] = ()
+) -> Iterator[dict[str, Host]]:  # fmt: skip
     """Boot hosts with these names at 10.77.0.10, .11, ...; end them, and their network, with the block."""
     switch = f"zpoint-{os.getpid()}"
     addresses = {name: f"{SUBNET}.{10 + index}" for index, name in enumerate(names)}
@@ -132,7 +134,7 @@ def make_hosts(folder: Path, names: Sequence[str]) -> Iterator[dict[str, Host]]:
         ip("-n", switch, "link", "add", "br0", "type", "bridge")
         ip("-n", switch, "link", "set", "br0", "up")
         for name in names:
-            hosts[name] = Host(folder / name, name, addresses, switch)
+            hosts[name] = Host(folder / name, name, addresses, switch, loopback_name=name in loopback_names)
         yield hosts
     finally:
         for host in hosts.values():

@@ -114,6 +114,7 @@ def test_job_gets_the_settings_and_on_another_machine_no_default_folder_of_this_
 ):
     for name in EXPORTED_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("cluster.ray_connection.code_commit", lambda: "")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "session")
     monkeypatch.setenv("ZPOINT_TOKEN", "not-for-jobs")
     settings = {"AWS_SESSION_TOKEN": "session", "RAY_JOB_STOP_WAIT_TIME_S": "15"}
@@ -182,10 +183,16 @@ def test_a_job_has_held_what_its_actors_required(monkeypatch: pytest.MonkeyPatch
 )
 def test_exit_status_of_an_awaited_job(monkeypatch, status: str, exit_code: int | None, exit_status: int):
     final = make_info("a", 1, status, exit_code)
-    connections = Connections([["line\n"], ["line\n"]], [make_info("a", 1, "RUNNING"), final, final])
+    log = ['line\n{"run": ', '"two"}\n']
+    connections = Connections([log, log], [make_info("a", 1, "RUNNING"), final, final])
     connections.install(monkeypatch)
     result = submit_module._wait(connections, "http://head", "a")  # the log may end before the job
-    assert (result["exit_status"], result["status"]) == (exit_status, status)
+    assert (result["exit_status"], result["status"], result["result"]) == (exit_status, status, {"run": "two"})
+
+
+@pytest.mark.parametrize("log", ["", "\n", "run  two\n", "{not json}\n", '{"run": "two"}\nzpoint: failed: no space\n'])
+def test_a_log_without_a_result_has_none(log: str):
+    assert submit_module._parse_result(log) is None
 
 
 class Connections:

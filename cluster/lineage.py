@@ -1,0 +1,41 @@
+"""What makes a run: code, packages and job, as tags of its MLflow run.
+
+`zpoint submit` and a process that joins a cluster send the commit of their code along, since the nodes get no .git.
+"""
+
+import json
+import os
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+COMMIT = "ZPOINT_COMMIT"  # of the code that a job runs; "-dirty" at its end if files differ from it
+COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's own
+JOB_TAG = "zpoint.job"
+PACKAGES = ("zpoint", "torch", "ray", "pyarrow")
+REPO = Path(__file__).resolve().parent.parent
+
+
+def lineage_tags() -> dict[str, str]:
+    """Return the commit of this code, the versions of packages and the job that runs it, as far as they are known."""
+    tags = {f"zpoint.version.{name}": version(name) for name in PACKAGES}
+    return tags | {name: text for name, text in ((COMMIT_TAG, code_commit()), (JOB_TAG, submitted_job())) if text}
+
+
+def code_commit() -> str:
+    """Return the commit of this code, with "-dirty" if files differ from it; "" if it is not in a git repository."""
+    if commit := os.environ.get(COMMIT, ""):
+        return commit
+    if not (REPO / ".git").exists():
+        return ""
+    command = ["git", "-C", str(REPO), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git, or the repository is another user's
+        return ""
+
+
+def submitted_job() -> str:
+    """Return the id of the submitted job that this process is a driver of, "" if it is none."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return job.get("metadata", {}).get("job_submission_id", "")
