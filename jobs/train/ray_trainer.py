@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 from aecore.config import Recipe, check_recipe
 from aecore.data.cache_eviction import CacheSpaceError
 from aecore.data.dataset import Dataset
-from cluster.progress import publish
+from cluster.progress import publish, publish_warning
 from cluster.ray_compat import own_state_api, set_run_id
 from cluster.ray_connection import uses_local_ray
 from cluster.settings import apply_env, exported_env, settings
@@ -26,6 +27,7 @@ from jobs.train.stopping import PROCESS_STOP, interruptible
 log = logging.getLogger(__name__)
 RESIZE_SECONDS = 60.0  # between two checks whether the cluster has resources for more workers
 GROUP_START_SECONDS = 20  # for all workers of an elastic group to start: Ray Train counts a lost node for as long
+MAX_CLOCK_OFFSET_S = 30.0  # of two workers' hosts
 LAST_LINES, LINE_WIDTH = 20, 200  # of a worker that died
 PROCESS_GROUP_SECONDS = 6 * 3600  # a node may fill its cache hours after the others, which wait in a collective
 
@@ -168,6 +170,8 @@ def train_loop_per_worker(
         run_store.check_visible()
         dataset = open_dataset(checked.data.uri)
     world, device = World(context.get_world_rank(), context.get_world_size()), get_device()
+    if world.size > 1:
+        _check_clock(run_store.name, device)
     with closing(TrainingMetrics(run_store.name, world.rank, device)) as exported, _as_node_error(CacheSpaceError):
         worker = Worker(
             world,
@@ -187,6 +191,23 @@ def _check_torch(driver_version: str) -> None:
     if (installed := version("torch")) != driver_version:
         raise ValueError(
             f"torch {installed}, but the driver has {driver_version}: install the same version on all nodes"
+        )
+
+
+def _check_clock(run: str, device: Any) -> None:
+    """Have the driver log a warning if the clock of this host differs from that of rank 0's. A collective."""
+    import torch
+    import torch.distributed as dist
+
+    dist.barrier()
+    clock = time.time()
+    first_clock = torch.tensor([clock], dtype=torch.float64, device=device)
+    dist.broadcast(first_clock, 0)
+    if abs(offset_s := clock - first_clock.item()) > MAX_CLOCK_OFFSET_S:
+        publish_warning(
+            run,
+            f"the clock of host {socket.gethostname()} is {offset_s:+.0f} s off rank 0's: synchronise them "
+            "(chrony, systemd-timesyncd); S3 refuses clocks that are 15 minutes off",
         )
 
 

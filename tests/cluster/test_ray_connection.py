@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,12 +74,13 @@ def test_which_hosts_are_loopback(host: str, loopback: bool):
 
 
 def test_the_runtime_env_exports_code_and_settings_but_no_token(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ZPOINT_COMMIT", "abc")
     monkeypatch.setenv("ZPOINT_HOME", "relative")
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
     monkeypatch.setenv("ZPOINT_TOKEN", "secret")
     runtime_env = ray_connection.runtime_env()
     env_vars = runtime_env["env_vars"]
-    assert env_vars == exported_env()
+    assert env_vars == exported_env() | {"ZPOINT_COMMIT": "abc"}
     assert env_vars["ZPOINT_HOME"] == str(Path("relative").absolute())
     assert env_vars["AWS_REGION"] == "eu-west-1"
     assert "ZPOINT_TOKEN" not in env_vars
@@ -107,6 +109,7 @@ def init_options(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     calls: list[dict] = []
     monkeypatch.setattr(ray, "init", lambda **options: calls.append(options))
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "nodes", list)
     for name in ("use_loopback", "slow_down_metrics", "log_lost_nodes"):
         monkeypatch.setattr(ray_connection.ray_compat, name, lambda *_: None)
     monkeypatch.setattr(ray_connection, "check_reachable", lambda address: None)
@@ -139,6 +142,26 @@ def test_a_cluster_is_joined_with_our_code_except_inside_a_job(init_options: lis
     assert "not-for-all" not in str(joined)
     assert list(inside_job["runtime_env"]) == ["worker_process_setup_hook"]  # the rest is the job's
     assert "not-for-all" not in str(inside_job)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "refused"),
+    [(("10.0.0.5", "10.0.0.6"), False), (("127.0.0.1", "127.0.0.1"), False), (("127.0.0.1", "10.0.0.6"), True)],
+)
+def test_a_node_that_the_others_do_not_reach_is_refused_by_name(
+    init_options: list[dict], monkeypatch, addresses: tuple[str, ...], refused: bool
+):
+    nodes = [
+        {"Alive": True, "NodeManagerAddress": address, "NodeManagerHostname": f"h{i}"}
+        for i, address in enumerate(addresses)
+    ]
+    monkeypatch.setattr("ray.nodes", lambda: [*nodes, nodes[0] | {"Alive": False, "NodeManagerAddress": "127.0.0.1"}])
+    left: list[bool] = []
+    monkeypatch.setattr(ray_connection, "disconnect", lambda: left.append(True))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    with pytest.raises(ValueError, match=r"host h0 .* loopback .*--node-ip-address") if refused else nullcontext():
+        ray_connection.connect()
+    assert left == [True] * refused
 
 
 @pytest.mark.parametrize(("host", "mode"), [("127.0.0.1", "token"), ("head", None)])

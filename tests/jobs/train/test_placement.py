@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 
 from aecore.config import Scale
-from jobs.train import placement
+from jobs.train import placement, ray_trainer
 from jobs.train.errors import NodeError, StoreAccessError, UnfitNodeError
 from jobs.train.placement import Holding, describe_holdings, worker_capacity, worker_resources
 
@@ -111,3 +111,13 @@ def test_an_elastic_training_leaves_out_a_node_that_fails(
         callback.after_exception(None, {0: error})
     assert callback.left_out == left_out
     assert warnings == [f"{error}; the training goes on without this node"] * len(left_out)
+
+
+@pytest.mark.parametrize(("offset_s", "warned"), [(0.0, False), (20.0, False), (600.0, True), (-600.0, True)])
+def test_a_clock_that_differs_from_the_first_workers_is_warned_of(monkeypatch, offset_s: float, warned: bool):
+    monkeypatch.setattr("torch.distributed.barrier", lambda: None)
+    monkeypatch.setattr("torch.distributed.broadcast", lambda clock, source: clock.sub_(offset_s))
+    warnings: list[str] = []
+    monkeypatch.setattr(ray_trainer, "publish_warning", lambda run, text: warnings.append(text))
+    ray_trainer._check_clock("run", "cpu")
+    assert [f"is {offset_s:+.0f} s off rank 0's" in text for text in warnings] == [True] * warned
