@@ -19,14 +19,16 @@ SAMPLED_STEPS = 8  # one of so many is timed
 class GradientExchange:
     """The state of DDP's communication hook: averages gradients in float32 or bf16 and times the wait for the mean.
 
-    The wait lasts from when the worker's last gradients are ready to their mean over all workers. It is taken by the
+    The wait lasts from when all of the worker's gradients are ready until all means are there. It is taken by the
     clock, on a GPU by events on its streams, so that no step waits for it.
     """
 
     def __init__(self, precision: str, device: torch.device) -> None:
         self.average: Callable[..., Future[Tensor]] = bf16_compress_hook if precision == "bf16" else allreduce_hook
         self.device, self._steps = device, 0
-        self._waits: list[tuple[Any, Any]] = []  # begin and end of the timed ones: seconds, or CUDA events
+        # Of timed steps: when the last bucket was ready, and when each one's mean was there. Seconds, or CUDA events.
+        self._waits: list[tuple[Any, list[Any]]] = []
+        self._ends: list[Any] = []  # of the open step
 
     def wrap(self, module: nn.Module) -> DistributedDataParallel:
         """Return `module`, all of whose parameters get a gradient in each step, in DistributedDataParallel."""
@@ -36,23 +38,24 @@ class GradientExchange:
 
     def pop_wait(self) -> float:
         """Return the seconds that the steps since the last call waited, extrapolated from the timed ones."""
-        seconds = [
-            end - start if isinstance(start, float) else start.elapsed_time(end) / 1000 for start, end in self._waits
-        ]
+        seconds = [max(_seconds(start, end) for end in ends) for start, ends in self._waits]
         total = self._steps * fmean(seconds) if seconds else 0.0
         self._steps = 0
         self._waits.clear()
         return total
 
     def _average_bucket(self, bucket: GradBucket) -> Future[Tensor]:
+        timed = self._steps % SAMPLED_STEPS == 1  # not an epoch's first, which waits for a worker that evaluates longer
         self._steps += bucket.is_last()
-        # Not an epoch's first step: it waits for a worker that evaluates longer.
-        if not bucket.is_last() or self._steps % SAMPLED_STEPS != 2:
+        if not timed:
             return self.average(dist.group.WORLD, bucket)
-        start = self._now()
+        ends = self._ends
+        if bucket.is_last():
+            self._waits.append((self._now(), ends))
+            self._ends = []
 
         def stop(future: Future[Tensor]) -> Tensor:
-            self._waits.append((start, self._now()))
+            ends.append(self._now())
             return future.value()
 
         return self.average(dist.group.WORLD, bucket).then(stop)
@@ -63,3 +66,7 @@ class GradientExchange:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+def _seconds(start: Any, end: Any) -> float:
+    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000

@@ -3,6 +3,7 @@
     python tests/benchmarks/train.py [--images 4000] [--size 96] [--batch 64] [--seconds 20] [--rounds 3]
     python tests/benchmarks/train.py --whole 25        # zpoint's own command too, and how its time is spent
     python tests/benchmarks/train.py --images 100000 --batch 512 --epochs 25      # on a GPU: the reference run too
+    python tests/benchmarks/train.py --batch 64 --compile on                      # the step compiled, in both
 
 Each round runs all contenders in turn, in this process, for `seconds` each; the best round counts. All but `--whole`
 needs aecore alone: it runs without Ray, with torch 2.11 and Python 3.12 too. A contender whose package (torchvision,
@@ -45,7 +46,8 @@ class Setting:
     def __init__(self, args: argparse.Namespace) -> None:
         self.device = default_device()
         self.recipe: Recipe = check_recipe({
-            "model": {"z_dim": 200}, "optim": {"batch": args.batch, "epochs": 10_000, "precision": args.precision},
+            "model": {"z_dim": 200},
+            "optim": {"batch": args.batch, "epochs": 10_000, "precision": args.precision, "compile": args.compile},
         })  # fmt: skip
         faces = [draw_face(0, index, args.size)[0] for index in range(min(args.images, 4_000))]
         self.images = np.stack([faces[index % len(faces)] for index in range(args.images)])
@@ -58,20 +60,23 @@ class Setting:
 
 
 def bare_step(setting: Setting) -> Rate:
-    """Run forward, loss, backward and fused Adam on one random batch on the device, and nothing else."""
+    """Run forward, loss, backward and fused Adam on one random batch on the device, and nothing else.
+
+    With `--compile on`, network and loss are compiled, without a CUDA graph.
+    """
     batch, device = setting.recipe.optim.batch, setting.device
     model = build_model(setting.recipe, setting.shape).to(device)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     size = setting.shape.size
     images = torch.rand(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
-    bf16 = device.type == "cuda" and setting.recipe.optim.precision != "float32"
+    objective, kl_factor = loop.Objective(model, setting.recipe), torch.ones((), device=device)
+    if setting.recipe.optim.compile == "on":
+        objective.compile(dynamic=False)
 
     def step() -> int:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits, latent = model(images, torch.randn(batch, 200, device=device))
-        recon, kl, _ = loss_terms(setting.recipe.loss, logits, latent, images)
+        loss, _, _ = objective(images, images, torch.randn(batch, 200, device=device), kl_factor)
         optimizer.zero_grad(set_to_none=True)
-        (recon + kl).mean().backward()
+        loss.mean().backward()
         optimizer.step()
         return batch
 
@@ -211,8 +216,8 @@ def write_folder(images: np.ndarray, folder: Path) -> None:
 
 
 def timed(setting: Setting, step: Callable[[], int]) -> Rate:
-    """Return a Rate that repeats `step`, which returns its number of images, after three warm-up steps."""
-    for _ in range(3):
+    """Return a Rate that repeats `step`, which returns its number of images, after five warm-up steps."""
+    for _ in range(5):
         step()
 
     def rate(seconds: float) -> float:
@@ -276,12 +281,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="other loops too")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--compile", default="off", choices=["off", "on", "auto"])
     parser.add_argument("--whole", type=int, default=0, metavar="EPOCHS")
     parser.add_argument("--epochs", type=int, default=0, help="of a whole run by aecore alone")
     args = parser.parse_args()
     setting, contenders = Setting(args), {}
-    for name, make_rate in CONTENDERS.items():
+    for name, make_rate in list(CONTENDERS.items())[: None if args.peers else 2]:
         try:
             contenders[name] = make_rate(setting)
         except ImportError as error:

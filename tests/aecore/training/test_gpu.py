@@ -12,6 +12,7 @@ from aecore.data.shuffle import BatchSampler
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.model.corruptions import make_training_pair
 from aecore.training import checkpoint, loop
+from aecore.training.compiled import WARMUP_STEPS, CompiledUpdate
 from aecore.training.evaluate import SampleEvaluator, evaluate
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -95,9 +96,9 @@ def test_no_step_waits_for_the_device(loader_class, task):
     assert run.epoch_sums[0] > 0
 
 
-@pytest.mark.parametrize("norm", ["none", "sync_batch"])
-def test_deterministic_run_resumes_bit_identical(tmp_path, norm):
-    recipe = make_recipe(norm, deterministic=True)
+@pytest.mark.parametrize(("norm", "compile"), [("none", "off"), ("sync_batch", "off"), ("batch", "on")])
+def test_deterministic_run_resumes_bit_identical(tmp_path, norm, compile):
+    recipe = make_recipe(norm, deterministic=True, compile=compile)
     uninterrupted = make_run(recipe)
     list(loop.fit(uninterrupted))
     interrupted = make_run(recipe)
@@ -112,8 +113,37 @@ def test_deterministic_run_resumes_bit_identical(tmp_path, norm):
     assert torch.equal(weights(uninterrupted), weights(resumed))
 
 
-def test_nonfinite_loss_leaves_the_weights_of_the_step_before():
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_steps_in_a_cuda_graph_equal_plain_steps(task):
+    """61 images in batches of 8: seven full ones, of which the graph takes the last four, and one of five."""
+    metrics, kinds = [], []
+    for compile in ("off", "on"):
+        recipe = make_recipe("batch", task, compile=compile, precision="float32", schedule="cosine", warmup=1)
+        run = make_run(recipe)
+        metrics.append([event.metrics for event in loop.fit(run) if isinstance(event, loop.EpochEnd)][-1])
+        kinds.append(type(run.update))
+    assert kinds[1] is CompiledUpdate
+    for name in ("train_loss", "valid_loss", "train_kl"):
+        assert metrics[1][name] == pytest.approx(metrics[0][name], rel=1e-3)
+
+
+def test_no_step_in_a_cuda_graph_waits_for_the_device():
+    run = make_run(make_recipe("batch", "denoise", compile="on"))
+    run.update = CompiledUpdate(run)
+    batches = run.train.batches(0)
+    for step in range(STEPS_PER_EPOCH - 1):
+        torch.cuda.set_sync_debug_mode("error" if step > WARMUP_STEPS else "default")
+        loop.train_step(run, next(batches))
+        run.state.step += 1
+    torch.cuda.set_sync_debug_mode("default")
+    loop.check_finite(run, run.nonfinite_step)
+
+
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_nonfinite_loss_leaves_the_weights_of_the_step_before(compile):
     run = make_run(make_recipe(lr=1e30))
+    if compile == "on":
+        run.update = CompiledUpdate(run)
     weights_by_step = []
     for batch in run.train.batches(0):
         loop.train_step(run, batch)

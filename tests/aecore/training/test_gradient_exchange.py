@@ -11,13 +11,16 @@ from aecore.training.gradient_exchange import SAMPLED_STEPS, GradientExchange
 
 
 def take_steps(exchange, clock, waits):
-    """Let each step have two buckets, of which the last is averaged after one of `waits` seconds."""
+    """Let each step have two buckets, of which the first is averaged last, after one of `waits` seconds."""
     for wait in waits:
-        exchange._average_bucket(SimpleNamespace(is_last=lambda: False)).wait()
-        future = exchange._average_bucket(SimpleNamespace(is_last=lambda: True))
-        clock.now += wait
-        exchange.pending.set_result(torch.ones(1))
-        assert torch.equal(future.wait(), torch.ones(1))
+        means = []
+        for last in (False, True):
+            means.append(exchange._average_bucket(SimpleNamespace(is_last=lambda last=last: last)))
+            clock.now += 0.1
+        exchange.pending.pop().set_result(torch.ones(1))
+        clock.now += wait - 0.1  # since the last bucket was ready
+        exchange.pending.pop().set_result(torch.ones(1))
+        assert all(torch.equal(mean.wait(), torch.ones(1)) for mean in means)
 
 
 @pytest.fixture
@@ -32,13 +35,11 @@ def clock(monkeypatch):
 def exchange():
     exchange = GradientExchange("float32", torch.device("cpu"))
 
+    exchange.pending = []
+
     def average(group, bucket):
-        future = Future()
-        if bucket.is_last():
-            exchange.pending = future
-        else:
-            future.set_result(torch.ones(1))
-        return future
+        exchange.pending.append(Future())
+        return exchange.pending[-1]
 
     exchange.average = average
     return exchange
