@@ -47,9 +47,10 @@ class CompiledUpdate:
     """
 
     def __init__(self, run: "TrainingRun") -> None:
-        self.plain_update, self.world = run.update, run.world
+        self.plain_update = run.update
         self.rows = len(np.array_split(np.arange(run.recipe.optim.batch), run.world.size)[run.world.rank])
         options = {"deterministic": True} if run.recipe.optim.deterministic else {}
+        torch.compiler.reset()  # else torch stops to compile after some trials in one process
         run.objective.compile(dynamic=False, options=options)
         captures = run.device.type == "cuda" and run.world.size == 1
         self.full_update = CapturedUpdate(run) if captures else run.update
@@ -83,7 +84,8 @@ class CapturedUpdate:
             torch.cuda.current_stream().wait_stream(self.stream)
         else:
             if self.steps == WARMUP_STEPS:
-                with torch.cuda.graph(self.graph, stream=self.stream):
+                # thread_local: the loader's threads copy images meanwhile, which a global capture does not allow.
+                with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
                     self.update(*self.inputs)
             self.graph.replay()
         self.steps += 1

@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -97,32 +98,30 @@ def check(mbits: list[int]) -> str:
 
     if reason := missing_requirement():
         raise SystemExit(reason)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the hosts end with the block
     nbytes = gradient_bytes(check_recipe(CHECK_MODEL), CHECK_SHAPE)
     lines = [
         "| workers | link, Mb/s | own step, s | predicted, images/s | measured | ratio | wait for gradients |",
         "|---:" * 7 + "|",
     ]
-    for workers in (2, 3):
+    names = ("host0", "host1", "host2")
+    with tempfile.TemporaryDirectory(prefix="zsc", dir="/tmp") as folder, make_hosts(Path(folder), names) as hosts:
         for mbit in mbits:
-            names = [f"host{index}" for index in range(workers)]
-            with (
-                tempfile.TemporaryDirectory(prefix="zsc", dir="/tmp") as folder,
-                make_hosts(Path(folder), names) as hosts,
-            ):
-                for host in hosts.values():
-                    limit = ["root", "tbf", "rate", f"{mbit}mbit", "burst", "256kb", "latency", "100ms"]
-                    subprocess.run(["tc", "-n", host.namespace, "qdisc", "add", "dev", "eth0", *limit], check=True)
-                alone = _train_on(list(hosts.values()), together=False)
-                together = _train_on(list(hosts.values()), together=True)
-            step_s = max(result["epoch_seconds"] for result in alone) / CHECK_STEPS
-            training = Training(CHECK_BATCH, step_s, nbytes, CHECK_STEPS * CHECK_BATCH * workers)
-            predicted = training.images_per_second(workers, mbit * 1e6 / 8 * EFFICIENCY, 1e-4)
-            measured = together[0]["images_per_second"]
-            lines.append(
-                f"| {workers} | {mbit} | {step_s:.2f} | {predicted:.2f} | {measured:.2f} | {predicted / measured:.2f} "
-                f"| {together[0]['allreduce_wait']:.0%} |"
-            )
-            print(lines[-1], file=sys.stderr, flush=True)
+            for host in hosts.values():
+                limit = ["root", "tbf", "rate", f"{mbit}mbit", "burst", "256kb", "latency", "100ms"]
+                subprocess.run(["tc", "-n", host.namespace, "qdisc", "replace", "dev", "eth0", *limit], check=True)
+            for workers in (2, 3):
+                used = list(hosts.values())[:workers]
+                alone, together = _train_on(used, together=False), _train_on(used, together=True)
+                step_s = max(result["epoch_seconds"] for result in alone) / CHECK_STEPS
+                training = Training(CHECK_BATCH, step_s, nbytes, CHECK_STEPS * CHECK_BATCH * workers)
+                predicted = training.images_per_second(workers, mbit * 1e6 / 8 * EFFICIENCY, 1e-4)
+                measured, wait = together[0]["images_per_second"], together[0]["allreduce_wait"]
+                lines.append(
+                    f"| {workers} | {mbit} | {step_s:.2f} | {predicted:.2f} | {measured:.2f} "
+                    f"| {predicted / measured:.2f} | {wait:.0%} |"
+                )
+                print(lines[-1], file=sys.stderr, flush=True)
     return "\n".join(lines)
 
 

@@ -111,7 +111,7 @@ def test_graph_replays_the_step_on_the_inputs_of_each_call(monkeypatch):
     """The captured step reads the tensors of the capture; without a corruption, input and target are one tensor."""
 
     @contextmanager
-    def capture(graph, stream):
+    def capture(graph, stream, capture_error_mode):
         graph.capturing = True
         yield
         graph.capturing = False
