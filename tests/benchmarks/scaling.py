@@ -45,7 +45,7 @@ CHECK_MODEL = {"model": {"z_dim": 1200}}  # many weights and few FLOP: the links
 
 @dataclass(frozen=True)
 class Training:
-    """What a training takes beside its links. `local_step_s`: a worker's own step on `local_batch` images."""
+    """The costs of a training beside its links. `local_step_s`: a worker's own step on `local_batch` images."""
 
     local_batch: int
     local_step_s: float

@@ -1,4 +1,4 @@
-"""How long a worker waits for the mean of the gradients; tests/aecore/training/test_loop.py has the mean itself."""
+"""The time that a worker waits for the mean of the gradients; test_loop.py tests the mean itself."""
 
 from types import SimpleNamespace
 
