@@ -232,19 +232,19 @@ def _add_serving(add_command: Callable[..., Any]) -> None:
             default="1",
             help="number of replica processes, or a minimum and maximum as in 1-4 (default: 1)",
         )
-
-    serve.add_argument(
-        "--no-compile", dest="compiled", action="store_false",
-        help="do not compile the decoders: a quicker start, less memory, fewer images/s",
-    )  # fmt: skip
-    serve.add_argument(
-        "--cors", action="append", default=[], metavar="ORIGIN",
-        help="origin whose web pages may use the endpoint, as in https://example.org; may be repeated (default: none)",
-    )  # fmt: skip
-    serve.add_argument(
-        "--access-log", type=_path, default="", metavar="FILE",
-        help="append a line of JSON for each request, without its content (default: none)",
-    )  # fmt: skip
+        command.add_argument(
+            "--no-compile", dest="compiled", action="store_false",
+            help="do not compile the decoders: a quicker start, less memory, fewer images/s",
+        )  # fmt: skip
+        command.add_argument(
+            "--cors", action="append", default=[], metavar="ORIGIN",
+            help="origin whose web pages may use the endpoint, as in https://example.org; may be repeated (default: "
+            "none)",
+        )  # fmt: skip
+        command.add_argument(
+            "--access-log", type=_path, default="", metavar="FILE",
+            help="append a line of JSON for each request, without its content (default: none)",
+        )  # fmt: skip
 
     add_command("models", _models, "list the registered model versions, newest first", printing.format_models)
 
@@ -445,7 +445,10 @@ def _deploy(args: Any) -> Result:
         return deployment_status(args.address)
     if args.action == "delete":
         return delete_deployment(args.address)
-    return deploy(args.alias or ["champion"], args.port, parse_replicas(args.replicas), args.address)
+    return deploy(
+        args.alias or ["champion"], args.port, parse_replicas(args.replicas), args.address, compiled=args.compiled,
+        cors_origins=args.cors, access_log=args.access_log,
+    )  # fmt: skip
 
 
 def _decode(args: Any) -> Result:

@@ -24,15 +24,23 @@ POLL_INTERVAL_S = 1.0
 ENDED = ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY")
 
 
-def deploy(aliases: Sequence[str], port: int, replicas: tuple[int, int], address: str | None = None) -> dict[str, Any]:
+def deploy(
+    aliases: Sequence[str], port: int, replicas: tuple[int, int], address: str | None = None, *,
+    compiled: bool = True, cors_origins: Sequence[str] = (), access_log: str = "",
+) -> dict[str, Any]:  # fmt: skip
     """Start the endpoint of the cluster at `address`, or change it to these options; wait until it serves.
 
-    `replicas`: (min, max) processes, by the number of requests in progress. Returns as `deployment_status`. Raises
-    ValueError if no dashboard answers, RuntimeError if the endpoint does not start.
+    `replicas`: (min, max) processes, by the number of requests in progress. `access_log` is a path on each node.
+    Returns as `deployment_status`. Raises ValueError if no dashboard answers, RuntimeError if the endpoint does not
+    start.
     """
+    args = {
+        "alias": list(aliases), "min_replicas": replicas[0], "max_replicas": replicas[1], "compile": compiled,
+        "cors_origins": list(cors_origins), "access_log": access_log,
+    }  # fmt: skip
     client, url = _connect(address)
     previous = _application(client).get("last_deployed_time_s")
-    client.deploy_applications(make_config(aliases, port, replicas))
+    client.deploy_applications(make_config(port, args))
     deadline, printed = time.monotonic() + START_TIMEOUT_S, ""
     while True:
         application = _application(client)
@@ -64,12 +72,12 @@ def delete_deployment(address: str | None = None) -> dict[str, Any]:
     return {"address": url, "status": "NOT_STARTED"}
 
 
-def make_config(aliases: Sequence[str], port: int, replicas: tuple[int, int]) -> dict[str, Any]:
-    """Return the configuration of Ray Serve's REST API: that of serving/serve.yaml with these options."""
+def make_config(port: int, args: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of Ray Serve's REST API: that of serving/serve.yaml with this port and these `args`."""
     config = yaml.safe_load(SERVE_FILE.read_text())
     config["http_options"]["port"] = port
     [application] = config["applications"]
-    application["args"] = {"alias": list(aliases), "min_replicas": replicas[0], "max_replicas": replicas[1]}
+    application["args"] = args
     environment = {name: text for name, text in exported_env().items() if name != "ZPOINT_HOME"}  # of this machine
     public = {name: text for name, text in environment.items() if name not in secret_env(environment)}
     application["runtime_env"] = {"env_vars": public}

@@ -26,7 +26,7 @@ RECIPE = """
 model: {z_dim: 3, channels: [4, 4, 4, 4], norm: group}
 optim: {epochs: 2, batch: 16}
 checkpoint: {every: 4}
-loss: {kl_factor: 0.01}
+loss: {kl_factor: 0.000001}
 search: {trials: 2, space: {model.z_dim: [3, 4]}, stop: none}
 """
 

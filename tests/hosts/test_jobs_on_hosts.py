@@ -62,7 +62,7 @@ def test_an_elastic_training_leaves_out_a_host_with_a_full_disk(cluster: Cluster
 
 def test_the_champion_is_deployed_from_the_laptop(cluster: Cluster):
     cluster.submit("promote", "two")
-    deployed = json.loads(cluster.zpoint("deploy", "--json").stdout)
+    deployed = json.loads(cluster.zpoint("deploy", "--no-compile", "--json").stdout)
     assert (deployed["status"], deployed["replicas"]) == ("RUNNING", 1)
     head = f"http://{cluster.hosts['head'].address}:8000"
     assert head in deployed["urls"]

@@ -57,12 +57,15 @@ def connect(monkeypatch: pytest.MonkeyPatch):
 def test_the_endpoint_is_awaited_and_described(connect, capsys):
     serve = connect(FakeServe("DEPLOYING", "DEPLOYING", "RUNNING"))
     assert deployment_status() == {"address": "http://head:8265", "status": "NOT_STARTED"}
-    assert deploy(["champion", "near-ae"], 8001, (1, 4)) == {
+    assert deploy(["champion", "near-ae"], 8001, (1, 4), compiled=False, cors_origins=["https://a.org"]) == {
         "address": "http://head:8265", "status": "RUNNING", "message": "", "aliases": ["champion", "near-ae"],
         "replicas": 1, "urls": ["http://10.0.0.5:8001", "http://10.0.0.6:8001"],
     }  # fmt: skip
     assert capsys.readouterr().err == "zpoint: the endpoint is DEPLOYING\n"
-    assert serve.config["applications"][0]["args"]["max_replicas"] == 4
+    assert serve.config["applications"][0]["args"] == {
+        "alias": ["champion", "near-ae"], "min_replicas": 1, "max_replicas": 4, "compile": False,
+        "cors_origins": ["https://a.org"], "access_log": "",
+    }  # fmt: skip
     assert delete_deployment()["status"] == deployment_status()["status"] == "NOT_STARTED"
 
 
@@ -94,7 +97,7 @@ def test_no_secret_is_in_the_configuration(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ZPOINT_TOKEN", "not-for-all")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:not-for-all@mlflow:5000")
     monkeypatch.setenv("ZPOINT_STORE", "s3://bucket/store")
-    config = make_config(["champion"], 8000, (1, 1))
+    config = make_config(8000, {})
     assert config["applications"][0]["runtime_env"]["env_vars"]["ZPOINT_STORE"] == "s3://bucket/store"
     assert "not-for-all" not in str(config)
     assert "ZPOINT_HOME" not in str(config)
