@@ -250,7 +250,7 @@ def open_run(
 
 
 def find_run(name: str) -> RunStore:
-    """Return the run with this name or MLflow id. Raises ValueError if the current store has none."""
+    """Return the run with this name, MLflow id or URI `runs:/ID`. Raises ValueError if the current store has none."""
     run_store = stored_run(resolve_name(name))
     fs, root = run_store.folder
     try:
@@ -261,10 +261,12 @@ def find_run(name: str) -> RunStore:
 
 
 def resolve_name(name: str) -> str:
-    """Return `name`, or the name of the run or campaign whose MLflow id it is.
+    """Return `name`, or the name of the run or campaign whose MLflow id, or URI `runs:/ID` or `runs:/ID/PATH`, it is.
 
     Raises ValueError with the reason if MLflow's run is not one that the current store holds.
     """
+    if name.startswith("runs:/"):
+        name = name.split("/")[1]
     if not MLFLOW_ID.fullmatch(name) or stored_run(name).exists():
         return name
     run = tracking.get_run(name)

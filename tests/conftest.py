@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -101,23 +102,34 @@ def ray_cluster(s3_server: dict[str, str]) -> Iterator[None]:
 S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
 
 
+MOTO = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()  # until this process ends
+"""
+
+
 @pytest.fixture(scope="session")
 def start_moto() -> Iterator[Callable[..., str]]:
     """Return a function that starts a moto_server, with the given environment variables, and returns its URL."""
-    processes: list[subprocess.Popen[bytes]] = []
+    processes: list[subprocess.Popen[str]] = []
 
     def start(**variables: str) -> str:
-        url = f"http://127.0.0.1:{_free_port()}"
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        processes.append(subprocess.Popen(command, env={**os.environ, **variables}, **quiet))
-        _wait_until_it_answers(f"{url}/moto-api/", processes[-1])
-        return url
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        process = subprocess.Popen([sys.executable, "-c", MOTO], env={**os.environ, **variables}, **pipes)
+        processes.append(process)
+        assert process.stdout
+        port = process.stdout.readline().strip()
+        assert port, f"moto exited with status {process.wait()}"
+        return f"http://127.0.0.1:{port}"
 
     yield start
     for process in processes:
-        process.terminate()
-        process.wait(10)
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="session")
@@ -184,9 +196,12 @@ def wait_until() -> Callable[..., None]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port for a server that takes no port 0, below those that the kernel gives to other sockets."""
+    while True:
+        port = 20_000 + int.from_bytes(os.urandom(2)) % 10_000
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], timeout_s: float = 60) -> None:

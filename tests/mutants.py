@@ -94,6 +94,7 @@ SWAPPED: dict[type, type] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
     ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult,
 }  # fmt: skip
+SYMMETRIC = ("max", "min", "samestat")  # functions whose arguments may change places
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,8 @@ def _changed_expressions(node: ast.AST) -> Iterator[ast.expr]:
             yield ast.Constant(not flag)
         case ast.Constant(value=int() | float() as number):
             yield ast.Constant(number + 1)
+        case ast.Call(func=ast.Name(name) | ast.Attribute(attr=name)) if name in SYMMETRIC:
+            pass
         case ast.Call(args=[first, second, *rest]) if not any(isinstance(a, ast.Starred) for a in node.args):
             new.args = [second, first, *rest]
             yield new

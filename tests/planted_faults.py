@@ -47,6 +47,7 @@ LOCK = "tests/cluster/test_lock.py"
 NETWORK = "tests/cluster/test_network.py"
 CLIENT = "tests/serving/client/test_client.py"
 API = "tests/serving/http/test_api.py"
+REQUEST_FORMS = "tests/serving/http/test_request_forms.py"
 API_IMAGES = "tests/serving/http/test_api_images.py"
 DECODING = "tests/serving/http/test_decoding.py"
 ENCODING = "tests/serving/http/test_encoding.py"
@@ -774,6 +775,13 @@ PLANTED = (
         "if self._is_own(self.read()[1]):", "if True:", (LOCK,),
     ),
     Fault(
+        "a zombie keeps its lease", "cluster/lock.py", 'if fields[0] not in ("Z", "X") else None', "", (LOCK,),
+    ),
+    Fault(
+        "a text without credentials is lost", "cluster/settings.py",
+        'return re.sub(rf"([?&;]', 're.sub(rf"([?&;]', (SETTINGS,),
+    ),
+    Fault(
         "networks in NO_PROXY are ignored", "cluster/network.py",
         "any(address in network for network in map(_network, _no_proxy()) if network)", "False", (NETWORK,),
     ),
@@ -791,7 +799,7 @@ PLANTED = (
     ),
     Fault(
         "a HEAD request gets a body", "serving/http/middleware.py",
-        'message = {**message, "body": b""}', "pass", (API,),
+        'message = {**message, "body": b""}', "pass", (REQUEST_FORMS,),
     ),
     Fault(
         "a request beyond the buffer is read", "serving/http/middleware.py",
@@ -852,5 +860,37 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
         "aecore/metrics/pixel.py",
         "31 -> (32) in indices = torch.randint(0, 2**31, (N_PATCHES, 3), generator=generator)",
         "any bound far above the number of positions gives uniform positions",
+    ),
+    (
+        "aecore/data/node_cache.py",
+        "time.time() - complete.st_mtime < min(TRUSTED_SECONDS, time.clock_gettime(time.CLOCK_BOOTTIME)) -> "
+        "(time.time() - complete.st_mtime <= min(TRUSTED_SECONDS, time.clock_gettime(time.CLOCK_BOOTTIME))) in "
+        "recent = time.time() - complete.st_mtime < min(TRUSTED_SECONDS, time.clock_gettime(time.CLOCK_BOOTTIME))",
+        "two times of a clock are never equal to the nanosecond",
+    ),
+    (
+        "aecore/data/node_cache.py",
+        '0o666 -> (439) in fd = os.open(self.entry.path / f"{slot.index:05d}.crc", os.O_RDWR | os.O_CREAT, 0o666)',
+        "no program executes a file of checksums",
+    ),
+    (
+        "aecore/metrics/classifier.py",
+        "False -> (True) in return Classifier(network.eval().requires_grad_(False), classes)",
+        "the network is called in inference mode alone",
+    ),
+    (
+        "aecore/data/loaders.py",
+        "1 -> (2) in self._flat = images.reshape(len(images), -1) if len(images) else images",
+        "numpy takes any negative size for the unknown one",
+    ),
+    (
+        "jobs/train/stopping.py",
+        "1.0 -> (2.0) in SYNC_SECONDS = 1.0 # between two exchanges of the workers' actions",
+        "a compromise between a stop's delay and the cost of an exchange: none is the right one to a second",
+    ),
+    (
+        "jobs/study/findings.py",
+        '0 -> (1) in key = rate_key(runs[0]["real"])',
+        "the runs of a study have one dataset, so all of them have the rate of it",
     ),
 )

@@ -120,6 +120,8 @@ def test_each_seed_is_one_of_the_libraries_below():
         seed = check_recipe({"optim": {"seed": seed}}).optim.seed
         optuna.samplers.TPESampler(seed=seed)
         GaussianMixture(2, random_state=seed).fit(np.arange(8.0)[:, None])
+    with pytest.raises(ValueError, match=r"optim.seed: input should be less than 4294967296"):
+        check_recipe({"optim": {"seed": 2**32}})
 
 
 @pytest.mark.parametrize(

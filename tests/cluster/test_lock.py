@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -54,31 +55,68 @@ def hold(uri: str):
     return hold_lock(uri, "run 'x' is being trained", "give another name=...")
 
 
+class Clock:
+    """Stands for `time` in cluster.lock: `sleep` takes no time and calls `sleeping`."""
+
+    time_ns = staticmethod(time.time_ns)
+
+    def __init__(self) -> None:
+        self.seconds, self.sleeping = 1000.0, lambda: None
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.sleeping()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    monkeypatch.setattr(lock, "time", clock := Clock())
+    return clock
+
+
+@pytest.fixture
+def no_waiting(clock: Clock) -> None:
+    """Fail if a lease is awaited."""
+    clock.sleeping = lambda: pytest.fail("a lease is awaited")
+
+
+def put_owner(uri: str, **changes: object) -> None:
+    """Write the lease of a process as this one, with `changes`."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=json.dumps(lock._this_process() | changes).encode())
+
+
+def read_owner(uri: str) -> dict:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return json.loads(boto3.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read())
+
+
+@pytest.mark.usefixtures("no_waiting")
 def test_second_process_is_refused_by_the_name_of_the_first(uri: str, start_owner):
     owner = start_owner(uri)
-    started = time.monotonic()
     with pytest.raises(LockedError) as error, hold(uri):
         pass
-    assert time.monotonic() - started < lock.LEASE_SECONDS / 2  # a lease is not awaited
-    clock = time.strftime("%H:%M")
-    assert str(error.value) in {
-        f"run 'x' is being trained by pid {owner.pid} on host {socket.gethostname()} since {text}: wait for it, "
+    assert re.sub(r"since \d\d:\d\d:", "since HH:MM:", str(error.value)) == (
+        f"run 'x' is being trained by pid {owner.pid} on host {socket.gethostname()} since HH:MM: wait for it, "
         f"stop it with `kill {owner.pid}`, or give another name=..."
-        for text in (clock, time.strftime("%H:%M", time.localtime(time.time() - 60)))
-    }
+    )
     owner.communicate()  # closes its stdin: it ends as it should
     with hold(uri):
         pass
 
 
-def test_killed_process_loses_the_lock_at_once(uri: str, start_owner):
+@pytest.mark.parametrize("reaped", [True, False])
+@pytest.mark.usefixtures("no_waiting")
+def test_killed_process_loses_the_lock_at_once(uri: str, start_owner, reaped: bool):
+    """Also if its parent has not reaped it: a zombie writes nothing."""
     owner = start_owner(uri)
     owner.kill()
-    owner.wait()
-    started = time.monotonic()
+    os.waitid(os.P_PID, owner.pid, os.WEXITED | (0 if reaped else os.WNOWAIT))
     with hold(uri):
         pass
-    assert time.monotonic() - started < lock.LEASE_SECONDS / 2  # a lease is not awaited
 
 
 def test_the_lock_is_seen_while_its_owner_lives(uri: str, start_owner):
@@ -93,15 +131,11 @@ def test_the_lock_is_seen_while_its_owner_lives(uri: str, start_owner):
     assert not is_locked(uri)
 
 
-def test_lease_of_a_process_whose_pid_another_has_is_free(s3: str, monkeypatch: pytest.MonkeyPatch):
-    uri = f"{s3}/locks/run-x"
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    owner = {**lock._this_process(), "started": "1"}  # this process, which runs, started at another time
-    boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=json.dumps(owner).encode())
-    started = time.monotonic()
+@pytest.mark.usefixtures("no_waiting")
+def test_lease_of_a_process_whose_pid_another_has_is_free(s3: str):
+    put_owner(uri := f"{s3}/locks/run-x", started="1")  # this process, which runs, started at another time
     with hold(uri):
         pass
-    assert time.monotonic() - started < lock.LEASE_SECONDS / 2
 
 
 def test_threads_of_one_process_exclude_each_other(uri: str):
@@ -163,33 +197,19 @@ def test_full_disk_is_named_by_the_lock(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def other_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process take the owners of this machine's locks for those of another, and leases end sooner."""
-    monkeypatch.setattr(lock, "_machine", lambda: "another")
-    monkeypatch.setattr(lock, "LEASE_SECONDS", 2.0)
-
-
-@pytest.mark.usefixtures("other_machine")
-def test_lease_of_a_process_that_died_elsewhere_runs_out(s3: str, start_owner, caplog):
-    uri = f"{s3}/locks/run-x"
-    owner = start_owner(uri)
-    owner.kill()
-    started = time.monotonic()
+def test_lease_of_a_process_that_died_elsewhere_runs_out(s3: str, clock: Clock, caplog):
+    put_owner(uri := f"{s3}/locks/run-x", machine="another", pid=77)
+    started = clock.seconds
     with hold(uri):
-        assert time.monotonic() - started > 2
-    assert f"is being trained by pid {owner.pid} on host" in caplog.text
-    assert "waiting up to 2 s until it renews its lease" in caplog.text
+        assert 60 < clock.seconds - started <= 62
+    assert "is being trained by pid 77 on host" in caplog.text
+    assert "waiting up to 60 s until it renews its lease" in caplog.text
 
 
-@pytest.mark.usefixtures("other_machine")
-def test_the_lock_of_a_process_elsewhere_is_seen_until_it_is_free(uri: str, start_owner):
-    owner = start_owner(uri)
+def test_the_lock_of_a_process_elsewhere_is_seen_until_its_lease_has_run_out(s3: str, monkeypatch: pytest.MonkeyPatch):
+    put_owner(uri := f"{s3}/locks/run-x", machine="another")
     assert is_locked(uri)
-    owner.kill()
-    owner.wait()
-    assert is_locked(uri) == uri.startswith("s3")  # until the lease has run out
-    time.sleep(3 * uri.startswith("s3"))
+    monkeypatch.setattr(lock, "LEASE_SECONDS", -1.0)
     assert not is_locked(uri)
 
 
@@ -201,24 +221,46 @@ def test_a_lock_that_cannot_be_read_counts_as_held(monkeypatch: pytest.MonkeyPat
     assert is_locked("s3://bucket/locks/run-x")
 
 
-@pytest.mark.usefixtures("other_machine")
-def test_lease_that_is_renewed_elsewhere_is_refused(s3: str, start_owner, monkeypatch: pytest.MonkeyPatch):
+def test_lease_that_is_renewed_elsewhere_is_refused(s3: str, clock: Clock, monkeypatch: pytest.MonkeyPatch, wait_until):
     uri = f"{s3}/locks/run-x"
-    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.5)
-    monkeypatch.setattr(lock, "LEASE_SECONDS", 20.0)
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.01)
     with hold(uri):
-        monkeypatch.setattr(lock, "_machine", lambda: "a third")
+        monkeypatch.setattr(lock, "_machine", lambda: "another")
+
+        def wait_for_a_renewal() -> None:
+            renewed = read_owner(uri)["renewed"]
+            wait_until(lambda: read_owner(uri)["renewed"] != renewed)
+
+        clock.sleeping = wait_for_a_renewal
         with pytest.raises(LockedError), hold(uri):
             pass
 
 
-@pytest.mark.usefixtures("other_machine")
+def test_lease_that_is_renewed_while_the_waiting_process_sleeps_long_is_refused(s3: str, clock: Clock):
+    """As a laptop does that waits for a lease: on its clock, the lease has run out."""
+    put_owner(uri := f"{s3}/locks/run-x", machine="another")
+
+    def sleep_long() -> None:
+        clock.seconds += 1000
+        put_owner(uri, machine="another", renewed=clock.seconds)
+
+    clock.sleeping = sleep_long
+    with pytest.raises(LockedError), hold(uri):
+        pass
+
+
+def test_lease_that_another_process_has_taken_over_is_left_to_it(s3: str):
+    with hold(uri := f"{s3}/locks/run-x"):
+        put_owner(uri, machine="another", pid=77)
+    assert read_owner(uri)["pid"] == 77
+
+
+@pytest.mark.usefixtures("clock")
 def test_owner_that_was_taken_for_dead_stops(s3: str, monkeypatch: pytest.MonkeyPatch, caplog):
     """As a process does that was suspended longer than its lease."""
     uri, stopped = f"{s3}/locks/run-x", threading.Event()
     previous = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.5)
-    monkeypatch.setattr(lock, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.01)
     write, written = lock._Lease.write, []
 
     def write_once(lease: lock._Lease, etag: str) -> bool:  # a suspended process does not renew its lease

@@ -245,3 +245,15 @@ def test_usable_proxies(no_proxies, monkeypatch: pytest.MonkeyPatch, value: str)
 def test_the_interface_of_an_address_is_found():
     assert find_interface("127.0.0.1") == "lo"
     assert find_interface("192.0.2.1") == ""
+
+
+def test_telemetry_is_off_unless_the_user_has_set_it(monkeypatch: pytest.MonkeyPatch):
+    names = ("RAY_USAGE_STATS_ENABLED", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")
+    for name in names:
+        monkeypatch.setenv(name, "")  # restored after the test
+        monkeypatch.delenv(name)
+    configure_libraries()
+    assert [os.environ[name] for name in names] == ["0", "true", "true"]
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    configure_libraries()
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"

@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -34,12 +33,11 @@ def silent_port():
 
 def test_an_address_without_a_ray_fails_within_seconds(silent_port: int, start_moto: Callable[..., str], monkeypatch):
     monkeypatch.setattr(ray_connection, "CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("`ray.init` itself retries for two minutes"))
     http_server = start_moto().removeprefix("http://")
     for address in ("127.0.0.1:1", f"127.0.0.1:{silent_port}", http_server, "no.such.host.invalid:6379"):
-        started = time.monotonic()
         with pytest.raises(ValueError, match=f"no Ray answers at RAY_ADDRESS={address}"):
             ray_connection._join(address)
-        assert time.monotonic() - started < 60  # `ray.init` itself retries for two minutes
 
 
 def test_any_answer_of_a_grpc_server_counts_and_proxies_are_bypassed(monkeypatch: pytest.MonkeyPatch):

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster import tracking
-from cluster.network import configure_libraries
-from cluster.settings import apply_env, exported_env, settings
+from cluster.settings import apply_env, exported_env, hide_credentials, secret_env, settings
 from cluster.storage import open_uri
 
 EXPORTED = (  # of docs/configuration.md: what a worker or a job on the cluster gets of the submitter's environment
@@ -161,18 +160,6 @@ def test_invalid_numbers_are_refused(no_settings: None, monkeypatch: pytest.Monk
         settings()
 
 
-def test_telemetry_is_off_unless_the_user_has_set_it(monkeypatch: pytest.MonkeyPatch):
-    names = ("RAY_USAGE_STATS_ENABLED", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")
-    for name in names:
-        monkeypatch.setenv(name, "")  # restored after the test
-        monkeypatch.delenv(name)
-    configure_libraries()
-    assert [os.environ[name] for name in names] == ["0", "true", "true"]
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
-    configure_libraries()
-    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
-
-
 @pytest.mark.parametrize(("text", "token"), [("", ""), ("abc", "abc"), (" abc\n", "abc"), ("a-b.c~/+=", "a-b.c~/+=")])
 def test_a_token_may_end_in_a_newline(monkeypatch: pytest.MonkeyPatch, text: str, token: str):
     monkeypatch.setenv("ZPOINT_TOKEN", text)
@@ -237,3 +224,36 @@ def test_the_tracking_database_may_be_a_file_name_without_folder(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     assert tracking.find_runs() == []
     assert Path("mlflow.db.lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at http://user:geheim@host:5000/api failed", "at http://***@host:5000/api failed"),
+        ("at https://geheim@host/x", "at https://***@host/x"),
+        ("postgresql+psycopg2://u:ge%40heim@h/d?sslmode=on", "postgresql+psycopg2://***@h/d?sslmode=on"),
+        ("http://h/?token=geheim&x=1 and", "http://h/?token=***&x=1 and"),
+        ("http://h/?access_token=geheim", "http://h/?access_token=***"),
+        ("https://h/api?API_KEY=geheim#top", "https://h/api?API_KEY=***#top"),
+        ('{"uri": "http://u:geheim@h/"}', '{"uri": "http://***@h/"}'),
+        ("http://u:geheim@a and http://v:geheim@b", "http://***@a and http://***@b"),
+        ("s3://bucket/runs@v2/x", "s3://bucket/runs@v2/x"),
+        ("mail me@host, see http://host/@me?page=2", "mail me@host, see http://host/@me?page=2"),
+    ],
+)
+def test_credentials_in_urls_are_hidden(text: str, shown: str):
+    assert hide_credentials(text) == shown
+
+
+@pytest.mark.parametrize("password", ["ge@heim", "ge/heim", "ge#h?eim", "g e:heim"])
+def test_any_password_of_the_tracking_uri_is_hidden(monkeypatch: pytest.MonkeyPatch, password: str):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{password}@host/path")
+    assert hide_credentials(f"no answer at http://user:{password}@host/path") == "no answer at http://***@host/path"
+
+
+def test_variables_with_a_secret_are_told_from_others():
+    environment = {
+        "AWS_SECRET_ACCESS_KEY": "k", "MLFLOW_TRACKING_TOKEN": "t", "MLFLOW_TRACKING_URI": "http://u:p@h",
+        "MLFLOW_S3_ENDPOINT_URL": "http://h:9000", "AWS_PROFILE": "team", "ZPOINT_STORE": "s3://bucket/x",
+    }  # fmt: skip
+    assert set(secret_env(environment)) == {"AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI"}

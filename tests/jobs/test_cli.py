@@ -95,12 +95,12 @@ def test_invalid_input_is_refused(refused, tiny: str, argv: list[str], message: 
     Path("empty.npy").touch()
     np.save("flat.npy", np.zeros(3))
     np.save("good.npy", np.zeros((1, 3)))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free_port = probe.getsockname()[1]
-    for placeholder, value in {"RECIPE": tiny, "ENDPOINT": f"http://127.0.0.1:{free_port}"}.items():
-        argv, message = [word.replace(placeholder, value) for word in argv], message.replace(placeholder, value)
-    assert message in refused(*argv)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, so that no other process gets the port, but not listening
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        for placeholder, value in {"RECIPE": tiny, "ENDPOINT": endpoint}.items():
+            argv, message = [word.replace(placeholder, value) for word in argv], message.replace(placeholder, value)
+        assert message in refused(*argv)
 
 
 @pytest.mark.parametrize(

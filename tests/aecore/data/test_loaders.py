@@ -114,6 +114,18 @@ def test_buffer_of_a_stream_mixes_differently_in_each_epoch_and_worker():
     assert all(sorted(order) == list(range(60)) for order in orders)
 
 
+def test_batches_of_an_evaluation_are_whole_without_a_collective_operation(monkeypatch):
+    """Workers of an evaluation may read different numbers of images."""
+    monkeypatch.setattr(torch.distributed, "all_gather", lambda *_: pytest.fail("all_gather"))
+    images = noise_images(11, 2)
+    loader = StreamLoader(lambda epoch: iter([images]), lambda n: images[:n], 22, BatchSampler(0, 8, World(1, 2)), CPU)
+    batches = list(loader.batches(None))
+    assert np.array_equal(np.concatenate([batch.images for batch in batches]), images)
+    for batch in batches:
+        assert batch.positions.tolist() == list(range(len(batch.images)))
+        assert batch.count == len(batch.images)
+
+
 @given(st.integers(1, 60), st.integers(1, 16), st.randoms())
 @pytest.mark.parametrize("size", WORLDS)
 def test_workers_of_a_stream_take_the_same_number_of_steps(size, count, batch, random):

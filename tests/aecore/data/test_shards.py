@@ -67,6 +67,8 @@ def test_the_manifest_round_trips_with_its_digest(tmp_path: Path):
         loaded.count("test")
     other = manifest.model_copy(update={"dataset": "y"})
     assert other.digest != manifest.digest
+    options = ({"crop": 64, "seed": 1}, {"seed": 1, "crop": 64})  # the order of JSON's keys means nothing
+    assert len({manifest.model_copy(update={"options": values}).digest for values in options}) == 1
 
 
 def test_a_missing_or_damaged_manifest_is_refused(tmp_path: Path):

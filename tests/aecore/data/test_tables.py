@@ -8,8 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.fs import LocalFileSystem
 
 from aecore.data.images import decode_image, encode_image
+from aecore.data.readers import load_csv
+from aecore.data.remote_path import RemotePath
 from aecore.data.sources import Source, SourceOptions, open_source
 from tests.aecore.data.test_sources import write_idx
 
@@ -153,6 +156,12 @@ def test_mnist_as_csv(tmp_path: Path, dataset: str, stem: str, header: bool):
     assert pixels.shape == (28, 28, 1)
     assert pixels.ravel()[:3].tolist() == [3, 4, 5]
     assert source.splits["test"]["label"].to_pylist() == [0, 1, 2, 3, 4]
+
+
+def test_a_missing_test_csv_is_an_empty_split_of_the_same_shape(tmp_path: Path):
+    write_csv(tmp_path / "train.csv", 40, header=True)
+    images, labels = load_csv(RemotePath(LocalFileSystem(), str(tmp_path)), "test")
+    assert (images.shape, images.dtype, labels.shape) == ((0, 28, 28, 1), np.uint8, (0,))
 
 
 def test_kaggles_csv_without_labels_is_refused_and_train_alone_is_split(tmp_path: Path):

@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from aecore.latent.interpolation import INTERPOLATIONS, principal_axes, spherical, through_neighbours
+from aecore.latent.interpolation import (
+    INTERPOLATIONS,
+    attribute_direction,
+    principal_axes,
+    spherical,
+    through_neighbours,
+)
 
 STEPS = 21
 
@@ -68,6 +74,17 @@ def test_neighbours_path_connects_separate_clusters():
     assert torch.isfinite(path).all()
     torch.testing.assert_close(path[-1], points[60])
     assert torch.isfinite(through_neighbours(points[0], points[1], 5, points[:0])).all()
+
+
+def test_attribute_direction_is_the_slope_of_each_dimension():
+    values = torch.tensor([0, 1, 1, 0, 1])
+    z = torch.randn(5, 3, generator=torch.manual_seed(0)) + 7
+    difference = z[values == 1].mean(0) - z[values == 0].mean(0)
+    torch.testing.assert_close(attribute_direction(z, values), difference)
+    torch.testing.assert_close(attribute_direction(z, 2 * values + 5), difference / 2)
+    z = torch.arange(4.0)[:, None] * torch.tensor([2.0, 0, -1]) + 9
+    torch.testing.assert_close(attribute_direction(z, torch.arange(4)), torch.tensor([2.0, 0, -1]))
+    assert attribute_direction(z, torch.ones(4)).tolist() == [0, 0, 0]
 
 
 def test_principal_axes_are_eigenvectors_by_descending_variance():

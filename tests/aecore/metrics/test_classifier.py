@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+from scipy.ndimage import uniform_filter
+from torch import nn
 
-from aecore.metrics.classifier import make_outliers, train_classifier
+from aecore.metrics import classifier as classifier_module
+from aecore.metrics.classifier import Classifier, make_outliers, soften, train_classifier
 
 COUNT, SIZE = 900, 28
 STEPS = 150  # half of the default: enough for these shapes
@@ -60,9 +64,10 @@ def test_outliers_are_rejected(classifier):
 
 def test_outliers_of_training_hold_shuffled_averaged_and_mean_images():
     images = torch.rand(64, 3, 24, 16)[:, :, :16]  # eight of each kind, four mean images
-    flat, noise, shuffled, averages, blurred, mean = make_outliers(images).split([8, 8, 8, 8, 8, 4])
+    flat, _, shuffled, averages, blurred, mean = make_outliers(images).split([8, 8, 8, 8, 8, 4])
     assert (flat == flat[:, :, :1, :1]).all()
-    assert (noise.min(), noise.max()) >= (0, 0)
+    assert (make_outliers(images) >= 0).all()
+    assert (make_outliers(images) <= 1).all()
     for image, original in zip(shuffled, images, strict=False):  # its four blocks of 8 x 8, in another order
         blocks, originals = (
             [block for rows in picture.split(8, 1) for block in rows.split(8, 2)] for picture in (image, original)
@@ -72,6 +77,51 @@ def test_outliers_of_training_hold_shuffled_averaged_and_mean_images():
     torch.testing.assert_close(averages, (images[8:16] + images[16:24]) / 2)
     assert blurred.std() < 0.2 * images.std()
     torch.testing.assert_close(mean, images.mean(0).expand(4, -1, -1, -1))
+
+
+def test_softened_images_are_blurred_in_part_in_half_of_the_cases():
+    images = torch.rand(200, 1, 12, 12)
+    blurred = torch.from_numpy(uniform_filter(images.numpy(), size=(1, 1, 5, 5), mode="nearest"))
+    softened = soften(images)
+    amounts = ((softened - images) * (blurred - images)).sum((1, 2, 3)) / (blurred - images).square().sum((1, 2, 3))
+    torch.testing.assert_close(softened, torch.lerp(images, blurred, amounts[:, None, None, None]), atol=1e-5, rtol=0)
+    assert stats.binomtest(int((amounts.abs() < 1e-6).sum()), 200, 0.5).pvalue > 1e-3
+    assert stats.kstest(amounts[amounts.abs() >= 1e-6].numpy(), stats.uniform(0, 1).cdf).pvalue > 1e-3
+
+
+def test_flat_outliers_are_often_black_or_white_and_blurred_ones_a_mean_of_15_pixels():
+    images = torch.rand(8000, 1, 16, 16)
+    flat, *_, blurred, _ = make_outliers(images).split([1000, 1000, 1000, 1000, 1000, 500])
+    for value in (0, 1):
+        assert stats.binomtest(int((flat[:, 0, 0, 0] == value).sum()), 1000, 1 / 6).pvalue > 1e-3
+    expected = uniform_filter(images[3000:4000].numpy(), size=(1, 1, 15, 15), mode="nearest")
+    np.testing.assert_allclose(blurred.numpy(), expected, atol=1e-5)
+
+
+def test_scores_of_known_probabilities():
+    """Three classes, then the outliers."""
+    probabilities = torch.tensor(
+        [[0.9, 0.05, 0.05, 0], [0.6, 0.1, 0.1, 0.2], [0, 0.7, 0.1, 0.2], [0.2, 0.1, 0.1, 0.6], [0.3, 0.3, 0, 0.4]]
+    )
+    network = nn.Module()
+    network.forward = lambda inputs: probabilities[: len(inputs)].log()
+    classifier, images = Classifier(network, np.array([3, 5, 8])), np.zeros((5, 28, 28, 1), np.uint8)
+    fractions = np.array([4 / 5, 1 / 5])  # of the most probable classes
+    assert classifier.score(images) == pytest.approx({
+        "recognised": 4 / 5, "confidence": (0.9 + 0.6 + 0.7 + 0.2 + 0.3) / 5,
+        "classes": np.exp(-(fractions * np.log(fractions)).sum()),
+    })  # fmt: skip
+    assert classifier.accuracy(images, np.array([3, 8, 5, 3, 3])) == 2 / 5  # the last two are rather outliers
+
+
+def test_images_are_classified_in_batches_of_32_pixels_a_side_in_0_to_1(monkeypatch):
+    monkeypatch.setattr(classifier_module, "PREDICT_BATCH", 2)
+    network, inputs = nn.Module(), []
+    network.forward = lambda batch: inputs.append(batch) or torch.zeros(len(batch), 3)
+    images = np.full((5, 64, 64, 3), (255, 0, 51), np.uint8)
+    assert Classifier(network, np.array([0, 1])).probabilities(images) == pytest.approx(np.full((5, 3), 1 / 3))
+    assert [len(batch) for batch in inputs] == [2, 2, 1]
+    torch.testing.assert_close(torch.cat(inputs), torch.tensor([1, 0, 0.2])[:, None, None].expand(5, 3, 32, 32))
 
 
 def test_one_repeated_image_has_one_effective_class(classifier):

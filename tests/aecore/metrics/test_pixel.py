@@ -33,6 +33,21 @@ def test_sliced_wasserstein_ranks_sets_by_likeness():
     assert distances["gray"] > distances["blurred"]
 
 
+@pytest.mark.parametrize(("size", "levels"), [(16, 1), (31, 1), (32, 2), (64, 3)])
+def test_sliced_wasserstein_of_a_shift_in_brightness(size, levels):
+    """A shift of each channel by its sd moves a projection by the sum of its direction, N(0, 1), at the coarsest level.
+
+    The mean of its absolute value is sqrt(2 / pi).
+    """
+    sds = torch.tensor([0.1, 1.0, 5.0])[:, None, None]
+    real = sds * torch.randn(64, 3, size >> (levels - 1), size >> (levels - 1)).repeat_interleave(
+        2 ** (levels - 1), 2
+    ).repeat_interleave(2 ** (levels - 1), 3)
+    expected = 1000 * (2 / torch.pi) ** 0.5 / levels
+    assert sliced_wasserstein(real + sds, real, projections=1000) == pytest.approx(expected, rel=0.08)
+    assert sliced_wasserstein(real - 2 * sds, real, projections=1000) == pytest.approx(2 * expected, rel=0.08)
+
+
 def test_psnr_in_decibels():
     assert psnr(torch.tensor([1.0, 0.01])).tolist() == pytest.approx([0.0, 20.0])
 

@@ -159,6 +159,13 @@ def test_saving_does_not_wait_and_writes_only_the_newest_pending_snapshot(tmp_pa
     assert stored_steps(tmp_path) == [4, 1]
 
 
+def test_writer_keeps_the_newest_checkpoints(tmp_path, snapshot_of):
+    for step in (1, 2, 10):
+        with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as writer:
+            writer.save(snapshot_of(step))
+    assert stored_steps(tmp_path) == [10, 2]
+
+
 def test_failed_write_is_logged_and_retried(tmp_path, snapshot_of, monkeypatch, caplog):
     write_checkpoint, called, failures = checkpoint.write_checkpoint, [], iter([fail_503] * 3)
     with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as writer:

@@ -77,8 +77,8 @@ def test_nonfinite_loss_of_a_compiled_step_stops_the_run_with_the_weights_before
     assert torch.equal(weights_before, weights_of(run))
 
 
-def compiled_worker(rank, size, port, path):
-    start_worker(rank, size, port)
+def compiled_worker(rank, size, path):
+    start_worker(rank, size, path)
     loop.Objective.compile = lambda module, **options: nn.Module.compile(module, backend="aot_eager", dynamic=False)
     run = make_run(make_recipe(**COMPILED), world=World(rank, size))
     run.distribute()
@@ -89,8 +89,8 @@ def compiled_worker(rank, size, port, path):
     stop_worker()
 
 
-def test_two_compiled_workers_equal_a_plain_one(tmp_path, free_port):
-    run_workers(compiled_worker, (2, free_port, str(tmp_path / "weights.pt")), 2)
+def test_two_compiled_workers_equal_a_plain_one(tmp_path):
+    run_workers(compiled_worker, (2, str(tmp_path / "weights.pt")), 2)
     run = make_run(make_recipe())
     last_metrics(run)
     torch.testing.assert_close(torch.load(tmp_path / "weights.pt"), weights_of(run), rtol=1e-3, atol=1e-5)

@@ -154,9 +154,9 @@ def test_nonfinite_loss_leaves_the_weights_of_the_step_before(compile):
         loop.check_finite(run, run.nonfinite_step)
 
 
-def test_ddp_with_nccl_changes_nothing(free_port):
+def test_ddp_with_nccl_changes_nothing(tmp_path):
     """With one worker, since a test has one GPU: the wrapped model, the start of NCCL and its collectives."""
-    dist.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{free_port}", rank=0, world_size=1)
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     try:
         plain, ddp = (make_run(make_recipe("sync_batch", deterministic=True)) for _ in range(2))
         ddp.distribute()

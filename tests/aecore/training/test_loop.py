@@ -307,8 +307,8 @@ def run_workers(worker, args, size):
     mp.start_processes(worker, args, nprocs=size, start_method="forkserver")
 
 
-def start_worker(rank, size, port):
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+def start_worker(rank, size, path):
+    dist.init_process_group("gloo", f"file://{path}.group", rank=rank, world_size=size)
     torch.set_num_threads(1)
 
 
@@ -317,8 +317,8 @@ def stop_worker():
     dist.destroy_process_group()
 
 
-def train_worker(rank, size, port, path, norm, gradients):
-    start_worker(rank, size, port)
+def train_worker(rank, size, path, norm, gradients):
+    start_worker(rank, size, path)
     recipe = make_recipe(norm, scale={"gradients": gradients})
     run, metrics = make_run(recipe, world=World(rank, size)), {}
     run.distribute()
@@ -333,13 +333,13 @@ def train_worker(rank, size, port, path, norm, gradients):
     stop_worker()
 
 
-def train_on_workers(size, folder, norm, port, gradients="float32"):
+def train_on_workers(size, folder, norm, gradients="float32"):
     path = str(folder / f"{norm}-{size}.pt")
-    run_workers(train_worker, (size, port, path, norm, gradients), size)
+    run_workers(train_worker, (size, path, norm, gradients), size)
     return torch.load(path, weights_only=True)
 
 
-def test_two_workers_equal_one(tmp_path, free_port):
+def test_two_workers_equal_one(tmp_path):
     """Without batch norm only the order of float32 sums differs: after 6 steps the weights agree to 1e-5.
 
     Adam divides by the gradient's root mean square, so that a relative error of 1e-7 can grow 100-fold where a
@@ -347,7 +347,7 @@ def test_two_workers_equal_one(tmp_path, free_port):
     """
     one = make_run(make_recipe())
     metrics = last_metrics(one)
-    two = train_on_workers(2, tmp_path, "group", free_port)
+    two = train_on_workers(2, tmp_path, "group")
     torch.testing.assert_close(two["weights"], weights(one), rtol=1e-3, atol=1e-5)
     for name in ("train_loss", "train_kl", "valid_loss", "valid_psnr"):
         assert two["metrics"][name] == pytest.approx(metrics[name], rel=1e-5)
@@ -355,27 +355,27 @@ def test_two_workers_equal_one(tmp_path, free_port):
     assert 0 < two["metrics"]["allreduce_wait"] < 1
 
 
-def test_gradients_in_bf16_change_the_curve_by_less_than_bf16_rounds(tmp_path, free_port):
+def test_gradients_in_bf16_change_the_curve_by_less_than_bf16_rounds(tmp_path):
     metrics = last_metrics(make_run(make_recipe()))
-    two = train_on_workers(2, tmp_path, "group", free_port, "bf16")["metrics"]
+    two = train_on_workers(2, tmp_path, "group", "bf16")["metrics"]
     assert two["train_loss"] != pytest.approx(metrics["train_loss"], rel=1e-7)
     assert two["train_loss"] == pytest.approx(metrics["train_loss"], rel=2**-9)
 
 
-def test_synchronised_batch_norm_equals_that_of_one_worker(tmp_path, free_port):
+def test_synchronised_batch_norm_equals_that_of_one_worker(tmp_path):
     """Also if the last batch holds 5 images for 6 workers.
 
     This compares the curves, not the weights: a bias before batch norm has no gradient but rounding errors, which Adam
     scales to full steps. The float64 test below compares gradients.
     """
     metrics = last_metrics(make_run(make_recipe("sync_batch")))
-    six = train_on_workers(6, tmp_path, "sync_batch", free_port)["metrics"]
+    six = train_on_workers(6, tmp_path, "sync_batch")["metrics"]
     for name in ("train_loss", "valid_loss", "valid_psnr"):
         assert six[name] == pytest.approx(metrics[name], rel=1e-3)
 
 
-def gradient_worker(rank, size, port, path):
-    start_worker(rank, size, port)
+def gradient_worker(rank, size, path):
+    start_worker(rank, size, path)
     torch.save(first_step_gradients(World(rank, size)), f"{path}-{rank}")
     stop_worker()
 
@@ -396,25 +396,25 @@ def first_step_gradients(world):
     return torch.cat([p.grad.flatten() for p in run.model.parameters()])
 
 
-def test_gradients_of_three_workers_equal_those_of_one_in_float64(tmp_path, free_port):
+def test_gradients_of_three_workers_equal_those_of_one_in_float64(tmp_path):
     one = first_step_gradients(World())
-    run_workers(gradient_worker, (3, free_port, str(tmp_path / "grad")), 3)
+    run_workers(gradient_worker, (3, str(tmp_path / "grad")), 3)
     for rank in range(3):
         torch.testing.assert_close(torch.load(tmp_path / f"grad-{rank}"), one, rtol=1e-9, atol=1e-9)
 
 
-def test_batch_norm_is_per_worker(tmp_path, free_port):
+def test_batch_norm_is_per_worker(tmp_path):
     """Each worker normalises with its own half of the batch, so that the curve differs, but little."""
     metrics = last_metrics(make_run(make_recipe("batch")))
-    two = train_on_workers(2, tmp_path, "batch", free_port)["metrics"]
+    two = train_on_workers(2, tmp_path, "batch")["metrics"]
     assert two["train_loss"] != pytest.approx(metrics["train_loss"], rel=1e-6)
     assert two["train_loss"] == pytest.approx(metrics["train_loss"], rel=0.1)
 
 
-def test_uneven_last_batch_of_three_workers_keeps_exact_means(tmp_path, free_port):
+def test_uneven_last_batch_of_three_workers_keeps_exact_means(tmp_path):
     """21 images in batches of 8 leave 5 for three workers."""
     metrics = last_metrics(make_run(make_recipe()))
-    three = train_on_workers(3, tmp_path, "group", free_port)["metrics"]
+    three = train_on_workers(3, tmp_path, "group")["metrics"]
     assert three["train_loss"] == pytest.approx(metrics["train_loss"], rel=1e-5)
 
 

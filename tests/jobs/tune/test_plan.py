@@ -73,6 +73,15 @@ def test_result_of_a_failed_or_finished_point_is_taken(values):
     assert plan.next()
 
 
+def test_each_told_point_is_closed_in_optuna():
+    """A point that is told nothing would count as running, and its likely result as one."""
+    plan = plan_with()
+    for values in (None, (20.0, 5.0)):
+        plan.tell(choose(plan), values)
+    choose(plan)
+    assert [trial.state.name for trial in plan._study.trials] == ["FAIL", "COMPLETE", "RUNNING"]
+
+
 def test_finite_space_ends_after_its_last_point():
     plan = plan_with(100, space={"a": "int(1, 3)", "b": ["x", "y"]})
     points = []

@@ -169,6 +169,14 @@ def test_model_without_active_units_is_dead_only_after_the_warmup_of_the_kl():
         assert reason_to_stop(Trainings().campaign, trial, recipe) == reason
 
 
+def test_epoch_that_is_trained_again_keeps_its_first_metrics():
+    """A trial that lost its worker goes on from its checkpoint, which may be older than the last epoch."""
+    trial = Trial("a", {}, EPOCHS)
+    for psnr in (20.0, 25.0):
+        trial.record(2, {"valid_psnr": psnr, "hog_frechet_normal": 4.0})
+    assert (trial.metrics["valid_psnr"], [metrics["valid_psnr"] for metrics in trial.judged]) == (20.0, [20.0])
+
+
 def test_trials_of_other_lengths_are_not_compared():
     campaign = Trainings().campaign
     for run, epochs, psnr, distance in (("long", 20, 30.0, 1.0), ("short", EPOCHS, 20.0, 5.0)):

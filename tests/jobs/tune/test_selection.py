@@ -118,9 +118,12 @@ def test_seeds_have_the_mean_score_and_the_name_of_the_best_one():
     ("distances", "note"),
     [
         ([(4.0,), (5.0,)], "one seed each"),
-        ([(4.0, 4.2, 3.8), (4.1, 4.3, 3.9)], "lies within noise: a2 leads b2 by 0.10"),
+        ([(4.0, 4.2, 3.8), (4.1, 4.3, 3.9)], "a2 leads b2 by 0.10 in mean distance, at a standard error of 0.16"),
         ([(4.0, 4.2, 3.8), (4.3, 4.5, 4.1)], "lies within noise: a2 leads b2 by 0.30"),  # 1.84 standard errors
-        ([(4.0, 4.2, 3.8), (4.4, 4.6, 4.2)], "is above noise: it leads by 0.40"),  # 2.45 standard errors
+        (
+            [(4.0, 4.2, 3.8), (4.4, 4.6, 4.2)],
+            "above noise: it leads by 0.40 in mean distance, at a standard error of 0.16",
+        ),  # 2.45 standard errors
         ([(4.0, 4.1, 3.9), (5.0, 5.1, 4.9)], "is above noise: it leads by 1.00"),
         ([(4.0, 4.1), (5.0,)], "one seed each"),
     ],

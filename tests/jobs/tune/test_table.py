@@ -68,6 +68,18 @@ def test_table_fits_80_columns(search: dict):
         assert f" {column}" in header
 
 
+def test_narrow_table_lacks_columns_only_if_it_does_not_fit(campaign: Campaign):
+    full = table(campaign, 1000)
+    wide = len(full[0])
+    assert table(campaign, wide) == full
+    close = table(campaign, wide - 1)  # one space between columns
+    assert close[0].split() == full[0].split()
+    assert table(campaign, len(close[0])) == close
+    narrower = table(campaign, len(close[0]) - 1)[0].split()
+    assert narrower == [column for column in full[0].split() if column != "min"]
+    assert table(campaign, 20)[0].split() == ["run", "state", "kl_fact", "z_dim", "PSNR", "dista"]
+
+
 def test_replicates_show_their_seed(campaign: Campaign):
     assert "seed" not in table(campaign)[0]
     campaign.trials[1].replicate_of, campaign.trials[1].point["optim.seed"] = campaign.trials[0].run, 7

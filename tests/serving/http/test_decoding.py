@@ -1,5 +1,6 @@
 """Parsing of request bodies."""
 
+import base64
 import io
 import json
 import pickle
@@ -10,12 +11,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from aecore.data.images import encode_image
 from aecore.model.autoencoder import ImageShape
 from serving.http import decoding
 from serving.http.decoding import JPEG, JSON, NPY, PNG, WEBP, Limits, TooLarge, parse_body
 from serving.http.encoding import encode_npy
 
 Z_DIM, IMAGE = 3, ImageShape(16, 3)
+FACE = encode_image(np.zeros((16, 16, 3), np.uint8), "png")
 
 
 def parse_z(body, content_type, z_dim=Z_DIM, max_points=4096):
@@ -152,6 +155,24 @@ def test_exactly_max_points_are_accepted():
     for body, content_type in ((json.dumps({"z": z.tolist()}).encode(), JSON), (encode_npy(z), NPY)):
         with pytest.raises(TooLarge):
             parse_z(body, content_type, Z_DIM, 4)
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (lambda n: json.dumps({"images": [base64.b64encode(FACE).decode()] * n}).encode(), JSON),
+        (lambda n: encode_npy(np.zeros((n, 20, 16, 3), np.uint8)), NPY),
+    ],
+)
+def test_exactly_max_images_are_accepted(body, content_type):
+    def parse(n):
+        return parse_body(body(n), content_type, ("images",), IMAGE, Z_DIM, Limits(max_points=5))[0]
+
+    assert parse(5).shape == (5, 16, 16, 3)
+    with pytest.raises(TooLarge, match="6 images: one request takes at most 5"):
+        parse(6)
+    with pytest.raises(ValueError, match="the body holds no images: send at least one"):
+        parse(0)
 
 
 @settings(max_examples=300)

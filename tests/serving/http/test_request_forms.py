@@ -1,5 +1,6 @@
 """The forms in which HTTP clients send one request: options, content types, encodings, HEAD, OPTIONS, base64."""
 
+import asyncio
 import base64
 import gzip
 import json
@@ -180,6 +181,24 @@ def test_head_has_the_headers_of_get_and_no_body(path):
     assert response.headers["content-type"] == expected.headers["content-type"]
     if path != "/metrics":  # its length changes with each request
         assert response.headers["content-length"] == expected.headers["content-length"]
+
+
+def test_head_sends_no_body_to_the_server_either():
+    """The test client and uvicorn would drop it; other servers may not."""
+    scope = {
+        "type": "http", "method": "HEAD", "path": "/healthz", "headers": [(b"host", b"localhost")], "query_string": b"",
+    }  # fmt: skip
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(HTTP.app(scope, receive, send))
+    assert sent[0]["status"] == 200
+    assert b"".join(message["body"] for message in sent[1:]) == b""
 
 
 def test_head_of_other_paths_fails_as_get_does():

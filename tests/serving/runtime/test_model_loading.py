@@ -1,5 +1,6 @@
 """The networks of the endpoint against the model they are built from."""
 
+import asyncio
 import copy
 import shutil
 from pathlib import Path
@@ -121,10 +122,16 @@ def save_version(folder: Path, stats_z_dim: int = Z_DIM) -> ModelVersion:
 
 
 def test_loaded_version_has_the_description_of_its_folder(tmp_path: Path):
-    info = load_version(save_version(tmp_path), compiled=False).info
+    loaded = load_version(save_version(tmp_path), compiled=False)
+    info = loaded.info
     assert (info.label, info.alias, info.run_id, info.z_dim) == ("zpoint/3", "champion", "run-3", Z_DIM)
     assert (info.image, info.metrics) == (ImageShape(16, 3), {"psnr": 21.0})
     assert info.recipe["model"]["z_dim"] == Z_DIM
+
+    async def round_trip() -> np.ndarray:
+        return await loaded.encode(await loaded.decode(make_z(2)))
+
+    assert asyncio.run(round_trip()).shape == (2, Z_DIM)
 
 
 def test_latent_statistics_of_another_z_dim_are_refused(tmp_path: Path):
