@@ -69,7 +69,7 @@ TESTS = {  # of a module whose tests are not only tests/.../test_MODULE.py
     "aecore/latent/arrays.py": ("tests/aecore/test_pretrained.py", "tests/serving/client/test_client.py"),
     "aecore/latent/density.py": ("tests/aecore/latent/test_samplers.py",),
     "aecore/metrics/distribution.py": ("tests/aecore/metrics/test_distribution.py",),
-    "aecore/metrics/face_detector.py": ("tests/aecore/metrics/test_suite.py",),
+    "aecore/metrics/face_detector.py": ("tests/aecore/metrics/test_suite.py", "tests/aecore/metrics/test_faces.py"),
     "jobs/claims/verdicts.py": ("tests/jobs/claims/test_verdicts.py",),
     "jobs/study/metrics.py": ("tests/jobs/study/test_findings.py",),
     "jobs/tune/stopping.py": ("tests/jobs/tune/test_runner.py", "tests/jobs/tune/test_plan.py"),

@@ -11,6 +11,7 @@
 | GET /v1/points | attribute | JSON: the 2-D map of the stored points |
 | GET /v1/points/thumbnails | | WebP: their thumbnails on one sheet |
 | POST /v1/points/at | {"x": 0, "y": 0, "k": 8} | image; JSON also z, the nearest stored points |
+| POST /v1/frame | an image file | JSON: the square around its face, framed as in the stored points |
 | GET /v1/model | | JSON: version, recipe, metrics, samplers, tasks, paths, latent space, limits |
 | GET /v1/models | | JSON: of each alias the version, run, kl_factor, z_dim, image and metrics |
 | GET /metrics | | Prometheus |
@@ -63,6 +64,7 @@ from serving.http.decoding import (
     Limits,
     TooLarge,
     canonical_media_type,
+    decode_whole,
     detect_media_type,
     load_json,
     parse_body,
@@ -78,7 +80,7 @@ from serving.http.encoding import (
 from serving.http.middleware import GatewayMiddleware, problem_response
 from serving.http.page import add_page
 from serving.runtime.batching import Overloaded
-from serving.runtime.face_counter import MAX_IMAGES, FaceCounter
+from serving.runtime.face_finder import MAX_IMAGES, FaceFinder
 from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_slot import ModelInfo, ModelSlot, ServedModel
 
@@ -118,7 +120,7 @@ def create_app(
             CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["Authorization", "Content-Type", "X-Zpoint-Model"], expose_headers=EXPOSED_HEADERS,
         )  # fmt: skip
-    app.state.count_faces = FaceCounter()
+    app.state.faces = FaceFinder()
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(Overloaded, _overloaded_problem)
 
@@ -174,7 +176,7 @@ async def sample(request: Request) -> Response:
     images, fields = await model.decode(z), {"z": z, "seed": seed}
     if options.count_faces:
         key = (model.info.label, options.sampler, *sorted(options.parameters.items()), seed, options.n)
-        fields["faces"] = await asyncio.to_thread(request.app.state.count_faces, key, images)
+        fields["faces"] = await asyncio.to_thread(request.app.state.faces.count, key, images)
     return await _images_response(model, images, media_type, fields)
 
 
@@ -303,6 +305,25 @@ async def points_at(request: Request) -> Response:
     z, nearest = await asyncio.to_thread(operations.find_on_map, options, points)
     fields = {"z": z, "nearest": [image.model_dump() for image in nearest]}
     return await _images_response(model, await model.decode(z), media_type, fields)
+
+
+@model_routes.post(
+    "/frame",
+    responses=schemas.responses("the square around the face", 404, *schemas.POST_ERRORS),
+    openapi_extra=schemas.request_file(*IMAGE_FILES),
+)
+async def find_frame(request: Request) -> schemas.FrameResponse:
+    """Find the square of an image file that frames its largest face as those of the stored real images are framed."""
+    points, limits = _stored_points(request), request.app.state.limits
+    _check_content_type(request, *IMAGE_FILES)
+    body = await _read_body(request, limits.max_body_bytes, "an image file")
+    label = request.state.model.info.label
+    with _client_errors():
+        _merge_options(request, schemas.Options, {})
+        [image] = await asyncio.to_thread(lambda: list(decode_whole([body], limits)))
+    square = await asyncio.to_thread(request.app.state.faces.frame, label, points, image)
+    frame = schemas.Square(left=square[0], top=square[1], size=square[2]) if square else None
+    return schemas.FrameResponse(model=label, frame=frame)
 
 
 @model_routes.get("/model", responses=schemas.responses("the served model", 401, 422))

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -248,20 +249,23 @@ def decode_base64(text: str) -> bytes:
 
 
 def decode_image_files(files: list[bytes], image: ImageShape, limits: Limits) -> np.ndarray:
-    """Decode, crop and resize image files to uint8 (n, size, size, channels).
+    """Decode, crop and resize image files to uint8 (n, size, size, channels), as `decode_whole` does."""
+    return np.stack([fit_square(pixels, image.size, image.channels) for pixels in decode_whole(files, limits)])
+
+
+def decode_whole(files: list[bytes], limits: Limits) -> Iterator[np.ndarray]:
+    """Yield the upright images of image files, uint8 (H, W, 1 or 3).
 
     Their headers are read first: TooLarge if they have more than `max_upload_pixels` in total.
     """
     pixels = sum(_pixel_count(data) for data in files)
     if pixels > limits.max_upload_pixels:
         raise TooLarge(f"{pixels:,} pixels: one request takes images of at most {limits.max_upload_pixels:,} in total")
-    images = []
     for index, data in enumerate(files):
         try:
-            images.append(fit_square(decode_image(data, PILLOW_FORMATS), image.size, image.channels))
+            yield decode_image(data, PILLOW_FORMATS)
         except ValueError as error:
             raise ValueError(f"images[{index}]: {error}") from None
-    return np.stack(images)
 
 
 def _pixel_count(data: bytes) -> int:

@@ -17,7 +17,7 @@ from aecore.latent.samplers import SAMPLERS
 from aecore.model.autoencoder import ImageShape
 from serving.http.decoding import JSON
 from serving.http.encoding import IMAGE_RESPONSES
-from serving.runtime.face_counter import MAX_IMAGES
+from serving.runtime.face_finder import MAX_IMAGES
 
 Z = list[list[float]]
 ZPoints = Annotated[Z, Field(min_length=1, description="z-points of z_dim numbers each")]
@@ -142,6 +142,19 @@ class NeighboursResponse(BaseModel):
 class PointsAtResponse(ImagesResponse):
     z: Z = Field(description="the mean of the k nearest points on the map, by inverse squared distance")
     nearest: list[StoredImage] = Field(description="nearest on the map first")
+
+
+class Square(BaseModel):
+    left: float
+    top: float
+    size: float
+
+
+class FrameResponse(BaseModel):
+    model: str = Field(description="name/version")
+    frame: Square | None = Field(
+        description="in pixels of the upright image, perhaps beyond it; null if it or the stored images show no face"
+    )
 
 
 class SpriteGrid(BaseModel):
@@ -325,6 +338,11 @@ def request_inputs(
         if parameter["schema"].get("default") not in (None, {}):
             del parameter["schema"]["default"]
     return {"requestBody": {"required": required, "content": content}} | ({"parameters": query} if query else {})
+
+
+def request_file(*media_types: str) -> dict[str, Any]:
+    """Return FastAPI's `openapi_extra` of a route whose body is a file of one of `media_types`."""
+    return {"requestBody": {"required": True, "content": _binary(media_types)}}
 
 
 def _inline(schema: dict[str, Any]) -> dict[str, Any]:

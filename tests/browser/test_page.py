@@ -12,10 +12,12 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from aecore.data.images import encode_image
 from aecore.data.synthetic_faces import draw_face
+from aecore.latent.points import make_points
 from tests.browser.page_actions import (
     changed_image_urls,
     choose,
@@ -203,6 +205,24 @@ def test_reconstruct_an_uploaded_image(open_page, page_url):
         page, "#reconstruction", lambda: frame.press("ArrowRight")
     )  # a successful request does not hide the warning
     assert page.locator("#notice").is_visible()
+
+
+def test_the_face_of_a_photo_is_framed_as_the_training_images_are(open_page, serve):
+    slot = make_slot()
+    faces = np.stack([draw_face(seed, 0, 32)[0] for seed in range(12)])
+    points = make_points(torch.randn(12, Z_DIM), faces, torch.zeros(12, dtype=torch.uint8), {})
+    slot.current.info = replace(slot.current.info, points=points)
+    page = open_page(f"{serve(slot)}/#reconstruct")
+    image_urls(page, "#reconstruction")
+    photo = np.full((500, 300, 3), 110, np.uint8)
+    photo[80:200, 120:240] = draw_face(3, 0, 120)[0]
+    upload = {"name": "photo.png", "mimeType": "image/png", "buffer": encode_image(photo, "png")}
+    page.set_input_files("#file", upload)
+    page.wait_for_function("() => document.querySelector('#zoom output').value.startsWith('2.')")  # 300 / 120 = 2.5
+    page.wait_for_load_state("networkidle")
+    sent = np.asarray(Image.open(io.BytesIO(decode_data_url(image_urls(page, "#reconstruction")[0]))).convert("RGB"))
+    expected = np.asarray(Image.fromarray(photo[80:200, 120:240]).resize((IMAGE.size,) * 2, Image.Resampling.BOX))
+    assert np.abs(sent.astype(int) - expected).mean() < 30
 
 
 def test_selected_image_is_copied_downloaded_and_used_in_each_view(open_page, page_url):

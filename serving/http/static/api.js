@@ -103,6 +103,20 @@ export async function sampleLikeData(n) {
   return points.map((point, i) => ({ ...point, description: `${sampler}, seed ${seed}, sample ${i + 1}` }));
 }
 
+/**
+ * Return {left, top, size} in pixels: the square of an image file that frames its face as those of the training images
+ * are framed. Null if it or they show none, or if the model has no stored images.
+ */
+export async function findFrame(file) {
+  try {
+    const headers = { "Content-Type": file.type, "X-Zpoint-Model": label(model) };
+    return (await (await request("POST", `${base(model)}/frame`, file, headers)).json()).frame;
+  } catch (error) {
+    if (error.status === 404) return null;
+    throw error;
+  }
+}
+
 /** Corrupt an image (a data: URL) by a task, encode and decode it: {corrupted, reconstruction}; the latter has z. */
 export async function reconstruct(src, task, parameters, seed) {
   const response = await post("reconstruct", { images: [src], task, parameters, seed });
@@ -171,7 +185,7 @@ async function post(route, body, of = model) {
 
 async function request(method, path, body, extraHeaders = {}) {
   const headers = { Accept: "application/json", ...extraHeaders };
-  if (body) headers["Content-Type"] = "application/json";
+  if (typeof body === "string") headers["Content-Type"] = "application/json";
   if (!/^[\x20-\x7e]*$/.test(token)) throw new RequestError(401, "A token has ASCII characters only.");
   if (token) headers.Authorization = `Bearer ${token}`;
   for (let attempt = 1; ; attempt++) {

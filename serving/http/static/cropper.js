@@ -4,8 +4,9 @@ import { byId, createElement, createSlider } from "./dom.js";
 
 const MAX_SIDE = 1024; // pixels; the model's images have at most 512
 const MAX_ZOOM = 5; // relative to the size that just fills the frame
+const SENT_SIDE = 640; // pixels of the longer side of the copy in which the endpoint finds the face
 
-/** `onFrame()` is called when the frame moves. Returns `open(file)`, `close()` and `crop(size)`. */
+/** `onFrame()` is called when the frame moves. Returns `open(file)`, `smallCopy()`, `frame()`, `close()` and `crop(size)`. */
 export function createCropper(onFrame) {
   const canvas = byId("cropper");
   const context = canvas.getContext("2d");
@@ -19,6 +20,11 @@ export function createCropper(onFrame) {
   byId("zoom").append(zoom.element);
 
   const scale = () => (zoom.value * side) / Math.min(bitmap.width, bitmap.height);
+
+  function copySize() {
+    const shrink = Math.min(1, SENT_SIDE / Math.max(bitmap.width, bitmap.height));
+    return [bitmap.width, bitmap.height].map((length) => Math.round(shrink * length));
+  }
 
   function draw() {
     const [width, height] = [bitmap.width * scale(), bitmap.height * scale()];
@@ -82,6 +88,20 @@ export function createCropper(onFrame) {
       zoom.set(1);
       byId("crop").hidden = false;
       draw();
+    },
+    /** Return a small JPEG file of the image. */
+    smallCopy() {
+      const [width, height] = copySize();
+      const copy = createElement("canvas", { width, height });
+      copy.getContext("2d").drawImage(bitmap, 0, 0, width, height);
+      return new Promise((resolve) => copy.toBlob(resolve, "image/jpeg", 0.9));
+    },
+    /** Put a square of the small copy into the frame. */
+    frame({ left, top, size }) {
+      const [width, height] = copySize();
+      [x, y] = [(left + size / 2) / width, (top + size / 2) / height];
+      zoom.set(Math.min(width, height) / size);
+      reframe();
     },
     close() {
       bitmap = null;

@@ -1,6 +1,6 @@
 // The view that reconstructs an image, the user's or a random one, after a task has corrupted it.
 
-import { latestOnly, loadMap, model, reconstruct, sampleLikeData } from "./api.js";
+import { findFrame, latestOnly, loadMap, model, reconstruct, sampleLikeData } from "./api.js";
 import { createCropper } from "./cropper.js";
 import { firstPicture, storedImage } from "./steps.js";
 import {
@@ -73,7 +73,14 @@ export function startReconstruction(onSelect) {
     }
     source = { getSrc: () => cropper.crop(model.image.size), description: file.name };
     refresh();
+    frameFace(source);
   }
+
+  /** Frame the face of a file as the training images are framed, unless another image has been opened meanwhile. */
+  const frameFace = latestOnly(async (opened) => {
+    const square = source === opened && (await findFrame(await cropper.smallCopy()));
+    if (square && source === opened) cropper.frame(square);
+  });
 
   let position = 0; // among the test images; the page begins with the first
   let map = undefined; // of the stored real images, null if there are none

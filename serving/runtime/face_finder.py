@@ -1,0 +1,55 @@
+"""Find faces for the web page: count the images that show one, and frame a photo as the stored images are framed."""
+
+import threading
+from collections.abc import Hashable
+
+import numpy as np
+
+from aecore.latent.points import StoredPoints
+
+# Only an endpoint with a page in use loads OpenCV, so aecore.metrics.face_detector is imported in the methods.
+MAX_IMAGES = 64  # of one count, and thumbnails for a frame: the detector takes about 15 ms an image
+MAX_COUNTS = 4096
+
+
+class FaceFinder:
+    """OpenCV's detector, which serves one thread, so that its calls take turns; results are kept."""
+
+    def __init__(self) -> None:
+        self._counts: dict[Hashable, int] = {}
+        self._typical: dict[str, tuple[float, float, float] | None] = {}  # faces of the thumbnails, by version label
+        self._lock = threading.Lock()
+
+    def count(self, key: Hashable, images: np.ndarray) -> int:
+        """Return how many of images uint8 (n, size, size, channels) show a face, by the metric `faces`.
+
+        The same `key` gives the same number.
+        """
+        from aecore.metrics.face_detector import face_hits
+
+        with self._lock:
+            if key not in self._counts:
+                if len(self._counts) == MAX_COUNTS:
+                    del self._counts[next(iter(self._counts))]
+                self._counts[key] = int(face_hits(images).sum())
+            return self._counts[key]
+
+    def frame(self, label: str, points: StoredPoints, image: np.ndarray) -> tuple[float, float, float] | None:
+        """Return left, top and size of the square of `image` that has its largest face where the stored images have it.
+
+        In pixels; it may reach beyond the image. None if no face is found, or if fewer than half of the thumbnails of
+        the version `label` show one.
+        """
+        from aecore.metrics.face_detector import largest_face, typical_face
+
+        with self._lock:
+            if label not in self._typical:
+                rows = np.unique(np.linspace(0, len(points) - 1, MAX_IMAGES).astype(int))
+                self._typical[label] = typical_face([points.thumbnail(row) for row in rows.tolist()])
+            typical = self._typical[label]
+            face = largest_face(image) if typical else None
+        if typical is None or face is None:
+            return None
+        (x, y, side), (typical_x, typical_y, typical_side) = face, typical
+        size = side / typical_side
+        return x - typical_x * size, y - typical_y * size, size
