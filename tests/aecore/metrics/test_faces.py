@@ -1,4 +1,4 @@
-"""Where the face detector finds faces: in square images and in photos."""
+"""Find faces in square images and in photos, by the face detector."""
 
 import numpy as np
 import pytest

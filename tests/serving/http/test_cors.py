@@ -1,4 +1,4 @@
-"""Which web pages of other origins may use the API: none, or those of a list."""
+"""CORS: web pages of a list of origins may use the API, by default none."""
 
 from typing import Any
 
