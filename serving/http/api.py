@@ -11,7 +11,7 @@
 | GET /v1/points | attribute | JSON: the 2-D map of the stored points |
 | GET /v1/points/thumbnails | | WebP: their thumbnails on one sheet |
 | POST /v1/points/at | {"x": 0, "y": 0, "k": 8} | image; JSON also z, the nearest stored points |
-| POST /v1/frame | an image file | JSON: the square around its face, framed as in the stored points |
+| POST /v1/frames | images | JSON: the square around each one's face, framed as in the stored points |
 | GET /v1/model | | JSON: version, recipe, metrics, samplers, tasks, paths, latent space, limits |
 | GET /v1/models | | JSON: of each alias the version, run, kl_factor, z_dim, image and metrics |
 | GET /metrics | | Prometheus |
@@ -64,7 +64,6 @@ from serving.http.decoding import (
     Limits,
     TooLarge,
     canonical_media_type,
-    decode_whole,
     detect_media_type,
     load_json,
     parse_body,
@@ -308,22 +307,20 @@ async def points_at(request: Request) -> Response:
 
 
 @model_routes.post(
-    "/frame",
-    responses=schemas.responses("the square around the face", 404, *schemas.POST_ERRORS),
-    openapi_extra=schemas.request_file(*IMAGE_FILES),
+    "/frames",
+    responses=schemas.responses("the squares around the faces", 404, *schemas.POST_ERRORS),
+    openapi_extra=schemas.request_inputs(schemas.EncodeRequest, NPY, *IMAGE_FILES),
 )
-async def find_frame(request: Request) -> schemas.FrameResponse:
-    """Find the square of an image file that frames its largest face as those of the stored real images are framed."""
-    points, limits = _stored_points(request), request.app.state.limits
-    _check_content_type(request, *IMAGE_FILES)
-    body = await _read_body(request, limits.max_body_bytes, "an image file")
-    label = request.state.model.info.label
+async def find_frames(request: Request) -> schemas.FramesResponse:
+    """Find the square of each image that frames its largest face as those of the stored real images are framed."""
+    points, label = _stored_points(request), request.state.model.info.label
+    images, _ = await _read_input(request, ("images",), schemas.Options, fit=False)
     with _client_errors():
-        _merge_options(request, schemas.Options, {})
-        [image] = await asyncio.to_thread(lambda: list(decode_whole([body], limits)))
-    square = await asyncio.to_thread(request.app.state.faces.frame, label, points, image)
-    frame = schemas.Square(left=square[0], top=square[1], size=square[2]) if square else None
-    return schemas.FrameResponse(model=label, frame=frame)
+        if len(images) > MAX_IMAGES:
+            raise TooLarge(f"{len(images)} images: faces are found in at most {MAX_IMAGES}")
+    frames = [await asyncio.to_thread(request.app.state.faces.frame, label, points, image) for image in images]
+    squares = [frame and schemas.Square(left=frame[0], top=frame[1], size=frame[2]) for frame in frames]
+    return schemas.FramesResponse(model=label, frames=squares)
 
 
 @model_routes.get("/model", responses=schemas.responses("the served model", 401, 422))
@@ -386,17 +383,22 @@ async def get_metrics(request: Request) -> Response:
     return Response(request.app.state.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _read_input(request: Request, keys: tuple[str, ...], options_model: type[O]) -> tuple[np.ndarray, O]:
-    """Return the body's z-points or images (`keys`), and the options of the URL's query and a JSON body."""
+async def _read_input(
+    request: Request, keys: tuple[str, ...], options_model: type[O], *, fit: bool = True
+) -> tuple[Any, O]:
+    """Return the body's z-points or images (`keys`), and the options of the URL's query and a JSON body.
+
+    Images are of the model's shape; without `fit` they are as sent.
+    """
     limits: Limits = request.app.state.limits
     info = request.state.model.info
     content_type = _check_content_type(request, *(IMAGE_FILES if "images" in keys else ()), JSON, NPY)
     allowed = f"{limits.max_points_of(info.image)} {'z-points' if 'z' in keys else 'images'}"
     body = await _read_body(request, limits.max_body_bytes, allowed)
 
-    def parse() -> tuple[np.ndarray, O]:
+    def parse() -> tuple[Any, O]:
         media_type = content_type or detect_media_type(body)
-        array, options = parse_body(body, media_type, keys, info.image, info.z_dim, limits)
+        array, options = parse_body(body, media_type, keys, info.image, info.z_dim, limits, fit=fit)
         return array, _merge_options(request, options_model, options)
 
     with _client_errors():

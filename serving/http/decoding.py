@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -71,24 +71,26 @@ class Limits:
 
 
 def parse_body(
-    body: bytes, content_type: str, keys: tuple[str, ...], image: ImageShape, z_dim: int, limits: Limits
-) -> tuple[np.ndarray, dict[str, Any]]:
+    body: bytes, content_type: str, keys: tuple[str, ...], image: ImageShape, z_dim: int, limits: Limits, *,
+    fit: bool = True,
+) -> tuple[Any, dict[str, Any]]:  # fmt: skip
     """Return the array in a body, and the options beside it in a JSON body.
 
     The array holds z-points, float32 (n, z_dim), all finite, or images, uint8 (n, size, size, channels), cropped and
-    resized to the model's `image`. `keys` are the allowed kinds: "z", "images" or both. `content_type` is JSON
-    (`{"z": [[...], ...]}` or `{"images": ["base64 of an image file", ...]}`), NPY (floats (n, z_dim) or uint8
-    (n, H, W, 1 or 3)); any other is an image file. Nothing is unpickled. Raises ValueError for any other body,
-    TooLarge for one beyond `limits`.
+    resized to the model's `image`; without `fit` they are a list of uint8 (H, W, 1 or 3). `keys` are the allowed kinds:
+    "z", "images" or both. `content_type` is JSON (`{"z": [[...], ...]}` or `{"images": ["base64 of an image file",
+    ...]}`), NPY (floats (n, z_dim) or uint8 (n, H, W, 1 or 3)); any other is an image file. Nothing is unpickled.
+    Raises ValueError for any other body, TooLarge for one beyond `limits`.
     """
     max_points = limits.max_points_of(image)
+    shape = image if fit else None
     if content_type == NPY:
         header = read_npy_header(body)
         if "images" in keys and ("z" not in keys or header.dtype == np.uint8):
-            return _images_from_npy(body, header, image, max_points), {}
+            return _images_from_npy(body, header, shape, max_points), {}
         return to_finite_float32(_z_from_npy(body, header, z_dim, max_points)), {}
     if content_type != JSON:
-        return decode_image_files([body], image, limits), {}
+        return decode_image_files([body], shape, limits), {}
     check_json_size(body, z_dim, max_points)
     value = load_json(body)
     present = [key for key in keys if isinstance(value, dict) and key in value]
@@ -98,7 +100,7 @@ def parse_body(
     options = {key: option for key, option in value.items() if key != present[0]}
     if present == ["z"]:
         return z_from_lists(value["z"], z_dim, max_points), options
-    return images_from_base64(value["images"], image, limits), options
+    return images_from_base64(value["images"], shape, max_points, limits), options
 
 
 def canonical_media_type(header: str) -> str:
@@ -201,14 +203,14 @@ def _z_from_npy(body: bytes, header: NpyHeader, z_dim: int, max_points: int) -> 
     return _npy_data(body, header)
 
 
-def _images_from_npy(body: bytes, header: NpyHeader, image: ImageShape, max_images: int) -> np.ndarray:
+def _images_from_npy(body: bytes, header: NpyHeader, image: ImageShape | None, max_images: int) -> Any:
     shape, dtype = header.shape, header.dtype
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
         raise ValueError(f"the .npy array is of {dtype} with shape {shape}: images take uint8 (n, H, W, 1 or 3)")
     _check_count(shape[0], max_images, "images")
     if min(shape) < 1:
         raise ValueError(f"the .npy array has shape {shape}: images need at least one pixel")
-    return np.stack([fit_square(pixels, image.size, image.channels) for pixels in _npy_data(body, header)])
+    return _fit(_npy_data(body, header), image)
 
 
 def _npy_data(body: bytes, header: NpyHeader) -> np.ndarray:
@@ -219,11 +221,11 @@ def _npy_data(body: bytes, header: NpyHeader) -> np.ndarray:
     return np.frombuffer(body, header.dtype, offset=header.data_offset).reshape(header.shape, order=order)
 
 
-def images_from_base64(value: object, image: ImageShape, limits: Limits) -> np.ndarray:
-    """Return the images of a JSON value `["base64 of an image file", ...]`, uint8 (n, size, size, channels)."""
+def images_from_base64(value: object, image: ImageShape | None, max_images: int, limits: Limits) -> Any:
+    """Return the images of a JSON value `["base64 of an image file", ...]`, as `decode_image_files` does."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ValueError("images must be a list of image files in base64")
-    _check_count(len(value), limits.max_points_of(image), "images")
+    _check_count(len(value), max_images, "images")
     files = []
     for index, text in enumerate(value):
         try:
@@ -248,24 +250,29 @@ def decode_base64(text: str) -> bytes:
     return binascii.a2b_base64(data + b"=" * (-len(data) % 4), strict_mode=True)
 
 
-def decode_image_files(files: list[bytes], image: ImageShape, limits: Limits) -> np.ndarray:
-    """Decode, crop and resize image files to uint8 (n, size, size, channels), as `decode_whole` does."""
-    return np.stack([fit_square(pixels, image.size, image.channels) for pixels in decode_whole(files, limits)])
-
-
-def decode_whole(files: list[bytes], limits: Limits) -> Iterator[np.ndarray]:
-    """Yield the upright images of image files, uint8 (H, W, 1 or 3).
+def decode_image_files(files: list[bytes], image: ImageShape | None, limits: Limits) -> Any:
+    """Decode image files, crop and resize them to uint8 (n, size, size, channels), without an `image` to a list.
 
     Their headers are read first: TooLarge if they have more than `max_upload_pixels` in total.
     """
     pixels = sum(_pixel_count(data) for data in files)
     if pixels > limits.max_upload_pixels:
         raise TooLarge(f"{pixels:,} pixels: one request takes images of at most {limits.max_upload_pixels:,} in total")
-    for index, data in enumerate(files):
-        try:
-            yield decode_image(data, PILLOW_FORMATS)
-        except ValueError as error:
-            raise ValueError(f"images[{index}]: {error}") from None
+    return _fit((_decode_file(index, data) for index, data in enumerate(files)), image)
+
+
+def _fit(images: Iterable[np.ndarray], image: ImageShape | None) -> Any:
+    """Crop and resize images (H, W, 1 or 3) one by one to an array of `image`; without it return them as a list."""
+    if image is None:
+        return list(images)
+    return np.stack([fit_square(pixels, image.size, image.channels) for pixels in images])
+
+
+def _decode_file(index: int, data: bytes) -> np.ndarray:
+    try:
+        return decode_image(data, PILLOW_FORMATS)
+    except ValueError as error:
+        raise ValueError(f"images[{index}]: {error}") from None
 
 
 def _pixel_count(data: bytes) -> int:

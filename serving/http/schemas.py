@@ -150,9 +150,9 @@ class Square(BaseModel):
     size: float
 
 
-class FrameResponse(BaseModel):
+class FramesResponse(BaseModel):
     model: str = Field(description="name/version")
-    frame: Square | None = Field(
+    frames: list[Square | None] = Field(
         description="in pixels of the upright image, perhaps beyond it; null if it or the stored images show no face"
     )
 
@@ -338,11 +338,6 @@ def request_inputs(
         if parameter["schema"].get("default") not in (None, {}):
             del parameter["schema"]["default"]
     return {"requestBody": {"required": required, "content": content}} | ({"parameters": query} if query else {})
-
-
-def request_file(*media_types: str) -> dict[str, Any]:
-    """Return FastAPI's `openapi_extra` of a route whose body is a file of one of `media_types`."""
-    return {"requestBody": {"required": True, "content": _binary(media_types)}}
 
 
 def _inline(schema: dict[str, Any]) -> dict[str, Any]:

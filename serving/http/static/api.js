@@ -110,7 +110,7 @@ export async function sampleLikeData(n) {
 export async function findFrame(file) {
   try {
     const headers = { "Content-Type": file.type, "X-Zpoint-Model": label(model) };
-    return (await (await request("POST", `${base(model)}/frame`, file, headers)).json()).frame;
+    return (await (await request("POST", `${base(model)}/frames`, file, headers)).json()).frames[0];
   } catch (error) {
     if (error.status === 404) return null;
     throw error;

@@ -7,7 +7,7 @@ from serving.http.api import create_app
 from tests.serving.app_server import make_slot
 
 schemathesis = pytest.importorskip("schemathesis")
-POST_ROUTES = ("decode", "sample", "encode", "reconstruct", "interpolate", "neighbours", "points/at", "frame")
+POST_ROUTES = ("decode", "sample", "encode", "reconstruct", "interpolate", "neighbours", "points/at", "frames")
 MODEL_ROUTES = [
     *(("POST", f"/{name}") for name in POST_ROUTES),
     *(("GET", f"/{name}") for name in ("model", "points", "points/thumbnails")),

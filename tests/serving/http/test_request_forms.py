@@ -32,6 +32,7 @@ BODIES = {
     "/v1/interpolate": {"z": make_z(2).tolist()},
     "/v1/neighbours": {"z": make_z(1).tolist()},
     "/v1/points/at": {},
+    "/v1/frames": {"images": [BASE64]},
 }
 # (route, its options in the query, the same options in the body)
 OPTIONS = [
@@ -164,6 +165,7 @@ def test_sample_needs_no_body():
         ("/v1/points/at", {"x", "y", "k"}),
         ("/v1/decode", set()),
         ("/v1/encode", set()),
+        ("/v1/frames", set()),
     ],
 )
 def test_the_openapi_lists_the_options_of_the_query(path, parameter_names):
