@@ -1,4 +1,4 @@
-"""What makes a run: code, packages and job, as tags of its MLflow run.
+"""Tags of an MLflow run that tell what made it: code, packages and job.
 
 `zpoint submit` and a process that joins a cluster send the commit of their code along, since the nodes get no .git.
 """

@@ -39,7 +39,13 @@ def deploy(
         "cors_origins": list(cors_origins), "access_log": access_log,
     }  # fmt: skip
     client, url = _connect(address)
-    previous = _application(client).get("last_deployed_time_s")
+    details = client.get_serve_details()
+    running_port = (details.get("http_options") or {}).get("port", port)
+    if details["proxies"] and running_port != port:
+        raise ValueError(
+            f"the endpoint listens at port {running_port}, not changed by Ray Serve: `zpoint deploy delete` first"
+        )
+    previous = details["applications"].get(APPLICATION, {}).get("last_deployed_time_s")
     client.deploy_applications(make_config(port, args))
     deadline, printed = time.monotonic() + START_TIMEOUT_S, ""
     while True:

@@ -66,6 +66,8 @@ def test_the_endpoint_is_awaited_and_described(connect, capsys):
         "alias": ["champion", "near-ae"], "min_replicas": 1, "max_replicas": 4, "compile": False,
         "cors_origins": ["https://a.org"], "access_log": "",
     }  # fmt: skip
+    with pytest.raises(ValueError, match=r"listens at port 8001.*`zpoint deploy delete`"):
+        deploy(["champion"], 8000, (1, 1))
     assert delete_deployment()["status"] == deployment_status()["status"] == "NOT_STARTED"
 
 
