@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -256,23 +256,17 @@ def _follow(client: Any, url: str, job_id: str, show_log: bool = True) -> str:
 
 def _tail(client: Any, url: str, job_id: str) -> Iterator[str]:
     """Yield the chunks of a job's log from its start. Raises OSError if none comes and the dashboard is silent too."""
-    loop = asyncio.new_event_loop()
     chunks = client.tail_job_logs(job_id)
-    try:
-        while True:
-            chunk = loop.create_task(anext(chunks, None))
-            while not loop.run_until_complete(asyncio.wait([chunk], timeout=CHECK_INTERVAL_S))[0]:
-                try:
-                    check_answers(url)
-                except OSError:
-                    chunk.cancel()
-                    raise
-            if (text := chunk.result()) is None:
-                return
+    with asyncio.Runner() as runner:  # its end cancels what still waits for a broken connection
+        while (text := runner.run(_next_chunk(chunks, url))) is not None:
             yield text
-    finally:
-        loop.run_until_complete(chunks.aclose())
-        loop.close()
+
+
+async def _next_chunk(chunks: AsyncIterator[str], url: str) -> str | None:
+    chunk = asyncio.ensure_future(anext(chunks, None))
+    while not (await asyncio.wait([chunk], timeout=CHECK_INTERVAL_S))[0]:
+        check_answers(url)
+    return chunk.result()
 
 
 def _job_info(client: Any, url: str, job_id: str) -> Any:

@@ -1,5 +1,7 @@
 """Ray Jobs on a head node that this module starts and stops."""
 
+import asyncio
+import gc
 import os
 import shlex
 import shutil
@@ -238,6 +240,24 @@ def test_a_broken_connection_is_made_again_and_no_line_is_printed_twice(monkeypa
     ]  # fmt: skip
     assert "job 'a' is RUNNING" in said[1]
     assert "".join(line.partition("zpoint: ")[0] for line in err.splitlines()) == job_log.replace("\n", "")
+
+
+def test_a_silent_connection_to_a_dashboard_that_is_away_ends_without_a_pending_task(monkeypatch, caplog):
+    async def wait_forever(job_id: str):
+        yield "one\n"
+        await asyncio.get_running_loop().create_future()
+
+    def refuse(url: str) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr(submit_module, "CHECK_INTERVAL_S", 0.01)
+    monkeypatch.setattr(submit_module, "check_answers", refuse)
+    chunks = submit_module._tail(SimpleNamespace(tail_job_logs=wait_forever), "http://head", "a")
+    assert next(chunks) == "one\n"
+    with pytest.raises(OSError, match="no route"):
+        next(chunks)
+    gc.collect()
+    assert caplog.messages == []  # such as "Task was destroyed but it is pending!"
 
 
 def test_a_cluster_that_stays_away_ends_the_wait_with_what_is_known(monkeypatch: pytest.MonkeyPatch):
