@@ -18,7 +18,7 @@ from typing import Any
 from aecore.errors import one_line
 from cluster.network import find_interface
 from cluster.settings import apply_env, exported_env, settings
-from jobs.commands.doctor import FULL_BYTES, MIN_FREE_BYTES, MIN_SHARED_BYTES, Check
+from jobs.commands.doctor import FULL_BYTES, MIN_FREE_BYTES, MIN_SHARED_BYTES, Check, check_server
 
 PROBE_TIMEOUT_S = 90
 MAX_CLOCK_OFFSET_S = 5.0  # S3 refuses requests of a clock that is 15 minutes off
@@ -241,6 +241,8 @@ def _use_store() -> None:
 def _use_mlflow() -> None:
     from cluster.tracking import find_experiment
 
+    if (uri := settings().tracking_uri).startswith("http"):
+        check_server(uri)
     find_experiment()
 
 

@@ -215,7 +215,7 @@ def _check_mlflow() -> Check:
     uri = settings().tracking_uri
     check_tracking_uri()
     if uri.startswith("http"):
-        _check_server(uri)
+        check_server(uri)
     import mlflow
 
     from cluster.tracking import client, experiment_id, find_experiment
@@ -237,7 +237,7 @@ def _check_network() -> Check:
     return Check("network", True, f"{values}: not for loopback, nor for hosts in NO_PROXY")
 
 
-def _check_server(url: str) -> None:
+def check_server(url: str) -> None:
     """Raise OSError unless a server answers at `url`; MLflow itself would retry."""
     try:
         urlopen(re.sub("//.*@", "//", url), timeout=5).close()  # urllib takes no credentials in a URL

@@ -11,7 +11,7 @@ import pytest
 from cluster import tracking
 from cluster.settings import settings
 from jobs.commands import doctor as doctor_module
-from jobs.commands.doctor import Check, _check_mlflow, _check_server, doctor, render
+from jobs.commands.doctor import Check, _check_mlflow, check_server, doctor, render
 
 REPO = Path(__file__).parents[3]
 NAMES = ["settings", "python", "torch", "gpu", "disk", "cache", "limits", "ray", "storage", "mlflow", "network"]
@@ -75,7 +75,7 @@ def test_mlflows_troubles_are_found(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_server_with_credentials_in_its_url_is_reached(monkeypatch: pytest.MonkeyPatch, start_moto):
-    _check_server(start_moto().replace("http://", "http://me:ge@heim@"))
+    check_server(start_moto().replace("http://", "http://me:ge@heim@"))
 
 
 def run_doctor(*prefix: str, **variables: str) -> dict[str, dict]:
