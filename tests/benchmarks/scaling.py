@@ -6,8 +6,8 @@
 A step takes the time of a worker's own step and of a ring all-reduce of the gradients: 2 (n - 1) / n times their bytes
 over the slowest link, and 2 (n - 1) messages. The two do not overlap: nearly all gradients are in DDP's last bucket,
 which is ready when the backward pass ends. An epoch adds validation, judging on rank 0 and the copy of a checkpoint.
-The check trains by zpoint's loop over gloo, between network namespaces whose links `tc` limits, and measures the
-worker's own step by trainings of one worker that run on all hosts at once.
+The check trains by zpoint's loop over gloo, between network namespaces whose links `tc` limits. A worker's own step is
+what the metric `allreduce_wait` leaves of that training's steps, so that other load on the machine does not matter.
 """
 
 import argparse
@@ -111,12 +111,11 @@ def check(mbits: list[int]) -> str:
                 limit = ["root", "tbf", "rate", f"{mbit}mbit", "burst", "256kb", "latency", "100ms"]
                 subprocess.run(["tc", "-n", host.namespace, "qdisc", "replace", "dev", "eth0", *limit], check=True)
             for workers in (2, 3):
-                used = list(hosts.values())[:workers]
-                alone, together = _train_on(used, together=False), _train_on(used, together=True)
-                step_s = max(result["epoch_seconds"] for result in alone) / CHECK_STEPS
+                metrics = _train_on(list(hosts.values())[:workers])
+                measured, wait = metrics["images_per_second"], metrics["allreduce_wait"]
+                step_s = metrics["epoch_seconds"] * (1 - wait) / CHECK_STEPS
                 training = Training(CHECK_BATCH, step_s, nbytes, CHECK_STEPS * CHECK_BATCH * workers)
                 predicted = training.images_per_second(workers, mbit * 1e6 / 8 * EFFICIENCY, 1e-4)
-                measured, wait = together[0]["images_per_second"], together[0]["allreduce_wait"]
                 lines.append(
                     f"| {workers} | {mbit} | {step_s:.2f} | {predicted:.2f} | {measured:.2f} "
                     f"| {predicted / measured:.2f} | {wait:.0%} |"
@@ -125,23 +124,21 @@ def check(mbits: list[int]) -> str:
     return "\n".join(lines)
 
 
-def _train_on(hosts: list[Any], together: bool) -> list[dict[str, float]]:
-    """Train on all hosts at once, together or each for itself; return the metrics of each."""
-    size = len(hosts) if together else 1
+def _train_on(hosts: list[Any]) -> dict[str, float]:
+    """Train with one worker on each host; return the metrics of rank 0."""
     processes = []
     for rank, host in enumerate(hosts):
-        worker = ["--worker", rank if together else 0, size, hosts[0].address]
+        worker = ["--worker", rank, len(hosts), hosts[0].address]
         command = host.command([sys.executable, "-m", "tests.benchmarks.scaling", *worker], {})
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
     outputs = [process.communicate(timeout=900)[0] for process in processes]
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
+    return json.loads(outputs[0].splitlines()[-1])
 
 
 def train(rank: int, size: int, address: str) -> None:
     """Train two epochs in one of `size` processes and print the metrics of the second."""
     torch.set_num_threads(1)
-    if size > 1:
-        dist.init_process_group("gloo", f"tcp://{address}:29500", rank=rank, world_size=size)
+    dist.init_process_group("gloo", f"tcp://{address}:29500", rank=rank, world_size=size)
     recipe = check_recipe(CHECK_MODEL | {"optim": {"epochs": 100, "batch": CHECK_BATCH * size}})
     shape = (CHECK_STEPS * recipe.optim.batch, CHECK_SHAPE.size, CHECK_SHAPE.size, CHECK_SHAPE.channels)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -149,8 +146,7 @@ def train(rank: int, size: int, address: str) -> None:
     sampler = BatchSampler(0, recipe.optim.batch, world)
     loaders = [NodeLoader(images[:count], sampler, device) for count in (len(images), 0)]
     run = loop.TrainingRun(recipe, build_model(recipe, CHECK_SHAPE), *loaders, world)
-    if size > 1:
-        run.distribute()
+    run.distribute()
     epochs = (event for event in loop.fit(run) if isinstance(event, loop.EpochEnd))
     next(epochs)
     print(json.dumps(next(epochs).metrics), flush=True)
