@@ -55,12 +55,12 @@ class CompiledUpdate:
         captures = run.device.type == "cuda" and run.world.size == 1
         self.full_update = CapturedUpdate(run) if captures else run.update
 
-    def __call__(self, corrupted: Tensor, target: Tensor, noise: Tensor) -> None:
+    def __call__(self, run: "TrainingRun", corrupted: Tensor, target: Tensor, noise: Tensor) -> None:
         if len(corrupted) == self.rows:
-            self.full_update(corrupted, target, noise)
+            self.full_update(run, corrupted, target, noise)
         else:
             with torch.compiler.set_stance("force_eager"):
-                self.plain_update(corrupted, target, noise)
+                self.plain_update(run, corrupted, target, noise)
 
 
 class CapturedUpdate:
@@ -71,7 +71,7 @@ class CapturedUpdate:
         self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(run.device)
         self.inputs: list[Tensor] = []
 
-    def __call__(self, *inputs: Tensor) -> None:
+    def __call__(self, run: "TrainingRun", *inputs: Tensor) -> None:
         if not self.inputs:
             copies = {id(tensor): tensor.clone() for tensor in inputs}
             self.inputs = [copies[id(tensor)] for tensor in inputs]  # without a corruption the input is the target
@@ -80,12 +80,12 @@ class CapturedUpdate:
         if self.steps < WARMUP_STEPS:
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
-                self.update(*self.inputs)
+                self.update(run, *self.inputs)
             torch.cuda.current_stream().wait_stream(self.stream)
         else:
             if self.steps == WARMUP_STEPS:
                 # thread_local: the loader's threads copy images meanwhile, which a global capture does not allow.
                 with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
-                    self.update(*self.inputs)
+                    self.update(run, *self.inputs)
             self.graph.replay()
         self.steps += 1

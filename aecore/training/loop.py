@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from aecore.training.gradient_exchange import GradientExchange
 EPOCH_SUMS: tuple[str, ...] = ("recon", "kl", "count")  # summed over the open epoch's images; a checkpoint stores them
 METRICS_INTERVAL_S = 0.5  # between two reads of the running sums, each of which waits for the device
 MIN_VALID_IMAGES, VALID_FRACTION = 256, 25  # validate an epoch on 1/25 as many images as it trains on, at least 256
+Update = Callable[["TrainingRun", Tensor, Tensor, Tensor], None]  # with the corrupted images, the targets, the noise
 log = logging.getLogger(__name__)
 
 
@@ -75,7 +76,7 @@ class TrainingRun:
     objective: Objective = field(init=False)
     wrapped_objective: nn.Module = field(init=False)  # in DistributedDataParallel if there are several workers
     exchange: GradientExchange | None = None
-    update: Callable[[Tensor, Tensor, Tensor], None] = field(init=False)  # the device's part of a step
+    update: "Update" = field(init=False)  # the device's part of a step
     optimizer: torch.optim.Optimizer = field(init=False)
     scalars: Tensor = field(init=False)  # float64 (4,): learning rate, KL factor, scale of the loss, step
     epoch_sums: Tensor = field(init=False)  # float64 (3,), EPOCH_SUMS of this worker's images in the open epoch
@@ -83,7 +84,7 @@ class TrainingRun:
 
     def __post_init__(self) -> None:
         self.objective = self.wrapped_objective = Objective(self.model, self.recipe)
-        self.update = partial(update_weights, self)
+        self.update = update_weights
         self.scalars = torch.zeros(4, dtype=torch.float64, device=self.device)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=self.recipe.optim.lr, fused=True, capturable=self.device.type == "cuda"
@@ -230,7 +231,7 @@ def train_step(run: TrainingRun, batch: Batch) -> None:
     # without images (if the last batch has fewer images than there are workers) takes part in the collectives.
     scalars = torch.tensor([rate, beta, run.world.size / batch.count, step], dtype=torch.float64)
     run.scalars.copy_(scalars, non_blocking=True)
-    run.update(corrupted, target, noise)
+    run.update(run, corrupted, target, noise)
 
 
 def update_weights(run: TrainingRun, corrupted: Tensor, target: Tensor, noise: Tensor) -> None:

@@ -126,7 +126,7 @@ def test_graph_replays_the_step_on_the_inputs_of_each_call(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, fake)
     taken = []
 
-    def update(corrupted, target, noise):
+    def update(run, corrupted, target, noise):
         assert corrupted is target
 
         def step():
@@ -137,7 +137,7 @@ def test_graph_replays_the_step_on_the_inputs_of_each_call(monkeypatch):
     captured = compiled.CapturedUpdate(SimpleNamespace(update=update, device="cuda"))
     for number in range(6):
         images = torch.full((2,), float(number))
-        captured(images, images, torch.full((2,), number + 0.5))
+        captured(None, images, images, torch.full((2,), number + 0.5))
     assert taken == [(number, number + 0.5) for number in range(6)]
     assert len(captured.graph.calls) == 1
 

@@ -1,6 +1,7 @@
 """The training loop: resume is bit-identical, several workers equal one, and each step equals a float64 reference."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -205,6 +206,15 @@ def test_model_is_in_training_mode_in_steps_and_in_eval_mode_in_evaluations(monk
         monkeypatch.setattr(loop, name, record(getattr(loop, name), name))
     epoch_ends(run)
     assert modes == 2 * [("train_step", True), ("train_step", True), ("evaluate", False)]
+
+
+def test_a_run_is_freed_with_its_last_reference():
+    """Not by the garbage collector: a GPU has no memory for the images of two trials of one process."""
+    run = make_run(make_recipe(), n_train=8)
+    weights_by_step(run)
+    freed = weakref.ref(run)
+    del run
+    assert freed() is None
 
 
 def test_epoch_sums_hold_the_images_of_the_open_epoch_alone():
