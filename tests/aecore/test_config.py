@@ -122,7 +122,7 @@ def test_defaults():
         "loss": {"pixels": "bce", "kl_factor": 1.0, "kl_warmup": 0.0, "free_bits": 0.0},
         "optim": {
             "epochs": 10, "batch": 64, "lr": 1e-3, "warmup": 0.0, "schedule": "constant", "clip": 0.0, "seed": 0,
-            "precision": "auto", "deterministic": False, "compile": "auto",
+            "precision": "auto", "deterministic": False, "compile": "off",
         },
         "scale": {
             "workers": 1, "cpus_per_worker": "auto", "gpus_per_worker": "auto", "gradients": "float32",

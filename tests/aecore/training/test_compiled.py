@@ -143,7 +143,7 @@ def test_graph_replays_the_step_on_the_inputs_of_each_call(monkeypatch):
 
 
 def choose(device="cuda", step=0, resumable=True, **optim):
-    optim = check_recipe({"optim": {"epochs": 100} | optim}).optim
+    optim = check_recipe({"optim": {"epochs": 100, "compile": "auto"} | optim}).optim
     return compiled.should_compile(SimpleNamespace(
         recipe=SimpleNamespace(optim=optim), steps_per_epoch=200, state=SimpleNamespace(step=step),
         device=torch.device(device), train=SimpleNamespace(resumable=resumable),
