@@ -53,7 +53,9 @@ TESTS = {  # of a module whose tests are not only tests/.../test_MODULE.py
     "aecore/data/file_tree.py": ("tests/aecore/data/test_layout.py", "tests/aecore/data/test_sources.py"),
     "aecore/data/parquet.py": ("tests/aecore/data/test_tables.py",),
     "aecore/data/images.py": ("tests/aecore/data/test_images.py", "tests/aecore/data/test_odd_images.py"),
-    "aecore/data/io.py": ("tests/aecore/data/test_shards.py", "tests/aecore/data/test_download.py"),
+    "aecore/data/io.py": (
+        "tests/aecore/data/test_io.py", "tests/aecore/data/test_shards.py", "tests/aecore/data/test_download.py",
+    ),
     "aecore/data/node_cache.py": ("tests/aecore/data/test_node_cache.py", "tests/aecore/data/test_cache_eviction.py"),
     "aecore/data/image_input.py": ("tests/aecore/test_pretrained.py", "tests/serving/client/test_client.py"),
     "aecore/data/readers.py": (
@@ -94,7 +96,16 @@ SWAPPED: dict[type, type] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
     ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult,
 }  # fmt: skip
-SYMMETRIC = ("max", "min", "samestat")  # functions whose arguments may change places
+# Functions whose first two arguments may change places.
+SYMMETRIC = (
+    "max",
+    "min",
+    "samestat",
+    "rates_differ",
+    "ssim",
+    "_mse",
+    "_psnr",
+)
 
 
 @dataclass(frozen=True)

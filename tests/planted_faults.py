@@ -884,6 +884,17 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
         "numpy takes any negative size for the unknown one",
     ),
     (
+        "aecore/data/loaders.py",
+        "True -> (False) in buffer = "
+        "torch.empty((len(rows), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=True)",
+        "pinned memory is a matter of speed, on a GPU",
+    ),
+    (
+        "aecore/data/parquet.py",
+        "return [] -> return None",
+        "no names and an empty list of them are both false",
+    ),
+    (
         "jobs/train/stopping.py",
         "1.0 -> (2.0) in SYNC_SECONDS = 1.0 # between two exchanges of the workers' actions",
         "a compromise between a stop's delay and the cost of an exchange: none is the right one to a second",

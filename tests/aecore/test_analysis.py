@@ -183,3 +183,9 @@ def test_samplers_are_measured_beside_reconstructions_and_real_images(model: Stu
     reconstructions = model.decode(model.held_out_z)[: analysis.IMAGES_STORED]
     assert (samplers.arrays["reconstructions"] == reconstructions).all()
     assert analysis.measure_real_images(model).metrics["nearest_train"] > 0
+
+
+def test_edges_of_the_histogram_of_radii_are_powers_of_two_and_eighths_of_them():
+    edges = analysis.RADIUS_BIN_EDGES
+    np.testing.assert_allclose(edges[::8], 2.0 ** np.arange(-3, 6))
+    np.testing.assert_allclose(edges[1:] / edges[:-1], 2 ** (1 / 8))

@@ -103,6 +103,21 @@ def write_idx(folder: Path, count: int, *, packed: bool = False) -> None:
             path.write_bytes(gzip.compress(data) if packed else data)
 
 
+@pytest.mark.parametrize(
+    ("name", "header", "shapes"),
+    [
+        ("train-images-idx3-ubyte", struct.pack(">4sII", b"\0\0\x08\x02", 20, 784), r"\(20, 784\) and labels \(20,\)"),
+        ("train-labels-idx1-ubyte", struct.pack(">4sI", b"\0\0\x08\x01", 19), r"\(20, 28, 28\) and labels \(19,\)"),
+    ],
+)
+def test_idx_files_of_other_shapes_are_refused(tmp_path: Path, name: str, header: bytes, shapes: str):
+    write_idx(tmp_path / "raw", 20)
+    count = 20 * 784 if "images" in name else 19
+    (tmp_path / "raw" / name).write_bytes(header + bytes(count))
+    with pytest.raises(ValueError, match=f"shapes of train images {shapes} do not match"):
+        open_source("mnist", SourceOptions(str(tmp_path)))
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_mnist_from_root_or_folder(tmp_path: Path, packed: bool):
     write_idx(tmp_path / "MNIST" / "raw", 40, packed=packed)

@@ -8,7 +8,6 @@ from torch import nn
 
 from aecore.config import check_recipe
 from aecore.model.autoencoder import (
-    LOGVAR_RANGE,
     Autoencoder,
     DiagonalGaussian,
     ImageShape,
@@ -107,7 +106,7 @@ def test_z_has_the_sd_of_the_posterior():
         assert stats.kstest(values.numpy(), stats.norm(centre, sd).cdf).pvalue > 1e-3
 
 
-@pytest.mark.parametrize(("bias", "bound"), [(1e4, LOGVAR_RANGE[1]), (-1e4, LOGVAR_RANGE[0])])
+@pytest.mark.parametrize(("bias", "bound"), [(1e4, 20), (-1e4, -30)])
 def test_extreme_logvar_is_clamped_and_leaves_the_kl_finite(bias, bound):
     model = build_model(check_recipe({"model": {"z_dim": 3}}), ImageShape(16, 1))
     torch.nn.init.constant_(model.to_latent.bias[3:], bias)

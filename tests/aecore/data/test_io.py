@@ -1,0 +1,42 @@
+"""Files are written whole or not at all, and those of a remote file system are read as `read_range` does."""
+
+from pathlib import Path
+
+import pytest
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+
+from aecore.data import io
+from aecore.data.io import read_bytes, write_atomic
+
+LOCAL = LocalFileSystem()
+
+
+def test_failed_write_keeps_the_earlier_file_and_leaves_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "new" / "file"
+    write_atomic(LOCAL, str(path), b"first")
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        write_atomic(LOCAL, str(path), b"second")
+    assert path.read_bytes() == b"first"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_remote_file_is_read_by_ranges_that_are_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ranges, read_range = [], io.read_range
+
+    def spy(file, start, buffer, name):
+        ranges.append((start, len(buffer), name))
+        read_range(file, start, buffer, name)
+
+    monkeypatch.setattr(io, "read_range", spy)
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_bytes(LOCAL, str(tmp_path / "file")) == b"12345"
+    assert ranges == []
+    remote = SubTreeFileSystem(str(tmp_path), LOCAL)  # of another type, as S3 is
+    assert read_bytes(remote, "file") == b"12345"
+    assert ranges == [(0, 5, "file")]
+    write_atomic(remote, "other", b"678")
+    assert read_bytes(remote, "other") == b"678"
