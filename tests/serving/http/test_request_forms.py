@@ -325,38 +325,42 @@ def test_repeated_accept_headers_are_one_list():
     assert response.headers["content-type"] == WEBP
 
 
-URLSAFE = base64.urlsafe_b64encode(IMAGE_FILE).decode()
-BASE64_FORMS = {
-    "standard": BASE64,
-    "urlsafe": URLSAFE,
-    "unpadded": BASE64.rstrip("="),
-    "urlsafe unpadded": URLSAFE.rstrip("="),
-    "lines": base64.encodebytes(IMAGE_FILE).decode(),
-    "CRLF": base64.encodebytes(IMAGE_FILE).decode().replace("\n", "\r\n"),
-    "spaces around": f"  {BASE64}\t\n",
-    "data URL": f"data:image/png;base64,{BASE64}",
-    "data URL, spaces around": f" data:image/png;base64, {BASE64}\n",
-    "data URL, upper case": f"DATA:image/png;BASE64,{BASE64}",
-    "data URL with parameters": f"data:image/png;name=a.png;charset=utf-8;base64,{URLSAFE}",
-    "data URL without a type": f"data:;base64,{BASE64}",
-    "data URL, percent-encoded": "data:image/png;base64," + quote(BASE64, safe=""),
+BASE64_FORMS = {  # functions of the file, of its base64 and of its base64url
+    "standard": lambda file, text, urlsafe: text,
+    "urlsafe": lambda file, text, urlsafe: urlsafe,
+    "unpadded": lambda file, text, urlsafe: text.rstrip("="),
+    "urlsafe unpadded": lambda file, text, urlsafe: urlsafe.rstrip("="),
+    "lines": lambda file, text, urlsafe: base64.encodebytes(file).decode(),
+    "CRLF": lambda file, text, urlsafe: base64.encodebytes(file).decode().replace("\n", "\r\n"),
+    "spaces around": lambda file, text, urlsafe: f"  {text}\t\n",
+    "data URL": lambda file, text, urlsafe: f"data:image/png;base64,{text}",
+    "data URL, spaces around": lambda file, text, urlsafe: f" data:image/png;base64, {text}\n",
+    "data URL, upper case": lambda file, text, urlsafe: f"DATA:image/png;BASE64,{text}",
+    "data URL with parameters": lambda file, text, urlsafe: f"data:image/png;name=a.png;charset=utf-8;base64,{urlsafe}",
+    "data URL without a type": lambda file, text, urlsafe: f"data:;base64,{text}",
+    "data URL, percent-encoded": lambda file, text, urlsafe: "data:image/png;base64," + quote(text, safe=""),
 }
 
 
 @pytest.mark.parametrize("form", BASE64_FORMS)
 def test_each_form_of_base64_is_read(form):
-    assert "+" in BASE64
-    assert "/" in BASE64
-    for extra in (0, 1, 2):  # each length of the padding; PNG readers ignore what follows the image
-        file = IMAGE_FILE + b"\xff" * extra
+    paddings = set()
+    for extra in (b"", b"\xff", b"\xff\xff"):  # PNG readers ignore what follows the image
+        file = IMAGE_FILE + extra
+        text, urlsafe = base64.b64encode(file).decode(), base64.urlsafe_b64encode(file).decode()
+        assert set("+/") < set(text)
+        paddings.add(text.count("="))
         expected = HTTP.post("/v1/encode", content=file, headers={"content-type": PNG}).json()["z"]
-        assert HTTP.post("/v1/encode", json={"images": [BASE64_FORMS[form]]}).json()["z"] == expected
+        image = BASE64_FORMS[form](file, text, urlsafe)
+        assert HTTP.post("/v1/encode", json={"images": [image]}).json()["z"] == expected
+    assert paddings == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "data:image/png,%89PNG",
+        f"data:image/png,{BASE64}",  # text, by RFC 2397
         "data:image/png;base64",
         "base64,AAAA",
         "@@@@",
