@@ -57,7 +57,7 @@ TESTS = {  # of a module whose tests are not only tests/.../test_MODULE.py
         "tests/aecore/data/test_io.py", "tests/aecore/data/test_shards.py", "tests/aecore/data/test_download.py",
     ),
     "aecore/data/node_cache.py": ("tests/aecore/data/test_node_cache.py", "tests/aecore/data/test_cache_eviction.py"),
-    "aecore/data/image_input.py": ("tests/aecore/test_pretrained.py", "tests/serving/client/test_client.py"),
+    "aecore/data/image_input.py": ("tests/aecore/data/test_image_input.py", "tests/aecore/test_pretrained.py"),
     "aecore/data/readers.py": (
         "tests/aecore/data/test_sources.py", "tests/aecore/data/test_layout.py", "tests/aecore/data/test_tables.py",
     ),

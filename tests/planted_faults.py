@@ -829,12 +829,12 @@ PLANTED = (
     Fault(
         "a PIL image keeps its camera's rotation", "aecore/data/image_input.py",
         "ImageOps.exif_transpose(image) or image", "image",
-        ("tests/aecore/test_pretrained.py", CLIENT),
+        ("tests/aecore/data/test_image_input.py",),
     ),
     Fault(
         "floats are cut off in place of rounded", "aecore/data/image_input.py",
         "np.rint(array.astype(np.float32) * 255).astype(np.uint8)", "(array.astype(np.float32) * 255).astype(np.uint8)",
-        ("tests/aecore/test_pretrained.py", CLIENT),
+        ("tests/aecore/data/test_image_input.py",),
     ),
 )  # fmt: skip
 

@@ -1,0 +1,84 @@
+"""Images as callers have them become files or uint8 arrays."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aecore.data.image_input import is_z_point, read_images, split_ends
+
+PIXELS = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+
+
+def test_files_and_bytes_are_read_as_they_are(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(b"file")
+    assert read_images([tmp_path / "a.png", str(tmp_path / "a.png"), b"x", bytearray(b"y")]) == [b"file"] * 2 + [
+        b"x",
+        b"y",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("array", "count", "shape"),
+    [
+        (np.zeros((4, 5)), 1, (4, 5, 1)), (np.zeros((4, 5, 1)), 1, (4, 5, 1)), (np.zeros((4, 5, 3)), 1, (4, 5, 3)),
+        (np.zeros((6, 4, 5)), 6, (4, 5, 1)), (np.zeros((6, 4, 5, 3)), 6, (4, 5, 3)),
+    ],
+)  # fmt: skip
+def test_array_holds_one_image_or_several(array: np.ndarray, count: int, shape: tuple[int, ...]):
+    images = read_images(array)
+    assert [image.shape for image in images if isinstance(image, np.ndarray)] == [shape] * count
+
+
+def test_floats_are_rounded():
+    values = np.array([[0, 0.3, 0.7, 1.4, 254.6, 255]])
+    for dtype in (np.float16, np.float32, np.float64):
+        (image,) = read_images((values / 255).astype(dtype))
+        assert np.ravel(image).tolist() == [0, 0, 1, 1, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((2, 2), -0.1), r"floats take values in \[0, 1\]"),
+        (np.full((2, 2), 1.1), r"floats take values in \[0, 1\]"),
+        (np.full((2, 2), np.nan), r"floats take values in \[0, 1\]"),
+        (np.zeros((2, 2), np.int64), "not int64"),
+        (np.zeros((0, 2, 2, 3)), r"shape \(0, 2, 2, 3\) holds no images"),
+        (np.zeros((2, 2, 2, 4)), "holds no images"),
+        (np.zeros(2), "holds no images"),
+        (5, "not int"),
+    ],
+)
+def test_anything_else_is_refused(array, message: str):
+    with pytest.raises(ValueError, match=message):
+        read_images(array)
+
+
+def test_pil_image_is_upright_and_on_white():
+    photo = Image.fromarray(PIXELS)
+    photo.getexif()[0x0112] = 6  # the camera was turned
+    (image,) = read_images(photo)
+    assert np.array_equal(image, np.rot90(PIXELS, -1))
+    buffer = io.BytesIO()
+    photo.save(buffer, "PNG", exif=photo.getexif())
+    assert np.array_equal(read_images(Image.open(buffer))[0], image)
+    assert read_images(Image.fromarray(PIXELS[..., 0]))[0].shape == (2, 3, 1)
+    assert (read_images(Image.new("RGBA", (3, 2)))[0] == 255).all()
+
+
+def test_ends_of_an_interpolation_are_two():
+    assert split_ends(["a", "b"]) == ("a", "b")
+    for ends, count in ((["a"], 1), ([1, 2, 3], 3), ("ab", 1), (b"ab", 1), (np.zeros((3, 2)), 3), (5, 1)):
+        with pytest.raises(ValueError, match=f"{count} z-points or images: interpolation needs two"):
+            split_ends(ends)  # pyright: ignore[reportArgumentType]
+
+
+def test_z_point_is_a_vector_of_numbers():
+    for end, expected in (
+        (np.zeros(3), True), ([1, 2.5], True), ((1,), True), (np.zeros((2, 2)), False), ("ab", False), (b"ab", False),
+        (["a", "b"], False), (np.array([True]), False),
+    ):  # fmt: skip
+        assert is_z_point(end) == expected
