@@ -162,7 +162,7 @@ def server(
 def wait_until_decoding(port: int, process: subprocess.Popen, timeout_s: float = 150) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
-        with suppress(subprocess.CalledProcessError, json.JSONDecodeError):
+        with suppress(RuntimeError, json.JSONDecodeError):
             if measure(port, 1, NPY, 1, 0.2, warm=0)["statuses"].get("200"):
                 return
         assert process.poll() is None, "the server has ended"
@@ -174,12 +174,13 @@ def measure(
     port: int, points: int, accept: str, connections: int, seconds: float, rate: float = 0, warm: float = 0.5,
     paths: Sequence[str] = ("/v1/decode",),
 ) -> dict[str, Any]:  # fmt: skip
-    """Run load.py in its own process and return its result."""
+    """Run load.py in its own process and return its result. Raises RuntimeError with its error if it fails."""
     options = {"port": port, "points": points, "accept": accept, "connections": connections, "seconds": seconds}
     flags = [f"--{key}={value}" for key, value in (options | {"rate": rate, "warm": warm, "z-dim": Z_DIM}).items()]
-    process = subprocess.run(
-        [sys.executable, str(HERE / "load.py"), *flags, "--paths", *paths], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, str(HERE / "load.py"), *flags, "--paths", *paths]
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        raise RuntimeError(f"load.py: {process.stderr.strip().splitlines()[-1]}")
     return json.loads(process.stdout.splitlines()[-1])
 
 
