@@ -68,7 +68,7 @@ export function startReconstruction(onSelect) {
     try {
       await cropper.open(file);
     } catch {
-      notify(`Cannot read ${file.name} as an image`, "warning");
+      notify(`Cannot read ${file.name} as an image: save it as JPEG or PNG`, "warning");
       return;
     }
     source = { getSrc: () => cropper.crop(model.image.size), description: file.name };
