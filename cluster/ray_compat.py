@@ -163,12 +163,17 @@ def ray_api_address(address: str) -> Iterator[None]:
 def fetch_actors(client: Any) -> list[dict[str, Any]]:
     """Return the actors, also ended ones, of the cluster of a JobSubmissionClient: jobId, startTime in ms and so on.
 
+    None are returned if the dashboard fails: hours are worth no failed command.
     Without it: `zpoint jobs` shows no GPU hours, since the state API of Ray has no times of actors.
     Test: tests/jobs/commands/test_submit.py::test_a_job_runs_in_the_submitters_folder.
     Goes when: `ray.util.state.list_actors` returns the times of an actor's start and end.
     """
-    response = client._do_request("GET", "/logical/actors?nocache=1")  # the dashboard's cache has the last request's
-    return list(response.json()["data"]["actors"].values())
+    try:
+        response = client._do_request("GET", "/logical/actors?nocache=1")  # its cache may be old
+        return list(response.json()["data"]["actors"].values())
+    except Exception as error:
+        log.debug("cannot list the actors: %s", error)
+        return []
 
 
 def log_lost_nodes() -> None:
