@@ -141,10 +141,8 @@ def _log_last_lines(error: Any) -> None:
     for failure in _worker_failures(error):
         with suppress(Exception):  # it did not die, or its node is away too
             text = "".join(get_log(actor_id=_dead_actor(failure).actor_id, suffix="err", tail=LAST_LINES)).rstrip()
-            lines = [
-                f"  {line}" if len(line) < LINE_WIDTH else f"  {line[:LINE_WIDTH]}..." for line in text.splitlines()
-            ]
-            if lines:
+            if text:
+                lines = [f"  {line[:LINE_WIDTH]}" for line in text.splitlines()]
                 log.error("a worker died; its last lines:\n%s", "\n".join(lines))
 
 

@@ -1,0 +1,61 @@
+"""What the driver and the workers of a training do around Ray Train, without a Ray."""
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from jobs.train import ray_trainer
+from jobs.train.torch_config import NodeTorchConfig, bind_gloo
+
+
+class DeadWorker(Exception):
+    """As Ray Train's WorkerHealthCheckFailedError."""
+
+    def __init__(self, actor_id: str) -> None:
+        super().__init__(f"actor {actor_id} died")
+        self.health_check_failure = SimpleNamespace(actor_id=actor_id)
+
+
+def failed(*failures: Exception) -> Any:
+    return SimpleNamespace(worker_failures=dict(enumerate(failures)))
+
+
+def test_gloo_takes_the_interface_of_rays_address_unless_the_user_names_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    bind_gloo()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    bind_gloo()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+
+
+def test_each_worker_sets_the_interface_before_the_process_group_is_made(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    config = NodeTorchConfig(timeout_s=7)
+    base = config.backend_cls.__mro__[1]
+    monkeypatch.setattr(base, "on_start", lambda self, group, config: calls.append(("process group", config.timeout_s)))
+    group = SimpleNamespace(execute=lambda function: calls.append(function))
+    config.backend_cls().on_start(group, config)
+    assert calls == [bind_gloo, ("process group", 7)]
+
+
+def test_the_error_is_that_of_the_worker_that_died_and_not_of_those_that_lost_it():
+    error = ray_trainer.training_error(failed(RuntimeError("Connection reset by peer"), DeadWorker("abc")))
+    assert str(error) == "training failed: actor abc died"
+
+
+def test_the_last_lines_of_a_worker_that_died_are_logged(monkeypatch: pytest.MonkeyPatch, caplog):
+    def get_log(actor_id: str, suffix: str, tail: int) -> list[str]:
+        if actor_id == "away":
+            raise ConnectionError
+        return ["Fatal Python error: Segmentation fault\n", f"{'x' * 500}\n"]
+
+    monkeypatch.setattr("ray.util.state.get_log", get_log)
+    ray_trainer._log_last_lines(failed(RuntimeError("reset"), DeadWorker("away"), DeadWorker("abc")))
+    [message] = caplog.messages
+    first, fault, line = message.splitlines()
+    assert (first, fault) == ("a worker died; its last lines:", "  Fatal Python error: Segmentation fault")
+    assert len(line) <= ray_trainer.LINE_WIDTH + 2
