@@ -326,4 +326,4 @@ def _hours(job_id: str | None, actors: Iterable[dict[str, Any]], unit: str) -> f
         for actor in actors
         if job_id and actor.get("jobId") == job_id and actor["startTime"]
     ]
-    return round(sum(held_ms) / 3_600_000, 4)
+    return round(sum(held_ms) / 3_600_000, 6)
