@@ -1,7 +1,7 @@
 """Predict the images/s of a training on 1 to 256 GPUs, and check the prediction on hosts with limited links.
 
-    python -m tests.benchmarks.scaling                              # the tables of docs/scaling.md
-    python -m tests.benchmarks.scaling --check --mbit 200 800       # root, iproute2: 2 and 3 hosts on this machine
+    python -m tests.benchmarks.scaling                              # the table of docs/scaling.md
+    python -m tests.benchmarks.scaling --check --mbit 100 400       # root, iproute2: 2 and 3 hosts on this machine
 
 A step takes the time of a worker's own step and of a ring all-reduce of the gradients: 2 (n - 1) / n times their bytes
 over the slowest link, and 2 (n - 1) messages. The two do not overlap: nearly all gradients are in DDP's last bucket,
@@ -156,7 +156,7 @@ def train(rank: int, size: int, address: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="also measure, on hosts of this machine")
-    parser.add_argument("--mbit", type=int, nargs="+", default=[200, 800], help="links of the check")
+    parser.add_argument("--mbit", type=int, nargs="+", default=[100, 400], help="links of the check")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
