@@ -90,6 +90,7 @@ class Host:
         for process in self.processes:
             process.wait(30)
         self.processes.clear()
+        ip("-n", self.switch, "link", "del", f"v-{self.name}")  # the kernel would take seconds to end it
         ip("netns", "del", self.namespace)
 
     def unplug(self) -> None:

@@ -128,7 +128,7 @@ def test_each_command_of_the_celeba_page_works(cluster: Cluster):
         match command:
             case ["submit", "ingest", *_]:
                 result, _ = cluster.submit(*command[1:-1], "--size", 32)
-                assert result["counts"] == {"train": 60, "valid": 20, "test": 20}
+                assert result["counts"] == {"train": 80, "valid": 20, "test": 70}
             case ["submit", "train", recipe, uri, *_]:
                 result, _ = cluster.submit("train", recipe, uri, *small)
                 runs |= {word: result["run"] for line in script for word in line if word.startswith(f"{recipe}-")
@@ -160,17 +160,19 @@ def page_commands(page: Path) -> list[list[str]]:
 
 def upload_celeba(cluster: Cluster) -> None:
     """Put a small set in the form of CelebA's official one to the bucket, as the page's `aws s3 cp` does."""
-    names, archive = [f"{i:06d}.jpg" for i in range(1, 101)], io.BytesIO()
+    names, archive = [f"{i:06d}.jpg" for i in range(1, 171)], io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         for i, name in enumerate(names):
             face = draw_face(0, i, 32)[0]
             file.writestr(f"img_align_celeba/{name}", encode_image(face, "jpeg"))
-    split = ["0"] * 60 + ["1"] * 20 + ["2"] * 20
+    split = ["0"] * 80 + ["1"] * 20 + ["2"] * 70
     files = {
         "img_align_celeba.zip": archive.getvalue(),
         "list_eval_partition.txt": "\n".join(f"{name} {s}" for name, s in zip(names, split, strict=True)).encode(),
         "identity_CelebA.txt": "\n".join(f"{name} {i}" for i, name in enumerate(names)).encode(),
-        "list_attr_celeba.txt": ("100\nSmiling Young \n" + "\n".join(f"{name} -1  1" for name in names)).encode(),
+        "list_attr_celeba.txt": (
+            f"{len(names)}\nSmiling Young \n" + "\n".join(f"{name} -1  1" for name in names)
+        ).encode(),
     }
     folder = cluster.hosts["laptop"].folder / "tmp" / "home" / "celeba"
     folder.mkdir()
