@@ -153,9 +153,9 @@ def raise_open_files_limit() -> int:
     needed = OPEN_FILES + OPEN_FILES_PER_CPU * (settings().cpus or os.cpu_count() or 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
-        raise ValueError(
-            f"a local Ray needs {needed} open files, `ulimit -n` allows {hard}: raise it, or set ZPOINT_CPUS"
-        )
+        cpus = (hard - OPEN_FILES) // OPEN_FILES_PER_CPU
+        fewer = f", or set ZPOINT_CPUS={cpus}" if cpus > 0 else ""
+        raise ValueError(f"a local Ray needs {needed} open files, `ulimit -n` allows {hard}: raise it{fewer}")
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return soft
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -48,7 +48,10 @@ NOT_GENERATED_FROM = (
     "aecore/metrics/inception.py",  # its tests need torch-fidelity
 )
 TESTS = {  # of a module whose tests are not only tests/.../test_MODULE.py
-    "aecore/data/canvas.py": ("tests/aecore/data/test_synthetic_faces.py",),
+    "aecore/config.py": (
+        "tests/aecore/test_config.py", "tests/aecore/test_search_space.py", "tests/aecore/test_recipe_ranges.py",
+    ),
+    "aecore/data/canvas.py": ("tests/aecore/data/test_canvas.py", "tests/aecore/data/test_synthetic_faces.py"),
     "aecore/data/dataset.py": ("tests/aecore/data/test_dataset.py", "tests/aecore/data/test_loaders.py"),
     "aecore/data/file_tree.py": ("tests/aecore/data/test_layout.py", "tests/aecore/data/test_sources.py"),
     "aecore/data/parquet.py": ("tests/aecore/data/test_tables.py",),

@@ -48,7 +48,7 @@ def doctor() -> list[Check]:
         "gpu": (_check_gpu, "repair the driver until `nvidia-smi` lists the GPU"),
         "disk": (_check_disk, "set ZPOINT_HOME to a writable folder"),
         "cache": (_check_cache, "set ZPOINT_CACHE to a writable folder"),
-        "limits": (_check_limits, "raise the limit in this shell or by the administrator, or set ZPOINT_CPUS lower"),
+        "limits": (_check_limits, "mend it in this shell; a hard limit is the administrator's"),
         "ray": (_check_ray, ""),
         "storage": (_check_storage, ""),
         "mlflow": (_check_mlflow, ""),

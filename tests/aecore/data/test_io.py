@@ -40,3 +40,28 @@ def test_remote_file_is_read_by_ranges_that_are_repeated(tmp_path: Path, monkeyp
     assert ranges == [(0, 5, "file")]
     write_atomic(remote, "other", b"678")
     assert read_bytes(remote, "other") == b"678"
+
+
+class FailingFile:
+    """Raises an error at the first read."""
+
+    def __init__(self, error: OSError):
+        self.errors = [error]
+
+    def seek(self, start: int) -> None:
+        self.start = start
+
+    def readinto(self, buffer: memoryview) -> int:
+        if self.errors:
+            raise self.errors.pop()
+        buffer[:] = b"12345"[self.start : self.start + len(buffer)]
+        return len(buffer)
+
+
+def test_error_response_that_is_longer_than_the_range_is_repeated_and_no_other_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(io, "PAUSE_SECONDS", 0)
+    buffer = bytearray(3)
+    io.read_range(FailingFile(OSError("cannot write to the response stream")), 1, memoryview(buffer), "x")
+    assert buffer == b"234"
+    with pytest.raises(OSError, match="denied"):
+        io.read_range(FailingFile(OSError("denied")), 1, memoryview(buffer), "x")

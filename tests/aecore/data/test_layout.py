@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from aecore.data.images import encode_image
 from aecore.data.layout import Layout, read_layout, split_of
@@ -178,6 +179,14 @@ def test_another_file_than_a_zip_is_refused(tmp_path: Path, name: str):
     write(tmp_path, name)
     with pytest.raises(ValueError, match=f"{name} is neither a folder nor a zip; unpack other archives"):
         open_folder(tmp_path / name)
+
+
+def test_a_set_on_a_remote_store_is_read_as_a_local_one(tmp_path: Path):
+    write(tmp_path / "set", *make("train/cat", "train/dog", "test/cat"), ".DS_Store")
+    local = open_folder(tmp_path / "set")
+    remote = open_source("folder", SourceOptions("set", fs=SubTreeFileSystem(str(tmp_path), LocalFileSystem())))
+    assert remote.splits == local.splits
+    assert (remote.fingerprint, remote.passed_over) == (local.fingerprint, local.passed_over)
 
 
 def test_a_set_without_a_train_split_is_noted(tmp_path: Path):

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from aecore.metrics.pixel import chroma, psnr, sliced_wasserstein, ssim
+from aecore.metrics.pixel import SlicedWasserstein, _patches, chroma, psnr, sliced_wasserstein, ssim
 from jobs.tune.selection import ScoredModel, choose_best, pareto_front
 
 
@@ -31,6 +31,13 @@ def test_sliced_wasserstein_ranks_sets_by_likeness():
     assert distances["itself"] < 1e-3
     assert distances["more of it"] < 0.5 * min(distances[k] for k in ("blurred", "one repeated", "gray", "noise"))
     assert distances["gray"] > distances["blurred"]
+
+
+def test_patches_and_projections_are_those_of_the_paper():
+    """Karras 2018: descriptors of 7 x 7 pixels; 128 projections of them suffice here."""
+    real = blobs(8, 0)
+    assert SlicedWasserstein(real)._levels[0][1].shape == (128, 16_384)
+    assert _patches(real, torch.zeros(5, 3, dtype=torch.int64)).shape == (5, 3, 7, 7)
 
 
 @pytest.mark.parametrize(("size", "levels"), [(16, 1), (31, 1), (32, 2), (64, 3)])

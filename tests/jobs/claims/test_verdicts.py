@@ -217,6 +217,7 @@ def test_nearest_radius_of_the_sphere_may_be_another_than_sqrt_z_dim():
 
 def test_each_verdict_has_the_images_or_charts_that_show_it():
     labels = {name: [row.label for row in check(name, *HOLDING[name]).image_rows] for name in HOLDING}
+    assert all(isinstance(label, str) for row_labels in labels.values() for label in row_labels)
     assert labels["denoise"] == ["held-out images", "input of the encoder", "output of the decoder"]
     assert labels["ae-random"] == ["N(0, 1)", *(f"cube, boundary {boundary}" for boundary in (1, 5, 20))]
     assert labels["z-dim-mnist"] == ["held-out images", *(f"z_dim {z_dim}" for z_dim in (2, 4, 12, 32))]
