@@ -66,8 +66,8 @@ def test_outliers_of_training_hold_shuffled_averaged_and_mean_images():
     images = torch.rand(64, 3, 24, 16)[:, :, :16]  # eight of each kind, four mean images
     flat, _, shuffled, averages, blurred, mean = make_outliers(images).split([8, 8, 8, 8, 8, 4])
     assert (flat == flat[:, :, :1, :1]).all()
-    assert (make_outliers(images) >= 0).all()
-    assert (make_outliers(images) <= 1).all()
+    outliers = torch.cat([make_outliers(images) for _ in range(20)])  # of several grains, which overshoot unclamped
+    assert (outliers.min(), outliers.max()) == (0, 1)
     for image, original in zip(shuffled, images, strict=False):  # its four blocks of 8 x 8, in another order
         blocks, originals = (
             [block for rows in picture.split(8, 1) for block in rows.split(8, 2)] for picture in (image, original)
