@@ -185,8 +185,12 @@ def train_loop_per_worker(
 
 
 def _check_torch(driver_version: str) -> None:
-    """Raise ValueError unless this process has the driver's torch: other versions compute other gradients."""
-    if (installed := version("torch")) != driver_version:
+    """Raise ValueError unless this process has the driver's torch: other versions compute other gradients.
+
+    Builds for CPUs and for CUDA, as in 2.14.0+cpu, may differ: a head often has no GPU.
+    """
+    installed = version("torch")
+    if installed.partition("+")[0] != driver_version.partition("+")[0]:
         raise ValueError(
             f"torch {installed}, but the driver has {driver_version}: install the same version on all nodes"
         )

@@ -59,3 +59,10 @@ def test_the_last_lines_of_a_worker_that_died_are_logged(monkeypatch: pytest.Mon
     first, fault, line = message.splitlines()
     assert (first, fault) == ("a worker died; its last lines:", "  Fatal Python error: Segmentation fault")
     assert len(line) <= ray_trainer.LINE_WIDTH + 2
+
+
+def test_a_node_with_another_torch_is_refused_and_another_build_of_it_is_not(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ray_trainer, "version", lambda package: "2.14.0+cu128")
+    ray_trainer._check_torch("2.14.0+cpu")
+    with pytest.raises(ValueError, match=r"torch 2\.14\.0\+cu128, but the driver has 2\.14\.1"):
+        ray_trainer._check_torch("2.14.1")
