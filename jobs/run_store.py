@@ -89,11 +89,18 @@ class RunStore:
         """Return if the run has its model of `epochs`, by default of as many as its recipe has."""
         fs, root = self.folder
         try:
-            model = read_json(fs, f"{root}/model/config.json")
             epochs = epochs or read_json(fs, f"{root}/run.json")["recipe"]["optim"]["epochs"]
         except (FileNotFoundError, NotADirectoryError):
             return False
-        return model["recipe"]["optim"]["epochs"] == epochs
+        return self.model_epochs() == epochs
+
+    def model_epochs(self) -> int:
+        """Return the number of epochs of the run's model, 0 if it has none."""
+        fs, root = self.folder
+        try:
+            return read_json(fs, f"{root}/model/config.json")["recipe"]["optim"]["epochs"]
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
 
     def start_mlflow_run(self) -> None:
         """Set the MLflow run to RUNNING, and create it if there is none."""

@@ -220,14 +220,21 @@ class CampaignRun:
         return trial
 
     def _open(self, trial: Trial) -> bool:
-        """Lock and open the trial's run; return True if it is to be trained, and not trained already or elsewhere."""
+        """Lock and open the trial's run; return True if it is to be trained, and not trained already or elsewhere.
+
+        A run whose model has more epochs than the recipe is taken as it is.
+        """
         trial.epochs = self.recipe.optim.epochs
         lock = ExitStack()
         try:
-            finished = stored_run(trial.run).finished(trial.epochs)
-            if not finished:
+            model_epochs = stored_run(trial.run).model_epochs()
+            finished = model_epochs >= trial.epochs
+            if finished:
+                trial.epochs = model_epochs
+            else:
                 lock.enter_context(lock_run(trial.run))
-            run_store = open_run(self.recipe.at(trial.point), self.campaign.stem, self.manifest)
+            recipe = self.recipe.at(trial.point | {"optim.epochs": trial.epochs})
+            run_store = open_run(recipe, self.campaign.stem, self.manifest)
             epochs = run_store.epochs()
         except ValueError as error:  # another process trains it, or it has more epochs
             lock.close()

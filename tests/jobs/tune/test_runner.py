@@ -274,7 +274,8 @@ def test_replicates_of_a_searched_seed_are_not_trained_twice():
     assert trainings.run.finished()
 
 
-def test_run_that_another_command_has_finished_is_taken_over():
+@pytest.mark.parametrize("epochs", [EPOCHS, EPOCHS - 3])  # a longer run is taken as it is
+def test_run_that_another_command_has_finished_is_taken_over(epochs: int):
     trainings = Trainings(trials=1)
     run = trainings.next()
     trainings.train(run, 20, 5)
@@ -284,10 +285,13 @@ def test_run_that_another_command_has_finished_is_taken_over():
     model = Path(store.uri, "model")
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"recipe": trainings.recipe.model_dump(mode="json")}))
-    other = Trainings(Campaign("other", "", "", "x", trainings.recipe.model_dump(mode="json")), trials=1)
+    other = Trainings(Campaign("other", "", "", "x", trainings.recipe.model_dump(mode="json")), trials=1, epochs=epochs)
     assert other.run.next_trial() is None
     [trial] = other.campaign.trials
     assert (trial.run, trial.state, trial.spans, trial.metrics["valid_psnr"]) == (run, "finished", [], 21.0)
+    assert (trial.epochs, trial.epoch) == (EPOCHS, EPOCHS)
+    other.run.close()
+    assert not CampaignRun(other.campaign, other.recipe, MANIFEST).has_work()
 
 
 def test_sampler_of_the_distance_is_the_recipes():
