@@ -223,19 +223,21 @@ def _join(address: str) -> None:
 
 
 def _check_addresses(address: str) -> None:
-    """Leave the cluster and raise ValueError if some of its nodes have a loopback address, and others have not.
+    """Leave the cluster and raise ValueError if a host has a loopback address, and another host has not.
 
     Ray takes them all, and calls between them then wait without end.
     """
     import ray
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    hosts = {is_loopback(node["NodeManagerAddress"]): node["NodeManagerHostname"] for node in nodes}
-    if len(hosts) == 2:
+    hosts: dict[bool, set[str]] = {True: set(), False: set()}
+    for node in ray.nodes():
+        if node["Alive"]:
+            hosts[is_loopback(node["NodeManagerAddress"])].add(node["NodeManagerHostname"])
+    if hosts[False] and (unreachable := hosts[True] - hosts[False]):
         disconnect()
         raise ValueError(
-            f"host {hosts[True]} of the Ray at {address} has a loopback address, which the other nodes do not reach: "
-            "start Ray there with --node-ip-address=ADDRESS"
+            f"host {min(unreachable)} of the Ray at {address} has a loopback address, which the other nodes do not "
+            "reach: start Ray there with --node-ip-address=ADDRESS"
         )
 
 

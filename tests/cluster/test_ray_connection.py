@@ -143,15 +143,20 @@ def test_a_cluster_is_joined_with_our_code_except_inside_a_job(init_options: lis
 
 
 @pytest.mark.parametrize(
-    ("addresses", "refused"),
-    [(("10.0.0.5", "10.0.0.6"), False), (("127.0.0.1", "127.0.0.1"), False), (("127.0.0.1", "10.0.0.6"), True)],
+    ("addresses", "hosts", "refused"),
+    [
+        (("10.0.0.5", "10.0.0.6"), ("h0", "h1"), False),
+        (("127.0.0.1", "127.0.0.1"), ("h0", "h1"), False),
+        (("127.0.0.1", "10.0.0.6"), ("h0", "h1"), True),
+        (("127.0.0.2", "10.0.0.6"), ("h0", "h0"), False),  # several nodes on one host
+    ],
 )
 def test_a_node_that_the_others_do_not_reach_is_refused_by_name(
-    init_options: list[dict], monkeypatch, addresses: tuple[str, ...], refused: bool
+    init_options: list[dict], monkeypatch, addresses: tuple[str, ...], hosts: tuple[str, ...], refused: bool
 ):
     nodes = [
-        {"Alive": True, "NodeManagerAddress": address, "NodeManagerHostname": f"h{i}"}
-        for i, address in enumerate(addresses)
+        {"Alive": True, "NodeManagerAddress": address, "NodeManagerHostname": host}
+        for address, host in zip(addresses, hosts, strict=True)
     ]
     monkeypatch.setattr("ray.nodes", lambda: [*nodes, nodes[0] | {"Alive": False, "NodeManagerAddress": "127.0.0.1"}])
     left: list[bool] = []
