@@ -23,8 +23,8 @@ HEALTH_CHECK = (
     ' "health_check_failure_threshold": 1}'
 )
 RECIPE = """
-model: {z_dim: 3, channels: [4, 4, 4, 4], norm: group}
-optim: {epochs: 2, batch: 16}
+model: {z_dim: 3, channels: [8, 8, 8, 8], norm: group}
+optim: {epochs: 2, batch: 16, lr: 0.01}
 checkpoint: {every: 4}
 loss: {kl_factor: 0.000001}
 search: {trials: 2, space: {model.z_dim: [3, 4]}, stop: none}
