@@ -76,7 +76,7 @@ class TrainingRun:
     objective: Objective = field(init=False)
     wrapped_objective: nn.Module = field(init=False)  # in DistributedDataParallel if there are several workers
     exchange: GradientExchange | None = None
-    update: "Update" = field(init=False)  # the device's part of a step
+    update: Update = field(init=False)  # the device's part of a step
     optimizer: torch.optim.Optimizer = field(init=False)
     scalars: Tensor = field(init=False)  # float64 (4,): learning rate, KL factor, scale of the loss, step
     epoch_sums: Tensor = field(init=False)  # float64 (3,), EPOCH_SUMS of this worker's images in the open epoch

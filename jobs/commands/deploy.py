@@ -16,9 +16,9 @@ import serving
 from cluster.dashboard import connect_dashboard
 from cluster.settings import exported_env, secret_env
 from cluster.storage import describe_s3_error
+from serving.runtime.deployment import APP_NAME
 
 SERVE_FILE = Path(serving.__file__).with_name("serve.yaml")
-APPLICATION = "zpoint"
 START_TIMEOUT_S = 300.0  # to start processes on nodes, download, load and warm up the model
 POLL_INTERVAL_S = 1.0
 ENDED = ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY")
@@ -45,7 +45,7 @@ def deploy(
         raise ValueError(
             f"the endpoint listens at port {running_port}, not changed by Ray Serve: `zpoint deploy delete` first"
         )
-    previous = details["applications"].get(APPLICATION, {}).get("last_deployed_time_s")
+    previous = details["applications"].get(APP_NAME, {}).get("last_deployed_time_s")
     client.deploy_applications(make_config(port, args))
     deadline, printed = time.monotonic() + START_TIMEOUT_S, ""
     while True:
@@ -100,7 +100,7 @@ def _connect(address: str | None) -> tuple[Any, str]:
 
 
 def _application(client: Any) -> dict[str, Any]:
-    return client.get_serve_details()["applications"].get(APPLICATION, {})
+    return client.get_serve_details()["applications"].get(APP_NAME, {})
 
 
 def _reason(application: dict[str, Any]) -> str:
@@ -117,7 +117,7 @@ def _reason(application: dict[str, Any]) -> str:
 
 
 def _describe(details: dict[str, Any], url: str) -> dict[str, Any]:
-    application = details["applications"].get(APPLICATION, {})
+    application = details["applications"].get(APP_NAME, {})
     if not application:
         return {"address": url, "status": "NOT_STARTED"}
     replicas = [replica for d in application["deployments"].values() for replica in d["replicas"]]

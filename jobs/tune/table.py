@@ -12,13 +12,8 @@ WIDTH = 80
 LEFT_ALIGNED, METRICS = ("", "run", "state"), ("PSNR", "distance", "active", "steps/s", "min")
 OPTIONAL = ("min", "steps/s", "active", "epoch")  # columns that a narrow terminal lacks, the first of them first
 MIN_HEADER = 5  # characters of a column's header that are kept
-ORDER: tuple[State, ...] = (
-    "running",
-    "finished",
-    "stopped",
-    "diverged",
-    "lost",
-)  # of the trials that are not on the front
+# Of the trials that are not on the front.
+ORDER: tuple[State, ...] = ("running", "finished", "stopped", "diverged", "lost")
 
 
 def format_campaign(campaign: Campaign, width: int = WIDTH) -> str:

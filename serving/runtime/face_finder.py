@@ -5,6 +5,7 @@ from collections.abc import Hashable
 
 import numpy as np
 
+from aecore.data.shuffle import evenly_spaced
 from aecore.latent.points import StoredPoints
 
 # Only an endpoint with a page in use loads OpenCV, so aecore.metrics.face_detector is imported in the methods.
@@ -44,7 +45,7 @@ class FaceFinder:
 
         with self._lock:
             if label not in self._typical:
-                rows = np.unique(np.linspace(0, len(points) - 1, MAX_IMAGES).astype(int))
+                rows = evenly_spaced(len(points), MAX_IMAGES)
                 self._typical[label] = typical_face([points.thumbnail(row) for row in rows.tolist()])
             typical = self._typical[label]
             face = largest_face(image) if typical else None
