@@ -55,6 +55,6 @@ def test_as_many_images_are_scored_as_there_are_held_out_ones(many_faces: Path):
 def test_unfinished_run_is_not_studied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ZPOINT_STORE", str(tmp_path))
     (tmp_path / "runs" / "a").mkdir(parents=True)
-    (tmp_path / "runs" / "a" / "run.json").write_text('{"run_id": ""}')
+    (tmp_path / "runs" / "a" / "run.json").write_text('{"run_id": "", "recipe": {"optim": {"epochs": 1}}}')
     with pytest.raises(ValueError, match="run 'a' has not finished: repeat its train command"):
         find_finished_run("a")
