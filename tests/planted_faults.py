@@ -718,6 +718,22 @@ PLANTED = (
         "is not None and t.epochs == trial.epochs]", "is not None]", (RUNNER,),
     ),
     Fault(
+        "a campaign ends before its stopped trials are saved", "jobs/tune/runner.py",
+        " and self._all_saved()", "", (RUNNER,),
+    ),
+    Fault(
+        "a checkpoint within the last epoch counts as that of the epoch", "jobs/tune/runner.py",
+        "if epochs < trial.epoch:", "if epochs < trial.epoch - 1:", (RUNNER,),
+    ),
+    Fault(
+        "a campaign waits forever for a checkpoint", "jobs/tune/runner.py",
+        "if time.monotonic() < deadline:", "if True:", (RUNNER,),
+    ),
+    Fault(
+        "a campaign without a model ends with exit status 0", "jobs/tune/job.py",
+        "    if not campaign.best:\n        raise RuntimeError", "    if False:\n        raise RuntimeError", (RUNNER,),
+    ),
+    Fault(
         "a log range is uniform", "aecore/search_space.py",
         'if self.kind == "log":\n            return self.nearest(math.exp',
         "if False:\n            return self.nearest(math.exp",

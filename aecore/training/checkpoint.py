@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -194,6 +195,14 @@ def list_checkpoints(fs: pafs.FileSystem, root: str) -> list[str]:
     """Return the paths of the checkpoint folders under `root`, complete or not, newest first."""
     entries = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
     return sorted((entry.path for entry in entries if entry.base_name.startswith("step-")), reverse=True)
+
+
+def saved_epochs(fs: pafs.FileSystem, root: str) -> int:
+    """Return the number of epochs in the newest complete checkpoint under `root`, 0 if there is none."""
+    for path in list_checkpoints(fs, root):
+        with suppress(FileNotFoundError):
+            return read_json(fs, f"{path}/progress.json")["epochs"]
+    return 0
 
 
 def load_checkpoint(fs: pafs.FileSystem, root: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:

@@ -64,7 +64,7 @@ from jobs.tune.selection import (
     score,
 )
 
-JUDGED = ("valid_psnr", "valid_active_units", *(f"hog_frechet_{sampler}" for sampler in SAMPLERS))
+JUDGED_METRICS = ("valid_psnr", "valid_active_units", *(f"hog_frechet_{sampler}" for sampler in SAMPLERS))
 State = Literal["running", "finished", "stopped", "diverged", "lost"]
 
 
@@ -110,7 +110,7 @@ class Trial:
             return
         self.epoch, self.metrics = epoch, dict(metrics)
         if "hog_frechet_normal" in metrics:
-            self.judged.append({"epoch": epoch} | {name: metrics[name] for name in JUDGED if name in metrics})
+            self.judged.append({"epoch": epoch} | {name: metrics[name] for name in JUDGED_METRICS if name in metrics})
 
     def judged_at(self, epoch: int) -> dict[str, float] | None:
         """Return the metrics of this judged epoch, None if its samples were not judged then."""
@@ -190,7 +190,7 @@ class Campaign:
     def close_spans(self) -> None:
         """End the spans of a command that was killed, when it last wrote the file."""
         for trial in self.trials:
-            trial.close_span(_written(self.campaign))
+            trial.close_span(_modified(self.campaign))
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of the campaign's file."""
@@ -232,7 +232,7 @@ def open_campaign(recipe: Recipe, stem: str, manifest: Manifest) -> Campaign:
     return campaign
 
 
-def _written(name: str) -> float:
+def _modified(name: str) -> float:
     """Return when the campaign's file was written, in seconds since 1970."""
     fs, path = campaign_file(name)
     return fs.get_file_info(path).mtime_ns / 1e9
@@ -287,6 +287,10 @@ def find_best_run(name: str) -> BestRun | None:
         campaign = read_json(*campaign_file(name))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if not campaign.get("best") or campaign.get("state", "finished") != "finished":
-        raise ValueError(f"campaign '{name}' has not finished: start its command again, then promote it")
+    if campaign.get("state", "finished") != "finished":
+        raise ValueError(
+            f"campaign '{name}' has not finished: start its command again, or name one of its runs with --run"
+        )
+    if not campaign.get("best"):
+        raise ValueError(f"campaign '{name}' has no model to choose: start its command again to see why")
     return BestRun(campaign["best"], campaign.get("sampler", "normal"), campaign.get("rule", "that of its time"))

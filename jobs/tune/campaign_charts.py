@@ -57,12 +57,12 @@ def curve_charts(campaign: Campaign) -> list[Chart]:
     """Chart PSNR and distance over the judged epochs, the best run and a few others of the front in colour."""
     rows = evenly_spaced(len(campaign.pareto_front), COLOURED_CURVES - 1)
     coloured = list(dict.fromkeys([campaign.best, *(campaign.pareto_front[row] for row in rows)]))
-    judged = [trial for trial in campaign.trials if trial.judged]
-    judged.sort(key=lambda trial: coloured.index(trial.run) if trial.run in coloured else len(coloured))
+    trials = [trial for trial in campaign.trials if trial.judged]
+    trials.sort(key=lambda trial: coloured.index(trial.run) if trial.run in coloured else len(coloured))
     charts = []
     for name, title, y in (("psnr", "PSNR", PSNR_AXIS), ("distance", "Distance", DISTANCE_AXIS)):
         series = []
-        for trial in judged:
+        for trial in trials:
             models = [score(trial.run, metrics, campaign.search["sampler"]) for metrics in trial.judged]
             epochs, values = [metrics["epoch"] for metrics in trial.judged], [getattr(model, name) for model in models]
             series.append(Series(point_label(campaign, trial), epochs, values, muted=trial.run not in coloured))
@@ -119,20 +119,20 @@ def timeline_chart(campaign: Campaign) -> Chart:
 
 def importance_chart(campaign: Campaign) -> Chart | None:
     """Chart the importance of each searched key, None with too few trials."""
-    if not (shares := importance(campaign)):
+    if not (importances := importance(campaign)):
         return None
-    labels = [key_names(campaign)[key] for key in shares]
+    labels = [key_names(campaign)[key] for key in importances]
     x = Axis("share of the importance", percent=True, ticks=(0, 0.25, 0.5, 0.75, 1))
     return span_chart("importance", "Importance of the searched keys", labels, x,
-                      [Series("importance", list(shares.values()), range(len(shares)))])  # fmt: skip
+                      [Series("importance", list(importances.values()), range(len(importances)))])  # fmt: skip
 
 
 def hypervolume_chart(campaign: Campaign) -> Chart:
     """Chart the area that the front dominates after each finished trial."""
-    numbers = range(1, len(campaign.hypervolume) + 1)
+    trial_counts = range(1, len(campaign.hypervolume) + 1)
     x = Axis("finished trials", from_zero=True, integer=True)
     y = Axis("dominated area (dB times distance)", from_zero=True)
-    series = [Series("hypervolume", numbers, campaign.hypervolume)]
+    series = [Series("hypervolume", trial_counts, campaign.hypervolume)]
     return line_chart("hypervolume", "Area that the front dominates", x, y, series)
 
 
@@ -174,7 +174,7 @@ def busy_minutes(spans: Sequence[tuple[float, float]]) -> Any:
             gaps.append((start, start - end))
         end = stop if end is None else max(end, stop)
     first = min((start for start, _ in spans), default=0.0)
-    return lambda moment: (moment - first - sum(length for after, length in gaps if moment >= after)) / 60
+    return lambda moment: (moment - first - sum(length for gap_end, length in gaps if moment >= gap_end)) / 60
 
 
 def key_axis(name: str, dimension: Dimension) -> Axis:

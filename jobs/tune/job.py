@@ -23,11 +23,11 @@ from jobs.run_store import delete_folder, find_run, lock_run
 from jobs.train.placement import worker_capacity, worker_resources
 from jobs.train.stopping import interruptible
 from jobs.tune.campaign import Campaign, discard, lock_campaign, open_campaign
-from jobs.tune.live import shown
+from jobs.tune.live import live_display
 from jobs.tune.metrics import CampaignMetrics
 from jobs.tune.packing import trials_per_gpu
-from jobs.tune.records import recorded
-from jobs.tune.runner import CampaignRun, Listener
+from jobs.tune.records import record_campaign
+from jobs.tune.runner import BUDGET, CampaignRun, Listener
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ def tune(recipe: Recipe, stem: str, listeners: Sequence[Listener] = ()) -> dict[
     """
     manifest = open_dataset(recipe.data.uri).manifest
     if not (manifest.splits.get("valid") and manifest.count("valid")):
-        raise ValueError(f"the dataset at {recipe.data.uri} has no split 'valid' to rank trials by")
+        uri = recipe.data.uri
+        raise ValueError(f"the dataset at {uri} has no images to rank trials by (split 'valid'): ingest more images")
     check_uri(settings().store)
     tracking.check_tracking_uri()
     campaign = open_campaign(recipe, stem, manifest)
@@ -57,8 +58,8 @@ def _run(campaign: Campaign, recipe: Recipe, manifest: Manifest, listeners: Sequ
     """Run the trials that are left, and choose the best one."""
     connect()
     run = CampaignRun(campaign, recipe, manifest)
-    with recorded(campaign, recipe) as record, shown(campaign) as show:
-        run.listeners = [record, show, CampaignMetrics(), *listeners]
+    with record_campaign(campaign, recipe) as record, live_display(campaign) as display:
+        run.listeners = [record, display, CampaignMetrics(), *listeners]
         try:
             run.begin()
             _search(run, recipe, manifest)
@@ -66,14 +67,28 @@ def _run(campaign: Campaign, recipe: Recipe, manifest: Manifest, listeners: Sequ
             run.close()
     if (run.refused or run.withheld) and not any(trial.state in ("finished", "stopped") for trial in campaign.trials):
         _refuse(run)
-    if not campaign.best:
-        reasons = dict.fromkeys(trial.reason or "no active units" for trial in campaign.trials)
-        raise RuntimeError(f"campaign '{campaign.campaign}' has no model to choose: {'; '.join(reasons)}")
 
 
 def _result(campaign: Campaign, already_finished: bool) -> dict[str, Any]:
+    if not campaign.best:
+        raise RuntimeError(f"campaign '{campaign.campaign}' has no model to choose: {explain_no_best(campaign)}")
     content = campaign.to_json() | {"already_finished": already_finished}
     return content | {"exit_status": int(campaign.count("lost") > 0)}
+
+
+def explain_no_best(campaign: Campaign) -> str:
+    """Return why no trial can be chosen, and what to change."""
+    if not campaign.trials:
+        return "no trial was started; raise search.minutes, or change search.space if the recipe refuses its points"
+    fixes = {
+        "search lower values of loss.kl_factor, or set loss.kl_warmup or more optim.epochs":
+            any(trial.metrics.get("valid_active_units") == 0 for trial in campaign.trials),
+        "raise search.minutes or search.gpu_hours": any(trial.reason == BUDGET for trial in campaign.trials),
+        "search lower values of optim.lr": campaign.count("diverged"),
+        "start the same command again, which resumes the lost trials": campaign.count("lost"),
+    }  # fmt: skip
+    reasons = dict.fromkeys(trial.reason or "no active units" for trial in campaign.trials)
+    return f"{', '.join(reasons)}; {', or '.join(fix for fix, applies in fixes.items() if applies)}"
 
 
 def _rank_again(campaign: Campaign, recipe: Recipe, manifest: Manifest) -> None:
@@ -81,7 +96,7 @@ def _rank_again(campaign: Campaign, recipe: Recipe, manifest: Manifest) -> None:
     stored = campaign.to_json()
     CampaignRun(campaign, recipe, manifest).close()
     if campaign.to_json() != stored or not campaign.run_id:
-        with recorded(campaign, recipe):
+        with record_campaign(campaign, recipe):
             pass
 
 

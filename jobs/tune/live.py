@@ -20,7 +20,7 @@ MIN_ROWS = 3  # trials that a low terminal shows
 
 
 @contextmanager
-def shown(campaign: Campaign) -> Iterator["CampaignDisplay"]:
+def live_display(campaign: Campaign) -> Iterator["CampaignDisplay"]:
     """Show the campaign inside the block; yield the listener that follows it."""
     display = CampaignDisplay(campaign)
     if not sys.stderr.isatty():

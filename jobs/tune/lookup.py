@@ -34,13 +34,13 @@ def find_trial(name: str, run: str) -> str:
 def expand_campaigns(names: list[str]) -> list[str]:
     """Return the runs that `names` mean: of a campaign those of its Pareto front, else the run itself.
 
-    Raises ValueError for a campaign without a finished trial.
+    Raises ValueError for a campaign without a finished trial that has active units.
     """
     runs = []
     for name in names:
         campaign = read_campaign(resolve_name(name))
         if campaign is not None and not campaign.pareto_front:
-            raise ValueError(f"campaign '{name}' has no finished trial yet: see `zpoint campaign {name}`")
+            raise ValueError(f"campaign '{name}' has no finished trial with active units: see `zpoint campaign {name}`")
         runs += [name] if campaign is None else campaign.pareto_front
     return runs
 

@@ -32,7 +32,7 @@ class PointPlan:
         self.is_grid = is_grid(space, trials)
         self.num_start = 2 * len(self.searched) + 2
         self.queue = [*first, *(grid(space) if self.is_grid else [])]
-        self.seen: set[str] = set()
+        self.chosen: set[str] = set()  # with the points that `add` takes
         self._open: dict[str, Any] = {}  # Optuna's running trials
         self._num_told = 0
         self._fractions = self._draw_sobol(seed)
@@ -45,7 +45,7 @@ class PointPlan:
         while self.queue:
             if (point := self.queue.pop(0)) and self._choose(point):
                 return point
-        if self.is_grid or len(self.seen) >= grid_size(self.space):
+        if self.is_grid or len(self.chosen) >= grid_size(self.space):
             return None
         if self._num_told >= self.num_start and (point := self._ask()):
             return point
@@ -58,7 +58,7 @@ class PointPlan:
         """Take the result of a point that this plan did not choose, of an earlier command; None if it has none."""
         import optuna
 
-        self.seen.add(_key(point))
+        self.chosen.add(_key(point))
         if values is not None:
             params = self._params(point)
             trial = optuna.trial.create_trial(params=params, distributions=self._distributions, values=values)
@@ -79,9 +79,9 @@ class PointPlan:
 
     def _choose(self, point: Point) -> bool:
         """Open a trial of `point`, unless the point has been chosen before."""
-        if _key(point) in self.seen:
+        if _key(point) in self.chosen:
             return False
-        self.seen.add(_key(point))
+        self.chosen.add(_key(point))
         self._study.enqueue_trial(self._params(point))
         self._open[_key(point)] = self._study.ask(self._distributions)
         return True
@@ -91,12 +91,12 @@ class PointPlan:
         point = {key: _value(dimension, trial.params[key]) for key, dimension in self.searched.items()}
         point |= {key: dimension.ends[0] for key, dimension in self.space.items() if key not in point}
         point = {key: point[key] for key in self.space}
-        if _key(point) in self.seen:
+        if _key(point) in self.chosen:
             import optuna
 
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return None
-        self.seen.add(_key(point))
+        self.chosen.add(_key(point))
         self._open[_key(point)] = trial
         return point
 

@@ -61,7 +61,7 @@ class Latest:
 
 
 @contextmanager
-def recorded(campaign: Campaign, recipe: Recipe) -> Iterator[Callable[[Campaign], None]]:
+def record_campaign(campaign: Campaign, recipe: Recipe) -> Iterator[Callable[[Campaign], None]]:
     """Return a listener that has the campaign's file and MLflow runs follow it; on leaving, both are complete.
 
     Unless an exception ends the campaign its report is written then.

@@ -78,10 +78,10 @@ def make_report(campaign: Campaign, folder: Path, decode: "Decoder | None" = Non
 def make_sections(campaign: Campaign, decode: Decoder) -> list[Section]:
     """Return the report's sections in order, without those that the campaign has no data for yet."""
     slack = campaign.search["psnr_slack"]
-    judged = [trial for trial in campaign.trials if trial.judged]
+    has_scores = any(trial.judged for trial in campaign.trials)
     hypervolume = campaign_charts.hypervolume_chart(campaign) if campaign.hypervolume else None
     sections = []
-    if judged:
+    if has_scores:
         sections.append(Section(
             "pareto", "Pareto front",
             "Higher PSNR and a lower distance are better; no trial is better in both than one on the front. The rule "
@@ -96,7 +96,7 @@ def make_sections(campaign: Campaign, decode: Decoder) -> list[Section]:
             "is shown at its last epoch, by N(0, 1) alone: the other samplers are fitted to finished models.",
             image_tables=[tables],
         ))  # fmt: skip
-    if judged:
+    if has_scores:
         text = "Each point is one trial, at its last judged epoch. A lower distance and a higher PSNR are better."
         charts = campaign_charts.map_charts(campaign)
         if chart := campaign_charts.importance_chart(campaign):

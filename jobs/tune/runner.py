@@ -6,14 +6,14 @@ Ray Tune drives it through the adapters in `jobs.tune.adapters`; all calls come 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from aecore.config import Recipe
 from aecore.data.shards import Manifest
 from aecore.errors import one_line
 from aecore.search_space import Point, grid_size
-from aecore.training.checkpoint import RETRY_SECONDS
+from aecore.training.checkpoint import RETRY_SECONDS, saved_epochs
 from jobs.run_store import lock_run, open_run, run_name, stored_run
 from jobs.tune.campaign import Campaign, State, Trial
 from jobs.tune.plan import PointPlan
@@ -21,10 +21,11 @@ from jobs.tune.selection import rank_by_rule, score
 from jobs.tune.stopping import reason_to_stop
 
 log = logging.getLogger(__name__)
-METRICS = ("train_", "valid_", "hog_frechet_", "images_per_second", "memory_mb", "gpu_memory_mb")  # how names begin
+METRIC_PREFIXES = ("train_", "valid_", "hog_frechet_", "images_per_second", "memory_mb", "gpu_memory_mb")
 NUM_REPLICATED = 3  # points of the front that are trained with more seeds
 MAX_INVALID = 100  # points in a row that the recipe refuses in combination
 BUDGET = "the budget is spent"
+CHECKPOINT_SECONDS = 60.0  # from a trial's stop, for the checkpoint of its last epoch
 Listener = Callable[[Campaign], None]
 
 
@@ -41,6 +42,7 @@ class CampaignRun:
         self.withheld: dict[str, str] = {}  # why a run is not this command's to train
         self._locks: dict[str, ExitStack] = {}  # by run; held here, since Ray may replace a trial's process
         self._outcomes: dict[str, tuple[State, str]] = {}  # by trial id
+        self._unsaved: dict[str, float] = {}  # time until which a stopped run may write its last checkpoint
         self._clock: Callable[[], float] = lambda: campaign.seconds
         self._resumable = [trial for trial in campaign.trials if self._goes_on(trial)]
         self._plan = self._replicates = None
@@ -112,8 +114,26 @@ class CampaignRun:
         return None
 
     def finished(self) -> bool:
-        """Return True if no trial will follow."""
-        return not self.running and not self.has_work()
+        """Return True if no trial will follow and the stopped ones are saved: Tune then kills their processes."""
+        return not self.running and not self.has_work() and self._all_saved()
+
+    def _all_saved(self) -> bool:
+        """Return True if no stopped trial may still write its last checkpoint; log which ones have not in time."""
+        for run, deadline in list(self._unsaved.items()):
+            trial, (fs, root) = self.campaign.trial(run), stored_run(run).folder
+            assert trial is not None
+            epochs = 0
+            with suppress(OSError):
+                epochs = saved_epochs(fs, f"{root}/checkpoints")
+            if epochs < trial.epoch:
+                if time.monotonic() < deadline:
+                    return False
+                log.warning(
+                    "trial %s: no checkpoint of epoch %d after %.0f s; a larger budget resumes it from epoch %d",
+                    run, trial.epoch, CHECKPOINT_SECONDS, epochs,
+                )  # fmt: skip
+            del self._unsaved[run]
+        return True
 
     def start(self, trial_id: str, run: str, devices: float) -> None:
         """Mark the trial as running."""
@@ -128,7 +148,8 @@ class CampaignRun:
             self._outcomes[trial_id] = (result["outcome"], result.get("reason", ""))
             return ""
         trial = self.running[trial_id]
-        trial.record(int(result["epoch"]), {key: value for key, value in result.items() if key.startswith(METRICS)})
+        metrics = {key: value for key, value in result.items() if key.startswith(METRIC_PREFIXES)}
+        trial.record(int(result["epoch"]), metrics)
         reason = BUDGET if self.spent() else reason_to_stop(self.campaign, trial, self.recipe)
         if reason and trial.epoch < trial.epochs:
             self._outcomes[trial_id] = ("stopped", reason)
@@ -149,6 +170,8 @@ class CampaignRun:
         if state == "refused":
             state = "lost"
             self.refused[trial.run] = reason
+        if state == "stopped":
+            self._unsaved[trial.run] = time.monotonic() + CHECKPOINT_SECONDS
         self._end(trial, state, reason)
 
     def close(self) -> None:

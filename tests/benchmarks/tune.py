@@ -4,20 +4,26 @@ overhead: trials of generated faces. Printed: the share of the cores' (or GPUs')
 the last one's end, in which trials run, and in which they train; and the seconds of a trial that are neither training
 nor evaluation: start-up, checkpoints, the final statistics. With `--per-gpu 4` four trials share a GPU.
 
-stopping: the same points with and without early stopping, for each of `--seeds`; with `--data`, on that dataset.
-Printed: the best run's point, PSNR and distance of both, and the share of the epochs that were trained.
+stopping: for each of `--seeds` a campaign without early stopping, and a replay of its trials with it: the scheduler
+decides on the stored metrics of their epochs, so the points are the same and one campaign gives both results. Printed:
+the best run's point, PSNR and distance of both, and the share of the epochs that early stopping trains.
 """
 
 import argparse
+import heapq
 import os
 import tempfile
-from pathlib import Path
 from typing import Any
 
-from aecore.config import load_recipe
+import pytest
+
+from aecore.config import Recipe, load_recipe
+from jobs.dataset import open_dataset
 from jobs.recipes import RECIPES
 from jobs.run_store import find_run
-from jobs.tune.selection import score
+from jobs.tune.campaign import Campaign, from_json
+from jobs.tune.runner import CampaignRun
+from jobs.tune.table import describe_best
 
 
 def overhead(args: argparse.Namespace) -> None:
@@ -38,26 +44,68 @@ def overhead(args: argparse.Namespace) -> None:
 
 
 def stopping(args: argparse.Namespace) -> None:
-    """Run each seed's campaign without and with early stopping, and compare verdicts and epochs."""
+    """Run each seed's campaign without early stopping, replay it with, and compare verdicts and epochs."""
+    slots = args.devices or os.cpu_count() or 1
     for seed in range(args.seeds):
-        results = {}
-        for stop in ("none", "dominated"):
-            # Without the runs of the first campaign the second one would take them over.
-            os.environ["ZPOINT_HOME"] = str(Path(args.home) / f"{stop}-{seed}")
-            results[stop] = run(args, [f"search.trials={args.trials}", f"search.stop={stop}", f"optim.seed={seed}"])
-        epochs = {stop: sum(trial["epoch"] for trial in c["trials"]) for stop, c in results.items()}
-        for stop, campaign in results.items():
-            best = next(trial for trial in campaign["trials"] if trial["run"] == campaign["best"])
-            model = score(best["run"], best["judged"][-1], "best")
-            print(f"seed {seed} stop={stop:<9}  {epochs[stop]} epochs ({epochs[stop] / epochs['none']:.2f})  "
-                  f"{best['point']}  PSNR {model.psnr:.2f}  distance {model.distance:.2f}", flush=True)  # fmt: skip
+        os.environ["ZPOINT_HOME"] = f"{args.home}/seed-{seed}"
+        overrides = [f"search.trials={args.trials}", f"optim.seed={seed}", "search.stop=none"]
+        unstopped = from_json(run(args, overrides))
+        with tempfile.TemporaryDirectory() as folder:
+            stopped = replay(unstopped, load(args, overrides), slots * args.per_gpu, folder)
+        epochs = [sum(trial.epoch for trial in campaign.trials) for campaign in (unstopped, stopped)]
+        print(f"seed {seed}: {epochs[1]} of {epochs[0]} epochs ({epochs[1] / epochs[0]:.2f}), verdict "
+              f"{'the same' if stopped.best == unstopped.best else 'another'}")  # fmt: skip
+        for name, campaign in (("without", unstopped), ("with", stopped)):
+            print(f"    {name:<7}  {describe_best(campaign)}", flush=True)
+
+
+def replay(unstopped: Campaign, recipe: Recipe, slots: int, folder: str) -> Campaign:
+    """Return the campaign that early stopping makes of the points of `unstopped`, in their order, `slots` at a time.
+
+    The decisions are those of `CampaignRun` on the epochs that the runs have stored, each of which takes as long as it
+    took: nothing is trained. `folder` becomes ZPOINT_HOME meanwhile, so that no trial is finished already.
+    """
+    manifest = open_dataset(recipe.data.uri).manifest
+    stored = {trial.run: find_run(trial.run).epochs() for trial in unstopped.trials}
+    points = tuple(trial.point for trial in unstopped.trials)
+    search = recipe.search.model_copy(update={"stop": "dominated", "first": points, "trials": len(points)})
+    recipe = recipe.model_copy(update={"search": search})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZPOINT_HOME", folder)
+        content = recipe.model_dump(mode="json")
+        run = CampaignRun(Campaign("replay", "", "", unstopped.stem, content), recipe, manifest)
+        run.begin()
+        ends: list[tuple[float, str]] = []  # of the running epochs: second and run
+        now = 0.0
+        while True:
+            while len(ends) < slots and (trial := run.next_trial()) is not None:
+                run.running[trial.run] = trial
+                run.start(trial.run, trial.run, 1.0)
+                heapq.heappush(ends, (now + stored[trial.run][1]["epoch_seconds"], trial.run))
+            if not ends:
+                break
+            now, name = heapq.heappop(ends)
+            trial = run.running[name]
+            epoch = trial.epoch + 1
+            if not run.record(name, {"epoch": epoch, **stored[name][epoch]}):
+                if epoch < trial.epochs:
+                    heapq.heappush(ends, (now + stored[name][epoch + 1]["epoch_seconds"], name))
+                    continue
+                run.record(name, {"outcome": "finished"})
+            run.end(name)
+        run.close()
+    return run.campaign
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
     from jobs.tune.job import tune
 
+    return tune(load(args, overrides), args.recipe)
+
+
+def load(args: argparse.Namespace, overrides: list[str]) -> Recipe:
     common = [f"data.uri={args.data}", f"optim.epochs={args.epochs}", *args.overrides]
-    return tune(load_recipe(RECIPES / f"{args.recipe}.yaml", [*common, *overrides]), args.recipe)
+    return load_recipe(RECIPES / f"{args.recipe}.yaml", [*common, *overrides])
 
 
 def main() -> None:
@@ -65,7 +113,9 @@ def main() -> None:
     parser.add_argument("measure", choices=("overhead", "stopping"))
     parser.add_argument("overrides", nargs="*", help="recipe keys, as in optim.batch=64")
     parser.add_argument("--recipe", default="faces-vae")
-    parser.add_argument("--data", default="", help="dataset (default: 4,000 generated faces)")
+    parser.add_argument("--data", default="", help="dataset (default: generated faces)")
+    parser.add_argument("--images", type=int, default=4_000, help="of the generated faces")
+    parser.add_argument("--size", type=int, default=96, help="of the generated faces in pixels")
     parser.add_argument("--home", default="", help="ZPOINT_HOME of the campaigns (default: a temporary folder)")
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=10)
@@ -81,7 +131,7 @@ def main() -> None:
             from jobs.ingest.job import ingest
 
             args.data = f"{args.home}/faces"
-            ingest("generated", None, args.data, limit=4_000, shard_rows=256)
+            ingest("generated", None, args.data, limit=args.images, size=args.size, shard_rows=256)
         {"overhead": overhead, "stopping": stopping}[args.measure](args)
 
 

@@ -14,7 +14,7 @@ from jobs.run_store import find_run, open_run
 from jobs.tune import report
 from jobs.tune.campaign import Campaign, Trial, open_campaign, read_campaign
 from jobs.tune.mlflow_overview import TABLE_FILE
-from jobs.tune.records import Latest, recorded
+from jobs.tune.records import Latest, record_campaign
 from jobs.tune.report import PAGE_FILE, PARETO_FILE
 from tests.jobs.runs import logged_epochs
 
@@ -61,7 +61,7 @@ def run_campaign(state: str = "finished", epochs: int = 2, at_the_end: Callable[
     store = open_run(RECIPE.at(point), "x", MANIFEST)
     trial = campaign.trial(store.name) or Trial(store.name, point, epochs=2)
     campaign.trials = [trial]
-    with recorded(campaign, RECIPE) as record:
+    with record_campaign(campaign, RECIPE) as record:
         campaign.state = "running"
         for epoch in range(epochs + 1):
             if epoch == 0:

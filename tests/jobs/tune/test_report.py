@@ -272,5 +272,5 @@ def test_unknown_campaign_is_refused(stored: Campaign, refused: Callable[..., st
     assert "no campaign 'a'" in refused("promote", "a", "--run", "12345678")
     stored.pareto_front = []
     write_campaign(stored)
-    assert "campaign 'faces' has no finished trial yet" in refused("study", "faces")
+    assert "campaign 'faces' has no finished trial with active units" in refused("study", "faces")
     assert "no campaigns yet" not in refused("study", "faces")

@@ -2,21 +2,24 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aecore.config import Optim, check_recipe
+from aecore.config import Optim, check_recipe, load_recipe
 from aecore.data.shards import Manifest
 from aecore.training.checkpoint import RETRY_SECONDS
+from jobs.dataset import open_dataset
 from jobs.run_store import find_run
 from jobs.tune import runner
 from jobs.tune.campaign import Campaign, Trial, campaign_file, open_campaign, write_campaign
-from jobs.tune.job import trial_env, trial_resources
+from jobs.tune.job import explain_no_best, trial_env, trial_resources, tune
 from jobs.tune.live import count_epochs
-from jobs.tune.runner import BUDGET, CampaignRun
+from jobs.tune.runner import BUDGET, CHECKPOINT_SECONDS, CampaignRun
 from jobs.tune.stopping import reason_to_stop, rungs
+from tests.jobs.tune.made_campaigns import make_campaign
 
 MANIFEST = Manifest(dataset="x", options={}, size=16, channels=3, encoding="png", splits={})
 SPACE = {"loss.kl_factor": "log(0.01, 1)", "model.z_dim": [2, 3]}
@@ -144,6 +147,66 @@ def test_model_without_active_units_is_stopped_at_once_and_never_best():
     assert unstopped.next() == dead
     unstopped.train(dead, 30, 1, active=0)
     assert (campaign.trials[0].state, campaign.best) == ("finished", campaign.trials[2].run)
+
+
+def test_campaign_ends_once_its_stopped_trials_are_saved(monkeypatch: pytest.MonkeyPatch, caplog: Any):
+    """Tune kills a trial's process 5 s after the searcher's end; a checkpoint that was not whole was lost."""
+    now = 100.0
+    monkeypatch.setattr(runner, "time", type("clock", (), {"monotonic": staticmethod(lambda: now)}))
+    trainings = Trainings(trials=2)
+    saved, unsaved = trainings.next(), trainings.next()
+    for run in (saved, unsaved):
+        assert trainings.train(run, 20, 5, active=0)
+        assert not trainings.run.finished()
+    for epochs, step in ((0, 5), (1, 10)):  # of an earlier save within the epoch, and of the epoch
+        folder = Path(find_run(saved).uri, "checkpoints", f"step-{step:08d}")
+        folder.mkdir(parents=True)
+        assert not trainings.run.finished()
+        (folder / "progress.json").write_text(json.dumps({"epochs": epochs}))
+        now += CHECKPOINT_SECONDS / 3
+        assert not trainings.run.finished()
+    assert saved not in trainings.run._unsaved
+    assert caplog.messages == []
+    now += CHECKPOINT_SECONDS
+    assert trainings.run.finished()
+    assert caplog.messages == [
+        f"trial {unsaved}: no checkpoint of epoch 1 after 60 s; a larger budget resumes it from epoch 0"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "active", "error"),
+    [
+        ("finished", "", 0, "no active units; search lower values of loss.kl_factor, or set loss.kl_warmup or more"),
+        ("stopped", BUDGET, 2, f"{BUDGET}; raise search.minutes or search.gpu_hours"),
+        ("diverged", "the loss is nan", 2, "the loss is nan; search lower values of optim.lr"),
+        ("lost", "its process died", 2, "its process died; start the same command again, which resumes"),
+    ],
+)
+def test_campaign_without_a_model_says_what_to_change(state: Any, reason: str, active: int, error: str):
+    trainings = Trainings(trials=2)
+    for run in (trainings.next(), trainings.next()):
+        trainings.run.record(run, {"epoch": 1, "valid_psnr": 9.0, "valid_active_units": active})
+        trainings.run._outcomes[run] = (state, reason)
+        trainings.run.end(run)
+    trainings.run.close()
+    assert explain_no_best(trainings.campaign).startswith(error)
+    assert "no trial was started; raise search.minutes" in explain_no_best(make_campaign(0))
+
+
+def test_campaign_without_a_model_fails_each_time(tiny: str, faces: Path, refused: Callable[..., str]):
+    """Before, the second of two equal commands ended with exit status 0, and promote asked for a third."""
+    recipe = load_recipe(Path(tiny), [f"data.uri={faces}", "name=dead", "search.trials=1"])
+    campaign = open_campaign(recipe, "tiny", open_dataset(str(faces)).manifest)
+    campaign.run_id, campaign.state = "logged", "finished"
+    campaign.trials = [Trial("tiny-1", {"model.z_dim": 2, "loss.kl_factor": 1.0}, 2, state="finished", epoch=2)]
+    campaign.trials[0].judged = [{"epoch": 2, "valid_psnr": 9.0, "valid_active_units": 0, "hog_frechet_normal": 9.0}]
+    campaign.rank()
+    write_campaign(campaign)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="campaign 'dead' has no model to choose: no active units"):
+            tune(recipe, "tiny")
+    assert "campaign 'dead' has no model to choose: start its command again" in refused("promote", "dead")
 
 
 def test_worse_half_is_stopped_at_the_rungs_and_the_front_goes_on():

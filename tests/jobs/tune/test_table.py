@@ -9,7 +9,7 @@ import pytest
 
 from jobs.tune import live
 from jobs.tune.campaign import Campaign
-from jobs.tune.live import CampaignDisplay, Screen, describe_end, shown
+from jobs.tune.live import CampaignDisplay, Screen, describe_end, live_display
 from jobs.tune.mlflow_overview import NOTE_LIMIT, describe, make_table, summarize, trial_tags
 from jobs.tune.table import format_campaign, format_rows, sort_trials, trial_cells
 from tests.jobs.tune.made_campaigns import make_campaign
@@ -148,17 +148,17 @@ def test_terminal_shows_the_table_while_the_campaign_runs(
     handler = logging.StreamHandler(terminal)
     campaign.state = "running"
     monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
-    with shown(campaign) as show:
+    with live_display(campaign) as display:
         wait_until(lambda: len(terminal.lines) == 14)
         assert (sys.stderr.isatty(), sys.stderr.encoding) == (True, terminal.encoding)
         campaign.trials.pop()
-        show(campaign)
+        display(campaign)
         wait_until(lambda: len(terminal.lines) == 13)
         logging.getLogger("x").warning("trial lost")
         print("a print")
         wait_until(lambda: terminal.lines[:2] == ["trial lost", "a print"] and len(terminal.lines) == 15)
         campaign.state = "finished"
-        show(campaign)
+        display(campaign)
     assert (sys.stderr, handler.stream) == (terminal, terminal)
     assert terminal.lines[:2] == ["trial lost", "a print"]
     assert len(terminal.lines) == 3
@@ -198,11 +198,11 @@ def test_live_table_shows_published_steps_and_fits_the_terminal(campaign: Campai
 def test_without_a_terminal_each_end_of_a_trial_is_one_line(campaign: Campaign, capsys: pytest.CaptureFixture[str]):
     lost = campaign.trials[7]
     lost.state, lost.reason = "running", ""
-    with shown(campaign) as show:
-        show(campaign)
+    with live_display(campaign) as display:
+        display(campaign)
         lost.state, lost.reason = "lost", "its process died"
-        show(campaign)
-        show(campaign)
+        display(campaign)
+        display(campaign)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == describe_end(campaign, lost)
     assert lines[0].startswith(
