@@ -56,13 +56,18 @@ def deploy(
         if time.monotonic() > deadline:
             reason = f"{status} after {START_TIMEOUT_S:.0f} s: {_reason(application)}"
             raise RuntimeError(f"the endpoint is {reason}; Ray Serve goes on trying: see `zpoint deploy status`")
-        if status != printed:
-            printed = status
-            print(f"zpoint: the endpoint is {status}", file=sys.stderr, flush=True)
+        line = f"the endpoint is {status}"
+        if "to be scheduled" in _reason(application):  # Serve has waited for half a minute
+            line += ", for lack of a free CPU or GPU: stop a job (`zpoint jobs`, `zpoint stop ID`), or add a node"
+        if line != printed:
+            printed = line
+            print(f"zpoint: {line}", file=sys.stderr, flush=True)
         time.sleep(POLL_INTERVAL_S)
+    description = _describe(client.get_serve_details(), url)
     if status != "RUNNING":
-        raise RuntimeError(f"the endpoint does not start ({status}): {_reason(application)}")
-    return _describe(client.get_serve_details(), url)
+        fate = "; the replicas from before go on serving" if previous and description["replicas"] else ""
+        raise RuntimeError(f"the endpoint does not start ({status}): {_reason(application)}{fate}")
+    return description
 
 
 def deployment_status(address: str | None = None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -165,10 +166,11 @@ def _parse_variables(variables: Sequence[str]) -> dict[str, str]:
 
 
 def _print_forwarded(public: dict[str, str], secrets: dict[str, str], named: Iterable[str] = ()) -> None:
-    """Print which variables the job gets, not their values."""
+    """Print which variables the job gets, not their values, 80 columns wide."""
     names = ", ".join(sorted(public.keys() & {*EXPORTED_VARIABLES, *named}))
     hidden = f"; hidden from Ray's dashboard: {', '.join(sorted(secrets))}" if secrets else ""
-    print(f"zpoint: the job gets {names or 'no variables'}{hidden}", file=sys.stderr)
+    text = f"zpoint: the job gets {names or 'no variables'}{hidden}"
+    print(fill(text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False), file=sys.stderr)
 
 
 def _make_entrypoint(argv: list[str], working_dir: Path, on_this_machine: bool, secrets: dict[str, str]) -> str:

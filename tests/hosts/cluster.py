@@ -130,8 +130,11 @@ def make_cluster(
         yield cluster
 
 
-def wait_until(condition: Callable[[], Any], subject: str, timeout_s: float = 180, interval_s: float = 0.5) -> None:
-    deadline = time.monotonic() + timeout_s
+def wait_until(condition: Callable[[], Any], subject: str, timeout_s: float = 180, interval_s: float = 0.5) -> float:
+    """Wait until `condition()` is true; return for how many seconds, and print them: `pytest -rP` shows them."""
+    began = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, f"{subject}: not there after {timeout_s:.0f} s"
+        assert time.monotonic() < began + timeout_s, f"{subject}: not there after {timeout_s:.0f} s"
         time.sleep(interval_s)
+    print(f"{subject}: {(seconds := time.monotonic() - began):.1f} s")
+    return seconds

@@ -10,11 +10,24 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.hosts.cluster import BUCKET, Cluster, make_cluster, wait_until
+from tests.hosts.cluster import BUCKET, PYTHON, Cluster, make_cluster, wait_until
 from tests.hosts.machines import missing_requirement
 
 pytestmark = [pytest.mark.hosts, pytest.mark.skipif(bool(missing_requirement()), reason=missing_requirement())]
 DATA = f"data.uri={BUCKET}/faces"
+LOAD = """
+import json, pathlib, sys, time, urllib.request
+answered, failures = 0, []
+while not pathlib.Path("stop").exists():
+    began = time.time()
+    try:
+        urllib.request.urlopen(f"{sys.argv[1]}/readyz", timeout=30).close()  # which decodes a z-point
+        answered += 1
+    except OSError as error:
+        failures.append(f"{error} at {began:.1f} after {time.time() - began:.1f} s")
+    time.sleep(0.05)
+print(json.dumps({"answered": answered, "failures": failures}))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +81,24 @@ def test_the_champion_is_deployed_from_the_laptop(cluster: Cluster):
     assert head in deployed["urls"]
     sampled = cluster.zpoint("sample", "--url", head, "--n", 4)
     assert sampled.returncode == 0, sampled.stderr
+
+
+def test_no_request_fails_while_the_endpoint_is_changed(cluster: Cluster):
+    """The new replica starts on the other host before the old one stops."""
+    laptop, head = cluster.hosts["laptop"], f"http://{cluster.hosts['head'].address}:8000"
+    load = laptop.start(PYTHON, "-c", LOAD, head, log="load")
+    changed = cluster.zpoint("deploy", "--no-compile", "--access-log", "/tmp/home/access.jsonl", "--json")
+    assert json.loads(changed.stdout)["status"] == "RUNNING"
+    written = [worker for worker in ("w1", "w2") if cluster.hosts[worker].run("cat", "/tmp/home/access.jsonl").stdout]
+    assert written, "no replica has the new option"
+    refused = cluster.zpoint("deploy", "--no-compile", "--alias", "nobody")
+    assert refused.returncode == 1
+    assert "the replicas from before go on serving" in refused.stderr
+    laptop.run("touch", "stop")
+    assert load.wait(60) == 0
+    requests = json.loads((laptop.folder / "load.log").read_text())
+    assert requests["failures"] == []
+    assert requests["answered"] > 20
     assert cluster.zpoint("deploy", "delete").returncode == 0
 
 

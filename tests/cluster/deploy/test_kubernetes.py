@@ -26,6 +26,12 @@ JOBS = sorted((KUBERNETES / "jobs").glob("*.yaml"))
 VERSION = "1.37"  # of Kubernetes
 CRDS = Path(os.environ.get("ZPOINT_KUBERAY_CRDS", REPO.parent / "shared" / "kuberay"))
 Manifest = dict[str, Any]
+POD_MONITOR = {  # the fields of Prometheus Operator's CRD that the manifest has
+    "spec": {
+        "selector": {"matchLabels": {"app.kubernetes.io/name": str}},
+        "podMetricsEndpoints": [{"port": str}],
+    }
+}
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +61,10 @@ def build(executable: Callable[[str, str], str], tmp_path_factory: pytest.TempPa
     return run
 
 
-@pytest.fixture(params=[*((name, "") for name in OVERLAYS), ("gpu", "kueue")], ids=lambda param: "-".join(param))
+BUILDS = [*((name, "") for name in OVERLAYS), ("gpu", "kueue"), ("gpu", "monitoring")]
+
+
+@pytest.fixture(params=BUILDS, ids="-".join)
 def manifests(request: pytest.FixtureRequest, build: Any) -> list[Manifest]:
     return build(*request.param)
 
@@ -91,7 +100,10 @@ def forbid_unknown(schema: Any) -> None:
 
 def check(manifest: Manifest) -> None:
     """Raise an error for a manifest with a wrong or an unknown field."""
-    if manifest["apiVersion"].startswith("ray.io/"):
+    if manifest["kind"] == "PodMonitor":
+        assert manifest["apiVersion"] == "monitoring.coreos.com/v1"
+        check_fields({"spec": manifest["spec"]}, POD_MONITOR)
+    elif manifest["apiVersion"].startswith("ray.io/"):
         import jsonschema
 
         jsonschema.Draft202012Validator(crd_schema(manifest["kind"])).validate(manifest)
@@ -99,6 +111,18 @@ def check(manifest: Manifest) -> None:
         import kubernetes_validate
 
         kubernetes_validate.validate(manifest, VERSION, strict=True)
+
+
+def check_fields(value: Any, fields: Any) -> None:
+    if isinstance(fields, dict):
+        assert value.keys() == fields.keys()
+        for key, nested in fields.items():
+            check_fields(value[key], nested)
+    elif isinstance(fields, list):
+        for item in value:
+            check_fields(item, fields[0])
+    else:
+        assert isinstance(value, fields)
 
 
 def test_every_field_is_known(manifests: list[Manifest]):
@@ -198,6 +222,10 @@ def test_services_and_policies_select_pods_and_their_ports(manifests: list[Manif
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= port_names([pod])
     for budget in named(manifests, "PodDisruptionBudget").values():
         assert selected(budget["spec"]["selector"]["matchLabels"])
+    for monitor in named(manifests, "PodMonitor").values():
+        nodes = selected(monitor["spec"]["selector"]["matchLabels"])
+        assert len(nodes) == 6  # head, cpu and gpu of the jobs and of the endpoint
+        assert all({e["port"] for e in monitor["spec"]["podMetricsEndpoints"]} <= port_names([node]) for node in nodes)
     policies = named(manifests, "NetworkPolicy")
     assert policies["default"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
     for policy in policies.values():

@@ -41,11 +41,27 @@ def test_ray_up_accepts_the_file_and_refuses_a_typo(path: Path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_host_has_access_to_the_registry_of_its_image(path: Path):
+    config = yaml.safe_load(path.read_text())
+    if "docker" in config:
+        registry = config["docker"]["image"].partition("/")[0]
+        [login] = [command for command in config["initialization_commands"] if registry in command]
+        assert re.search(r"docker login|configure-docker", login)
+
+
+def test_the_head_on_compute_engine_gets_the_client_of_its_autoscaler():
+    config = prepared(yaml.safe_load(next(path for path in FILES if path.stem == "gcp").read_text()))
+    installs = [command for command in config["head_setup_commands"] if "google-api" in command]
+    assert installs == ["pip install 'google-api-python-client>=2.190,<3'"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_commands_are_bash_and_ray_knows_their_options(path: Path):
     from ray.scripts.scripts import start
 
     config = yaml.safe_load(path.read_text())
-    commands = [command for key in (*STARTS, "initialization_commands") for command in config.get(key, [])]
+    keys = (*STARTS, "initialization_commands", "head_setup_commands")
+    commands = [command for key in keys for command in config.get(key, [])]
     for command in commands:
         subprocess.run(["bash", "-n"], input=command, text=True, check=True)
     options = {option for parameter in start.params for option in parameter.opts}

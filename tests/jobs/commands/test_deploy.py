@@ -88,6 +88,20 @@ def test_an_endpoint_that_does_not_start_gives_the_exception(connect, state: str
         deploy(["champion"], 8000, (1, 1))
 
 
+def test_a_change_that_fails_leaves_the_replicas_from_before(connect):
+    connect(FakeServe("RUNNING", "RUNNING", "DEPLOYING", "DEPLOY_FAILED"))
+    deploy(["champion"], 8000, (1, 1))
+    with pytest.raises(RuntimeError, match=r"DEPLOY_FAILED.*; the replicas from before go on serving"):
+        deploy(["other"], 8000, (1, 1))
+
+
+def test_a_wait_for_resources_is_told(connect, capsys):
+    waiting = "Deployment has 1 replicas that have taken more than 30s to be scheduled. This may"
+    connect(FakeServe("DEPLOYING", "RUNNING", message=waiting))
+    deploy(["champion"], 8000, (1, 1))
+    assert "for lack of a free CPU or GPU: stop a job (`zpoint jobs`" in capsys.readouterr().err
+
+
 def test_a_node_without_keys_is_named(connect):
     connect(FakeServe("DEPLOY_FAILED", message="Trace\nOSError: reading key 'x': AWS Error ACCESS_DENIED: No body.\n"))
     with pytest.raises(RuntimeError, match=r"a node does not read the model: access denied.*set AWS_\*"):

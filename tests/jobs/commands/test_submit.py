@@ -338,8 +338,8 @@ def test_the_secrets_are_in_neither_the_command_nor_the_names_that_are_printed(t
     assert list(tmp_path.iterdir()) == []
     submit_module._print_forwarded({"MLFLOW_TRACKING_URI": "http://h", "RAY_JOB_STOP_WAIT_TIME_S": "1"}, secrets)
     assert capsys.readouterr().err == (
-        "zpoint: the job gets MLFLOW_TRACKING_URI; hidden from Ray's dashboard: AWS_SECRET_ACCESS_KEY, "
-        "MLFLOW_TRACKING_PASSWORD\n"
+        "zpoint: the job gets MLFLOW_TRACKING_URI; hidden from Ray's dashboard:\n"
+        "  AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_PASSWORD\n"
     )
 
 
@@ -352,7 +352,7 @@ def test_a_job_gets_mlflows_variables_and_the_dashboard_no_secret(head: str, mon
     assert result["status"] == "FAILED"
     assert "127.0.0.1" in job_logs(result["id"], head)
     err = capfd.readouterr().err
-    assert "hidden from Ray's dashboard: AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_URI" in err
+    assert "hidden from Ray's dashboard: AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_URI" in " ".join(err.split())
     routes = ("api/v0/runtime_envs?detail=1", "api/v0/tasks?detail=1", "api/jobs/", "api/v0/actors?detail=1")
     dashboard = b"".join(urlopen(f"{head}/{route}").read() for route in routes)
     assert b"not-for-all" not in dashboard + err.encode()

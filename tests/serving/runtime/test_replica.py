@@ -3,6 +3,7 @@
 import socket
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -94,6 +95,20 @@ def test_cors_takes_an_origin(origin):
 def test_cors_takes_nothing_that_admits_other_pages(origin):
     with pytest.raises(ValueError, match="a CORS origin is http"):
         ReplicaOptions(cors_origins=("https://a.org", origin))
+
+
+def test_a_changed_deployment_starts_new_replicas_before_it_stops_old_ones(monkeypatch):
+    import ray
+    from ray import serve
+
+    deployments = []
+    monkeypatch.setattr(serve, "ingress", lambda: lambda replica_class: replica_class)
+    monkeypatch.setattr(serve, "deployment", lambda *_, **options: deployments.append(options) or MagicMock())
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(replica, "_replica_runtime_env", dict)
+    replica.build_application([DEPLOYED], "secret", (1, 4), ReplicaOptions())
+    assert 0 < deployments[0]["max_surge_percent"] <= 100
+    assert deployments[0]["autoscaling_config"]["max_replicas"] == 4
 
 
 @pytest.fixture
