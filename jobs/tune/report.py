@@ -104,6 +104,8 @@ def make_sections(campaign: Campaign, decode: Decoder) -> list[Section]:
             text += " The importance of a key is its share in reaching the front (PED-ANOVA, Watanabe 2023)."
         sections.append(Section("map", "Map of the searched values", text, charts))
         text = "The best trial and some others on the front are in colour."
+        if campaign.search["sampler"] == "best":
+            text += " Distances are the lowest of two samplers, after the last epoch of four."
         sections.append(Section("curves", "Learning curves", text, campaign_charts.curve_charts(campaign)))
     if any(trial.spans for trial in campaign.trials):
         text = "Pauses of over a minute are left out."
