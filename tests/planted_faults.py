@@ -938,4 +938,21 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
         '0 -> (1) in key = rate_key(runs[0]["real"])',
         "the runs of a study have one dataset, so all of them have the rate of it",
     ),
+    (
+        "cluster/lock.py",
+        "file.close() -> pass",
+        "Python closes the file, which releases its lock, when nothing refers to it any more",
+    ),
+    (
+        "aecore/data/remote_path.py",
+        "4 -> (5) in CACHED_BLOCKS = 4 "
+        "# of each open file: two shards are read from distant ranges of one zip at a time",
+        "the size of a cache: the bytes read are the same",
+    ),
+    (
+        "aecore/metrics/classifier.py",
+        "2 -> (3) in "
+        "layers += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU(), nn.MaxPool2d(2)]",
+        "another small network, which recognises the images as well",
+    ),
 )

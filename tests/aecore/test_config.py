@@ -192,3 +192,8 @@ def test_each_key_has_a_description():
         assert section.__doc__
         for name, field in section.model_fields.items():
             assert field.description or name == "kind", f"{section.__name__}.{name}"
+
+
+@pytest.mark.parametrize(("kl_factor", "variational"), [(0, False), (1e-6, True), (0.5, True), (6, True)])
+def test_any_kl_factor_above_0_makes_a_vae(kl_factor: float, variational: bool):
+    assert Recipe(loss={"kl_factor": kl_factor}).variational is variational  # pyright: ignore[reportArgumentType]

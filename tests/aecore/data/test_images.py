@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from aecore.data import images
-from aecore.data.images import Crop, decode_image, decode_rows, encode_image, fit_square
+from aecore.data.images import Crop, decode_image, decode_rows, encode_image, fit_square, sniff_format
 from aecore.data.synthetic_faces import draw_face
 
 FACE = draw_face(0, 0)[0]
@@ -111,3 +111,14 @@ def test_rows_of_another_size_or_invalid_bytes_are_refused(encoding: str):
 def test_an_unknown_encoding_is_refused():
     with pytest.raises(ValueError, match="jpeg, png, raw"):
         encode_image(FACE, "webp")
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "GIF", "BMP", "WebP", "TIFF", "AVIF", "JPEG 2000", "PNM"])
+def test_a_format_is_known_by_its_first_bytes(name: str):
+    file = io.BytesIO()
+    Image.fromarray(FACE).save(file, {"JPEG 2000": "JPEG2000", "PNM": "PPM"}.get(name, name))
+    assert sniff_format(file.getvalue()[:64]) == name
+
+
+def test_bytes_of_no_image_have_no_format():
+    assert sniff_format(b"sizes: 96x96\n") is None
