@@ -50,8 +50,9 @@ class Batcher:
 
     async def __call__(self, items: np.ndarray) -> np.ndarray:
         """Return `batch_fn` of `items` (n, ...), n >= 1. Raises its errors, or Overloaded."""
-        # Per item, not per batch: an item alone costs many times its share of a batch, and more on a busy machine.
-        wait_s = self._pending_items * self._recent_seconds / max(self._recent_items, 1.0)
+        # Per item of full batches: an item alone costs many times its share of one, and more on a busy machine. So the
+        # first batch of a new version, often of one item, refuses nobody.
+        wait_s = self._pending_items * self._recent_seconds / max(self._recent_items, self._max_batch_size)
         if wait_s > self._max_wait_s:
             self._metrics.count_shed(self._name)
             raise Overloaded(min(MAX_RETRY_AFTER_S, max(MIN_RETRY_AFTER_S, wait_s - self._max_wait_s)))

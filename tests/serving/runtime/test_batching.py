@@ -80,7 +80,7 @@ def test_requests_behind_a_failing_batch_are_answered_and_it_leaves_no_wait(cloc
 
     async def run():
         batcher = Batcher("decode", batch_fn, max_batch_size=2, max_wait_s=10)
-        await batcher(make_items(1))  # 1 s per item
+        await batcher(make_items(2))  # 1 s per item
         failing = [batcher(np.full((2, 3), 666, np.float32)) for _ in range(3)]
         results = await asyncio.gather(*failing, batcher(make_items(2)), return_exceptions=True)
         assert [type(result) for result in results] == [RuntimeError] * 3 + [np.ndarray]
@@ -99,7 +99,7 @@ def test_throughput_is_that_of_recent_batches(clock):
 
     async def run():
         nonlocal seconds_per_item
-        batcher = Batcher("decode", batch_fn, max_wait_s=10)
+        batcher = Batcher("decode", batch_fn, max_batch_size=1, max_wait_s=10)
         await batcher(make_items(1))
         seconds_per_item = 0.1
         for _ in range(20):
@@ -115,7 +115,7 @@ def test_refused_requests_are_counted(clock):
         return double(batch)
 
     async def run():
-        batcher = Batcher("encode", batch_fn, max_wait_s=1, metrics=metrics)
+        batcher = Batcher("encode", batch_fn, max_batch_size=1, max_wait_s=1, metrics=metrics)
         await batcher(make_items(1))
         return await asyncio.gather(*(batcher(make_items(1)) for _ in range(5)), return_exceptions=True)
 
@@ -135,7 +135,7 @@ def test_requests_beyond_max_wait_are_refused_and_admitted_ones_are_answered(clo
 
     async def run():
         batcher = Batcher("decode", batch_fn, max_batch_size=4, max_wait_s=0.5)
-        await batcher(make_items(2))  # measures the throughput
+        await batcher(make_items(4))  # measures the throughput
         results = await asyncio.gather(*(batcher(make_items(4, seed)) for seed in range(40)), return_exceptions=True)
         await batcher(make_items(1))  # the overload has passed
         return results
@@ -155,7 +155,7 @@ def test_refused_request_may_retry_once_the_wait_is_short_enough(clock, n, wait_
         return double(batch)
 
     async def run():
-        batcher = Batcher("decode", batch_fn, max_wait_s=10)
+        batcher = Batcher("decode", batch_fn, max_batch_size=2, max_wait_s=10)
         await batcher(make_items(2))  # 1 s per item
         admitted = asyncio.ensure_future(batcher(make_items(n)))
         await asyncio.sleep(0)
@@ -186,6 +186,24 @@ def test_one_slow_item_after_full_batches_refuses_no_request(clock):
         return await asyncio.gather(*(batcher(make_items(1, seed)) for seed in range(100)))
 
     assert len(asyncio.run(run())) == 100
+
+
+def test_a_slow_first_item_of_a_new_version_refuses_no_request(clock):
+    """A swap on busy cores: the new model's first batch is one item, which takes long, and others gather meanwhile."""
+
+    def batch_fn(batch):
+        clock.seconds += 0.5 if len(batch) == 1 else 0.003 * len(batch)
+        return double(batch)
+
+    async def run():
+        batcher = Batcher("decode", batch_fn, max_wait_s=10)
+        first = asyncio.ensure_future(batcher(make_items(1)))
+        while not batcher._recent_items:  # until the first batch has ended
+            await asyncio.sleep(0)
+        requests = [batcher(make_items(1, seed)) for seed in range(32)]
+        return await asyncio.gather(first, *requests)
+
+    assert len(asyncio.run(run())) == 33
 
 
 def test_a_cancelled_request_leaves_nothing_in_the_queue():
