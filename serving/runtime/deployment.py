@@ -119,7 +119,7 @@ def stop_endpoint() -> None:
         return
     shut_down_serve(STOP_TIMEOUT_S)
     last_served.forget_all()
-    shutil.rmtree(_haproxy_folder() / ray.get_runtime_context().get_node_id(), ignore_errors=True)
+    shutil.rmtree(_node_folder(_haproxy_folder()), ignore_errors=True)
 
 
 def _run_application(versions: Sequence[ModelVersion], application: Any) -> None:
@@ -172,7 +172,8 @@ def _controller_env() -> dict[str, str]:
         "METRICS_SOCKET_PATH": folder / "metrics.sock",
         "SERVER_STATE_BASE": folder,
         "SERVER_STATE_FILE": folder / "server-state",
-        "BINARY_PATH": haproxy.write_wrapper(folder, haproxy_binary()),
+        # Beside the files of this Ray alone: another endpoint's wrapper runs the code of another checkout.
+        "BINARY_PATH": haproxy.write_wrapper(_node_folder(folder), haproxy_binary()),
     }
     ports = (
         "RAY_SERVE_HAPROXY_STATS_PORT",
@@ -190,6 +191,13 @@ def _controller_env() -> dict[str, str]:
 def _haproxy_folder() -> Path:
     # A short path: HAProxy's socket below it may have 107 characters, and Ray appends 70.
     return Path(f"/tmp/zpoint-{os.getuid()}")
+
+
+def _node_folder(folder: Path) -> Path:
+    """Return the folder below `folder` in which Ray keeps the files of this node's HAProxy."""
+    import ray
+
+    return folder / ray.get_runtime_context().get_node_id()
 
 
 def free_port() -> int:

@@ -38,6 +38,7 @@ CLIENT_LIMITS = "    timeout http-request 10s\n    option http-buffer-request"
 
 def write_wrapper(folder: Path, binary: str) -> Path:
     """Write an executable into `folder` that runs this module before `binary`; for RAY_SERVE_HAPROXY_BINARY_PATH."""
+    folder.mkdir(exist_ok=True)
     script = folder / "haproxy"
     script.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-I", "-S", __file__, binary])} "$@"\n')
     script.chmod(0o700)

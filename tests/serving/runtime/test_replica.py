@@ -2,12 +2,13 @@
 
 import socket
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
 
-from serving.runtime import deployment, last_served, registry, replica
+from serving.runtime import deployment, haproxy, last_served, registry, replica
 from serving.runtime.last_served import LastServedVersions
 from serving.runtime.registry import ModelVersion
 from serving.runtime.replica import ReplicaOptions
@@ -139,6 +140,22 @@ def test_serving_elsewhere_than_on_the_head_is_refused(on_cluster):
     on_cluster("w1", 2)
     with pytest.raises(ValueError, match="not the head node of the cluster, where HAProxy listens"):
         deployment._pin_to_head("0.0.0.0", 1)
+
+
+def test_endpoints_of_one_user_do_not_share_haproxys_wrapper(on_cluster, monkeypatch, tmp_path):
+    """The wrapper runs the code of the checkout that started the endpoint, also at each reload."""
+    monkeypatch.setattr(deployment, "_haproxy_folder", lambda: tmp_path / "zpoint")
+    scripts = []
+    for node in ("a", "b"):
+        on_cluster(node, 2)
+        monkeypatch.setattr(haproxy, "__file__", f"/checkout-{node}/haproxy.py")
+        scripts.append(Path(deployment._controller_env()["RAY_SERVE_HAPROXY_BINARY_PATH"]))
+    assert ["/checkout-a/" in scripts[0].read_text(), "/checkout-b/" in scripts[1].read_text()] == [True, True]
+    monkeypatch.setattr(deployment, "shut_down_serve", lambda timeout_s: None)
+    monkeypatch.setattr(deployment.last_served, "forget_all", lambda: None)
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    deployment.stop_endpoint()
+    assert [script.exists() for script in scripts] == [True, False]
 
 
 def test_an_endpoint_behind_serves_slow_proxy_is_not_ready(monkeypatch):
