@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pyarrow.fs as pafs
 
-from aecore.data.images import UNDECODABLE, sniff_format
+from aecore.data.images import missing_decoder, sniff_format
 from aecore.data.readers import MAX_REQUESTS, FileReader, Reader, ZipReader, member_path, open_zip
 from aecore.data.remote_path import RemotePath
 from aecore.errors import printable
@@ -79,7 +79,7 @@ class FileTree:
             if image_format is None:
                 reason = "text" if _is_text(head) else "ending" if os.path.splitext(name)[1] else "content"
                 self.passed_over[reason].append(name)
-            elif image_format in UNDECODABLE:
+            elif missing_decoder(image_format):
                 self.passed_over[f"no {image_format} decoder"].append(name)
             else:
                 images.append(name)

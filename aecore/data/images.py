@@ -4,6 +4,7 @@ import io
 import math
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,7 +16,6 @@ JPEG_QUALITY = 95
 Encoding = Literal["jpeg", "png", "raw"]
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
 _ORIENTATION = 0x0112  # the EXIF tag
-UNDECODABLE = ("HEIF", "JPEG XL")  # of the formats below, those that Pillow does not decode
 _SIGNATURES = {  # the first bytes of a file
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
@@ -75,6 +75,24 @@ class Crop:
 CENTRE = Crop()
 
 
+@cache
+def register_heif() -> bool:
+    """Let Pillow decode HEIF (HEIC) by pillow-heif, if the extra `heic` is installed; return True if it is."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
+    return True
+
+
+def missing_decoder(image_format: str | None) -> str | None:
+    """Return how to get by without the decoder of a format of `sniff_format` that Pillow lacks here, else None."""
+    if image_format == "HEIF" and not register_heif():
+        return "install zpoint[heic], or convert it"
+    return "convert it" if image_format == "JPEG XL" else None
+
+
 def sniff_format(head: bytes) -> str | None:
     """Return the image format that a file's first 64 bytes show, or None."""
     return next((name for name, start in _SIGNATURES.items() if re.match(start, head, re.DOTALL)), None)
@@ -88,6 +106,7 @@ def decode_image(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndar
     """
     if not data:
         raise ValueError("it is empty (0 bytes)")
+    register_heif()
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:  # reads the header only
             width, height = image.size
@@ -99,8 +118,9 @@ def decode_image(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndar
             upright = ImageOps.exif_transpose(image) or image
             return _to_pixels(upright)
     except Image.UnidentifiedImageError:
-        if (image_format := sniff_format(data[:64])) in UNDECODABLE:
-            raise ValueError(f"it is a {image_format} image, which Pillow does not decode; convert it") from None
+        image_format = sniff_format(data[:64])
+        if remedy := missing_decoder(image_format):
+            raise ValueError(f"it is a {image_format} image, which Pillow does not decode: {remedy}") from None
         if data.startswith(b"version https://git-lfs"):
             raise ValueError("it is a pointer of Git LFS, not the image: run `git lfs pull`") from None
         raise ValueError(f"it is not an image (it starts with {data[:12]!r})") from None

@@ -520,7 +520,7 @@ def _split_images(images: list[bytes | np.ndarray], limits: Limits) -> list[list
     batches: list[list[bytes | np.ndarray]] = []
     n_bytes = n_pixels = 0
     for image in images:
-        image_bytes, pixels = _image_cost(image)
+        image_bytes, pixels = _image_cost(image, limits)
         n_bytes, n_pixels = n_bytes + image_bytes, n_pixels + pixels
         if not batches or len(batches[-1]) == limits.points or n_bytes > limits.body or n_pixels > limits.pixels:
             batches.append([])
@@ -529,16 +529,19 @@ def _split_images(images: list[bytes | np.ndarray], limits: Limits) -> list[list
     return batches
 
 
-def _image_cost(image: bytes | np.ndarray) -> tuple[int, int]:
-    """Return the bytes that an image takes in a body, with some to spare, and its pixels."""
+def _image_cost(image: bytes | np.ndarray, limits: Limits) -> tuple[int, int]:
+    """Return the bytes that an image takes in a body, with some to spare, and its pixels.
+
+    A file that Pillow does not read here, such as HEIC, is sent alone, since its pixels are unknown.
+    """
     if isinstance(image, np.ndarray):
         return image.nbytes * 3 // 2 + 1000, image.shape[0] * image.shape[1]  # as .npy, or a PNG of noise in base64
     try:
         with Image.open(io.BytesIO(image)) as opened:  # reads the header only
-            width, height = opened.size
-    except Exception:  # the endpoint says what it is not
-        width = height = 0
-    return len(image) * 4 // 3 + 1000, width * height
+            pixels = opened.width * opened.height
+    except Exception:  # the endpoint reads it, or says what it is not
+        pixels = limits.pixels
+    return len(image) * 4 // 3 + 1000, pixels
 
 
 def _sample_request(

@@ -12,6 +12,7 @@
 | GET /v1/points/thumbnails | | WebP: their thumbnails on one sheet |
 | POST /v1/points/at | {"x": 0, "y": 0, "k": 8} | image; JSON also z, the nearest stored points |
 | POST /v1/frames | images | JSON: the square around each one's face, framed as in the stored points |
+| POST /v1/convert | one image | the image upright, at most 1,024 pixels a side |
 | GET /v1/model | | JSON: version, recipe, metrics, samplers, tasks, paths, latent space, limits |
 | GET /v1/models | | JSON: of each alias the version, run, kl_factor, z_dim, image and metrics |
 | GET /metrics | | Prometheus |
@@ -20,9 +21,11 @@
 | GET /, /static/NAME | | the web page |
 
 The routes from decode to model answer by the first alias; /v1/models/ALIAS/decode and so on by each of the aliases.
+No model takes part in convert.
 
-z: JSON {"z": [[...], ...]} or .npy float (n, z_dim). Images in requests: an image file (PNG, JPEG, WebP), .npy uint8
-(n, H, W, 1 or 3) or JSON {"images": ["base64 of an image file", ...]}; they are cropped to squares and resized. A body
+z: JSON {"z": [[...], ...]} or .npy float (n, z_dim). Images in requests: an image file (PNG, JPEG, WebP; HEIC with the
+extra `heic`), .npy uint8 (n, H, W, 1 or 3) or JSON {"images": ["base64 of an image file", ...]}; they are cropped to
+squares and resized, except for frames and convert. A body
 without a content type is recognised by its content. Options stand in the JSON beside z or images, or in the URL's
 query, whose other keys are parameters of the task or sampler: `?task=denoise&sigma=0.4&seed=1`. An option that is
 unknown or stands in both is refused. Images in responses, by Accept: image/png (default), image/jpeg, image/webp (a
@@ -85,6 +88,7 @@ from serving.runtime.model_slot import ModelInfo, ModelSlot, ServedModel
 
 T = TypeVar("T")
 O = TypeVar("O", bound=schemas.Options)  # noqa: E741
+MAX_CONVERTED_SIDE = 1024  # pixels; the page's cropper keeps no more
 GZIP_LEVEL, GZIP_MIN_BYTES = 1, 1024  # of JSON and text; images are compressed already
 EXPOSED_HEADERS = ["Retry-After", "X-Zpoint-Faces", "X-Zpoint-Model", "X-Zpoint-Seed"]  # to pages of other origins
 MAX_INLINE_BYTES = 1 << 16  # bodies up to this size are parsed and encoded on the event loop, larger ones in a thread
@@ -360,6 +364,23 @@ def _summarize(info: ModelInfo, refused: dict[str, str] | None) -> schemas.Model
     kl_factor = info.recipe["loss"]["kl_factor"]
     fields |= {"kl_factor": kl_factor, "metrics": info.finite_metrics, "refused": refused}
     return schemas.ModelSummary(**fields)
+
+
+@endpoint_routes.post(
+    "/v1/convert",
+    response_class=Response,
+    responses=schemas.image_responses(schemas.ImagesResponse),
+    openapi_extra=schemas.request_inputs(schemas.ConvertRequest, NPY, *IMAGE_FILES),
+)
+async def convert(request: Request) -> Response:
+    """Return an image, such as HEIC that browsers do not read, upright and at most 1,024 pixels a side."""
+    media_type = _accepted_media_type(request, IMAGE_RESPONSES)
+    images, _ = await _read_input(request, ("images",), schemas.Options, fit=False)
+    with _client_errors():
+        if len(images) != 1:
+            raise ValueError(f"{len(images)} images: one is converted at a time")
+    image = await asyncio.to_thread(operations.shrink, images[0], MAX_CONVERTED_SIDE)
+    return await _images_response(request.state.model, image[None], media_type)
 
 
 @health_routes.get("/healthz", responses=schemas.responses("the endpoint responds", 401))

@@ -21,16 +21,17 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from PIL import Image
 
-from aecore.data.images import decode_image, fit_square
+from aecore.data.images import decode_image, fit_square, register_heif
 from aecore.model.autoencoder import ImageShape
 
-PNG, JPEG, WEBP = "image/png", "image/jpeg", "image/webp"
+PNG, JPEG, WEBP, HEIC = "image/png", "image/jpeg", "image/webp", "image/heic"
 NPY, JSON, ZIP = "application/x-npy", "application/json", "application/zip"
-IMAGE_FILES = (PNG, JPEG, WEBP)
+IMAGE_FILES = (PNG, JPEG, WEBP, HEIC)
 PILLOW_FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow starts external programs for some of its other formats
 ANY_IMAGE = "image/*"
 MEDIA_TYPE_ALIASES = {  # names that clients use beside the registered ones
     "image/jpg": JPEG, "image/pjpeg": JPEG, "image/x-png": PNG, "image/x-webp": WEBP,
+    "image/heif": HEIC,
     "application/npy": NPY, "application/numpy": NPY, "application/x-numpy": NPY, "application/vnd.numpy": NPY,
     "text/json": JSON, "text/x-json": JSON, "application/x-json": JSON,
     "application/x-zip": ZIP, "application/x-zip-compressed": ZIP, "*": "*/*",
@@ -110,10 +111,10 @@ def canonical_media_type(header: str) -> str:
 
 
 def detect_media_type(body: bytes) -> str:
-    """Return NPY, or ANY_IMAGE for PNG, JPEG and WebP, by the first bytes of `body`; JSON for any other."""
+    """Return NPY, or ANY_IMAGE for PNG, JPEG, WebP and HEIC, by the first bytes of `body`; JSON for any other."""
     if body.startswith(b"\x93NUMPY"):
         return NPY
-    return ANY_IMAGE if re.match(rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP", body, re.DOTALL) else JSON
+    return ANY_IMAGE if re.match(rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|....ftyp", body, re.DOTALL) else JSON
 
 
 def check_json_size(body: bytes, z_dim: int, max_points: int) -> None:
@@ -270,17 +271,21 @@ def _fit(images: Iterable[np.ndarray], image: ImageShape | None) -> Any:
 
 def _decode_file(index: int, data: bytes) -> np.ndarray:
     try:
-        return decode_image(data, PILLOW_FORMATS)
+        return decode_image(data, _pillow_formats())
     except ValueError as error:
         raise ValueError(f"images[{index}]: {error}") from None
 
 
 def _pixel_count(data: bytes) -> int:
     try:
-        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:  # reads the header only
+        with Image.open(io.BytesIO(data), formats=_pillow_formats()) as image:  # reads the header only
             return image.size[0] * image.size[1]
     except Exception:  # decode_image reports the cause
         return 0
+
+
+def _pillow_formats() -> tuple[str, ...]:
+    return (*PILLOW_FORMATS, "HEIF") if register_heif() else PILLOW_FORMATS
 
 
 def _check_count(n: int, max_count: int, noun: str = "z-points") -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from aecore.config import TASKS, Section
 from aecore.latent.interpolation import INTERPOLATIONS
@@ -102,6 +103,13 @@ def corrupt_images(task: Section, images: np.ndarray, seed: int) -> np.ndarray:
     clean = to_float(torch.from_numpy(images))
     noise = BatchNoise(torch.Generator().manual_seed(seed), torch.arange(len(images)), len(images))
     return to_uint8(corrupt(task, clean, noise)).numpy()  # pyright: ignore[reportArgumentType]
+
+
+def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
+    """Return an image uint8 (H, W, 1 or 3) with at most `max_side` pixels a side, its proportions kept."""
+    pillow = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    pillow.thumbnail((max_side, max_side))
+    return np.asarray(pillow).reshape(pillow.height, pillow.width, image.shape[2])
 
 
 def interpolate_z(

@@ -22,7 +22,7 @@ from serving.runtime.face_finder import MAX_IMAGES
 Z = list[list[float]]
 ZPoints = Annotated[Z, Field(min_length=1, description="z-points of z_dim numbers each")]
 Base64 = Annotated[str, Field(json_schema_extra={"format": "byte"})]
-ImageFiles = Annotated[list[Base64], Field(min_length=1, description="PNG, JPEG or WebP files in base64")]
+ImageFiles = Annotated[list[Base64], Field(min_length=1, description="PNG, JPEG, WebP or HEIC files in base64")]
 Seed = Annotated[
     int | None,
     Field(
@@ -55,6 +55,10 @@ class SampleRequest(Options):
 
 class EncodeRequest(Options):
     images: ImageFiles
+
+
+class ConvertRequest(Options):
+    images: Annotated[ImageFiles, Field(max_length=1)]
 
 
 class ReconstructOptions(Options):

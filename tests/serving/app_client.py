@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
+from aecore.data.images import register_heif
 from serving.http.api import create_app
 from serving.http.decoding import NPY
 from serving.http.encoding import encode_npy
@@ -44,6 +45,7 @@ def images_close(images, expected):
 
 def make_image_file(width=40, height=30, kind="PNG", mode="RGB", seed=0):
     """Return the bytes of an image file with random pixels."""
+    register_heif()
     buffer = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(pixels).convert(mode).save(buffer, kind)

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from aecore.data.images import encode_image
+from aecore.data import images
+from aecore.data.images import decode_image, encode_image, register_heif
 from aecore.data.layout import Layout, read_layout, split_of
 from aecore.data.sources import Source, SourceOptions, open_source
 
@@ -288,6 +289,12 @@ def test_a_zip_with_a_name_twice_has_the_last_one_and_is_noted(tmp_path: Path):
     assert source.reader.read("a.png") == last
 
 
+@pytest.fixture
+def without_heif(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "register_heif", lambda: False)
+
+
+@pytest.mark.usefixtures("without_heif")
 def test_images_are_found_by_content(tmp_path: Path):
     picture = Image.new("RGB", (8, 8), "red")
     names = {
@@ -312,6 +319,16 @@ def test_images_are_found_by_content(tmp_path: Path):
     }  # fmt: skip
 
 
+def test_heic_is_found_if_its_decoder_is_installed(tmp_path: Path):
+    assert register_heif()
+    for name in ("a.heic", "b", "c.HEIF"):
+        Image.new("RGB", (64, 64), "red").save(tmp_path / name, "HEIF")
+    source = open_folder(tmp_path)
+    assert (sum(counts(source)), source.passed_over) == (3, {})
+    assert decode_image(source.reader.read("a.heic")).mean((0, 1)) == pytest.approx([254, 0, 0], abs=4)
+
+
+@pytest.mark.usefixtures("without_heif")
 def test_a_folder_without_a_decodable_image_names_what_it_holds(tmp_path: Path):
     write(tmp_path, "a.heic", "b.HEIC", content=b"\0\0\0\x24ftypheic\0\0\0\0mif1heic")
     with pytest.raises(ValueError, match=r"no images \(passed over: 2 no HEIF decoder \(a.heic, b.HEIC\)\)"):

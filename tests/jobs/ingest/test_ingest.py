@@ -275,6 +275,6 @@ def test_ingest_warns_if_more_is_passed_over_than_read(tmp_path: Path, caplog: p
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(encode_image(draw_face(0, i, 16)[0], "png"))
     for i in range(9):
-        (tmp_path / f"{i}.heic").write_bytes(b"\0\0\0\x24ftypheic\0\0\0\0mif1heic")
+        (tmp_path / f"{i}.jxl").write_bytes(b"\0\0\0\x0cJXL \r\n\x87\n")
     ingest("folder", str(tmp_path), str(tmp_path / "to"), size=16)
-    assert "9 entries passed over, 3 images read: no HEIF decoder" in caplog.text
+    assert "9 entries passed over, 3 images read: no JPEG XL decoder" in caplog.text

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from aecore.config import TASKS
+from aecore.data import images
 from aecore.latent.interpolation import INTERPOLATIONS
 from serving.http import decoding
-from serving.http.decoding import JPEG, JSON, NPY, PNG, WEBP, ZIP
+from serving.http.decoding import HEIC, JPEG, JSON, NPY, PNG, WEBP, ZIP
 from serving.http.encoding import encode_npy
 from serving.runtime.model_slot import ModelSlot
 from tests.serving.app_client import (
@@ -30,6 +31,12 @@ from tests.serving.app_client import (
     read_npy,
 )
 from tests.serving.app_server import IMAGE, Z_DIM, make_slot
+
+
+def as_png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_encode_returns_the_means_of_the_encoder():
@@ -169,6 +176,51 @@ def test_decompression_bomb_is_a_413_before_it_is_decoded(monkeypatch):
     is_problem(response, 413, "81,000,000")
     over_half_of_limit = base64.b64encode(make_black_file(6_000)).decode()
     is_problem(make_client().post("/v1/encode", json={"images": [over_half_of_limit] * 2}), 413, "72,000,000 pixels")
+
+
+@pytest.mark.parametrize("content_type", [HEIC, "image/heif", "application/octet-stream", ""])
+def test_heic_is_read_as_other_image_files_are(content_type):
+    image = Image.open(io.BytesIO(make_image_file(64, 48, kind="HEIF")))  # lossy, so its own pixels are expected
+    expected = make_client().post("/v1/encode", content=as_png(image), headers={"content-type": PNG, "accept": NPY})
+    headers = {"accept": NPY} | ({"content-type": content_type} if content_type else {})
+    response = make_client().post("/v1/encode", content=make_image_file(64, 48, kind="HEIF"), headers=headers)
+    assert response.status_code == 200, response.text
+    np.testing.assert_allclose(read_npy(response.content), read_npy(expected.content), atol=1e-4)
+
+
+def test_heic_is_bounded_by_the_pixels_that_it_declares():
+    file = make_image_file(320, 320, kind="HEIF")
+    size = file.index(b"ispe") + 8
+    for side, status, text in ((9_000, 413, "81,000,000 pixels"), (16, 422, "Image size 320x320 exceeds the maximum")):
+        declared = file[:size] + side.to_bytes(4, "big") * 2 + file[size + 8 :]
+        is_problem(make_client().post("/v1/encode", content=declared, headers={"content-type": HEIC}), status, text)
+
+
+def test_heic_without_its_library_is_refused_with_its_name(monkeypatch):
+    file = make_image_file(kind="HEIF")
+    for module in (images, decoding):
+        monkeypatch.setattr(module, "register_heif", lambda: False)
+    response = make_client().post("/v1/encode", content=file, headers={"content-type": HEIC})
+    is_problem(response, 422, "it is a HEIF image, which Pillow does not decode: install zpoint[heic], or convert it")
+
+
+@pytest.mark.parametrize("media_type", [JPEG, PNG, WEBP])
+def test_convert_returns_the_image_in_the_accepted_format(media_type):
+    headers = {"content-type": HEIC, "accept": media_type}
+    response = make_client().post("/v1/convert", content=make_image_file(kind="HEIF"), headers=headers)
+    assert (response.status_code, response.headers["content-type"]) == (200, media_type)
+    assert Image.open(io.BytesIO(response.content)).size == (40, 30)
+
+
+def test_convert_keeps_proportions_orientation_and_at_most_1024_pixels_a_side():
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[274] = 6  # turned by a quarter, as a phone writes it
+    Image.new("L", (3000, 1500)).save(buffer, "JPEG", exif=exif)
+    response = make_client().post("/v1/convert", content=buffer.getvalue(), headers={"content-type": JPEG})
+    image = Image.open(io.BytesIO(response.content))
+    assert (image.size, image.mode) == ((512, 1024), "L")
+    files = [base64.b64encode(make_image_file()).decode()] * 2
+    is_problem(make_client().post("/v1/convert", json={"images": files}), 422, "one is converted at a time")
 
 
 def test_metrics_count_requests_by_route_and_status():

@@ -14,6 +14,7 @@ MODEL_ROUTES = [
 ]
 ROUTES = [
     *((method, f"/v1{path}") for method, path in MODEL_ROUTES),
+    ("POST", "/v1/convert"),
     *(("GET", path) for path in ("/v1/models", "/healthz", "/readyz", "/metrics")),
 ]
 ALIAS_ROUTES = [(method, f"/v1/models/{{alias}}{path}") for method, path in MODEL_ROUTES]

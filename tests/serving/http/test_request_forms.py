@@ -33,6 +33,7 @@ BODIES = {
     "/v1/neighbours": {"z": make_z(1).tolist()},
     "/v1/points/at": {},
     "/v1/frames": {"images": [BASE64]},
+    "/v1/convert": {"images": [BASE64]},
 }
 # (route, its options in the query, the same options in the body)
 OPTIONS = [
@@ -279,7 +280,7 @@ def test_aliases_of_media_types_and_bodies_without_one_are_accepted(form, conten
         "multipart/form-data; boundary=x",
         "application/x-www-form-urlencoded",
         "image/gif",
-        "image/heic",
+        "image/tiff",
         "text/plain",
         "garbage",
     ],
