@@ -246,7 +246,13 @@ def _add_serving(add_command: Callable[..., Any]) -> None:
             help="append a line of JSON for each request, without its content (default: none)",
         )  # fmt: skip
 
-    add_command("models", _models, "list the registered model versions, newest first", printing.format_models)
+    models = add_command(
+        "models", _models, "list the registered model versions, and where they are served", printing.format_models
+    )
+    models.add_argument(
+        "--url", action="append", default=[],
+        help="URL of an endpoint; may be repeated (default: http://127.0.0.1:8000, if one answers there)",
+    )  # fmt: skip
 
     decode = add_command("decode", _decode, "decode z-points at an endpoint")
     decode.add_argument("z", type=_path, help=".npy file of z-points, float (n, z_dim)")
@@ -434,7 +440,7 @@ def _serve(args: Any) -> Result:
 def _models(args: Any) -> Result:
     from jobs.commands.models import list_models
 
-    return {"models": list_models()}
+    return {"models": list_models(args.url)}
 
 
 def _deploy(args: Any) -> Result:

@@ -17,7 +17,7 @@ FORBIDDEN = {
     "serving": {"jobs"},
 }
 MAY_IMPORT_SERVING = {
-    *(f"jobs/commands/{name}.py" for name in ("client", "demo", "deploy", "export", "serve")), "jobs/cli.py",
+    *(f"jobs/commands/{name}.py" for name in ("client", "demo", "deploy", "export", "models", "serve")), "jobs/cli.py",
 }  # fmt: skip
 HEAVY = ("ray", "mlflow", "torch", "torchvision", "fastapi", "pyarrow", "boto3")
 

@@ -1,32 +1,71 @@
-"""`zpoint models`: the model versions in MLflow's registry, newest first."""
+"""`zpoint models`: the model versions in MLflow's registry, newest first, and where they are served."""
 
+import socket
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from cluster import tracking
+from cluster.settings import settings
+from serving.client import Client, EndpointError
+
+DEFAULT_URL, TIMEOUT_S = "http://127.0.0.1:8000", 10.0
 
 
-def list_models() -> list[dict[str, Any]]:
-    """Return one dict a version: version, aliases, run, run_id, created, sampler, and the last metrics of its run.
+def list_models(urls: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return one dict a version: version, aliases, served, run, run_id, created, sampler, last metrics of its run.
 
     `psnr` is of the validation images, in dB; `frechet` the distance in HOG features of the samples of `sampler`.
+    `served` names the aliases of the version at the endpoints `urls`, as `URL (ALIAS)`; without any, at DEFAULT_URL if
+    one answers there. Raises ValueError if one of `urls` does not answer.
     """
+    served = _served_at(urls)
     client, of_zpoint = tracking.client(), f"name = '{tracking.MODEL_NAME}'"
     models, versions = client.search_registered_models(of_zpoint), client.search_model_versions(of_zpoint)
     # A search for versions leaves their aliases out.
     version_by_alias = {alias: str(version) for model in models for alias, version in model.aliases.items()}
     runs = {run.info.run_id: run for run in tracking.find_runs()}
     newest_first = sorted(versions, key=lambda version: -int(version.version))
-    return [_describe(version, version_by_alias, runs.get(version.run_id)) for version in newest_first]
+    return [_describe(version, version_by_alias, runs.get(version.run_id), served) for version in newest_first]
 
 
-def _describe(version: Any, version_by_alias: dict[str, str], run: Any) -> dict[str, Any]:
+def _served_at(urls: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return `URL (ALIAS)`, run_id and version of each model that the endpoints serve."""
+    if not urls and not _listens(DEFAULT_URL):
+        return []
+    served = []
+    for url in urls or [DEFAULT_URL]:
+        try:
+            with Client(url, settings().token, TIMEOUT_S) as endpoint:
+                models = endpoint.models()
+            served += [(f"{url} ({model['alias']})", model["run_id"], model["version"]) for model in models]
+        except (EndpointError, KeyError, TypeError) as error:  # another server has other keys
+            if urls:
+                raise ValueError(f"no zpoint endpoint answers at {url}: {error}") from None
+    return served
+
+
+def _listens(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname, parts.port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _describe(
+    version: Any, version_by_alias: dict[str, str], run: Any, served: list[tuple[str, str, str]]
+) -> dict[str, Any]:
     sampler = version.tags.get(tracking.SAMPLER_TAG, "normal")
     metrics = run.data.metrics if run else {}
+    key = (version.run_id, str(version.version))  # another registry may have a version of the same number
     keys = {"psnr": "valid_psnr", "frechet": f"hog_frechet_{sampler}"}
     return {
         "version": str(version.version),
         "aliases": sorted(alias for alias, aliased in version_by_alias.items() if aliased == str(version.version)),
+        "served": [where for where, *served_key in served if tuple(served_key) == key],
         "run": version.tags.get("zpoint.run", ""),
         "run_id": version.run_id,
         "created": datetime.fromtimestamp(version.creation_timestamp / 1000).isoformat(" ", "minutes"),

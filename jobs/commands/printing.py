@@ -93,8 +93,9 @@ def format_models(result: Result) -> str:
     for model in result["models"]:
         first, *others = model["aliases"] or [""]
         rows += [model | {"alias": first, "created": model["created"][:10]}, *({"alias": alias} for alias in others)]
+    served = [f"version {model['version']} is served at {at}" for model in result["models"] for at in model["served"]]
     move = "to move an alias, also back: zpoint promote RUN --alias ALIAS"
-    return f"{_format_table(rows, dict(zip(columns, columns, strict=True)))}\n{move}"
+    return "\n".join([_format_table(rows, dict(zip(columns, columns, strict=True))), *served, move])
 
 
 def format_submit(result: Result) -> str:

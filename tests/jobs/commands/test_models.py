@@ -1,5 +1,6 @@
 """`zpoint models`: versions, their aliases and figures, from MLflow alone."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from cluster import tracking as mlflow_tracking
 from cluster.settings import settings
 from jobs.commands.models import list_models
 from jobs.commands.printing import format_models
+from tests.serving.app_server import make_slot, serve_app
 
 RUNS = {"celeba-vae-1a2b3c4d": {"valid_psnr": 21.6204, "hog_frechet_gmm": 0.98765}, "celeba-near-ae-5e6f7a8b": {}}
 
@@ -41,6 +43,26 @@ def test_versions_come_newest_first_with_aliases_and_figures(registry):
     assert table[3].split() == ["1", "champion", "gmm", "21.62", "0.9877", first["created"][:10], first["run"]]
     assert table[4].split() == ["vae"]
     assert "zpoint promote RUN --alias ALIAS" in table[5]
+
+
+def test_it_says_which_version_is_served_where(registry, monkeypatch: pytest.MonkeyPatch):
+    versions = registry.search_model_versions(f"name = '{mlflow_tracking.MODEL_NAME}'")
+    run_id = next(version.run_id for version in versions if str(version.version) == "2")
+    slots = make_slot("2", "near-ae"), make_slot("1")  # a version 1 of another registry
+    slots[0].current.info = replace(slots[0].current.info, run_id=run_id)
+    with serve_app(*slots, token="secret") as url:
+        monkeypatch.setenv("ZPOINT_TOKEN", "secret")
+        models = list_models([url])
+        monkeypatch.setenv("ZPOINT_TOKEN", "wrong")
+        with pytest.raises(ValueError, match=f"no zpoint endpoint answers at {url}: .*token"):
+            list_models([url])
+        monkeypatch.setattr("jobs.commands.models.DEFAULT_URL", url)
+        assert {tuple(model["served"]) for model in list_models()} == {()}
+        monkeypatch.setenv("ZPOINT_TOKEN", "secret")
+        assert list_models() == models
+    assert [model["served"] for model in models] == [[], [f"{url} (near-ae)"], []]
+    assert f"version 2 is served at {url} (near-ae)" in format_models({"models": models}).splitlines()
+    assert [model["served"] for model in list_models()] == [[], [], []]  # nothing listens there any more
 
 
 def test_without_versions_it_names_the_command_that_registers_one(tracking):
