@@ -13,9 +13,14 @@ the latter: p99 / p50 of the bare decoder in two processes at the same rate in e
 cores' time that the hypervisor took away meanwhile (steal time in Linux).
 
 `aliases` compares one replica that serves one alias with one that serves two, in turn.
+
+`start` gives the seconds from the command to the first decoded z-point, ROUNDS times for each server in turn. The first
+start of each compiles and reads files for the first time; the later ones are those of a warm machine.
 """
 
 import argparse
+import http.client
+import io
 import json
 import os
 import signal
@@ -25,7 +30,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +42,7 @@ Z_DIM, SIZE = 200, 96
 NPY, PNG = "application/x-npy", "image/png"
 CONNECTIONS = (1, 8, 32, 128)
 REQUEST_KINDS = {"1 z, raw": (1, NPY), "1 z, PNG": (1, PNG), "64 z, raw": (64, NPY)}
-RESULT_NAMES = ("ceiling", "goals", "aliases", "zpoint-1", "zpoint-2", "fastapi", "litserve", "bentoml")
+RESULT_NAMES = ("ceiling", "goals", "aliases", "start", "zpoint-1", "zpoint-2", "fastapi", "litserve", "bentoml")
 
 
 def save_random(source: str, seed: int) -> None:
@@ -136,11 +141,11 @@ def steal_seconds() -> float:
 
 @contextmanager
 def server(
-    name: str, source: str, port: int, peers: str, aliases: Sequence[str] = ("champion",)
+    name: str, source: str, port: int, peers: str, aliases: Sequence[str] = ("champion",), flags: Sequence[str] = ()
 ) -> Iterator[subprocess.Popen]:
     """Run the server `name` at 127.0.0.1:port inside the block, which starts once it answers."""
     if name.startswith("zpoint-"):
-        arguments = ["-m", "jobs.cli", "serve", "--port", str(port), "--replicas", name.partition("-")[2]]
+        arguments = ["-m", "jobs.cli", "serve", "--port", str(port), "--replicas", name.partition("-")[2], *flags]
         arguments += [f"--alias={alias}" for alias in aliases]
     else:
         arguments = [str(HERE / "serve_peers.py"), name, source, str(port)]
@@ -160,14 +165,17 @@ def server(
 
 
 def wait_until_decoding(port: int, process: subprocess.Popen, timeout_s: float = 150) -> None:
-    deadline = time.monotonic() + timeout_s
+    deadline, body = time.monotonic() + timeout_s, io.BytesIO()
+    np.save(body, np.zeros((1, Z_DIM), np.float32))
     while True:
-        with suppress(RuntimeError, json.JSONDecodeError):
-            if measure(port, 1, NPY, 1, 0.2, warm=0)["statuses"].get("200"):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        with closing(connection), suppress(OSError, http.client.HTTPException):
+            connection.request("POST", "/v1/decode", body.getvalue(), {"Content-Type": NPY, "Accept": NPY})
+            if connection.getresponse().status == 200:
                 return
         assert process.poll() is None, "the server has ended"
         assert time.monotonic() < deadline, "the server does not answer"
-        time.sleep(0.5)
+        time.sleep(0.05)
 
 
 def measure(
@@ -252,6 +260,19 @@ def measure_aliases(source: str, seconds: float, rounds: int) -> dict[str, list[
     return results
 
 
+def measure_starts(source: str, peers: str, rounds: int) -> dict[str, list[float]]:
+    """Return for each server the seconds from its command to the first decoded z-point, in `rounds` starts."""
+    names = ["zpoint-1", "zpoint-1 --no-compile", "fastapi", *(["litserve", "bentoml"] if peers else [])]
+    results: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for name in names:
+            server_name, *flags = name.split()
+            start = time.monotonic()
+            with server(server_name, source, free_port(), peers, flags=flags):
+                results.setdefault(f"seconds to the first answer, {name}", []).append(time.monotonic() - start)
+    return results
+
+
 def replica_mb(pid: int) -> float:
     """Return the resident memory of the replica below the process `pid` in MB."""
     from tests.sockets import command_line, descendants
@@ -266,7 +287,7 @@ def table(folder: Path) -> str:
         name: json.loads(path.read_text()) for name in RESULT_NAMES if (path := folder / f"{name}.json").exists()
     }
     lines = []
-    for name, values in [*results.pop("goals", {}).items(), *results.pop("aliases", {}).items()]:
+    for name, values in [item for kind in ("goals", "aliases", "start") for item in results.pop(kind, {}).items()]:
         lines.append(
             f"{name}: median {statistics.median(values):.2f} of {', '.join(f'{value:.2f}' for value in values)}"
         )
@@ -298,7 +319,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=RESULT_NAMES, default=RESULT_NAMES)
     parser.add_argument("--peers", default="", help="folder with LitServe and BentoML")
     parser.add_argument("--seconds", type=float, default=4.0, help="duration of each load")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of `goals`")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of `goals`, `aliases` and `start`")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that no server is left running
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -310,6 +331,8 @@ def main() -> None:
         elif name == "aliases":
             register_second(args.folder.absolute())
             result = measure_aliases(source, args.seconds, args.rounds)
+        elif name == "start":
+            result = measure_starts(source, args.peers, args.rounds)
         else:
             port = free_port()
             with server("zpoint-2" if name == "goals" else name, source, port, args.peers):
