@@ -7,6 +7,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from aecore.data.synthetic_faces import draw_face
 from jobs.cli import main, make_parser
 from jobs.recipes import RECIPES
 from jobs.train.job import train
+from tests.serving.app_client import make_client
 from tests.serving.app_server import Z_DIM, make_slot, serve_app
 from tests.synthetic_dataset import make_dataset
 
@@ -66,7 +68,7 @@ def endpoint_url() -> Iterator[str]:
 def test_every_request_to_the_endpoint_is_answered(line: str, endpoint_url: str, tmp_path: Path, monkeypatch):
     """With the images and z-points that the line names; it writes a file of images, z-points or JSON."""
     monkeypatch.chdir(tmp_path)
-    for name in ("face.jpg", "photo.jpg", "other.jpg"):
+    for name in ("face.jpg", "photo.jpg", "other.jpg", "photo.heic"):  # an endpoint reads them by their content
         Path(name).write_bytes(encode_image(draw_face(0, 0, 32)[0], "jpeg"))
     np.save("z.npy", np.random.default_rng(0).normal(size=(2, Z_DIM)).astype(np.float32))
     inputs = set(tmp_path.iterdir())
@@ -79,7 +81,10 @@ def test_every_request_to_the_endpoint_is_answered(line: str, endpoint_url: str,
         assert finished.value.code == 0
     [out] = set(tmp_path.iterdir()) - inputs
     if out.suffix == ".json":
-        assert json.loads(out.read_text()).keys() & {"model", "name"}
+        assert json.loads(out.read_text()).keys() & {"model", "models", "name", "openapi", "status"}
+        return
+    if out.suffix in (".html", ".txt"):
+        assert "zpoint" in out.read_text()
         return
     if out.name == "face.npy":
         assert np.load(out).shape == (1, Z_DIM)
@@ -87,6 +92,12 @@ def test_every_request_to_the_endpoint_is_answered(line: str, endpoint_url: str,
     images = np.load(out) if out.suffix == ".npy" else decode_image(out.read_bytes())
     assert images.shape[-1] == 3
     assert images.std() > 5
+
+
+def test_every_route_has_a_request_in_the_docs():
+    routes = {route for route in make_client().get("/openapi.json").json()["paths"] if "{alias}" not in route}
+    requested = {urlsplit(re.search(r"localhost:8000(/[^ ']*)", line)[1]).path for line in REQUESTS if "curl" in line}
+    assert routes | {"/", "/docs", "/openapi.json", "/v1/models/champion/sample"} == requested
 
 
 @pytest.mark.parametrize(("page", "block"), PYTHON)

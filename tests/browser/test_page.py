@@ -6,6 +6,7 @@ An error on the console, a request to another origin or a violation of the Conte
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aecore.data.images import encode_image
+from aecore.data.images import encode_image, register_heif
 from aecore.data.synthetic_faces import draw_face
 from aecore.latent.points import make_points
 from tests.browser.page_actions import (
@@ -136,6 +137,8 @@ def test_edit_sliders_show_the_coordinates_of_the_decoded_z(open_page, page_url)
 
 def test_interpolate_decodes_from_start_to_end(open_page, page_url):
     page = open_page(f"{page_url}/#interpolate")
+    # Between the first two random ends of the fixed seed two paths coincide.
+    changed_image_urls(page, "#interpolation-strip", lambda: page.get_by_role("button", name="New ends").click())
     steps = pixels(page, "#interpolation-strip")
     [start, end] = pixels(page, "#start-image") + pixels(page, "#end-image")
     assert looks_like(steps[0], start, end)
@@ -158,6 +161,58 @@ def test_interpolate_decodes_from_start_to_end(open_page, page_url):
     changed_image_urls(page, "#interpolation-strip", lambda: page.get_by_role("button", name="New ends").click())
 
 
+def test_the_change_from_start_to_end_is_added_to_another_image(open_page, page_url):
+    page = open_page(f"{page_url}/#interpolate")
+    strip = pixels(page, "#changed-strip")
+    assert len(set(strip)) == 9
+    with page.expect_request("**/interpolate") as between, page.expect_request("**/decode") as changed:
+        page.get_by_role("button", name="Swap").click()
+    start, end = (np.array(z) for z in json.loads(between.value.post_data)["z"])
+    zs = np.array(json.loads(changed.value.post_data)["z"])
+    np.testing.assert_allclose(zs, zs[0] + np.linspace(0, 1, 9)[:, None] * (end - start), atol=1e-5)
+    page.wait_for_load_state("networkidle")
+    changed_image_urls(page, "#changed-strip", lambda: page.get_by_role("button", name="Another image").click())
+    changed_image_urls(page, "#interpolation-strip", lambda: choose(page, "spherical"))
+    address, shown = page.url, pixels(page, "#changed-strip") + pixels(page, "#interpolation-strip")
+    page.reload()
+    assert pixels(page, "#changed-strip") + pixels(page, "#interpolation-strip") == shown
+    assert page.url == address
+
+
+def test_a_view_keeps_its_address_and_a_link_opened_in_its_tab_is_followed(open_page, page_url):
+    page = open_page(f"{page_url}/#edit")
+    image_urls(page, "#edited-image")
+    page.wait_for_function("() => location.hash.startsWith('#edit?z=')")
+    first, shown = page.url, pixels(page, "#edited-image")
+    changed_image_urls(page, "#edited-image", lambda: page.get_by_role("button", name="Mean").click())
+    second = page.url
+    page.get_by_role("link", name="Map").click()
+    page.get_by_role("link", name="Edit").click()
+    assert page.url == second
+    page.evaluate("link => location.assign(link)", first)
+    page.wait_for_load_state("networkidle")
+    page.wait_for_selector("#edited-image img[src]")
+    assert pixels(page, "#edited-image") == shown
+
+
+def test_principal_axes_have_the_users_names_which_the_address_keeps(open_page, page_url):
+    page = open_page(f"{page_url}/#edit")
+    image_urls(page, "#edited-image")
+    page.get_by_text("Name the axes").click()
+    page.get_by_label("Axis 2", exact=True).fill("turns the head")
+    named = re.compile("^turns the head .Axis 2, ")
+    changed_image_urls(page, "#direction-strip", lambda: press_slider(page, named))
+    assert page.locator("#direction-title").inner_text().startswith("turns the head from ")
+    address = page.url
+    page.reload()
+    page.get_by_role("slider", name=named).wait_for()
+    page.get_by_role("slider", name=re.compile("^Axis 1, ")).wait_for()
+    image_urls(page, "#edited-image")
+    assert page.url == address
+    page.goto(address.replace("z=7.", "z=6."))  # of another version, whose axes are others
+    page.get_by_role("slider", name=re.compile("^Axis 2, ")).wait_for()
+
+
 def test_reconstruct_a_random_image_by_each_task(open_page, page_url):
     page = open_page(f"{page_url}/#reconstruct")
     image_urls(page, "#reconstruction")
@@ -175,11 +230,29 @@ def test_reconstruct_a_random_image_by_each_task(open_page, page_url):
         for label in labels:
             changed_image_urls(page, "#reconstruction", lambda label=label: press_slider(page, label, times=25))
     changed_image_urls(page, "#reconstruction", lambda: page.get_by_role("button", name="Random", exact=True).click())
+    address, shown = page.url, pixels(page, "#reconstruction")
+    page.reload()
+    assert pixels(page, "#reconstruction") == shown
+    assert page.url == address
+
+
+def test_a_photo_that_the_browser_does_not_read_is_converted_by_the_endpoint(open_page, page_url):
+    page = open_page(f"{page_url}/#reconstruct", allowed="Failed to load resource")
+    register_heif()
+    buffer = io.BytesIO()
+    face = Image.fromarray(draw_face(3, 0, 64)[0])
+    face.save(buffer, "HEIF", quality=90)
+    upload = {"name": "IMG_1.HEIC", "mimeType": "image/heic", "buffer": buffer.getvalue()}
+    [sent, *_] = changed_image_urls(page, "#reconstruction", lambda: page.set_input_files("#file", upload))
+    expected = np.asarray(face.resize((IMAGE.size,) * 2, Image.Resampling.BOX)).astype(int)
+    shown = np.asarray(Image.open(io.BytesIO(decode_data_url(sent))).convert("RGB"))
+    assert np.abs(shown - expected).mean() < 12
+    assert page.get_by_label("Your image.").is_visible()
 
 
 def test_reconstruct_an_uploaded_image(open_page, page_url):
     """The frame's content is sent, in the size of the model's images."""
-    page = open_page(f"{page_url}/#reconstruct")
+    page = open_page(f"{page_url}/#reconstruct", allowed="Failed to load resource")
     face = encode_image(np.pad(draw_face(3, 0, 64)[0], ((0, 0), (20, 20), (0, 0)), mode="edge"), "png")
     upload = {"name": "face.png", "mimeType": "image/png", "buffer": face}
     first = changed_image_urls(page, "#reconstruction", lambda: page.set_input_files("#file", upload))

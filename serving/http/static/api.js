@@ -117,6 +117,12 @@ export async function findFrame(file) {
   }
 }
 
+/** Return an image file that the browser does not read, such as HEIC, as a JPEG. */
+export async function convert(file) {
+  const headers = { Accept: "image/jpeg", "Content-Type": "application/octet-stream" };
+  return (await request("POST", "v1/convert", file, headers)).blob();
+}
+
 /** Corrupt an image (a data: URL) by a task, encode and decode it: {corrupted, reconstruction}; the latter has z. */
 export async function reconstruct(src, task, parameters, seed) {
   const response = await post("reconstruct", { images: [src], task, parameters, seed });

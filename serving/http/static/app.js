@@ -9,7 +9,7 @@ import { startMap } from "./map.js";
 import { showModelInfo } from "./model_info.js";
 import { startReconstruction } from "./reconstruction.js";
 import { startSampling, typeName } from "./sampling.js";
-import { readAlias, readState } from "./state.js";
+import { isForeignState, readAlias, readState, restoreState } from "./state.js";
 
 const startByView = {
   sample: startSampling,
@@ -28,6 +28,7 @@ const openImageDialog = createImageDialog({
   "edit-image": (point) => openView("edit").setPoint(point),
   "use-as-start": (point) => openView("interpolate").setStart(point),
   "use-as-end": (point) => openView("interpolate").setEnd(point),
+  "use-as-other": (point) => openView("interpolate").setOther(point),
   "reconstruct-image": (point) => openView("reconstruct").setImage(point),
 });
 
@@ -51,7 +52,8 @@ function showView() {
     else link.removeAttribute("aria-current");
   }
   window.scrollTo(0, 0);
-  if (!(current in views)) views[current] = startByView[current](selectPoint);
+  if (current in views) restoreState(current);
+  else views[current] = startByView[current](selectPoint);
   return views[current];
 }
 
@@ -78,7 +80,7 @@ async function start() {
   byId("alias").replaceChildren(...options);
   byId("model-choice").hidden = models.length < 2;
   document.title = `${model.name} ${model.version}`;
-  window.addEventListener("hashchange", showView);
+  window.addEventListener("hashchange", () => (isForeignState() ? location.reload() : showView()));
   showView();
 }
 

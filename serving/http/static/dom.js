@@ -48,6 +48,9 @@ export function createSlider({ label, min, max, step, value, ends, format = form
     get value() {
       return input.valueAsNumber;
     },
+    rename(newLabel) {
+      labelElement.textContent = newLabel;
+    },
     set(newValue) {
       input.value = newValue;
       showValue(newValue);
@@ -63,6 +66,14 @@ export function createParameterSliders(container, ranges, onInput) {
   }
   container.replaceChildren(...Object.values(sliders).map((slider) => slider.element));
   return sliders;
+}
+
+/** Set the sliders {name: slider} that have a number in `values`, URLSearchParams. */
+export function setSliders(sliders, values) {
+  for (const [name, slider] of Object.entries(sliders)) {
+    const value = parseFloat(values.get(name));
+    if (Number.isFinite(value)) slider.set(value);
+  }
 }
 
 /** Return {name: value} of {name: slider}. */

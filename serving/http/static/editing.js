@@ -6,6 +6,7 @@ import { packPoint, readState, unpackPoint, writeState } from "./state.js";
 import { coordinate, directions, geometry, moveAlong } from "./latent_space.js";
 
 const STRIP_LENGTH = 9;
+const MAX_NAME_LENGTH = 30;
 const RANGE = 3; // standard deviations of the training images' z-points, each way from the mean
 
 function formatSigned(value) {
@@ -26,11 +27,17 @@ export function startEditing(onSelect) {
   let description = "";
   let stripDirection = directions()[0];
 
+  const { values } = readState();
+  const kept = unpackPoint(values.get("z"), model);
+  const axisNames = {}; // the user's, by their keys in the URL; null if there is none
+
   const refresh = latestOnly(async (newZ) => {
     const [point] = await decodeSheet([newZ]);
     edited.show({ ...point, description });
-    writeState("edit", { z: packPoint(newZ, model) });
+    saveState();
   });
+
+  const saveState = () => writeState("edit", { z: packPoint(z, model), ...axisNames });
 
   /** Keep the state before a change, so that Undo returns to it. */
   function keepState() {
@@ -50,9 +57,10 @@ export function startEditing(onSelect) {
     const from = coordinate(z, stripDirection);
     const coordinates = strip.map((_, i) => RANGE * ((2 * i) / (STRIP_LENGTH - 1) - 1));
     const points = await decodeSheet(coordinates.map((to) => moveAlong(z, stripDirection, to - from)));
-    byId("direction-title").textContent = `${stripDirection.name} from −${RANGE} to +${RANGE}`;
+    const name = axisNames[stripDirection.key] ?? stripDirection.name;
+    byId("direction-title").textContent = `${name} from −${RANGE} to +${RANGE}`;
     points.forEach((point, i) => {
-      const position = `${stripDirection.name} at ${formatNumber(coordinates[i])}`;
+      const position = `${name} at ${formatNumber(coordinates[i])}`;
       strip[i].show({ ...point, description: `${description}, ${position}` });
     });
   });
@@ -111,6 +119,24 @@ export function startEditing(onSelect) {
     if (z === zBefore) setPoint(point); // no other point was set meanwhile
   });
 
+  function nameAxis({ direction: { key, label }, slider }, name) {
+    axisNames[key] = name || null;
+    slider.rename(name ? `${name} (${label})` : label);
+  }
+
+  for (const control of controls.filter(({ direction }) => direction.key)) {
+    const { key, name } = control.direction;
+    const input = createElement("input", { maxLength: MAX_NAME_LENGTH, autocomplete: "off" });
+    input.value = (kept && values.get(key)) ?? ""; // the axes of another version are others
+    nameAxis(control, input.value);
+    input.addEventListener("input", () => {
+      nameAxis(control, input.value.trim());
+      if (z) saveState();
+    });
+    input.addEventListener("change", () => z && refreshStrip());
+    byId("axis-names").append(createElement("label", {}, name, input));
+  }
+
   const groups = Map.groupBy(controls, ({ direction }) => direction.group);
   for (const [group, members] of groups) {
     byId("directions").append(createElement("h2", {}, group), ...members.map(({ slider }) => slider.element));
@@ -127,7 +153,6 @@ export function startEditing(onSelect) {
     if (event.shiftKey) step(undone, done);
     else step(done, undone);
   });
-  const kept = unpackPoint(readState().values.get("z"), model);
   if (kept) setPoint({ z: kept, description: "the point of this page's address" });
   else setRandomPoint();
   return { setPoint };

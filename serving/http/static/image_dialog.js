@@ -31,8 +31,10 @@ export function createImageDialog(actions) {
     byId("download").href = point.src;
     const distance = point.z ? `; ${formatNumber(Math.hypot(...point.z))} from the origin` : "";
     byId("dialog-description").textContent = point.description + distance;
-    for (const id of ["copy-z", "edit-image", "use-as-start", "use-as-end"]) byId(id).hidden = !point.z;
-    for (const id of ["edit-image", "use-as-start", "use-as-end"]) byId(id).hidden ||= !isOfThisModel;
+    byId("copy-z").hidden = !point.z;
+    for (const id of ["edit-image", "use-as-start", "use-as-end", "use-as-other"]) {
+      byId(id).hidden = !point.z || !isOfThisModel;
+    }
     dialog.showModal();
   };
 }

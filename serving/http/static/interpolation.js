@@ -1,10 +1,14 @@
-// The view that interpolates between two points. It fetches all images at once, so that its slider needs no request.
+// The view that interpolates between two points, and adds the same change to another one. It fetches all images at
+// once, so that its slider needs no request.
 
-import { interpolateSheet, latestOnly, model, sampleLikeData } from "./api.js";
+import { decodeSheet, interpolateSheet, latestOnly, model, sampleLikeData } from "./api.js";
 import { byId, createImageButton, createRadioGroup, createSlider } from "./dom.js";
+import { moveAlong } from "./latent_space.js";
+import { packPoint, readState, unpackPoint, writeState } from "./state.js";
 
 const FRAME_COUNT = 33;
 const STRIP_LENGTH = 9;
+const POINTS = ["start", "end", "other"];
 const DESCRIPTIONS = {
   straight: "The straight line. Between distant points it passes closer to the mean than images do.",
   spherical: "Around the mean, with a radius that changes evenly.",
@@ -24,10 +28,15 @@ export function startInterpolation(onSelect) {
   byId("end-image").append(endButton.element);
   byId("current-image").append(currentButton.element);
   byId("interpolation-strip").append(...strip.map((button) => button.element));
-  let ends = [null, null];
+  const changedStrip = Array.from({ length: STRIP_LENGTH }, (_, i) =>
+    createImageButton(`The other image after step ${i + 1} of ${STRIP_LENGTH}`, onSelect),
+  );
+  byId("changed-strip").append(...changedStrip.map((button) => button.element));
+  let points = [null, null, null]; // start, end, and the one to which their difference is added
   let frames = [];
+  const { values } = readState();
 
-  const path = createRadioGroup(byId("paths"), model.paths, DESCRIPTIONS, () => refresh());
+  const path = createRadioGroup(byId("paths"), model.paths, DESCRIPTIONS, () => refresh(), values.get("path"));
   const position = createSlider({
     label: "Position", min: 0, max: FRAME_COUNT - 1, step: 1, value: (FRAME_COUNT - 1) / 2, ends: ["start", "end"],
     format: percent, onInput: showCurrentFrame,
@@ -40,32 +49,58 @@ export function startInterpolation(onSelect) {
     byId("current-caption").textContent = `${percent(position.value)} from start to end`;
   }
 
+  const frameOfStep = (i) => (i * (FRAME_COUNT - 1)) / (STRIP_LENGTH - 1);
+
   const refresh = latestOnly(async () => {
-    if (ends.includes(null)) return;
-    const points = await interpolateSheet(ends[0].z, ends[1].z, FRAME_COUNT, path.value);
+    if (points.includes(null)) return;
+    const [start, end, other] = points.map(({ z }) => z);
+    const packed = points.map(({ z }, i) => [POINTS[i], packPoint(z, model)]);
+    writeState("interpolate", { path: path.value, ...Object.fromEntries(packed) });
+    const change = { step: end.map((value, i) => value - start[i]) };
+    const [between, changed] = await Promise.all([
+      interpolateSheet(start, end, FRAME_COUNT, path.value),
+      decodeSheet(strip.map((_, i) => moveAlong(other, change, i / (STRIP_LENGTH - 1)))),
+    ]);
     const description = `${path.value} path`;
-    frames = points.map((point, i) => ({ ...point, description: `${description}, ${percent(i)} from start to end` }));
-    strip.forEach((button, i) => button.show(frames[(i * (FRAME_COUNT - 1)) / (STRIP_LENGTH - 1)]));
+    frames = between.map((point, i) => ({ ...point, description: `${description}, ${percent(i)} from start to end` }));
+    strip.forEach((button, i) => button.show(frames[frameOfStep(i)]));
+    changedStrip.forEach((button, i) => {
+      button.show({ ...changed[i], description: `another image + ${percent(frameOfStep(i))} of the change` });
+    });
     showCurrentFrame();
   });
 
-  function setEnds(points) {
-    ends = points;
-    ends.forEach((point, i) => point && [startButton, endButton][i].show(point));
+  function setPoints(newPoints) {
+    points = newPoints;
+    [startButton, endButton].forEach((button, i) => points[i] && button.show(points[i]));
     refresh();
   }
 
-  /** Set random points for the ends that are not set. */
-  const fillEnds = latestOnly(async () => {
-    const points = await sampleLikeData(2);
-    setEnds(ends.map((end, i) => end ?? points[i]));
+  /** Set random points for those that are not set. */
+  const fillPoints = latestOnly(async () => {
+    const random = await sampleLikeData(points.length);
+    setPoints(points.map((point, i) => point ?? random[i]));
   });
 
-  byId("new-ends").addEventListener("click", () => {
-    ends = [null, null];
-    fillEnds();
+  function renew(...names) {
+    points = points.map((point, i) => (names.includes(POINTS[i]) ? null : point));
+    fillPoints();
+  }
+
+  const setPoint = (name) => (point) => setPoints(points.map((old, i) => (POINTS[i] === name ? point : old)));
+
+  /** Show the points of the URL. */
+  const restorePoints = latestOnly(async (zs) => {
+    const restored = await decodeSheet(zs);
+    const names = POINTS.map((name) => `the ${name} of this page's address`);
+    setPoints(points.map((point, i) => point ?? { ...restored[i], z: zs[i], description: names[i] }));
   });
-  byId("swap-ends").addEventListener("click", () => setEnds([ends[1], ends[0]]));
-  fillEnds();
-  return { setStart: (point) => setEnds([point, ends[1]]), setEnd: (point) => setEnds([ends[0], point]) };
+
+  byId("new-ends").addEventListener("click", () => renew("start", "end"));
+  byId("swap-ends").addEventListener("click", () => setPoints([points[1], points[0], points[2]]));
+  byId("new-other").addEventListener("click", () => renew("other"));
+  const kept = POINTS.map((name) => unpackPoint(values.get(name), model));
+  if (kept.includes(null)) fillPoints();
+  else restorePoints(kept);
+  return { setStart: setPoint("start"), setEnd: setPoint("end"), setOther: setPoint("other") };
 }

@@ -25,7 +25,10 @@ export function geometry(of = model) {
 /** Return the fraction of the variance along each principal axis. */
 export const explainedVariance = () => model.latents.axes.map((axis) => axis.sd ** 2 / geometry().variance);
 
-/** Return the directions of the sliders: {group, name, label, step}; a step is one standard deviation. */
+/**
+ * Return the directions of the sliders: {group, name, label, step}; a step is one standard deviation. Principal axes
+ * have a `key` too, since the user may name them.
+ */
 export function directions() {
   const { axes, attributes } = model.latents;
   const fractions = explainedVariance();
@@ -39,7 +42,7 @@ export function directions() {
     const percent = (100 * fractions[i]).toFixed(fractions[i] < 0.1 ? 1 : 0);
     const name = `Axis ${i + 1}`;
     const label = `${name}, ${percent} % of the variance`;
-    return { group: "Principal axes", name, label, step: scale(direction, sd) };
+    return { group: "Principal axes", key: `axis${i + 1}`, name, label, step: scale(direction, sd) };
   });
   return [...attributeDirections, ...axisDirections].filter(({ step }) => dot(step, step) > 0);
 }

@@ -1,11 +1,13 @@
 // The view that reconstructs an image, the user's or a random one, after a task has corrupted it.
 
-import { findFrame, latestOnly, loadMap, model, reconstruct, sampleLikeData } from "./api.js";
+import { convert, findFrame, latestOnly, loadMap, model, reconstruct, sampleLikeData } from "./api.js";
 import { createCropper } from "./cropper.js";
 import { firstPicture, storedImage } from "./steps.js";
 import {
-  byId, createElement, createImageButton, createParameterSliders, createRadioGroup, notify, sliderValues,
+  byId, createElement, createImageButton, createParameterSliders, createRadioGroup, notify, setSliders,
+  sliderValues,
 } from "./dom.js";
+import { readState, writeState } from "./state.js";
 
 const DESCRIPTIONS = {
   reconstruct: "No corruption.",
@@ -27,13 +29,15 @@ export function startReconstruction(onSelect) {
     const figcaption = createElement("figcaption", {}, caption);
     byId("reconstruction").append(createElement("figure", {}, buttons[stage].element, figcaption));
   }
-  let source = null; // {getSrc(), description}: the original image as a data: URL
+  let source = null; // {getSrc(), description, row}: the original image as a data: URL, its row if it is a stored one
+  const { values } = readState();
   let sliders = {};
   const cropper = createCropper(() => refresh());
 
   const refresh = latestOnly(async () => {
     if (!source) return;
-    const { getSrc, description } = source;
+    const { getSrc, description, row } = source;
+    writeState("reconstruct", { task: task.value, ...sliderValues(sliders), row: row ?? null });
     const original = { src: getSrc() };
     const stages = { original, ...(await reconstruct(original.src, task.value, sliderValues(sliders), SEED)) };
     for (const [stage, point] of Object.entries(stages)) {
@@ -44,7 +48,7 @@ export function startReconstruction(onSelect) {
   const task = createRadioGroup(byId("tasks"), Object.keys(model.tasks).filter(isApplicable), DESCRIPTIONS, () => {
     createSliders();
     refresh();
-  }, FIRST_TASK);
+  }, values.get("task") ?? FIRST_TASK);
 
   function createSliders() {
     const parameters = Object.entries(model.tasks[task.value]).filter(([name]) => name in RANGES);
@@ -53,20 +57,20 @@ export function startReconstruction(onSelect) {
   }
 
   async function setFirstImage() {
-    const point = await firstPicture();
+    const point = await firstPicture(parseInt(values.get("row")));
     if (!source) setImage(point);
   }
 
   function setImage(point) {
     cropper.close();
-    source = { getSrc: () => point.src, description: point.description };
+    source = { getSrc: () => point.src, description: point.description, row: point.row };
     refresh();
   }
 
   async function openFile(file) {
     if (!file) return;
     try {
-      await cropper.open(file);
+      await cropper.open(file).catch(async () => cropper.open(await convert(file)));
     } catch {
       notify(`Cannot read ${file.name} as an image: save it as JPEG or PNG`, "warning");
       return;
@@ -111,6 +115,7 @@ export function startReconstruction(onSelect) {
 
   byId("trained-task").textContent = `The model was trained on the task ${model.recipe.task.kind}.`;
   createSliders();
+  setSliders(sliders, values);
   latestOnly(setFirstImage)();
   return { setImage };
 }

@@ -2,7 +2,8 @@
 
 import { latestOnly, loadModel, memoize, model, models, sample, sampleSheet } from "./api.js";
 import {
-  byId, createElement, createParameterSliders, createRadioGroup, createSvg, formatNumber, showCell, sliderValues,
+  byId, createElement, createParameterSliders, createRadioGroup, createSvg, formatNumber, setSliders, showCell,
+  sliderValues,
 } from "./dom.js";
 import { geometry } from "./latent_space.js";
 import { readState, writeState } from "./state.js";
@@ -82,9 +83,7 @@ export async function startSampling(onSelect) {
   byId("new-samples").addEventListener("click", drawNewSamples);
   byId("seed").addEventListener("input", refresh);
   createSliders();
-  for (const [name, slider] of Object.entries(sliders)) {
-    if (Number.isFinite(parseFloat(values.get(name)))) slider.set(parseFloat(values.get(name)));
-  }
+  setSliders(sliders, values);
   byId("seed").value = values.get("seed") ?? "";
   if (byId("seed").checkValidity()) refresh();
   else drawNewSamples();

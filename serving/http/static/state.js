@@ -6,11 +6,23 @@ export function readState() {
   return { view, values: new URLSearchParams(query) };
 }
 
-/** Replace the state of the view that is shown. Null values are left out. */
+const written = {}; // the last state of each view
+
+/** Replace the state of a view, in the URL if it is shown. Null values are left out. */
 export function writeState(view, values) {
-  if (readState().view !== view && (readState().view || view !== "sample")) return; // another view is shown by now
   const entries = Object.entries(values).filter(([, value]) => value !== null);
-  history.replaceState(null, "", `#${view}?${new URLSearchParams(entries)}`);
+  written[view] = `#${view}?${new URLSearchParams(entries)}`;
+  if ((readState().view || "sample") === view) history.replaceState(null, "", written[view]);
+}
+
+/** Put the state of a view that is shown again into the URL. */
+export function restoreState(view) {
+  if (written[view]) history.replaceState(null, "", written[view]);
+}
+
+/** Return true if the URL has a state that the page did not write: a link that was opened in this tab. */
+export function isForeignState() {
+  return location.hash.includes("?") && location.hash !== written[readState().view];
 }
 
 /** Return the alias that the URL asks for, null if none. */

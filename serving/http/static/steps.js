@@ -3,19 +3,19 @@
 import { latestOnly, loadMap, model, readDataUrl, reconstruct } from "./api.js";
 import { byId, createSvg } from "./dom.js";
 
-/** Return a picture to begin with, {src, description}: a stored test image, else the drawn face of this page. */
-export async function firstPicture() {
+/** Return a picture to begin with, as `storedImage` does: of `row`, else the first test image, else a drawn face. */
+export async function firstPicture(row = null) {
   const map = await loadMap();
-  const row = map ? Math.max(0, map.splits.indexOf("test")) : 0;
+  if (map && !(row in map.splits)) row = Math.max(0, map.splits.indexOf("test"));
   return map ? storedImage(map, row) : { src: await drawnFace(), description: "a drawn face" };
 }
 
-/** Return a stored image of the map as a point without z. */
+/** Return a stored image of the map as a point without z, with its row. */
 export function storedImage({ sheet, sprites: { columns, size }, splits }, row) {
   const canvas = Object.assign(document.createElement("canvas"), { width: size, height: size });
   const [left, top] = [size * (row % columns), size * Math.floor(row / columns)];
   canvas.getContext("2d").drawImage(sheet, left, top, size, size, 0, 0, size, size);
-  return { src: canvas.toDataURL("image/png"), description: `${splits[row]} image ${row + 1}` };
+  return { src: canvas.toDataURL("image/png"), description: `${splits[row]} image ${row + 1}`, row };
 }
 
 async function drawnFace() {
