@@ -45,13 +45,13 @@ def deploy(
         raise ValueError(
             f"the endpoint listens at port {running_port}, not changed by Ray Serve: `zpoint deploy delete` first"
         )
-    previous = details["applications"].get(APP_NAME, {}).get("last_deployed_time_s")
+    previous = details["applications"].get(APP_NAME, {})
     client.deploy_applications(make_config(port, args))
     deadline, printed = time.monotonic() + START_TIMEOUT_S, ""
     while True:
         application = _application(client)
         status = application.get("status", "NOT_STARTED")
-        if application.get("last_deployed_time_s") != previous and status in ENDED:
+        if application.get("last_deployed_time_s") != previous.get("last_deployed_time_s") and status in ENDED:
             break
         if time.monotonic() > deadline:
             reason = f"{status} after {START_TIMEOUT_S:.0f} s: {_reason(application)}"
@@ -63,11 +63,11 @@ def deploy(
             printed = line
             print(f"zpoint: {line}", file=sys.stderr, flush=True)
         time.sleep(POLL_INTERVAL_S)
-    description = _describe(client.get_serve_details(), url)
     if status != "RUNNING":
-        fate = "; the replicas from before go on serving" if previous and description["replicas"] else ""
+        # Serve keeps them, though it lists none of an application that it could not build.
+        fate = "; the replicas from before go on serving" if previous.get("status") == "RUNNING" else ""
         raise RuntimeError(f"the endpoint does not start ({status}): {_reason(application)}{fate}")
-    return description
+    return _describe(client.get_serve_details(), url)
 
 
 def deployment_status(address: str | None = None) -> dict[str, Any]:

@@ -15,6 +15,11 @@ from tests.hosts.machines import missing_requirement
 
 pytestmark = [pytest.mark.hosts, pytest.mark.skipif(bool(missing_requirement()), reason=missing_requirement())]
 DATA = f"data.uri={BUCKET}/faces"
+TAGS = """
+import json
+from cluster.tracking import client
+print(json.dumps(client().get_model_version_by_alias("zpoint", "champion").tags))
+"""
 LOAD = """
 import json, pathlib, sys, time, urllib.request
 answered, failures = 0, []
@@ -75,6 +80,12 @@ def test_an_elastic_training_leaves_out_a_host_with_a_full_disk(cluster: Cluster
 
 def test_the_champion_is_deployed_from_the_laptop(cluster: Cluster):
     cluster.submit("promote", "two")
+    tags = json.loads(cluster.hosts["laptop"].run(PYTHON, "-c", TAGS, env=cluster.env).stdout)
+    print(tags)
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", tags["mlflow.source.git.commit"])
+    assert re.fullmatch(r"train-\d{4}-\d{6}-[0-9a-f]{4}", tags["zpoint.job"])
+    assert re.fullmatch(r"[0-9a-f]{16,64}", tags["zpoint.dataset"])
+    assert (tags["zpoint.recipe"], tags["zpoint.run"]) == ("tiny", "two")
     deployed = json.loads(cluster.zpoint("deploy", "--no-compile", "--json").stdout)
     assert (deployed["status"], deployed["replicas"]) == ("RUNNING", 1)
     head = f"http://{cluster.hosts['head'].address}:8000"
@@ -99,6 +110,7 @@ def test_no_request_fails_while_the_endpoint_is_changed(cluster: Cluster):
     requests = json.loads((laptop.folder / "load.log").read_text())
     assert requests["failures"] == []
     assert requests["answered"] > 20
+    print(requests)
     assert cluster.zpoint("deploy", "delete").returncode == 0
 
 

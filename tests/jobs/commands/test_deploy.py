@@ -89,7 +89,7 @@ def test_an_endpoint_that_does_not_start_gives_the_exception(connect, state: str
 
 
 def test_a_change_that_fails_leaves_the_replicas_from_before(connect):
-    connect(FakeServe("RUNNING", "RUNNING", "DEPLOYING", "DEPLOY_FAILED"))
+    connect(FakeServe("RUNNING", "RUNNING", "RUNNING", "DEPLOYING", "DEPLOY_FAILED"))
     deploy(["champion"], 8000, (1, 1))
     with pytest.raises(RuntimeError, match=r"DEPLOY_FAILED.*; the replicas from before go on serving"):
         deploy(["other"], 8000, (1, 1))
