@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--per-gpu", type=int, default=1)
     parser.add_argument("--devices", type=int, default=0, help="cores or GPUs of the cluster (default: the CPUs)")
     parser.add_argument("--seeds", type=int, default=3)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as folder:
         args.home = args.home or folder
         os.environ.setdefault("ZPOINT_HOME", args.home)
