@@ -33,8 +33,8 @@ class PointPlan:
         self.num_start = 2 * len(self.searched) + 2
         self.queue = [*first, *(grid(space) if self.is_grid else [])]
         self.chosen: set[str] = set()  # with the points that `add` takes
-        self._open: dict[str, Any] = {}  # Optuna's running trials
-        self._num_told = 0
+        self._running: dict[str, Any] = {}  # Optuna's trials by point
+        self._num_results = 0
         self._fractions = self._draw_sobol(seed)
         self._distributions = {key: distribution(dimension) for key, dimension in self.searched.items()}
         sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=1)
@@ -47,7 +47,7 @@ class PointPlan:
                 return point
         if self.is_grid or len(self.chosen) >= grid_size(self.space):
             return None
-        if self._num_told >= self.num_start and (point := self._ask()):
+        if self._num_results >= self.num_start and (point := self._ask()):
             return point
         for fractions in islice(self._fractions, SOBOL_POINTS):
             if self._choose(point := self._at(fractions)):
@@ -63,19 +63,19 @@ class PointPlan:
             params = self._params(point)
             trial = optuna.trial.create_trial(params=params, distributions=self._distributions, values=values)
             self._study.add_trial(trial)
-            self._num_told += 1
+            self._num_results += 1
 
     def tell(self, point: Point, values: Values | None) -> None:
         """Take the result of a chosen point, None if it has none."""
         import optuna
 
-        if (trial := self._open.pop(_key(point), None)) is None:
+        if (trial := self._running.pop(_key(point), None)) is None:
             return self.add(point, values)
         if values is None:
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
             self._study.tell(trial, values)
-            self._num_told += 1
+            self._num_results += 1
 
     def _choose(self, point: Point) -> bool:
         """Open a trial of `point`, unless the point has been chosen before."""
@@ -83,7 +83,7 @@ class PointPlan:
             return False
         self.chosen.add(_key(point))
         self._study.enqueue_trial(self._params(point))
-        self._open[_key(point)] = self._study.ask(self._distributions)
+        self._running[_key(point)] = self._study.ask(self._distributions)
         return True
 
     def _ask(self) -> Point | None:
@@ -97,7 +97,7 @@ class PointPlan:
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return None
         self.chosen.add(_key(point))
-        self._open[_key(point)] = trial
+        self._running[_key(point)] = trial
         return point
 
     def _params(self, point: Point) -> dict[str, Any]:
