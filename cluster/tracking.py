@@ -74,7 +74,8 @@ def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines for each run that ends
     from mlflow import MlflowClient
 
-    for logger in ("mlflow", "alembic"):  # MLflow's import sets their levels; its errors are raised as well as logged
+    # MLflow's import sets their levels. Their errors are raised as well as logged, urllib3's at each retry.
+    for logger in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     if not uri.startswith("sqlite"):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -227,9 +228,18 @@ def best_effort(action: str, call: Callable[[], Any], default: Any = None, *, wa
         return call()
     except Exception as error:
         if warn:
-            cause = describe_full_database(error) or shorten(hide_credentials(str(error)), 300)
-            log.warning("MLflow could not %s: %s", action, cause)
+            log.warning("MLflow could not %s: %s", action, describe_full_database(error) or _cause(error))
         return default
+
+
+def _cause(error: BaseException) -> str:
+    """Return the error in one line without passwords; a long one is cut, and the first error of its chain follows."""
+    text, first = hide_credentials(str(error)), error
+    while (earlier := first.__cause__ or first.__context__) is not None:
+        first = earlier
+    if first is error or len(text) <= 300:
+        return shorten(text, 300)
+    return f"{shorten(text, 200)} {shorten(hide_credentials(str(first)), 100)}"
 
 
 def describe_full_database(error: BaseException) -> str:

@@ -39,6 +39,19 @@ def test_wrong_uri_or_missing_driver_is_named_before_a_request(monkeypatch, uri:
         assert "geheim" not in str(error.value)
 
 
+def test_refused_connection_is_one_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """Before, urllib3 logged each retry with the whole URL, every few seconds of a campaign."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    logging.getLogger("urllib3").setLevel(logging.NOTSET)
+    for warn in (True, False):
+        tracking.best_effort("take it", tracking.find_experiment, warn=warn)
+        tracking._client.cache_clear()
+    [message] = caplog.messages
+    assert message.startswith("MLflow could not take it: API request to http://127.0.0.1:9/")
+    assert message.endswith("[...] [Errno 111] Connection refused")
+
+
 def test_requests_of_mlflow_end_within_seconds_unless_the_user_sets_more(monkeypatch: pytest.MonkeyPatch):
     names = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
     for name in names:
