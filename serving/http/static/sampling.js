@@ -12,6 +12,7 @@ import { showSteps } from "./steps.js";
 const SAMPLE_COUNT = 24;
 const COUNT_DELAY_MS = 300; // faces are counted once the controls rest
 const NEAR_AE = 1e-3; // a smaller kl_factor does not draw the z-points to the origin
+const WEAK = 0.1; // a smaller one switches no number off, so N(0, 1) may lie outside of the training images
 const DESCRIPTIONS = {
   normal: "N(0, 1): 0 on average, rarely beyond 2. A VAE is trained for these.",
   cube: "Each number evenly between − boundary and + boundary.",
@@ -174,7 +175,8 @@ function explain(of, sampler, distance) {
       "There it mixes all that it knows: gray or brown squares, blur or noise in place of a picture."
     );
   }
-  if (!isFitted && distance > 1.4 * Math.max(radius, priorRadius)) return "These samples lie outside the region that training filled with pictures.";
+  const filled = of.recipe.loss.kl_factor < WEAK ? radius : Math.max(radius, priorRadius);
+  if (!isFitted && distance > 1.4 * filled) return "These samples lie outside the region that training filled with pictures.";
   return "Training drew the numbers of all pictures together around the origin, so random numbers there are a picture.";
 }
 
