@@ -241,7 +241,7 @@ PLANTED = (
     ),
     Fault(
         "all workers get the slice of the first", "aecore/data/shuffle.py",
-        "world.size)[world.rank]", "world.size)[0]", (SHUFFLE,),
+        "self.size)[self.rank]", "self.size)[0]", (SHUFFLE,),
     ),
     Fault(
         "spaced images are the first ones", "aecore/data/shuffle.py",

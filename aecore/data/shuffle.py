@@ -13,25 +13,18 @@ class World:
     rank: int = 0
     size: int = 1
 
+    def positions(self, count: int) -> np.ndarray:
+        """Return this worker's positions in a global batch of `count` images: consecutive, int64 `(local,)`.
+
+        The workers' positions are disjoint, cover the batch and differ in number by one at most. With fewer images
+        than workers some have none.
+        """
+        return np.array_split(np.arange(count), self.size)[self.rank]
+
 
 def plan_epoch(seed: int, epoch: int, count: int) -> np.ndarray:
     """Return the order of `count` images in an epoch: a permutation, int64 `(count,)`."""
     return np.random.Generator(np.random.Philox(derive_seed(seed, epoch, 0))).permutation(count)
-
-
-def step_rows(
-    plan: np.ndarray, step: int, batch: int, world: World, *, last: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return this worker's rows of a global batch and their positions in it, both int64 `(local,)`.
-
-    The `last` batch of an epoch holds all rows that are left.
-    The workers' slices are disjoint, cover the global batch and differ by one row at most. The last batch may hold
-    fewer images than there are workers: some slices are empty then.
-    """
-    start = step * batch
-    rows = plan[start:] if last else plan[start : start + batch]
-    positions = np.array_split(np.arange(len(rows)), world.size)[world.rank]
-    return rows[positions], positions
 
 
 @dataclass(frozen=True)
@@ -51,9 +44,10 @@ class BatchSampler:
         plan = np.arange(count) if epoch is None else plan_epoch(self.seed, epoch, count)
         steps = steps_per_epoch(count, self.batch, self.min_last)
         for step in range(first, steps):
-            last = step == steps - 1
-            rows, positions = step_rows(plan, step, self.batch, self.world, last=last)
-            yield rows, positions, count - step * self.batch if last else self.batch
+            end = count if step == steps - 1 else (step + 1) * self.batch
+            rows = plan[step * self.batch : end]
+            positions = self.world.positions(len(rows))
+            yield rows[positions], positions, len(rows)
 
 
 def evenly_spaced(count: int, limit: int) -> np.ndarray:

@@ -3,12 +3,11 @@
 import logging
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from aecore.training.loop import TrainingRun
+    from aecore.training.loop import TrainingRun, Update
 
 # Steps that pay for compiling on a GPU. On one H100 it takes 13 s; a step of 512 images is then 1.3 ms shorter, one of
 # 64 images in a CUDA graph 3.7 ms (docs/log.md, 2026-11-26). On a CPU no number of steps pays.
@@ -46,29 +45,29 @@ class CompiledUpdate:
     A single worker on a GPU replays a CUDA graph of the whole step: forward, backward and Adam.
     """
 
-    def __init__(self, run: "TrainingRun") -> None:
-        self.plain_update = run.update
-        self.rows = len(np.array_split(np.arange(run.recipe.optim.batch), run.world.size)[run.world.rank])
+    def __init__(self, run: "TrainingRun", update: "Update") -> None:
+        self.update = update
+        self.rows = len(run.world.positions(run.recipe.optim.batch))  # of a full batch
         options = {"deterministic": True} if run.recipe.optim.deterministic else {}
         torch.compiler.reset()  # else torch stops to compile after some trials in one process
         run.objective.compile(dynamic=False, options=options)
         captures = run.device.type == "cuda" and run.world.size == 1
-        self.full_update = CapturedUpdate(run) if captures else run.update
+        self.full_update = CapturedUpdate(update, run.device) if captures else update
 
     def __call__(self, run: "TrainingRun", corrupted: Tensor, target: Tensor, noise: Tensor) -> None:
         if len(corrupted) == self.rows:
             self.full_update(run, corrupted, target, noise)
         else:
             with torch.compiler.set_stance("force_eager"):
-                self.plain_update(run, corrupted, target, noise)
+                self.update(run, corrupted, target, noise)
 
 
 class CapturedUpdate:
     """A CUDA graph of the steps on batches of one shape. The first steps are taken without it, to warm up."""
 
-    def __init__(self, run: "TrainingRun") -> None:
-        self.update, self.steps = run.update, 0
-        self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(run.device)
+    def __init__(self, update: "Update", device: torch.device) -> None:
+        self.update, self.steps = update, 0
+        self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
         self.inputs: list[Tensor] = []
 
     def __call__(self, run: "TrainingRun", *inputs: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-SAMPLED_STEPS = 8  # one of so many is timed
+SAMPLED_STEPS = 8  # one step in 8 is timed
 
 
 class GradientExchange:

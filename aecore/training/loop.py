@@ -76,7 +76,6 @@ class TrainingRun:
     objective: Objective = field(init=False)
     wrapped_objective: nn.Module = field(init=False)  # in DistributedDataParallel if there are several workers
     exchange: GradientExchange | None = None
-    update: Update = field(init=False)  # the device's part of a step
     optimizer: torch.optim.Optimizer = field(init=False)
     scalars: Tensor = field(init=False)  # float64 (4,): learning rate, KL factor, scale of the loss, step
     epoch_sums: Tensor = field(init=False)  # float64 (3,), EPOCH_SUMS of this worker's images in the open epoch
@@ -84,7 +83,6 @@ class TrainingRun:
 
     def __post_init__(self) -> None:
         self.objective = self.wrapped_objective = Objective(self.model, self.recipe)
-        self.update = update_weights
         self.scalars = torch.zeros(4, dtype=torch.float64, device=self.device)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=self.recipe.optim.lr, fused=True, capturable=self.device.type == "cuda"
@@ -104,6 +102,11 @@ class TrainingRun:
     @property
     def steps_per_epoch(self) -> int:
         return steps_per_epoch(len(self.train), self.recipe.optim.batch, self.recipe.model.min_batch)
+
+    @cached_property
+    def update(self) -> Update:
+        """The device's part of a step, compiled as `optim.compile` says; chosen by the steps left at the first one."""
+        return CompiledUpdate(self, update_weights) if should_compile(self) else update_weights
 
     @cached_property
     def train_points(self) -> Tensor:
@@ -156,8 +159,6 @@ def fit(run: TrainingRun) -> Iterator[StepEnd | EpochEnd]:
     optim, state = run.recipe.optim, run.state
     total_samples = optim.epochs * len(run.train)
     configure_cuda(run.device, optim.deterministic)
-    if should_compile(run):
-        run.update = CompiledUpdate(run)
 
     # Resume: a stream cannot start within an epoch.
     if not run.train.resumable:

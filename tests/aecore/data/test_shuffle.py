@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aecore.data.shuffle import BatchSampler, World, derive_seed, plan_epoch, step_rows, steps_per_epoch
+from aecore.data.shuffle import BatchSampler, World, derive_seed, plan_epoch, steps_per_epoch
 
 
 @given(st.integers(0, 2**31), st.integers(0, 50), st.integers(1, 400))
@@ -23,12 +23,12 @@ def test_epochs_and_seeds_differ():
 def test_workers_slice_each_global_batch(size, count, batch):
     plan = plan_epoch(0, 0, count)
     visited = []
-    for step in range(steps_per_epoch(count, batch)):
-        slices = [step_rows(plan, step, batch, World(rank, size)) for rank in range(size)]
-        global_batch = np.concatenate([rows for rows, _ in slices])
+    workers = [BatchSampler(0, batch, World(rank, size)).steps(count, 0) for rank in range(size)]
+    for step, slices in enumerate(zip(*workers, strict=True)):
+        global_batch = np.concatenate([rows for rows, _, _ in slices])
         assert (global_batch == plan[step * batch : (step + 1) * batch]).all()
-        assert (np.concatenate([positions for _, positions in slices]) == np.arange(len(global_batch))).all()
-        lengths = [len(rows) for rows, _ in slices]
+        assert (np.concatenate([positions for _, positions, _ in slices]) == np.arange(len(global_batch))).all()
+        lengths = [len(rows) for rows, _, _ in slices]
         assert max(lengths) - min(lengths) <= 1
         visited.extend(global_batch)
     assert sorted(visited) == list(range(count))

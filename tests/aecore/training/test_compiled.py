@@ -134,7 +134,7 @@ def test_graph_replays_the_step_on_the_inputs_of_each_call(monkeypatch):
 
         (captured.graph.calls.append if captured.graph.capturing else lambda call: call())(step)
 
-    captured = compiled.CapturedUpdate(SimpleNamespace(update=update, device="cuda"))
+    captured = compiled.CapturedUpdate(update, torch.device("cuda"))
     for number in range(6):
         images = torch.full((2,), float(number))
         captured(None, images, images, torch.full((2,), number + 0.5))

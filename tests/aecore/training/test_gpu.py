@@ -129,7 +129,6 @@ def test_steps_in_a_cuda_graph_equal_plain_steps(task):
 
 def test_no_step_in_a_cuda_graph_waits_for_the_device():
     run = make_run(make_recipe("batch", "denoise", compile="on"))
-    run.update = CompiledUpdate(run)
     batches = run.train.batches(0)
     for step in range(STEPS_PER_EPOCH - 1):
         torch.cuda.set_sync_debug_mode("error" if step > WARMUP_STEPS else "default")
@@ -141,9 +140,7 @@ def test_no_step_in_a_cuda_graph_waits_for_the_device():
 
 @pytest.mark.parametrize("compile", ["off", "on"])
 def test_nonfinite_loss_leaves_the_weights_of_the_step_before(compile):
-    run = make_run(make_recipe(lr=1e30))
-    if compile == "on":
-        run.update = CompiledUpdate(run)
+    run = make_run(make_recipe(lr=1e30, compile=compile))
     weights_by_step = []
     for batch in run.train.batches(0):
         loop.train_step(run, batch)
