@@ -150,6 +150,23 @@ class RunStore:
         return True
 
     @contextmanager
+    def mlflow_run(self) -> Iterator[None]:
+        """Log the training in the block to MLflow, and end the run there as FINISHED, FAILED or KILLED.
+
+        A user's mistake, a ValueError, that kept the training from starting deletes the run.
+        """
+        try:
+            with self.background_sync():
+                yield
+        except ValueError:
+            self.discard()
+            raise
+        except BaseException as error:
+            self.end_mlflow_run(tracking.failure_status(error))
+            raise
+        self.end_mlflow_run("FINISHED")
+
+    @contextmanager
     def background_sync(self) -> Iterator[None]:
         """Log each epoch to MLflow from a thread soon after it is written; the training never waits for MLflow."""
         stop = threading.Event()

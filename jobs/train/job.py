@@ -1,7 +1,7 @@
 """The train job: one recipe, trained in this process (scale.workers=0) or by DDP workers under Ray Train."""
 
 import time
-from contextlib import closing, nullcontext
+from contextlib import closing
 from typing import Any
 
 from aecore.config import Recipe
@@ -10,10 +10,9 @@ from cluster.progress import Bar, watch
 from cluster.ray_connection import connect
 from cluster.settings import settings
 from cluster.storage import check_uri
-from cluster.tracking import check_tracking_uri, failure_status
+from cluster.tracking import check_tracking_uri
 from jobs.dataset import open_dataset
 from jobs.run_store import RunStore, lock_run, open_run, run_name, stored_run
-from jobs.train.ray_trainer import run_on_ray
 from jobs.train.stopping import StopRequest, interruptible
 
 
@@ -29,34 +28,29 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
     check_tracking_uri()
     name = run_name(recipe, stem, dataset.manifest)
     started, already_finished = time.monotonic(), not fresh and stored_run(name).finished(recipe.optim.epochs)
-    with nullcontext() if already_finished else lock_run(name):
-        run_store = open_run(recipe, stem, dataset.manifest, fresh=fresh)
-        if not already_finished:
-            _train(recipe, dataset, run_store)
+    if already_finished:
+        run_store = open_run(recipe, stem, dataset.manifest)
         run_store.end_mlflow_run("FINISHED")
-    metrics = run_store.epoch_metrics(recipe.optim.epochs)
+    else:
+        with lock_run(name):
+            run_store = open_run(recipe, stem, dataset.manifest, fresh=fresh)
+            with run_store.mlflow_run():
+                if recipe.scale.workers == 0:
+                    _train_in_process(recipe, dataset, run_store)
+                else:
+                    _train_on_ray(recipe, dataset, run_store)
     return {
         "run": run_store.name, "uri": run_store.uri, "run_id": run_store.run_id, "already_finished": already_finished,
-        "seconds": round(time.monotonic() - started, 1), "metrics": metrics,
+        "seconds": round(time.monotonic() - started, 1), "metrics": run_store.epoch_metrics(recipe.optim.epochs),
     }  # fmt: skip
 
 
-def _train(recipe: Recipe, dataset: Dataset, run_store: RunStore) -> None:
-    """Train in this process or on Ray; end the run's MLflow run if that fails."""
-    try:
-        with run_store.background_sync():
-            if recipe.scale.workers == 0:
-                _train_in_process(recipe, dataset, run_store)
-            else:
-                connect()
-                with watch(run_store.name, run_store.name, "images"):
-                    run_on_ray(recipe, dataset, run_store)
-    except ValueError:
-        run_store.discard()
-        raise
-    except BaseException as error:
-        run_store.end_mlflow_run(failure_status(error))
-        raise
+def _train_on_ray(recipe: Recipe, dataset: Dataset, run_store: RunStore) -> None:
+    connect()
+    from jobs.train.ray_trainer import run_on_ray  # Ray reads at its import the variables that `connect` sets
+
+    with watch(run_store.name, run_store.name, "images"):
+        run_on_ray(recipe, dataset, run_store)
 
 
 def _train_in_process(recipe: Recipe, dataset: Dataset, run_store: RunStore) -> None:

@@ -1,4 +1,7 @@
-"""A training by DDP workers under Ray Train's TorchTrainer, from the driver to the loop of each worker."""
+"""A training by DDP workers under Ray Train's TorchTrainer, from the driver to the loop of each worker.
+
+Imported only where a training runs on Ray, after `cluster.ray_connection.connect`: it imports ray.train.
+"""
 
 import logging
 import os
@@ -10,19 +13,29 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.exceptions import RayActorError
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.state import get_log
+
 from aecore.config import Recipe, check_recipe
 from aecore.data.cache_eviction import CacheSpaceError
 from aecore.data.dataset import Dataset
+from aecore.data.shuffle import World
+from cluster.network import find_interface
 from cluster.progress import publish, publish_warning
-from cluster.ray_compat import own_state_api, set_run_id
+from cluster.ray_compat import end_worker_groups, leave_out_nodes, own_state_api, set_run_id
 from cluster.ray_connection import uses_local_ray
 from cluster.settings import apply_env, exported_env, settings
-from cluster.storage import describe_s3_error, open_uri
+from cluster.storage import CLOCK_FIX, describe_s3_error, open_uri
 from jobs.dataset import open_dataset
 from jobs.run_store import RunStore, delete_folder
-from jobs.train.errors import StoreAccessError, UnfitNodeError
-from jobs.train.placement import wait_for_resources, worker_resources
-from jobs.train.stopping import PROCESS_STOP, interruptible
+from jobs.train.placement import wait_for_resources, worker_capacity, worker_resources
+from jobs.train.stopping import PROCESS_STOP, SAVE_TIMEOUT_SECONDS, interruptible, stop_this_process
 
 log = logging.getLogger(__name__)
 RESIZE_SECONDS = 60.0  # between two checks whether the cluster has resources for more workers
@@ -30,13 +43,30 @@ GROUP_START_SECONDS = 20  # for all workers of an elastic group to start: Ray Tr
 MAX_CLOCK_OFFSET_S = 30.0  # of two workers' hosts
 LAST_LINES, LINE_WIDTH = 20, 200  # of a worker that died
 PROCESS_GROUP_SECONDS = 6 * 3600  # a node may fill its cache hours after the others, which wait in a collective
+TorchBackend: Any = TorchConfig().backend_cls
+
+
+class NodeError(Exception):
+    """An error that is of the worker's node alone, or may be."""
+
+    def __init__(self, message: str, node_id: str) -> None:
+        super().__init__(message, node_id)  # both, so that the error can be pickled
+        self.node_id = node_id
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UnfitNodeError(NodeError, ValueError):
+    """The worker's node cannot train: its disk is full, or it has another torch. Other nodes may."""
+
+
+class StoreAccessError(NodeError, RuntimeError):
+    """The worker does not reach the store: its node has no access, or the store does not answer at the moment."""
 
 
 def run_on_ray(recipe: Recipe, dataset: Dataset, run_store: RunStore, callbacks: Sequence[Any] = ()) -> None:
     """Train `recipe` under Ray Train, whose controller calls further `callbacks`. Raises ValueError or RuntimeError."""
-    from ray.exceptions import RayActorError
-    from ray.train import ControllerError, TrainingFailedError
-
     fs, root = open_uri(settings().store)
     ray_folder = f"{root}/ray/{run_store.name}"  # Ray Train's files; the run's own are in `run_store`
     with interruptible(), own_state_api():
@@ -60,12 +90,6 @@ def run_on_ray(recipe: Recipe, dataset: Dataset, run_store: RunStore, callbacks:
 
 def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callbacks: Sequence[Any]) -> Any:
     """Return Ray Train's TorchTrainer of `recipe`, once the cluster has resources for its workers."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    from jobs.train.callbacks import default_callbacks
-    from jobs.train.torch_config import NodeTorchConfig
-
     scale, streaming = recipe.scale, recipe.data.cache == "none"
     if not isinstance(scale.workers, int):
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_SECONDS))
@@ -78,13 +102,14 @@ def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callback
         datasets = streaming_datasets(recipe, dataset.manifest)
     resources = worker_resources(scale, streaming=streaming)
     wait_for_resources(scale.min_workers, resources)
-    elastic_minimum = None if isinstance(scale.workers, int) else scale.min_workers
+    fail = FailOnUserError(run_store.name, resources, None if isinstance(scale.workers, int) else scale.min_workers)
+    save = end_worker_groups(stop_this_process, SAVE_TIMEOUT_SECONDS)
     fs, root = open_uri(settings().store)
     trainer = TorchTrainer(
         # Not in train_loop_config, which Ray's dashboard may show: the environment may hold keys.
         partial(
             train_loop_per_worker,
-            recipe=recipe.model_dump(mode="json"),
+            sections=recipe.model_dump(mode="json"),
             run_store=run_store,
             env=exported_env(),
             torch_version=version("torch"),
@@ -102,12 +127,65 @@ def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callback
             storage_path=f"{root}/ray",
             storage_filesystem=fs,
             failure_config=FailureConfig(max_failures=scale.max_failures),
-            callbacks=[*default_callbacks(run_store.name, resources, elastic_minimum), *callbacks],
+            callbacks=[fail, leave_out_nodes(fail.left_out), save, *callbacks],
         ),
         **datasets,
     )
     set_run_id(trainer, run_store.uri)  # a killed driver's reservation of CPUs goes to its successor
     return trainer
+
+
+class NodeTorchConfig(TorchConfig):
+    """TorchConfig whose gloo, DDP on CPUs, binds to the address by which Ray knows the node.
+
+    gloo itself binds to what the host's name resolves to. On Debian that is 127.0.1.1, which no other host reaches.
+    """
+
+    @property
+    def backend_cls(self) -> Any:
+        return NodeTorchBackend
+
+
+class NodeTorchBackend(TorchBackend):
+    """Ray Train's torch backend, with gloo's interface set in each worker before the process group is made."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(bind_gloo)
+        super().on_start(worker_group, backend_config)
+
+
+def bind_gloo() -> None:
+    """Set GLOO_SOCKET_IFNAME, unless it is set, to the interface of this node's Ray address."""
+    if interface := find_interface(ray.util.get_node_ip_address()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+class FailOnUserError(UserCallback):
+    """Ends the run at a user's mistake instead of retrying it: the next attempt would fail the same way.
+
+    If only a node is unfit, as one with a full disk, an elastic training leaves it out and goes on with the others.
+    """
+
+    def __init__(self, run: str, resources: dict[str, float], min_workers: int | None) -> None:
+        """`min_workers` of an elastic training, None for one with a fixed number of workers."""
+        self.run, self.resources, self.min_workers = run, resources, min_workers
+        self.left_out: set[str] = set()  # node ids
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raise the first user's mistake in Ray Train's controller, which ends the run."""
+        for error in worker_exceptions.values():
+            left_out = isinstance(error, NodeError) and self._leave_out(error)
+            if not left_out and isinstance(error, ValueError | FloatingPointError):
+                raise error
+
+    def _leave_out(self, error: NodeError) -> bool:
+        """Leave out the node of an elastic training; return False if too few would remain, or if it is not elastic."""
+        without = {*self.left_out, error.node_id}
+        if not self.min_workers or worker_capacity(self.resources, without=without) < self.min_workers:
+            return False
+        self.left_out.add(error.node_id)
+        publish_warning(self.run, f"{error}; the training goes on without this node")
+        return True
 
 
 def training_error(error: Any) -> Exception:
@@ -136,8 +214,6 @@ def _dead_actor(failure: Any) -> Any:
 
 def _log_last_lines(error: Any) -> None:
     """Log the last lines of each worker that died; Ray keeps a worker's stderr in a file on its node."""
-    from ray.util.state import get_log
-
     for failure in _worker_failures(error):
         with suppress(Exception):  # it did not die, or its node is away too
             text = "".join(get_log(actor_id=_dead_actor(failure).actor_id, suffix="err", tail=LAST_LINES)).rstrip()
@@ -147,26 +223,22 @@ def _log_last_lines(error: Any) -> None:
 
 
 def train_loop_per_worker(
-    *, recipe: dict[str, Any], run_store: RunStore, env: dict[str, str], torch_version: str, report: bool
+    *, sections: dict[str, Any], run_store: RunStore, env: dict[str, str], torch_version: str, report: bool
 ) -> None:
-    """Train in one worker of Ray Train; `recipe` is JSON. With `report`, pass each epoch's metrics to the callbacks.
+    """Train the recipe of `sections`, its JSON, in one worker of Ray Train.
 
-    Without callbacks a report would only cost time: Ray Train takes one in two seconds, and an epoch on a GPU may be
-    shorter.
+    With `report`, pass each epoch's metrics to the callbacks. Without callbacks a report would only cost time: Ray
+    Train takes one in two seconds, and an epoch on a GPU may be shorter.
     """
-    import ray.train
-    from ray.train.torch import get_device
-
-    from aecore.data.shuffle import World
-    from jobs.train.metrics import TrainingMetrics
+    from jobs.train.metrics import TrainingMetrics  # here, so that the driver and Ray Train's controller start sooner
     from jobs.train.worker import Worker, train_loop
 
     apply_env(env)
-    checked, context = check_recipe(recipe), ray.train.get_context()
+    recipe, context = check_recipe(sections), ray.train.get_context()
     with _as_node_error(ValueError, OSError):
         _check_torch(torch_version)
         run_store.check_visible()
-        dataset = open_dataset(checked.data.uri)
+        dataset = open_dataset(recipe.data.uri)
     world, device = World(context.get_world_rank(), context.get_world_size()), get_device()
     if world.size > 1:
         _check_clock(run_store.name, device)
@@ -179,7 +251,7 @@ def train_loop_per_worker(
             stop=PROCESS_STOP,
             on_ray=True,
         )
-        for metrics in train_loop(checked, dataset, run_store, worker):
+        for metrics in train_loop(recipe, dataset, run_store, worker):
             if report:
                 ray.train.report(metrics)
 
@@ -196,11 +268,8 @@ def _check_torch(driver_version: str) -> None:
         )
 
 
-def _check_clock(run: str, device: Any) -> None:
+def _check_clock(run: str, device: torch.device) -> None:
     """Have the driver log a warning if the clock of this host differs from that of rank 0's. A collective."""
-    import torch
-    import torch.distributed as dist
-
     dist.barrier()
     clock = time.time()
     first_clock = torch.tensor([clock], dtype=torch.float64, device=device)
@@ -208,8 +277,7 @@ def _check_clock(run: str, device: Any) -> None:
     if abs(offset_s := clock - first_clock.item()) > MAX_CLOCK_OFFSET_S:
         publish_warning(
             run,
-            f"the clock of host {socket.gethostname()} is {offset_s:+.0f} s off rank 0's: synchronise them "
-            "(chrony, systemd-timesyncd); S3 refuses clocks that are 15 minutes off",
+            f"the clock of host {socket.gethostname()} is {offset_s:+.0f} s off rank 0's: {CLOCK_FIX}",
         )
 
 
@@ -219,8 +287,6 @@ def _as_node_error(*error_types: type[Exception]) -> Iterator[None]:
     try:
         yield
     except error_types as error:
-        import ray
-
         node_id, host = ray.get_runtime_context().get_node_id(), f"on host {socket.gethostname()}"
         if isinstance(error, OSError):
             cause = f"{host}: {describe_s3_error(error)}: give it access to the store, or read there why it has none"

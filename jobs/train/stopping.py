@@ -115,7 +115,8 @@ class StopConsensus:
         return Action(int(values[0])), int(values[1])
 
 
-def _as_interrupt(signum: int, frame: FrameType | None) -> None:
+def _handle_as_sigint(signum: int, frame: FrameType | None) -> None:
+    """Call the handler of SIGINT, or raise KeyboardInterrupt if SIGINT is ignored."""
     handler = signal.getsignal(signal.SIGINT)
     (handler if callable(handler) else signal.default_int_handler)(signum, frame)
 
@@ -131,7 +132,7 @@ def interruptible(on_interrupt: Callable[[int, object], None] | None = None) -> 
         yield
         return
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    signal.signal(signal.SIGTERM, _handle_as_sigint)
     if on_interrupt:
         signal.signal(signal.SIGINT, on_interrupt)
     try:

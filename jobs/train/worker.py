@@ -94,10 +94,10 @@ def train_loop(
     consensus = StopConsensus(recipe.checkpoint, world, device, worker.local_action, state.step)
     with worker.stop.active(), checkpoint.CheckpointWriter(fs, f"{root}/checkpoints", recipe.checkpoint.keep) as writer:
 
-        def save(valid_loss: float = float("nan"), before: Callable[[], None] | None = None) -> None:
+        def save(valid_loss: float = float("nan"), before_write: Callable[[], None] | None = None) -> None:
             gather_sums(run)
             if world.rank == 0:
-                writer.save(checkpoint.take_snapshot(model, run.optimizer, recipe, state, valid_loss), before)
+                writer.save(checkpoint.take_snapshot(model, run.optimizer, recipe, state, valid_loss), before_write)
 
         for event in fit(run):
             if isinstance(event, EpochEnd):
@@ -147,20 +147,16 @@ def open_loaders(recipe: Recipe, dataset: Dataset, worker: Worker) -> dict[str, 
     """
     check_batches(recipe, dataset.count("train"))
     sampler = BatchSampler(recipe.optim.seed, recipe.optim.batch, worker.world, recipe.model.min_batch)
+    return {split: _open_loader(recipe, dataset, split, sampler, worker) for split in SPLITS}
 
-    def open_loader(split: str) -> Loader:
-        count = dataset.count(split) if split in dataset.manifest.splits else 0
 
-        def show_filled(rows: int) -> None:
-            worker.show_progress(rows, count, f"filling the node cache: {split}")
+def _open_loader(recipe: Recipe, dataset: Dataset, split: str, sampler: BatchSampler, worker: Worker) -> Loader:
+    count = dataset.count(split) if split in dataset.manifest.splits else 0
+    if not count:
+        return NodeLoader(np.empty((0, *dataset.image_shape), np.uint8), sampler, worker.device)
 
-        if recipe.data.cache != "none" or not count:
-            nbytes = count * math.prod(dataset.image_shape)
-            on_device = fits_device(recipe.data.cache, nbytes, worker.device, worker.gpu_share)
-            images = np.empty((0, *dataset.image_shape), np.uint8)
-            if count:
-                images = open_cache(settings().cache, dataset, split, show_filled, settings().cache_max)
-            return (DeviceLoader if on_device else NodeLoader)(images, sampler, worker.device)
+    # Stream.
+    if recipe.data.cache == "none":
         if worker.on_ray:
             import ray.train
 
@@ -172,7 +168,13 @@ def open_loaders(recipe: Recipe, dataset: Dataset, worker: Worker) -> dict[str, 
             stream = partial(iter_shards, dataset, split, sampler.seed)
         return StreamLoader(stream, partial(dataset.images, split), count, sampler, worker.device)
 
-    return {split: open_loader(split) for split in SPLITS}
+    # Decode once, into the node cache.
+    def show_filled(rows: int) -> None:
+        worker.show_progress(rows, count, f"filling the node cache: {split}")
+
+    on_device = fits_device(recipe.data.cache, count * math.prod(dataset.image_shape), worker.device, worker.gpu_share)
+    images = open_cache(settings().cache, dataset, split, show_filled, settings().cache_max)
+    return (DeviceLoader if on_device else NodeLoader)(images, sampler, worker.device)
 
 
 def check_batches(recipe: Recipe, count: int) -> None:
@@ -189,14 +191,13 @@ def check_batches(recipe: Recipe, count: int) -> None:
         )
 
 
-def fits_device(cache: str, nbytes: int, device: torch.device, share: float = 1.0) -> bool:
-    """Return if `nbytes` of images go to the device's memory; "auto" fills at most half of what is free.
+def fits_device(cache: str, nbytes: int, device: torch.device, gpu_share: float = 1.0) -> bool:
+    """Return if `nbytes` of images go to the device's memory: "auto" fills at most half of what is free there.
 
-    Of that the process may take `share`.
-
-    Raises ValueError if `cache` is "device" and they do not fit.
+    `gpu_share` is the fraction of the free memory that this process may take. Raises ValueError if `cache` is "device"
+    and they do not fit.
     """
-    free = int(share * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
+    free = int(gpu_share * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
     if cache == "device" and nbytes > free:
         raise ValueError(
             f"data.cache=device: a split takes {nbytes / 1e9:.1f} GB and the GPU has {free / 1e9:.1f} GB free "

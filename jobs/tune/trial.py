@@ -11,7 +11,6 @@ from cluster.progress import publish
 from cluster.settings import apply_env, settings
 from jobs.dataset import open_dataset
 from jobs.run_store import RunStore
-from jobs.train.ray_trainer import run_on_ray
 
 STOP_SECONDS = 600  # for a stopped trial to write its checkpoint before its process takes the next trial
 
@@ -49,6 +48,8 @@ def _train(recipe: Recipe, run_store: RunStore, gpu_share: float) -> None:
     dataset = open_dataset(recipe.data.uri)
     if recipe.scale.max_workers > 1:
         from ray.tune.integration.ray_train import TuneReportCallback
+
+        from jobs.train.ray_trainer import run_on_ray
 
         return run_on_ray(recipe, dataset, run_store, [TuneReportCallback()])
     from aecore.model.autoencoder import default_device

@@ -5,10 +5,10 @@ A line of `$STEPS` has the worker's rank, the number of workers and the step.
 
 from typing import Any
 
-import jobs.train.ray_trainer
-import jobs.train.stopping
+import jobs.train.job
+from jobs.cli import main
 
-jobs.train.ray_trainer.RESIZE_SECONDS = 1.0
+connect = jobs.train.job.connect
 
 
 def slow_train_loop(**arguments: Any) -> None:
@@ -34,8 +34,15 @@ def slow_train_loop(**arguments: Any) -> None:
     jobs.train.ray_trainer.train_loop_per_worker(**arguments)
 
 
-if __name__ == "__main__":
-    from jobs.cli import main
+def connect_and_patch() -> None:
+    """Join the cluster, then patch the trainer, which imports Ray: Ray reads variables that `connect` sets."""
+    connect()
+    import jobs.train.ray_trainer
 
+    jobs.train.ray_trainer.RESIZE_SECONDS = 1.0
     jobs.train.ray_trainer.train_loop_per_worker = slow_train_loop
+
+
+if __name__ == "__main__":
+    jobs.train.job.connect = connect_and_patch
     main()

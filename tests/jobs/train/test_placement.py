@@ -4,11 +4,12 @@ import pickle
 from contextlib import nullcontext
 
 import pytest
+import torch
 
 from aecore.config import Scale
 from jobs.train import placement, ray_trainer
-from jobs.train.errors import NodeError, StoreAccessError, UnfitNodeError
 from jobs.train.placement import Holding, describe_holdings, worker_capacity, worker_resources
+from jobs.train.ray_trainer import NodeError, StoreAccessError, UnfitNodeError
 
 
 @pytest.fixture
@@ -101,12 +102,10 @@ def test_an_error_of_a_node_is_known_after_the_way_to_the_controller(error_type:
 def test_an_elastic_training_leaves_out_a_node_that_fails(
     cluster, monkeypatch: pytest.MonkeyPatch, min_workers, error: Exception, left_out: set[str], raised: bool
 ):
-    from jobs.train import callbacks
-
-    monkeypatch.setattr(callbacks, "publish_warning", lambda run, text: warnings.append(text))
+    monkeypatch.setattr(ray_trainer, "publish_warning", lambda run, text: warnings.append(text))
     cluster([{"CPU": 1}, {"CPU": 1}])
     warnings: list[str] = []
-    callback = callbacks.FailOnUserError("run", {"CPU": 1}, min_workers)
+    callback = ray_trainer.FailOnUserError("run", {"CPU": 1}, min_workers)
     with pytest.raises(type(error)) if raised else nullcontext():
         callback.after_exception(None, {0: error})
     assert callback.left_out == left_out
@@ -119,5 +118,5 @@ def test_a_clock_that_differs_from_the_first_workers_is_warned_of(monkeypatch, o
     monkeypatch.setattr("torch.distributed.broadcast", lambda clock, source: clock.sub_(offset_s))
     warnings: list[str] = []
     monkeypatch.setattr(ray_trainer, "publish_warning", lambda run, text: warnings.append(text))
-    ray_trainer._check_clock("run", "cpu")
+    ray_trainer._check_clock("run", torch.device("cpu"))
     assert [f"is {offset_s:+.0f} s off rank 0's" in text for text in warnings] == [True] * warned

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.train import ray_trainer
-from jobs.train.torch_config import NodeTorchConfig, bind_gloo
+from jobs.train.ray_trainer import NodeTorchConfig, bind_gloo
 
 
 class DeadWorker(Exception):
@@ -53,7 +53,7 @@ def test_the_last_lines_of_a_worker_that_died_are_logged(monkeypatch: pytest.Mon
             raise ConnectionError
         return ["Fatal Python error: Segmentation fault\n", f"{'x' * 500}\n"]
 
-    monkeypatch.setattr("ray.util.state.get_log", get_log)
+    monkeypatch.setattr(ray_trainer, "get_log", get_log)
     ray_trainer._log_last_lines(failed(RuntimeError("reset"), DeadWorker("away"), DeadWorker("abc")))
     [message] = caplog.messages
     first, fault, line = message.splitlines()

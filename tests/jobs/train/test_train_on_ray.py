@@ -38,14 +38,14 @@ def test_two_workers_train_as_one(zpoint, wait_until, tiny: str, faces: Path):
     """
     exposed_pids: list[int] = []
 
-    def look() -> None:
+    def record_sockets() -> None:
         wait_until(lambda: has_checkpoint("two", 4), 300)
         exposed_pids.extend(pid for pid in descendants(os.getpid()) if {*listening_addresses([pid])} - {"127.0.0.1"})
 
-    looker = threading.Thread(target=look)
-    looker.start()
+    recorder = threading.Thread(target=record_sockets)
+    recorder.start()
     two = zpoint("train", tiny, f"data.uri={faces}", *TWO_WORKERS)
-    looker.join()
+    recorder.join()
     # The one socket that is not on loopback: torch's TCPStore in the worker of rank 0, which takes no address to bind.
     assert len(exposed_pids) <= 1
     assert logged_epochs(two["run_id"]) == [1, 2, 3, 4]
