@@ -9,7 +9,8 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -78,51 +79,30 @@ def ingest(
     _warn_of_skipped(source_uri, source)
     encoding, quality = _resolve_encoding(encoding, quality, source.size)
     options = {
-        "dataset": dataset,
-        "source": source.fingerprint,
-        "size": source.size,
-        "crop": str(crop_rule),
-        "encoding": encoding,
-        "quality": quality if encoding == "jpeg" else None,
-        "split": source.rule,
-        "limit": limit,
+        "dataset": dataset, "source": source.fingerprint, "size": source.size, "crop": str(crop_rule),
+        "encoding": encoding, "quality": quality if encoding == "jpeg" else None, "split": source.rule, "limit": limit,
         "shard_rows": shard_rows,
-    }
+    }  # fmt: skip
     plan = sha256(json.dumps(options, sort_keys=True).encode())
-    spec = IngestSpec(
-        fs=fs, root=root, plan=plan, size=source.size, channels=source.channels, crop=crop_rule, encoding=encoding,
-        quality=quality,
-    )  # fmt: skip
+    spec = IngestSpec(fs, root, plan, source.size, source.channels, crop_rule, encoding, quality)
     root_existed = fs.get_file_info(root).type is not pafs.FileType.NotFound
-    try:
-        lock_uri = f"{uri.rstrip('/')}/{RECORDS}/{LOCK}"
-        with hold_lock(lock_uri, f"the dataset {uri} is being written", "choose another --to"):
-            records = _records_of_manifest(spec, find_manifest(fs, root), options, uri)
-            _discard_other_plan(spec)
-            tasks = _make_tasks(source, shard_rows, records)
-            connect()
-            started = time.perf_counter()
-            results = _run(spec, tasks, max_bad, progress)
-            rejects = [reject for result in results for reject in result.record.rejects]
-            if len(rejects) > max_bad:
-                _delete_written(spec, results, root_existed)
-                raise ValueError(_describe_rejects(rejects, max_bad))
-            seconds = time.perf_counter() - started
-            manifest = _finish(spec, source, options, results, rejects)
-    except OSError as error:
-        raise ValueError(f"cannot write to {uri}: {describe_s3_error(error)}") from error
-    written = [result for result in results if not result.skipped]
+    with _locked(uri):
+        records = _records_of_manifest(spec, find_manifest(fs, root), options, uri)
+        _discard_other_plan(spec)
+        tasks = _make_tasks(source, shard_rows, records)
+        connect()
+        started = time.perf_counter()
+        results = _write_all(spec, tasks, max_bad, progress)
+        seconds = time.perf_counter() - started
+        _check_rejects(spec, results, max_bad, root_existed)
+        manifest = _finish(spec, source, options, results)
     return {
         "uri": uri,
         "digest": manifest.digest,
         "counts": {split: manifest.count(split) for split in manifest.splits},
         **_describe_source(source),
-        "bytes": sum(result.record.shard.bytes for result in results),
-        "images_per_second": round(sum(result.n_items for result in written) / seconds, 1),
-        "shards": len(results),
-        "skipped_shards": len(results) - len(written),
-        "rejects": len(rejects),
-        "unchanged": bool(records) and not written,
+        **_describe_results(results, seconds),
+        "unchanged": bool(records) and all(result.skipped for result in results),
     }
 
 
@@ -157,6 +137,17 @@ def _open_source(dataset: str, uri: str | None, **options: Any) -> Source:
         raise ValueError(f"cannot read {uri}: {describe_s3_error(error)}") from error
 
 
+@contextmanager
+def _locked(uri: str) -> Iterator[None]:
+    """Hold the lock of the dataset at `uri` in the block, and raise an error of its storage as ValueError."""
+    lock_uri = f"{uri.rstrip('/')}/{RECORDS}/{LOCK}"
+    try:
+        with hold_lock(lock_uri, f"the dataset {uri} is being written", "choose another --to"):
+            yield
+    except OSError as error:
+        raise ValueError(f"cannot write to {uri}: {describe_s3_error(error)}") from error
+
+
 def _describe_source(source: Source) -> dict[str, Any]:
     """Return what was found in a source: the rule of its splits, its classes, and what was passed over."""
     tables = [table for table in source.splits.values() if table.num_rows]
@@ -175,6 +166,17 @@ def _describe_source(source: Source) -> dict[str, Any]:
 def _count_names(names: Iterable[Any]) -> dict[str, Any]:
     names = [str(name) for name in names]
     return {"count": len(names), "first": names[:FIRST_NAMES]}
+
+
+def _describe_results(results: list[ShardResult], seconds: float) -> dict[str, Any]:
+    written = [result for result in results if not result.skipped]
+    return {
+        "bytes": sum(result.record.shard.bytes for result in results),
+        "images_per_second": round(sum(result.n_items for result in written) / seconds, 1),
+        "shards": len(results),
+        "skipped_shards": len(results) - len(written),
+        "rejects": len(_rejects(results)),
+    }
 
 
 def _warn_of_skipped(uri: str | None, source: Source) -> None:
@@ -264,7 +266,7 @@ def _make_tasks(source: Source, shard_rows: int, records: dict[str, ShardRecord]
     return tasks
 
 
-def _run(
+def _write_all(
     spec: IngestSpec, tasks: list[ShardTask], max_bad: int, progress: Callable[[int, int], None]
 ) -> list[ShardResult]:
     """Run the tasks and return their results in the order of `tasks`.
@@ -293,10 +295,19 @@ def _run(
     return [results[task.path] for task in tasks if task.path in results]
 
 
-def _describe_rejects(rejects: list[Reject], max_bad: int) -> str:
+def _check_rejects(spec: IngestSpec, results: list[ShardResult], max_bad: int, root_existed: bool) -> None:
+    """Raise ValueError, and delete what this ingest has written, if there are more than `max_bad` bad images."""
+    rejects = _rejects(results)
+    if len(rejects) <= max_bad:
+        return
+    _delete_written(spec, results, root_existed)
     examples = "; ".join(f"{reject.name}: {reject.reason}" for reject in rejects[:3])
     more = f" (and {len(rejects) - 3} more)" if len(rejects) > 3 else ""
-    return f"{len(rejects)} bad images, {max_bad} allowed (--max-bad): {examples}{more}"
+    raise ValueError(f"{len(rejects)} bad images, {max_bad} allowed (--max-bad): {examples}{more}")
+
+
+def _rejects(results: list[ShardResult]) -> list[Reject]:
+    return [reject for result in results for reject in result.record.rejects]
 
 
 def _delete_written(spec: IngestSpec, results: list[ShardResult], root_existed: bool) -> None:
@@ -311,11 +322,9 @@ def _delete_written(spec: IngestSpec, results: list[ShardResult], root_existed: 
         spec.fs.delete_dir(spec.root)
 
 
-def _finish(
-    spec: IngestSpec, source: Source, options: dict[str, Any], results: list[ShardResult], rejects: list[Reject]
-) -> Manifest:
+def _finish(spec: IngestSpec, source: Source, options: dict[str, Any], results: list[ShardResult]) -> Manifest:
     """Write rejects.jsonl and the manifest, then delete the records and the temporary files of killed tasks."""
-    if rejects:
+    if rejects := _rejects(results):
         lines = [json.dumps(reject.model_dump(), sort_keys=True) + "\n" for reject in rejects]
         write_atomic(spec.fs, f"{spec.root}/{REJECTS}", "".join(lines).encode())
     shards: dict[str, list[Shard]] = {split: [] for split in source.splits}
