@@ -8,7 +8,6 @@ the key and the values that it takes.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from aecore.data.io import absolute_path
 from aecore.search_space import FORMS, Dimension, Point, parse_dimension, parse_space
 
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
@@ -49,9 +49,7 @@ class Data(Section):
     @field_validator("uri")
     @classmethod
     def _make_absolute(cls, uri: str) -> str:
-        if not uri or "://" in uri:
-            return uri
-        return str(Path(os.path.expanduser(uri)).absolute())  # workers have other working directories
+        return uri if not uri or "://" in uri else str(absolute_path(uri))  # workers have other working directories
 
 
 class Model(Section):
@@ -237,12 +235,12 @@ class Scale(Section):
     @field_validator("cpus_per_worker", "gpus_per_worker", mode="before")
     @classmethod
     def _check_resources(cls, value: Any, info: ValidationInfo) -> Any:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if info.field_name == "cpus_per_worker":
-            if value == "auto" or (number and 0 < value <= MAX_WORKERS):
+            if value == "auto" or (is_number and 0 < value <= MAX_WORKERS):
                 return value
             raise ValueError(f"takes auto, or a number of CPUs above 0, up to {MAX_WORKERS}")
-        if value == "auto" or (number and 0 <= value <= 1):
+        if value == "auto" or (is_number and 0 <= value <= 1):
             return value
         raise ValueError("takes auto, or a fraction of a GPU, 0 to 1")
 
@@ -462,7 +460,10 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
     if not isinstance(sections, dict):
         raise ValueError(f"{path} must hold the sections of a recipe ({', '.join(Recipe.model_fields)})")
     for override in overrides:
-        _apply_override(sections, override)
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"'{override}' is no override: it takes section.key=value")
+        _set_key(sections, key, _parse_value(text))
     return check_recipe(sections)
 
 
@@ -494,24 +495,17 @@ def check_space(recipe: Recipe) -> None:
                 recipe.at({key: value})
             except ValueError as error:
                 errors.append(f"search.space.{key}: {str(error).removeprefix(f'{key}: ')}")
-    for number, point in enumerate(recipe.search.first, 1):
+    for index, point in enumerate(recipe.search.first, 1):
         if set(point) != set(recipe.search.space):
-            errors.append(f"search.first: point {number} needs a value of {', '.join(recipe.search.space)}")
+            errors.append(f"search.first: point {index} needs a value of {', '.join(recipe.search.space)}")
             continue
         for key, value in point.items():
             try:
                 recipe.search.dimensions[key].nearest(value)
             except ValueError as error:
-                errors.append(f"search.first: point {number}, {key}: {error} (got {_to_json(value)})")
+                errors.append(f"search.first: point {index}, {key}: {error} (got {_to_json(value)})")
     if errors:
         raise ValueError("; ".join(dict.fromkeys(errors)))
-
-
-def _apply_override(sections: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ValueError(f"'{override}' is no override: it takes section.key=value")
-    _set_key(sections, key, _parse_value(text))
 
 
 def _set_key(sections: dict[str, Any], key: str, value: Any) -> None:

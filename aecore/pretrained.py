@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +11,7 @@ import torch
 from aecore.config import Recipe
 from aecore.data.image_input import ImageInputs, is_z_point, read_images, split_ends
 from aecore.data.images import decode_image, fit_square
+from aecore.data.io import absolute_path
 from aecore.errors import one_line
 from aecore.latent.arrays import Images, ZPoints
 from aecore.latent.interpolation import INTERPOLATIONS
@@ -123,7 +123,7 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Pr
     """Load a model folder; see `aecore.load`."""
     uri = os.fspath(path)
     try:
-        fs, root = pafs.FileSystem.from_uri(uri if "://" in uri else Path(uri).expanduser().absolute().as_uri())
+        fs, root = pafs.FileSystem.from_uri(uri if "://" in uri else absolute_path(uri).as_uri())
         if fs.get_file_info(f"{root}/model/config.json").type is not pafs.FileType.NotFound:  # of a run
             root = f"{root}/model"
         return PretrainedModel(load_model(fs, root, device))

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -16,6 +17,19 @@ T = TypeVar("T")
 MAX_ATTEMPTS = 3  # to read data that a network damaged or cut short without an error
 SENTINELS = b"\xa5\x5a\xc3"  # one byte per attempt
 PAUSE_SECONDS = 0.5  # before the second attempt, twice as long before the third
+
+
+def absolute_path(path: str) -> Path:
+    """Return the local `path` as an absolute one, with a leading `~` or `~user` expanded.
+
+    Raises ValueError for an unknown user, and for a relative path if the working directory was deleted.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"'{path}' names no user's home folder; for a folder of that name write './{path}'") from None
+    except FileNotFoundError:
+        raise ValueError(f"cannot resolve '{path}': the working directory was deleted; change to another") from None
 
 
 def sha256(data: bytes) -> str:

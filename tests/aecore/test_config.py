@@ -30,6 +30,14 @@ def test_a_local_dataset_is_named_by_its_absolute_path(recipe_file, monkeypatch,
     absolute_by_uri = {"a/b": f"{tmp_path}/a/b", "s3://bucket/a": "s3://bucket/a", "": "", "~/a": "/home/z/a"}
     for uri, absolute in absolute_by_uri.items():
         assert load_recipe(recipe_file, [f"data.uri={uri}"]).data.uri == absolute
+    with pytest.raises(ValueError, match=r"data\.uri: '~nosuch/x' names no user's home folder; .* write './~nosuch/x'"):
+        load_recipe(recipe_file, ["data.uri=~nosuch/x"])
+    folder = tmp_path / "deleted"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(ValueError, match=r"data\.uri: cannot resolve 'a': the working directory was deleted"):
+        load_recipe(recipe_file, ["data.uri=a"])
 
 
 @pytest.mark.parametrize(

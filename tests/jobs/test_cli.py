@@ -107,8 +107,9 @@ def test_invalid_input_is_refused(refused, tiny: str, argv: list[str], message: 
     "line",
     [
         "ingest folder --source=~/x --to=a", "ingest folder --to=~/x", "data show ~/x", "data show a --out=~/x",
-        "train ~/x", "tune ~/x", "study a --out=~/x", "study a --inception=~/x", "claims --out=~/x", "decode ~/x",
-        "decode a --out=~/x", "sample --out=~/x", "reconstruct ~/x", "interpolate ~/x a", "interpolate a ~/x",
+        "train ~/x", "tune ~/x", "campaign a --out=~/x", "study a --out=~/x", "study a --inception=~/x",
+        "claims --out=~/x", "decode ~/x", "decode a --out=~/x", "sample --out=~/x", "reconstruct ~/x",
+        "interpolate ~/x a", "interpolate a ~/x",
     ],
 )  # fmt: skip
 def test_a_tilde_is_expanded_in_each_path_argument(line: str, monkeypatch, capsys: pytest.CaptureFixture[str]):
