@@ -8,6 +8,8 @@ import pyarrow.fs as pafs
 
 from cluster.settings import absolute_uri, settings
 
+CLOCK_FIX = "synchronise the clocks (chrony, systemd-timesyncd): S3 refuses clocks that are 15 minutes off"
+
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the file system of `uri` and the path on it, without a request.

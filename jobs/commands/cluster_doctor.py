@@ -18,10 +18,11 @@ from typing import Any
 from aecore.errors import one_line
 from cluster.network import find_interface
 from cluster.settings import apply_env, exported_env, settings
+from cluster.storage import CLOCK_FIX, check_uri
 from jobs.commands.doctor import FULL_BYTES, MIN_FREE_BYTES, MIN_SHARED_BYTES, Check, check_server
 
 PROBE_TIMEOUT_S = 90
-MAX_CLOCK_OFFSET_S = 5.0  # S3 refuses requests of a clock that is 15 minutes off
+MAX_CLOCK_OFFSET_S = 5.0
 MIN_CACHE_MB_PER_S = 50
 CACHE_PROBE_BYTES, NETWORK_PROBE_BYTES = 32 << 20, 64 << 20
 Report = dict[str, Any]
@@ -164,16 +165,15 @@ def _check_shared_memory(reports: list[Report]) -> Check:
 def _check_clocks(reports: list[Report]) -> Check:
     off = {r["host"]: r["clock_s"] for r in reports if abs(r["clock_s"]) > MAX_CLOCK_OFFSET_S}
     text = ", ".join(f"{host} {offset:+.0f} s" for host, offset in off.items())
-    fix = "synchronise the clocks (chrony, systemd-timesyncd): S3 refuses clocks that are 15 minutes off"
-    return Check("clocks", not off, text or "every node agrees with the driver's host", fix if off else "")
+    return Check("clocks", not off, text or "every node agrees with the driver's host", CLOCK_FIX if off else "")
 
 
 def _check_interfaces(reports: list[Report]) -> Check:
     interfaces = {r["host"]: r["interface"] or "an unknown interface" for r in reports}
-    known = all(r["interface"] for r in reports)
+    all_known = all(r["interface"] for r in reports)
     text = f"on CPUs takes {_by_value(interfaces)}" if len(set(interfaces.values())) > 1 else ""
     text = text or f"on CPUs takes {' '.join(set(interfaces.values()))} of every node"
-    return Check("ddp", known or None, text, "" if known else "set GLOO_SOCKET_IFNAME where Ray is started")
+    return Check("ddp", all_known or None, text, "" if all_known else "set GLOO_SOCKET_IFNAME where Ray is started")
 
 
 def _check_bandwidth() -> Check:
@@ -233,8 +233,6 @@ def _send(address: tuple[str, int], size: int) -> float:
 
 
 def _use_store() -> None:
-    from cluster.storage import check_uri
-
     check_uri(settings().store)
 
 
