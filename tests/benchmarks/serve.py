@@ -16,6 +16,10 @@ cores' time that the hypervisor took away meanwhile (steal time in Linux).
 
 `start` gives the seconds from the command to the first decoded z-point, ROUNDS times for each server in turn. The first
 start of each compiles and reads files for the first time; the later ones are those of a warm machine.
+
+`variables` compares the endpoint as it is with each of CHANGES of Serve's variables, in turn: requests/s at 32
+connections, the latency of a single connection, p99 / p50 at half load, and the seconds until it answers and has
+stopped. --changes names others: each is a list, with commas, of NAME to leave out and NAME=VALUE to set.
 """
 
 import argparse
@@ -29,7 +33,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -42,7 +46,28 @@ Z_DIM, SIZE = 200, 96
 NPY, PNG = "application/x-npy", "image/png"
 CONNECTIONS = (1, 8, 32, 128)
 REQUEST_KINDS = {"1 z, raw": (1, NPY), "1 z, PNG": (1, PNG), "64 z, raw": (64, NPY)}
-RESULT_NAMES = ("ceiling", "goals", "aliases", "start", "zpoint-1", "zpoint-2", "fastapi", "litserve", "bentoml")
+RESULT_NAMES = (
+    "ceiling", "goals", "aliases", "start", "variables", "zpoint-1", "zpoint-2", "fastapi", "litserve", "bentoml",
+)  # fmt: skip
+# Of Serve's controller; the others of serving.runtime.deployment.SERVE_ENV matter to faults alone.
+CHANGES = (
+    "RAY_SERVE_ENABLE_HA_PROXY",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED",
+    # What THROUGHPUT_OPTIMIZED does for an endpoint of one deployment, without the two variables that undo the rest.
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED,RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=0",
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED",
+    "RAY_SERVE_HAPROXY_NBTHREAD",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S",
+)
+# Starts `zpoint` with the variables of Serve's controller changed: those in the first argument, null to leave one out.
+CHANGED_ENV = """
+import json, sys
+from serving.runtime import deployment
+changes, controller_env = json.loads(sys.argv.pop(1)), deployment._controller_env
+deployment._controller_env = lambda: {k: v for k, v in (controller_env() | changes).items() if v is not None}
+from jobs.cli import main
+main()
+"""
 
 
 def save_random(source: str, seed: int) -> None:
@@ -141,11 +166,16 @@ def steal_seconds() -> float:
 
 @contextmanager
 def server(
-    name: str, source: str, port: int, peers: str, aliases: Sequence[str] = ("champion",), flags: Sequence[str] = ()
-) -> Iterator[subprocess.Popen]:
-    """Run the server `name` at 127.0.0.1:port inside the block, which starts once it answers."""
+    name: str, source: str, port: int, peers: str, aliases: Sequence[str] = ("champion",), flags: Sequence[str] = (),
+    changes: Mapping[str, str | None] | None = None,
+) -> Iterator[subprocess.Popen]:  # fmt: skip
+    """Run the server `name` at 127.0.0.1:port inside the block, which starts once it answers.
+
+    `changes`: variables of Serve's controller to set, None to leave one out.
+    """
     if name.startswith("zpoint-"):
-        arguments = ["-m", "jobs.cli", "serve", "--port", str(port), "--replicas", name.partition("-")[2], *flags]
+        arguments = ["-c", CHANGED_ENV, json.dumps(changes)] if changes else ["-m", "jobs.cli"]
+        arguments += ["serve", "--port", str(port), "--replicas", name.partition("-")[2], *flags]
         arguments += [f"--alias={alias}" for alias in aliases]
     else:
         arguments = [str(HERE / "serve_peers.py"), name, source, str(port)]
@@ -273,6 +303,32 @@ def measure_starts(source: str, peers: str, rounds: int) -> dict[str, list[float
     return results
 
 
+def measure_variables(source: str, seconds: float, rounds: int, changes: Sequence[str]) -> dict[str, list[float]]:
+    """Return by round the metrics of the endpoint as it is, and with each of `changes` as --changes takes them."""
+    results: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for change in ("", *changes):
+            pairs = [variable.partition("=") for variable in change.split(",") if variable]
+            changed_env = {name: value if equals else None for name, equals, value in pairs}
+            port, started = free_port(), time.monotonic()
+            with server("zpoint-1", source, port, "", changes=changed_env):
+                ready = time.monotonic()
+                measure(port, 1, NPY, 64, 2.0)  # warm up batches of all sizes
+                many, one = measure(port, 1, NPY, 32, seconds), measure(port, 1, NPY, 1, seconds)
+                half = measure(port, 1, NPY, 32, seconds, rate=many["requests_per_second"] / 2)
+                stopping = time.monotonic()
+            values = {
+                "requests/s x 32": many["requests_per_second"],
+                "p50 in ms x 1": one["p50_ms"],
+                "half load, p99 / p50": half["p99_ms"] / half["p50_ms"],
+                "seconds to start": ready - started,
+                "seconds to stop": time.monotonic() - stopping,
+            }
+            for kind, value in values.items():
+                results.setdefault(f"{kind}, {change or 'as zpoint serve sets them'}", []).append(value)
+    return results
+
+
 def replica_mb(pid: int) -> float:
     """Return the resident memory of the replica below the process `pid` in MB."""
     from tests.sockets import command_line, descendants
@@ -287,7 +343,7 @@ def table(folder: Path) -> str:
         name: json.loads(path.read_text()) for name in RESULT_NAMES if (path := folder / f"{name}.json").exists()
     }
     lines = []
-    for name, values in [item for kind in ("goals", "aliases", "start") for item in results.pop(kind, {}).items()]:
+    for name, values in [item for kind in ("goals", "aliases", "start", "variables") for item in results.pop(kind, {}).items()]:
         lines.append(
             f"{name}: median {statistics.median(values):.2f} of {', '.join(f'{value:.2f}' for value in values)}"
         )
@@ -319,7 +375,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=RESULT_NAMES, default=RESULT_NAMES)
     parser.add_argument("--peers", default="", help="folder with LitServe and BentoML")
     parser.add_argument("--seconds", type=float, default=4.0, help="duration of each load")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of `goals`, `aliases` and `start`")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of `goals`, `aliases`, `start`, `variables`")
+    parser.add_argument("--changes", nargs="*", default=CHANGES, metavar="NAME[=VALUE],...", help="of `variables`")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that no server is left running
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -333,6 +390,8 @@ def main() -> None:
             result = measure_aliases(source, args.seconds, args.rounds)
         elif name == "start":
             result = measure_starts(source, args.peers, args.rounds)
+        elif name == "variables":
+            result = measure_variables(source, args.seconds, args.rounds, args.changes)
         else:
             port = free_port()
             with server("zpoint-2" if name == "goals" else name, source, port, args.peers):

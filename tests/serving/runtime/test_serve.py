@@ -37,18 +37,18 @@ from tests.serving.request_load import TOKEN, Z_DIM, RequestLoad, all_replicas, 
 from tests.sockets import descendants, listening_addresses
 
 
-def haproxy_pids(port):
-    """Return the pids of the haproxy processes that listen at `port`, by their configuration."""
-    pids = []
+def haproxies(port):
+    """Return the configurations of the haproxy processes that listen at `port`, by pid."""
+    configs = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             arguments = (process / "cmdline").read_bytes().decode().split("\0")
-            config = Path(arguments[arguments.index("-f") + 1])
-            if "haproxy" in arguments[0] and f":{port}\n" in config.read_text():
-                pids.append(int(process.name))
+            config = Path(arguments[arguments.index("-f") + 1]).read_text()
+            if "haproxy" in arguments[0] and f":{port}\n" in config:
+                configs[int(process.name)] = config
         except (OSError, ValueError):
             continue
-    return pids
+    return configs
 
 
 def replica_pids():
@@ -159,7 +159,8 @@ def images_close(images, expected):
 
 @pytest.mark.ray
 def test_haproxy_listens_and_the_model_answers(served, port, client, champion):
-    assert len(haproxy_pids(port)) >= 1
+    [config, *_] = haproxies(port).values()
+    assert "timeout client 120s" in config  # a client that reads nothing of its response is disconnected
     assert [(v.alias, v.name, v.version) for v in served.versions] == [("champion", "zpoint", "1")]
     assert {last_served.ACTOR_NAME, "SERVE_CONTROLLER_ACTOR"} <= actor_names()
     version = find_model_version("champion")
@@ -279,7 +280,7 @@ def test_a_new_replica_serves_the_last_good_version_while_the_alias_names_a_brok
 
 @pytest.mark.ray
 def test_serving_listens_on_loopback_only(served, port):
-    for pid in [*replica_pids(), *haproxy_pids(port)]:
+    for pid in [*replica_pids(), *haproxies(port)]:
         assert listening_addresses([pid])
     assert {*listening_addresses(descendants(os.getpid()))} == {"127.0.0.1"}
 
@@ -350,7 +351,7 @@ def test_the_config_file_for_a_cluster_loads_and_scales(ray_cluster, champion, m
 @pytest.mark.ray
 def test_stop_leaves_no_process_port_or_actor(served, port):
     stop_endpoint()
-    assert haproxy_pids(port) == []
+    assert haproxies(port) == {}
     with socket.create_server(("127.0.0.1", port)):
         pass
     assert not {last_served.ACTOR_NAME, "SERVE_CONTROLLER_ACTOR"} & actor_names()
@@ -362,7 +363,7 @@ def test_sigterm_during_the_start_leaves_nothing(ray_cluster, champion, monkeypa
     monkeypatch.setattr(deployment, "_wait_until_ready", lambda url: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
         serve(["champion"], "127.0.0.1", port := free_port(), compiled=False)
-    assert haproxy_pids(port) == []
+    assert haproxies(port) == {}
     assert not {last_served.ACTOR_NAME, "SERVE_CONTROLLER_ACTOR"} & actor_names()
 
 
