@@ -37,7 +37,7 @@ def tile(images: np.ndarray) -> np.ndarray:
 
 
 def titled_sheet(sections: list[tuple[str, list[np.ndarray]]]) -> np.ndarray:
-    """Return grids one below the other, each under its title; uint8 (H, W, 3)."""
+    """Return the `grid` of each section under its title, one below the other; uint8 (H, W, 3)."""
     grids = [(title, grid(rows)) for title, rows in sections]
     width = max(image.shape[1] for _, image in grids) + 2 * MARGIN
     height = sum(image.shape[0] + TITLE_HEIGHT + 2 * MARGIN for _, image in grids)

@@ -22,10 +22,10 @@ def read_attributes(dataset: Dataset, split: str, rows: np.ndarray) -> dict[str,
         return {}
     columns = [name for name in pq.read_schema(paths[0], filesystem=dataset.fs).names if name not in ("name", "image")]
     tables = [pq.read_table(path, columns=columns, filesystem=dataset.fs) for path in paths]
-    return attributes_of(pa.concat_tables(tables).take(pa.array(rows)))
+    return extract_attributes(pa.concat_tables(tables).take(pa.array(rows)))
 
 
-def attributes_of(table: pa.Table) -> dict[str, Tensor]:
+def extract_attributes(table: pa.Table) -> dict[str, Tensor]:
     """Return each numeric column, and each class of the labels as an attribute that is 1 for its images.
 
     A class is named by the column `class` if there is one, else `label N`.

@@ -112,14 +112,14 @@ def check_numbering(files: CelebaFiles) -> None:
     """Raise ValueError if the images are CelebA-HQ's, or others that CelebA does not have."""
     names = list(files.content_by_name)
     path = f"{PurePosixPath(files.tree.path.path).name}/{files.prefix}{names[0]}"
-    numbers = [PurePosixPath(name).stem for name in names]
-    if _HQ.search(path) or all(number.isdigit() and len(number) < 6 for number in numbers):
+    stems = [PurePosixPath(name).stem for name in names]
+    if _HQ.search(path) or all(stem.isdigit() and len(stem) < 6 for stem in stems):
         raise ValueError(
             f"{files.tree.path} holds CelebA-HQ (such as {printable(names[0])}), to whose numbers CelebA's lists do "
             "not apply; use `zpoint ingest folder`"
         )
-    if others := [name for name in names if not re.fullmatch(r"\d{6}\.\w+", name)]:
+    if misnamed := [name for name in names if not re.fullmatch(r"\d{6}\.\w+", name)]:
         raise ValueError(
-            f"{files.tree.path} holds no CelebA: no img_align_celeba, but {list_names(others, 1)}; use "
+            f"{files.tree.path} holds no CelebA: no img_align_celeba, but {list_names(misnamed, 1)}; use "
             "`zpoint ingest folder` for other images"
         )

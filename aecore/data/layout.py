@@ -149,16 +149,16 @@ def _find_splits(names: list[str], folders: set[str]) -> dict[str, str]:
 
 def _strip_split_folders(names: list[str], split_by_folder: dict[str, str]) -> list[str]:
     """Return the paths below the split folders, without a folder inside that only repeats it: `train/train/`."""
-    inner = defaultdict(set)
+    inner_folders = defaultdict(set)
     for name in names:
         folder, _, path = name.partition("/")
-        inner[folder].add(_top(path) if "/" in path else "")
-    stripped = {}
-    for folder, tops in inner.items():
+        inner_folders[folder].add(_top(path) if "/" in path else "")
+    prefix_length = {}
+    for folder, tops in inner_folders.items():
         top = next(iter(tops)) if len(tops) == 1 else ""
         repeats = top and (split_of(top) == split_by_folder[folder] or top.lower() in IMAGE_FOLDERS)
-        stripped[folder] = len(folder) + 1 + (len(top) + 1 if repeats else 0)
-    return [name[stripped[_top(name)] :] for name in names]
+        prefix_length[folder] = len(folder) + 1 + (len(top) + 1 if repeats else 0)
+    return [name[prefix_length[_top(name)] :] for name in names]
 
 
 def _find_classes(names: list[str], paths: list[str], splits: list[str] | None) -> list[str] | None:
@@ -211,7 +211,7 @@ def _check_classes(classes: list[str], splits: list[str] | None) -> list[str]:
                 "rename them alike, or move the split away",
             )
         if train and names - train:
-            notes.append(f"{split} has classes that train has not: {list_names(sorted(names - train))}")
+            notes.append(f"{split} has classes that train lacks: {list_names(sorted(names - train))}")
     return notes
 
 

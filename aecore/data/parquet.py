@@ -19,9 +19,9 @@ def read_parquet_columns(root: RemotePath, files: list[str]) -> tuple[pa.Table, 
     or when they are of several configurations.
     """
     split_by_file = {file: _split_of_file(file) for file in files}
-    without = [file for file, split in split_by_file.items() if split is None]
-    if without and len(without) < len(files):
-        raise ValueError(f"{root}: {list_names(without)} name no split, but other files do; move them away")
+    without_split = [file for file, split in split_by_file.items() if split is None]
+    if without_split and len(without_split) < len(files):
+        raise ValueError(f"{root}: {list_names(without_split)} name no split, but other files do; move them away")
     configurations = {"/".join(folder for folder in file.split("/")[:-1] if not split_of(folder)) for file in files}
     if len(configurations) > 1:
         raise ValueError(
@@ -73,7 +73,7 @@ def read_parquet_columns(root: RemotePath, files: list[str]) -> tuple[pa.Table, 
         if class_names and max(labels) < len(class_names):
             table = table.append_column("class", pa.array([class_names[label] for label in labels]))
     splits = [split for file, n in zip(files, counts, strict=True) for split in [split_by_file[file]] * n]
-    return table, None if without else splits, column
+    return table, None if without_split else splits, column
 
 
 def _split_of_file(file: str) -> str | None:

@@ -112,9 +112,9 @@ def _describe_split(rule: str, listing: SourceListing, splits: dict[str, pa.Tabl
         key = "the identities, so that no person is in two splits" if rule == "identity" else "the names"
         return f"{rule}: 80/10/10, drawn by a hash of {key}"
     official = set(listing.official_splits or ())
-    drawn = [split for split, table in splits.items() if table.num_rows and split not in official]
+    from_train = [split for split, table in splits.items() if table.num_rows and split not in official]
     text = f"official: {listing.split_origin}"
-    return f"{text}; {' and '.join(drawn)} drawn from train, a tenth of it each" if drawn else text
+    return f"{text}; {' and '.join(from_train)} drawn from train, a tenth of it each" if from_train else text
 
 
 def _source_path(options: SourceOptions, expected: str, *, must_exist: bool = True) -> RemotePath:
@@ -274,10 +274,8 @@ def _list_digits(options: SourceOptions, layouts: tuple[str, ...]) -> SourceList
     listing = folder(options)
     classes = listing.items["class"].to_pylist() if "class" in listing.items.column_names else []
     if not classes or set(classes) - set("0123456789"):
-        others = list_names(sorted(set(classes)) or listing.items["name"].to_pylist())
-        raise ValueError(
-            f"{base}: the class folders must be 0 to 9, not {others}; use `zpoint ingest folder --size 28`"
-        )
+        names = list_names(sorted(set(classes)) or listing.items["name"].to_pylist())
+        raise ValueError(f"{base}: the class folders must be 0 to 9, not {names}; use `zpoint ingest folder --size 28`")
     labels = pa.array([int(name) for name in classes])
     items = listing.items.set_column(listing.items.column_names.index("label"), "label", labels).drop_columns("class")
     return replace(listing, items=items, channels=1, size=28)

@@ -49,11 +49,11 @@ class StoredPoints:
         return _nearest(z, self.z, k)
 
     def nearest_on_map(self, xy: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return the same as `nearest` for places on the map, (n, 2), by the distance there."""
+        """Return the same as `nearest` for positions on the map, (n, 2), by the distance there."""
         return _nearest(xy, self.xy, k)
 
     def z_at(self, xy: Tensor, k: int) -> Tensor:
-        """Return z-points (n, z_dim) for places on the map, (n, 2): the mean of the k nearest stored ones there.
+        """Return z-points (n, z_dim) for positions on the map, (n, 2): the mean of the k nearest stored ones there.
 
         They are weighted by the inverse of the squared distance (Shepard 1968), so at a stored point it is that one.
         """

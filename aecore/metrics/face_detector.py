@@ -1,4 +1,4 @@
-"""The face hit rate, and places of faces, by OpenCV's frontal detector (Viola, Jones 2001; Lienhart, Maydt 2002)."""
+"""The face hit rate, and boxes of faces, by OpenCV's frontal detector (Viola, Jones 2001; Lienhart, Maydt 2002)."""
 
 from collections.abc import Sequence
 from functools import cache

@@ -35,7 +35,10 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     sd 1.5; the mean is over channels and over positions at which the window lies inside the image.
     """
     window = _gaussian_window(images.shape[-1]).to(images)
-    blur = lambda maps: window @ maps @ window.T  # noqa: E731
+
+    def blur(maps: Tensor) -> Tensor:
+        return window @ maps @ window.T
+
     mean_x, mean_y = blur(images), blur(reference)
     var_x, var_y = blur(images.square()) - mean_x.square(), blur(reference.square()) - mean_y.square()
     covariance = blur(images * reference) - mean_x * mean_y

@@ -343,7 +343,8 @@ def table(folder: Path) -> str:
         name: json.loads(path.read_text()) for name in RESULT_NAMES if (path := folder / f"{name}.json").exists()
     }
     lines = []
-    for name, values in [item for kind in ("goals", "aliases", "start", "variables") for item in results.pop(kind, {}).items()]:
+    in_rounds = [results.pop(kind, {}) for kind in ("goals", "aliases", "start", "variables")]
+    for name, values in [item for result in in_rounds for item in result.items()]:
         lines.append(
             f"{name}: median {statistics.median(values):.2f} of {', '.join(f'{value:.2f}' for value in values)}"
         )

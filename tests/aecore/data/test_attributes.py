@@ -1,14 +1,14 @@
 import numpy as np
 import pyarrow as pa
 
-from aecore.data.attributes import attributes_of, read_attributes
+from aecore.data.attributes import extract_attributes, read_attributes
 from aecore.data.dataset import Dataset
 from aecore.data.shards import Manifest, shard_table, write_shard
 from tests.synthetic_dataset import FS
 
 
 def attribute_lists(**columns):
-    return {name: values.tolist() for name, values in attributes_of(pa.table(columns)).items()}
+    return {name: values.tolist() for name, values in extract_attributes(pa.table(columns)).items()}
 
 
 def test_numeric_columns_are_attributes_and_identities_are_not():

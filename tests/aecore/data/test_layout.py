@@ -115,7 +115,7 @@ def test_thumbnails_are_passed_over():
 
 def test_a_class_of_one_split_is_noted():
     layout = read(make("train/good", "test/good", "test/broken"))
-    assert layout.notes == ["test has classes that train has not: broken"]
+    assert layout.notes == ["test has classes that train lacks: broken"]
 
 
 def test_split_words():
