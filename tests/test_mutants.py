@@ -32,8 +32,9 @@ def test_generated_mutants_change_one_expression_or_statement_each():
     mutants = {mutant.change: mutant.text for mutant in generate(file)}
     line = "return np.arange(count) if limit >= count else np.arange(limit) * count // limit"
     assert f"limit >= count -> (limit > count) in {line}" in mutants
-    assert {"step * batch -> (step / batch)", "0 -> (1)"} <= {change.partition(" in ")[0] for change in mutants}
-    assert "return rows[positions], positions -> return None" in mutants
+    changes = {change.partition(" in ")[0] for change in mutants}
+    assert {"step * self.batch -> (step / self.batch)", "0 -> (1)"} <= changes
+    assert "return np.array_split(np.arange(count), self.size)[self.rank] -> return None" in mutants
     for text in mutants.values():
         ast.parse(text)
         assert text != source
