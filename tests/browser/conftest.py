@@ -54,7 +54,7 @@ def open_page(browser: Any, serve: Any) -> Iterator[Callable[..., Any]]:
         contexts.append(context)
         context.add_init_script(SEEDED)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)  # a busy machine takes half a minute
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: allowed in message.text or errors.append(message.text))
         origin = "/".join(url.split("/")[:3])

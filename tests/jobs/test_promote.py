@@ -225,8 +225,10 @@ def test_run_that_mlflow_has_lost_is_logged_again_by_promote_and_train(
 def test_campaign_name_promotes_its_best_run(refused, zpoint):
     campaign = {"campaign": "c", "digest": "", "run_id": ""}
     fs, path = campaign_file("c")
-    write_json(fs, path, campaign)
+    write_json(fs, path, campaign | {"state": "running"})
     assert "campaign 'c' has not finished" in refused("promote", "c")
+    write_json(fs, path, campaign | {"state": "finished"})
+    assert "campaign 'c' has no model to choose" in refused("promote", "c")
     write_json(fs, path, campaign | {"best": "b", "sampler": "gaussian"})
     promoted = zpoint("promote", "c")
     assert (promoted["run"], promoted["sampler"], find_model_version().sampler) == ("b", "gaussian", "gaussian")
