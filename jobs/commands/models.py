@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from cluster import tracking
 from cluster.settings import settings
-from serving.client import Client, EndpointError
+from serving.client import Client
 
 DEFAULT_URL, TIMEOUT_S = "http://127.0.0.1:8000", 10.0
 
@@ -40,7 +40,7 @@ def _served_at(urls: Sequence[str]) -> list[tuple[str, str, str]]:
             with Client(url, settings().token, TIMEOUT_S) as endpoint:
                 models = endpoint.models()
             served += [(f"{url} ({model['alias']})", model["run_id"], model["version"]) for model in models]
-        except (EndpointError, KeyError, TypeError) as error:  # another server has other keys
+        except (ValueError, KeyError, TypeError) as error:  # also another server, without JSON or with other keys
             if urls:
                 raise ValueError(f"no zpoint endpoint answers at {url}: {error}") from None
     return served
