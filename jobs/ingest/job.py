@@ -84,7 +84,10 @@ def ingest(
         "shard_rows": shard_rows,
     }  # fmt: skip
     plan = sha256(json.dumps(options, sort_keys=True).encode())
-    spec = IngestSpec(fs, root, plan, source.size, source.channels, crop_rule, encoding, quality)
+    spec = IngestSpec(
+        fs=fs, root=root, plan=plan, size=source.size, channels=source.channels, crop=crop_rule, encoding=encoding,
+        quality=quality,
+    )  # fmt: skip
     root_existed = fs.get_file_info(root).type is not pafs.FileType.NotFound
     with _locked(uri):
         records = _records_of_manifest(spec, find_manifest(fs, root), options, uri)

@@ -98,10 +98,10 @@ def line_chart(
                 line.x, line.y, linestyle="-" if line.joined else "none", color=_colour(index), marker=marker,
                 label=line.name, clip_on=False, zorder=3,
             )  # fmt: skip
-            for number, point in enumerate(zip(line.x, line.y, line.labels, strict=False)):
+            for label_index, (x_value, y_value, text) in enumerate(zip(line.x, line.y, line.labels, strict=False)):
                 # In turn above and below, since neighbours may be close; on the sides where a rising line is not.
-                offset, side = ((5, -11), "left") if number % 2 else ((-5, 4), "right")
-                axes.annotate(point[2], point[:2], offset, textcoords="offset points", fontsize=8, ha=side)
+                offset, side = ((5, -11), "left") if label_index % 2 else ((-5, 4), "right")
+                axes.annotate(text, (x_value, y_value), offset, textcoords="offset points", fontsize=8, ha=side)
             if line.band:
                 axes.fill_between(line.x, *line.band, color=_colour(index), alpha=0.15, linewidth=0)
         _format_axes(axes, x, y, references)
