@@ -35,7 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by the fixtures they use, and run the tests of Ray last, so that quick failures show first.
 
     If two processes share the tests (`make test`), all tests of the session's Ray run in one of them, so that only one
-    Ray is started; a file of tests with a cluster of its own stays in one process too.
+    Ray is started; a file of tests with a cluster of its own stays in one process too. pytest-xdist starts with the
+    largest group there, the tests of Ray: the tests that follow in that process find it connected to a Ray.
     """
     for item in items:
         names = getattr(item, "fixturenames", ())

@@ -188,13 +188,14 @@ def limit_open_files(monkeypatch: pytest.MonkeyPatch, soft: int, hard: int) -> l
 
 
 @pytest.mark.parametrize(("cpus", "needed"), [(1, 208), (2, 216), (64, 712)])
-def test_too_few_open_files_are_raised_or_refused_before_ray_starts(monkeypatch, cpus: int, needed: int):
+def test_too_few_open_files_are_raised_or_refused_before_ray_starts(init_options, monkeypatch, cpus, needed):
     monkeypatch.setenv("ZPOINT_CPUS", str(cpus))
     fewer = f", or set ZPOINT_CPUS={cpus - 1}" if cpus > 1 else ""
     for hard, fix in ((64, "raise it"), (needed - 1, f"raise it{fewer}")):
         limit_open_files(monkeypatch, 64, hard)
         with pytest.raises(ValueError, match=f"needs {needed} open files, `ulimit -n` allows {hard}: {fix}$"):
             ray_connection.connect()
+    assert not init_options
     for hard in (needed, 65536, resource.RLIM_INFINITY):
         limits = limit_open_files(monkeypatch, 64, hard)
         assert ray_connection.raise_open_files_limit() == needed
@@ -231,7 +232,7 @@ def test_the_folder_of_ray_fits_a_socket_and_is_writable(monkeypatch, caplog, va
         assert os.environ["RAY_TMPDIR"] == os.environ["TMPDIR"] == tempfile.gettempdir() == "/tmp"
 
 
-def test_a_full_folder_of_ray_is_named(monkeypatch: pytest.MonkeyPatch, caplog):
+def test_a_full_folder_of_ray_is_named(init_options: list[dict], monkeypatch: pytest.MonkeyPatch, caplog):
     for name in ("TMPDIR", "RAY_TMPDIR"):
         monkeypatch.setenv(name, "/dev/shm")
     full = ["/dev/shm"]
@@ -241,6 +242,7 @@ def test_a_full_folder_of_ray_is_named(monkeypatch: pytest.MonkeyPatch, caplog):
     full.append("/tmp")
     with pytest.raises(ValueError, match=r"no folder for its logs: /tmp is full \(0.4 MB free\); .* set RAY_TMPDIR"):
         ray_connection.connect()
+    assert not init_options
 
 
 def test_a_home_that_cannot_hold_the_token_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
