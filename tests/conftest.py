@@ -84,6 +84,17 @@ def isolated_folders(request: pytest.FixtureRequest, tmp_path_factory, monkeypat
 
 
 @pytest.fixture(autouse=True)
+def restored_auth_mode() -> Iterator[None]:
+    """Restore RAY_AUTH_MODE after each test: `ray.init` reads it again only if it is unset, and else fails in 180 s."""
+    mode = os.environ.get("RAY_AUTH_MODE")
+    yield
+    if mode is None:
+        os.environ.pop("RAY_AUTH_MODE", None)
+    else:
+        os.environ["RAY_AUTH_MODE"] = mode
+
+
+@pytest.fixture(autouse=True)
 def seeded() -> None:
     """Seed torch's default generator, so that a test has the same random tensors in each run and order."""
     if "torch" in sys.modules:
