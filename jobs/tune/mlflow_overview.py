@@ -21,10 +21,10 @@ DISTANCES = [f"hog_frechet_{sampler}" for sampler in SAMPLERS]
 
 
 class CampaignOverview:
-    """The overview of one campaign in MLflow, which is logged anew whenever a trial has ended."""
+    """The overview of one campaign in MLflow, which is logged anew whenever a trial or the campaign has ended."""
 
     def __init__(self) -> None:
-        self._summary: dict[str, float] | None = None  # as logged last
+        self._logged: tuple[str, dict[str, float]] | None = None  # the state and summary that were logged last
         self._tags: dict[str, dict[str, str]] = {}  # and the distance of each trial's run, as logged last
 
     def sync(self, campaign: Campaign, run_id: str, trial_run_ids: Mapping[str, str]) -> None:
@@ -41,7 +41,7 @@ class CampaignOverview:
                 client.log_metric(trial_run_ids[trial.run], DISTANCE, model.distance, step=trial.epoch)
                 logged[DISTANCE] = str(model.distance)
         summary = summarize(campaign)
-        if summary == self._summary:
+        if (campaign.state, summary) == self._logged:
             return
         hours = {f"{campaign.unit.lower()}_hours": campaign.device_hours()}
         step = int(sum(summary[f"trials_{state}"] for state in ENDED))
@@ -50,7 +50,7 @@ class CampaignOverview:
         # Not by MlflowClient.log_table, which appends to the table that an earlier call has logged.
         tracking.log_files(run_id, {TABLE_FILE: json.dumps(make_table(campaign)).encode()}, "")
         client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": TABLE_FILE, "type": "table"}]))
-        self._summary = summary
+        self._logged = campaign.state, summary
 
 
 def log_report(run_id: str, paths: Mapping[str, Path]) -> None:
@@ -81,11 +81,12 @@ def describe(campaign: Campaign) -> str:
     head = [f"{format_summary(campaign)}.", ""]
     if campaign.best:
         head += [f"Best: {describe_best(campaign)}.", "", f"    {promote_command(campaign)}", ""]
-    head += [f"{text}." for text in (campaign.rule and f"Rule: {campaign.rule}", campaign.note) if text]
+    for title, text in {"Rule": campaign.rule, "Note": campaign.note}.items():
+        head += [f"{title}: {text}.", ""] if text else []
     rows = [trial_cells(campaign, trial) for trial in sort_trials(campaign)]
     if not rows:
         return "\n".join(head)
-    lines = ["", f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
+    lines = [f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
     remaining = NOTE_LIMIT - sum(len(line) + 1 for line in [*head, *lines]) - 40
     row_lines = []
     for row in rows:

@@ -13,10 +13,11 @@ from cluster import tracking
 from jobs.run_store import find_run, open_run
 from jobs.tune import report
 from jobs.tune.campaign import Campaign, Trial, open_campaign, read_campaign
-from jobs.tune.mlflow_overview import TABLE_FILE
+from jobs.tune.mlflow_overview import TABLE_FILE, CampaignOverview
 from jobs.tune.records import Latest, record_campaign
 from jobs.tune.report import PAGE_FILE, PARETO_FILE
 from tests.jobs.runs import logged_epochs
+from tests.jobs.tune.made_campaigns import make_campaign
 
 MANIFEST = Manifest(dataset="x", options={}, size=16, channels=3, encoding="png", splits={})
 RECIPE = check_recipe({"optim": {"epochs": 2}})
@@ -115,6 +116,17 @@ def test_mlflow_gets_the_campaign_and_its_trials():
         file.path for folder in ("", "report") for file in tracking.client().list_artifacts(campaign.run_id, folder)
     ]
     assert {TABLE_FILE, f"report/{PAGE_FILE}", f"report/{PARETO_FILE}"} <= set(artifacts)
+
+
+@pytest.mark.usefixtures("tracking")
+def test_the_description_in_mlflow_says_that_the_campaign_has_ended():
+    campaign, overview = make_campaign(2), CampaignOverview()
+    run_id = tracking.create_run(campaign.campaign, {}, {})
+    for state in ("running", "finished"):
+        campaign.state = state
+        overview.sync(campaign, run_id, {})
+        description = tracking.client().get_run(run_id).data.tags["mlflow.note.content"]
+        assert description.startswith(f"campaign {campaign.campaign}: {state}, 2 finished")
 
 
 @pytest.mark.usefixtures("tracking")
