@@ -11,7 +11,7 @@ from jobs.study.charts import COLOURS, Axis, Chart, Reference, Series, line_char
 from jobs.tune.campaign import Campaign, Trial
 from jobs.tune.plan import distribution, to_param
 from jobs.tune.selection import score
-from jobs.tune.table import format_value, key_names, score_trial, short_name
+from jobs.tune.table import format_value, key_names, score_trial, searched_values, short_name
 
 PSNR_AXIS, DISTANCE_AXIS = Axis("PSNR (dB)"), Axis("distance")
 MIN_RANKED = 20  # trials from which on the importance of a key is estimated
@@ -30,7 +30,8 @@ def pareto_chart(campaign: Campaign) -> Chart:
     for trial in campaign.trials:
         if (model := score_trial(campaign, trial)) is None:
             continue
-        point = (model.psnr, model.distance, ", ".join(format_value(trial.point.get(key, "")) for key in names))
+        label = ", ".join(map(format_value, searched_values(campaign, trial).values()))
+        point = (model.psnr, model.distance, label)
         if trial.run == campaign.best:
             points["chosen"].append(point)
         if trial.run in campaign.pareto_front:
@@ -192,5 +193,5 @@ def is_numeric(dimension: Dimension) -> bool:
 
 def point_label(campaign: Campaign, trial: Trial) -> str:
     """Return a trial's searched values, for a legend."""
-    values = [f"{name} {format_value(trial.point.get(key, ''))}" for key, name in key_names(campaign).items()]
-    return ", ".join(values)
+    names = key_names(campaign)
+    return ", ".join(f"{names[key]} {format_value(v)}" for key, v in searched_values(campaign, trial).items())

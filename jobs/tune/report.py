@@ -30,6 +30,7 @@ from jobs.tune.table import (
     label_state,
     promote_command,
     searched_keys,
+    searched_values,
     sort_trials,
     trial_cells,
 )
@@ -86,7 +87,8 @@ def make_sections(campaign: Campaign, decode: Decoder) -> list[Section]:
             "pareto", "Pareto front",
             "Higher PSNR and a lower distance are better; no trial is better in both than one on the front. The rule "
             f"chooses the lowest distance on the front within {slack:g} dB of the best PSNR. The area that the front "
-            "dominates, measured from the worst values of living models, grows while the search finds better ones.",
+            "dominates, measured from the worst values of models with active units, grows while the search finds "
+            "better ones.",
             [campaign_charts.pareto_chart(campaign), *([hypervolume] if hypervolume else [])],
         ))  # fmt: skip
     if tables := image_tables(campaign, decode):
@@ -145,8 +147,8 @@ def ordered_keys(campaign: Campaign) -> list[str]:
 
 def sample_order(campaign: Campaign, trial: Trial) -> list[Any]:
     """Return the sort key of a trial's images: its searched values, numbers before texts."""
-    values = [trial.point.get(key, 0) for key in ordered_keys(campaign)]
-    return [(isinstance(value, str), value) for value in values]
+    values = searched_values(campaign, trial)
+    return [(isinstance(values[key], str), values[key]) for key in ordered_keys(campaign)]
 
 
 def decode_run(run: str, samplers: Sequence[str]) -> dict[str, np.ndarray]:

@@ -52,7 +52,7 @@ def describe_rule(slack: float, sampler: str) -> str:
 
 
 def pareto_front(models: Sequence[ScoredModel]) -> list[ScoredModel]:
-    """Return the living models that no other one beats in both metrics, by falling PSNR."""
+    """Return the models with active units that no other one beats in both metrics, by falling PSNR."""
     front: list[ScoredModel] = []
     for model in sorted((m for m in models if m.alive), key=lambda m: (-m.psnr, m.distance)):
         if not front or model.distance < front[-1].distance:

@@ -94,14 +94,14 @@ def format_rows(campaign: Campaign, rows: Sequence[Row], width: int = WIDTH) -> 
 def trial_cells(campaign: Campaign, trial: Trial) -> Row:
     """Return the cells of a trial by column: the mark of the front, run, state, epoch, searched values and metrics."""
     model = score_trial(campaign, trial)
-    metrics = trial.metrics
+    metrics, names = trial.metrics, key_names(campaign)
     steps = steps_per_second(campaign, trial)
     return {
         "": ">" if trial.run == campaign.best else "*" if trial.run in campaign.pareto_front else "",
         "run": short_name(campaign, trial.run),
         "state": label_state(campaign, trial.state),
         "epoch": f"{trial.epoch}/{trial.epochs}",
-        **{name: format_value(trial.point.get(key, "")) for key, name in key_names(campaign).items()},
+        **{names[key]: format_value(value) for key, value in searched_values(campaign, trial).items()},
         "PSNR": f"{metrics['valid_psnr']:.1f}" if "valid_psnr" in metrics else "",
         "distance": f"{model.distance:.2f}" if model else "",
         "active": f"{metrics['valid_active_units']:.0f}" if "valid_active_units" in metrics else "",
@@ -132,6 +132,12 @@ def searched_keys(campaign: Campaign) -> list[str]:
     keys = sorted(campaign.search["space"])  # as the campaign's file has them
     seeds = "optim.seed" not in keys and any(trial.replicate_of for trial in campaign.trials)
     return [*keys, "optim.seed"] if seeds else keys
+
+
+def searched_values(campaign: Campaign, trial: Trial) -> dict[str, Any]:
+    """Return the value of each of the `searched_keys`; the seed of a point's first trial is the recipe's."""
+    values = {"optim.seed": campaign.recipe["optim"]["seed"]} | trial.point
+    return {key: values[key] for key in searched_keys(campaign)}
 
 
 def key_names(campaign: Campaign) -> dict[str, str]:

@@ -9,6 +9,7 @@ import pytest
 
 from jobs.tune import live
 from jobs.tune.campaign import Campaign
+from jobs.tune.campaign_charts import point_label
 from jobs.tune.live import CampaignDisplay, Screen, describe_end, live_display
 from jobs.tune.mlflow_overview import NOTE_LIMIT, describe, make_table, summarize, trial_tags
 from jobs.tune.table import format_campaign, format_rows, sort_trials, trial_cells
@@ -84,7 +85,8 @@ def test_replicates_show_their_seed(campaign: Campaign):
     assert "seed" not in table(campaign)[0]
     campaign.trials[1].replicate_of, campaign.trials[1].point["optim.seed"] = campaign.trials[0].run, 7
     assert "seed" in table(campaign)[0].split()
-    assert trial_cells(campaign, campaign.trials[1])["seed"] == "7"
+    assert [trial_cells(campaign, trial)["seed"] for trial in campaign.trials[:3]] == ["0", "7", "0"]
+    assert point_label(campaign, campaign.trials[0]).endswith(", seed 0")
 
 
 def test_text_has_rule_note_reasons_and_the_promote_command(campaign: Campaign):
