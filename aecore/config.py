@@ -313,7 +313,7 @@ class Search(Section):
         description="Sampler whose distance is compared: the best one that is stored with each model, or N(0, 1).",
     )
     replicates: Count = Field(
-        default=1, description="Seeds to train of each of the best three points, their first one included."
+        default=1, description="Seeds to train of each of the front's best three points, their first one included."
     )
     psnr_slack: Annotated[float, Field(ge=0, le=1e6)] = Field(
         default=3.0, description="Decibels of PSNR below the best trial at which a trial can still be chosen."

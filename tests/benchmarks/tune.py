@@ -1,8 +1,9 @@
 """Measure a campaign: `python tests/benchmarks/tune.py overhead|stopping`, on an idle machine, on CPUs or GPUs.
 
 overhead: trials of generated faces. Printed: the share of the cores' (or GPUs') time, from the first trial's start to
-the last one's end, in which trials run, and in which they train; and the seconds of a trial that are neither training
-nor evaluation: start-up, checkpoints, the final statistics. With `--per-gpu 4` four trials share a GPU.
+the last one's end, in which trials run, and in which they train; the seconds of a trial beside its training steps; and
+those of its start: until its first epoch's metrics are written, without the epoch's steps. With `--per-gpu 4` four
+trials share a GPU.
 
 stopping: for each of `--seeds` a campaign without early stopping, and a replay of its trials with it: the scheduler
 decides on the stored metrics of their epochs, so the points are the same and one campaign gives both results. Printed:
@@ -38,9 +39,19 @@ def overhead(args: argparse.Namespace) -> None:
     share = {name: sum(seconds[t["run"]] * t["devices"] for t in trials) / (wall * devices)
              for name, seconds in (("running", running), ("training", training))}  # fmt: skip
     other = sorted(running[run] - training[run] for run in running)
+    starts = [start_seconds(t["run"], t["spans"][0][0]) for t in sorted(trials, key=lambda t: t["spans"][0][0])]
     print(f"{len(trials)} trials in {wall:.1f} s on {devices} {campaign['unit']}s")
     print(f"running {share['running']:.3f}, training {share['training']:.3f} of the devices' time")
     print(f"seconds of a trial beside its training steps: {', '.join(f'{seconds:.1f}' for seconds in other)}")
+    print(f"seconds of a trial's start, in the order of starts: {', '.join(f'{seconds:.2f}' for seconds in starts)}")
+
+
+def start_seconds(run: str, began: float) -> float:
+    """Return the seconds from `began` to the run's first written metrics, without the steps of that epoch."""
+    store = find_run(run)
+    fs, folder = store.folder
+    written = fs.get_file_info(f"{folder}/epochs/epoch-001.json").mtime_ns / 1e9
+    return written - began - store.epochs()[1]["epoch_seconds"]
 
 
 def stopping(args: argparse.Namespace) -> None:
