@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 8
 SECRETS_FILE = ".secrets.sh"  # in the folder of a submitted job, until its driver or a worker has started
 START_TIMEOUT_S = 180.0  # of a local Ray; Ray's own 30 s are too short on a busy machine
+MAX_STARTS = 3  # of a local Ray whose node process exits: it waits 15 s for its agent, a constant of Ray 2.60
 OPEN_FILES, OPEN_FILES_PER_CPU = 200, 8  # of a local Ray; with fewer its processes hang
 MIN_RAY_FREE_BYTES = 20e6  # free space for the logs and sockets of a local Ray
 MAX_RAY_PATH_BYTES = 35  # a socket's path has at most 107; Ray appends a session's name and a socket's, 72
@@ -130,19 +131,25 @@ def _start_local(niceness: int) -> None:
     os.environ["RAY_worker_niceness"] = str(niceness)  # noqa: SIM112  # read by the raylet
     import ray
 
-    try:
-        with ray_compat.without_usage_stats(), ray_compat.wait_longer_for_start(START_TIMEOUT_S):
-            ray.init(
-                address="local",  # never a cluster that another process left on this machine
-                num_cpus=settings().cpus,
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-    except Exception as error:  # an OSError, for example, would look like one of the caller's own files
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise RuntimeError(f"Ray did not start here: {cause}; its logs: {folder}/session_latest/logs") from error
+    for attempt in range(1, MAX_STARTS + 1):
+        try:
+            with ray_compat.without_usage_stats(), ray_compat.wait_longer_for_start(START_TIMEOUT_S):
+                ray.init(
+                    address="local",  # never a cluster that another process left on this machine
+                    num_cpus=settings().cpus,
+                    include_dashboard=True,
+                    dashboard_host="127.0.0.1",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            return
+        except Exception as error:  # an OSError, for example, would look like one of the caller's own files
+            cause = " ".join(str(error).split()) or type(error).__name__
+            message = f"Ray did not start here: {cause}; its logs: {folder}/session_latest/logs"
+            if attempt == MAX_STARTS or not isinstance(error, ChildProcessError):
+                raise RuntimeError(message) from error
+            log.warning("%s; starting it again", message)
+            ray.shutdown()
 
 
 def raise_open_files_limit() -> int:

@@ -37,26 +37,25 @@ def promote(name: str, alias: str = "champion", run: str | None = None) -> dict[
         raise ValueError(f"--alias takes letters, digits, '_' and '-', not 'latest' nor a version, not '{alias}'")
     check_uri(settings().store)
     name = resolve_name(name)
-    best, sampler, choice = name, "", "Promoted by its name."
+    promoted, sampler, choice = name, "", "Promoted by its name."
     if run:
-        best, choice = find_trial(name, run), f"Promoted by its name, of campaign {name}."
-    elif chosen := find_best_run(name):
-        best, sampler, choice = chosen.run, chosen.sampler, f"Best run of campaign {name} by the rule: {chosen.rule}."
-    run_store = find_run(best)
-    run = run_store.name
+        promoted, choice = find_trial(name, run), f"Promoted by its name, of campaign {name}."
+    elif best := find_best_run(name):
+        promoted, sampler, choice = best.run, best.sampler, f"Best run of campaign {name} by the rule: {best.rule}."
+    run_store = find_run(promoted)
     if not run_store.finished():
-        raise ValueError(f"run '{run}' has not finished: start its command again, then promote it")
+        raise ValueError(f"run '{run_store.name}' has not finished: start its command again, then promote it")
     saved = _load(run_store)
     _log_to_mlflow(run_store)
-    sampler = sampler or score(run, saved.metrics, "best").sampler
+    sampler = sampler or score(run_store.name, saved.metrics, "best").sampler
     version, folder = _find_or_register(run_store, saved)
     text = describe(run_store, saved, choice, sampler, folder)
     tracking.client().update_model_version(tracking.MODEL_NAME, version, text)
     tracking.client().set_model_version_tag(tracking.MODEL_NAME, version, tracking.SAMPLER_TAG, sampler)
     tracking.client().set_registered_model_alias(tracking.MODEL_NAME, alias, version)
     return {
-        "model": tracking.MODEL_NAME, "version": version, "alias": alias, "run": run, "run_id": run_store.run_id,
-        "sampler": sampler, "metrics": saved.metrics,
+        "model": tracking.MODEL_NAME, "version": version, "alias": alias, "run": run_store.name,
+        "run_id": run_store.run_id, "sampler": sampler, "metrics": saved.metrics,
     }  # fmt: skip
 
 

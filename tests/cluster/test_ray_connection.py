@@ -127,6 +127,34 @@ def test_a_local_ray_is_started_on_loopback_and_joins_no_other(init_options: lis
     assert os.environ["RAY_worker_niceness"] == "7"  # noqa: SIM112
 
 
+@pytest.mark.parametrize(
+    ("errors", "starts"),
+    [
+        ([ChildProcessError] * 2, 3),
+        ([ChildProcessError] * 3, 3),
+        ([TimeoutError], 1),
+        ([ChildProcessError, OSError], 2),
+    ],
+)
+def test_a_local_ray_whose_node_process_exits_is_started_again(
+    init_options: list[dict], monkeypatch, caplog, errors: list[type[Exception]], starts: int
+):
+    failures = [error("reason") for error in errors]
+
+    def init(**options):
+        init_options.append(options)
+        if failures:
+            raise failures.pop(0)
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    starts_at_last = starts > len(errors)
+    with nullcontext() if starts_at_last else pytest.raises(RuntimeError, match="Ray did not start here: reason; its"):
+        ray_connection.connect()
+    assert len(init_options) == starts
+    assert caplog.text.count("starting it again") == starts - 1
+
+
 def test_a_cluster_is_joined_with_our_code_except_inside_a_job(init_options: list[dict], monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-all")
