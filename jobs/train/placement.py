@@ -80,7 +80,7 @@ def wait_for_resources(num_workers: int, resources: dict[str, float]) -> None:
     from ray.util.placement_group import placement_group, remove_placement_group
 
     capacity = worker_capacity(resources)
-    request = f"{num_workers} worker{'s' * (num_workers > 1)} with {_format(resources)} each"
+    request = describe_request(num_workers, resources)
     if uses_local_ray() and capacity < num_workers:
         raise ValueError(f"{request}: this machine has resources for {capacity}; set scale.workers={capacity}")
     group = placement_group([resources] * num_workers)
@@ -94,6 +94,11 @@ def wait_for_resources(num_workers: int, resources: dict[str, float]) -> None:
             pass
     finally:
         remove_placement_group(group)
+
+
+def describe_request(num_workers: int, resources: dict[str, float]) -> str:
+    """Return the number of workers with the resources of each."""
+    return f"{num_workers} worker{'s' * (num_workers > 1)} with {_format(resources)} each"
 
 
 def holdings() -> list[Holding]:

@@ -6,6 +6,7 @@ Imported only where a training runs on Ray, after `cluster.ray_connection.connec
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -22,10 +23,11 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.state import get_log
 
-from aecore.config import Recipe, check_recipe
+from aecore.config import Recipe, Scale, check_recipe
 from aecore.data.cache_eviction import CacheSpaceError
 from aecore.data.dataset import Dataset
 from aecore.data.shuffle import World
+from aecore.errors import one_line
 from cluster.network import find_interface
 from cluster.progress import publish, publish_warning
 from cluster.ray_compat import end_worker_groups, leave_out_nodes, own_state_api, set_run_id
@@ -34,7 +36,13 @@ from cluster.settings import apply_env, exported_env, settings
 from cluster.storage import CLOCK_FIX, describe_s3_error, open_uri
 from jobs.dataset import open_dataset
 from jobs.run_store import RunStore, delete_folder
-from jobs.train.placement import wait_for_resources, worker_capacity, worker_resources
+from jobs.train.placement import (
+    WARN_AFTER_SECONDS,
+    describe_request,
+    wait_for_resources,
+    worker_capacity,
+    worker_resources,
+)
 from jobs.train.stopping import PROCESS_STOP, SAVE_TIMEOUT_SECONDS, interruptible, stop_this_process
 
 log = logging.getLogger(__name__)
@@ -102,7 +110,7 @@ def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callback
         datasets = streaming_datasets(recipe, dataset.manifest)
     resources = worker_resources(scale, streaming=streaming)
     wait_for_resources(scale.min_workers, resources)
-    fail = FailOnUserError(run_store.name, resources, None if isinstance(scale.workers, int) else scale.min_workers)
+    fail = FailureCallback(run_store.name, resources, scale)
     save = end_worker_groups(stop_this_process, SAVE_TIMEOUT_SECONDS)
     fs, root = open_uri(settings().store)
     trainer = TorchTrainer(
@@ -160,15 +168,14 @@ def bind_gloo() -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
-class FailOnUserError(UserCallback):
-    """Ends the run at a user's mistake instead of retrying it: the next attempt would fail the same way.
+class FailureCallback(UserCallback):
+    """Ends the run at a user's mistake, which a retry would repeat; logs any other failure, and what a retry waits for.
 
     If only a node is unfit, as one with a full disk, an elastic training leaves it out and goes on with the others.
     """
 
-    def __init__(self, run: str, resources: dict[str, float], min_workers: int | None) -> None:
-        """`min_workers` of an elastic training, None for one with a fixed number of workers."""
-        self.run, self.resources, self.min_workers = run, resources, min_workers
+    def __init__(self, run: str, resources: dict[str, float], scale: Scale) -> None:
+        self.run, self.resources, self.scale = run, resources, scale
         self.left_out: set[str] = set()  # node ids
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
@@ -177,15 +184,30 @@ class FailOnUserError(UserCallback):
             left_out = isinstance(error, NodeError) and self._leave_out(error)
             if not left_out and isinstance(error, ValueError | FloatingPointError):
                 raise error
+        # Of workers that died first: the others only lost their connection to them.
+        cause = min(worker_exceptions.values(), key=lambda error: not isinstance(error, RayActorError))
+        publish_warning(self.run, f"{len(worker_exceptions)} of the workers failed: {one_line(cause)}")
+        timer = threading.Timer(WARN_AFTER_SECONDS, self._warn_of_missing_resources)
+        timer.daemon = True
+        timer.start()
 
     def _leave_out(self, error: NodeError) -> bool:
         """Leave out the node of an elastic training; return False if too few would remain, or if it is not elastic."""
         without = {*self.left_out, error.node_id}
-        if not self.min_workers or worker_capacity(self.resources, without=without) < self.min_workers:
+        if isinstance(self.scale.workers, int):
+            return False
+        if worker_capacity(self.resources, without=without) < self.scale.min_workers:
             return False
         self.left_out.add(error.node_id)
         publish_warning(self.run, f"{error}; the training goes on without this node")
         return True
+
+    def _warn_of_missing_resources(self) -> None:
+        """Log it if the nodes that are left cannot hold the workers: Ray Train waits for others without a log line."""
+        capacity = worker_capacity(self.resources, without=self.left_out)
+        if capacity < self.scale.min_workers:
+            request = describe_request(self.scale.min_workers, self.resources)
+            publish_warning(self.run, f"waiting for resources for {request}; the cluster has resources for {capacity}")
 
 
 def training_error(error: Any) -> Exception:

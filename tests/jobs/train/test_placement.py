@@ -1,10 +1,13 @@
 """What a worker gets of a cluster, beside endpoints and other jobs."""
 
 import pickle
+from collections.abc import Callable
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
+from ray.exceptions import ActorDiedError
 
 from aecore.config import Scale
 from jobs.train import placement, ray_trainer
@@ -24,6 +27,26 @@ def cluster(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("ray.util.list_named_actors", lambda all_namespaces: [{"namespace": "serve"}])
 
     return connect
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the warnings that reach the driver, until a test's end."""
+    texts: list[str] = []
+    monkeypatch.setattr(ray_trainer, "publish_warning", lambda run, text: texts.append(text))
+    return texts
+
+
+@pytest.fixture
+def timers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, Callable[[], None]]]:
+    """Return the delay and the function of each timer that is started; none runs by itself."""
+    started: list[tuple[float, Callable[[], None]]] = []
+
+    def make_timer(delay_s: float, function: Callable[[], None]) -> SimpleNamespace:
+        return SimpleNamespace(start=lambda: started.append((delay_s, function)))
+
+    monkeypatch.setattr("threading.Timer", make_timer)
+    return started
 
 
 def endpoint(node: int, **resources: float) -> Holding:
@@ -100,23 +123,44 @@ def test_an_error_of_a_node_is_known_after_the_way_to_the_controller(error_type:
     ],
 )
 def test_an_elastic_training_leaves_out_a_node_that_fails(
-    cluster, monkeypatch: pytest.MonkeyPatch, min_workers, error: Exception, left_out: set[str], raised: bool
+    cluster, warnings, timers, min_workers: int | None, error: Exception, left_out: set[str], raised: bool
 ):
-    monkeypatch.setattr(ray_trainer, "publish_warning", lambda run, text: warnings.append(text))
     cluster([{"CPU": 1}, {"CPU": 1}])
-    warnings: list[str] = []
-    callback = ray_trainer.FailOnUserError("run", {"CPU": 1}, min_workers)
+    scale = Scale(workers=(min_workers, 2) if min_workers else 2)
+    callback = ray_trainer.FailureCallback("run", {"CPU": 1}, scale)
     with pytest.raises(type(error)) if raised else nullcontext():
         callback.after_exception(None, {0: error})
     assert callback.left_out == left_out
-    assert warnings == [f"{error}; the training goes on without this node"] * len(left_out)
+    expected = [f"{error}; the training goes on without this node"] * len(left_out)
+    assert warnings == expected + [f"1 of the workers failed: {error}"] * (not raised)
+
+
+@pytest.mark.parametrize(("workers", "nodes", "missing"), [(2, 2, False), (2, 1, True), ((1, 2), 1, False)])
+def test_a_failed_training_names_the_resources_it_waits_for(
+    cluster, warnings, timers, workers: int | tuple[int, int], nodes: int, missing: bool
+):
+    cluster([{"CPU": 1}] * nodes)
+    callback = ray_trainer.FailureCallback("run", {"CPU": 1}, Scale(workers=workers))
+    callback.after_exception(None, {0: RuntimeError("connection closed")})
+    [(delay_s, warn)] = timers
+    assert delay_s == placement.WARN_AFTER_SECONDS
+    warn()
+    text = "waiting for resources for 2 workers with 1 CPU each; the cluster has resources for 1"
+    assert warnings == ["1 of the workers failed: connection closed", *[text] * missing]
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_worker_that_died_is_named_before_those_that_lost_it(cluster, warnings, timers, dead: int):
+    cluster([{"CPU": 2}])
+    callback = ray_trainer.FailureCallback("run", {"CPU": 1}, Scale(workers=2))
+    callback.after_exception(None, {dead: ActorDiedError(), 1 - dead: RuntimeError("connection closed")})
+    [warning] = warnings
+    assert warning.startswith("2 of the workers failed: The actor died")
 
 
 @pytest.mark.parametrize(("offset_s", "warned"), [(0.0, False), (20.0, False), (600.0, True), (-600.0, True)])
-def test_a_clock_that_differs_from_the_first_workers_is_warned_of(monkeypatch, offset_s: float, warned: bool):
+def test_a_clock_that_differs_from_the_first_workers_is_warned_of(monkeypatch, warnings, offset_s: float, warned: bool):
     monkeypatch.setattr("torch.distributed.barrier", lambda: None)
     monkeypatch.setattr("torch.distributed.broadcast", lambda clock, source: clock.sub_(offset_s))
-    warnings: list[str] = []
-    monkeypatch.setattr(ray_trainer, "publish_warning", lambda run, text: warnings.append(text))
     ray_trainer._check_clock("run", torch.device("cpu"))
     assert [f"is {offset_s:+.0f} s off rank 0's" in text for text in warnings] == [True] * warned
