@@ -1,5 +1,6 @@
 """One trial of a campaign, in its own process: a run that is trained as `zpoint train` trains it."""
 
+import ctypes
 import os
 from contextlib import closing
 from functools import partial
@@ -40,6 +41,19 @@ def run_trial(config: dict[str, Any], *, recipe: Recipe, env: dict[str, str], gp
         ray_tune.report({"outcome": "lost", "reason": one_line(error)})  # Ray Train has retried it
     else:
         ray_tune.report({"outcome": "finished"})
+    finally:
+        release_memory()
+
+
+def release_memory() -> None:
+    """Return the memory that malloc keeps free to the system.
+
+    The process trains one trial after the other, each in a new thread; without it the process grows by about 50 MB a
+    trial of MNIST and 130 MB of faces of 96x96, since glibc keeps a heap for each thread.
+    """
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own: no other C library has it
+    if malloc_trim:
+        malloc_trim(0)
 
 
 def _train(recipe: Recipe, run_store: RunStore, gpu_share: float) -> None:

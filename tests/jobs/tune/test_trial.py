@@ -1,0 +1,41 @@
+"""The process of a trial, which trains one after the other."""
+
+from pathlib import Path
+
+import pytest
+
+from aecore.config import Recipe
+from jobs.tune import trial
+
+
+def anonymous_mb() -> float:
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+    return int(line.split()[1]) / 1000
+
+
+def test_memory_between_blocks_in_use_returns_to_the_system():
+    blocks = [bytes(1_000) for _ in range(100_000)]
+    last = blocks[-1]
+    del blocks
+    before = anonymous_mb()
+    trial.release_memory()
+    assert before - anonymous_mb() > 50
+    assert last
+
+
+@pytest.mark.parametrize("error", [None, ValueError("epochs"), FloatingPointError("nan"), RuntimeError("lost")])
+def test_each_end_of_a_trial_releases_its_memory(monkeypatch: pytest.MonkeyPatch, error: Exception | None):
+    def train(*_: object) -> None:
+        if error:
+            raise error
+
+    released: list[bool] = []
+    monkeypatch.setattr(trial, "_train", train)
+    monkeypatch.setattr(trial, "release_memory", lambda: released.append(True))
+    monkeypatch.setattr("ray.tune.report", lambda metrics: None)
+    monkeypatch.setenv("TUNE_FUNCTION_THREAD_TIMEOUT_S", "")  # restored after the test
+    try:
+        trial.run_trial({"point": {}, "run": "x"}, recipe=Recipe(), env={}, gpu_share=1.0)
+    except RuntimeError:
+        assert isinstance(error, RuntimeError)
+    assert released == [True]
