@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
@@ -184,9 +184,9 @@ class FailureCallback(UserCallback):
             left_out = isinstance(error, NodeError) and self._leave_out(error)
             if not left_out and isinstance(error, ValueError | FloatingPointError):
                 raise error
-        # Of workers that died first: the others only lost their connection to them.
-        cause = min(worker_exceptions.values(), key=lambda error: not isinstance(error, RayActorError))
-        publish_warning(self.run, f"{len(worker_exceptions)} of the workers failed: {one_line(cause)}")
+        first = _dead_first(worker_exceptions.values())[0]
+        text = f"{len(worker_exceptions)} of the workers failed: {one_line(_dead_actor(first) or first)}"
+        publish_warning(self.run, text)
         timer = threading.Timer(WARN_AFTER_SECONDS, self._warn_of_missing_resources)
         timer.daemon = True
         timer.start()
@@ -224,8 +224,12 @@ def training_error(error: Any) -> Exception:
 
 
 def _worker_failures(error: Any) -> list[Any]:
-    """Return the errors of the workers; of those that died first: the others only lost their connection to them."""
-    failures = getattr(error, "worker_failures", {}).values()
+    """Return the errors of the workers that ended a training."""
+    return _dead_first(getattr(error, "worker_failures", {}).values())
+
+
+def _dead_first(failures: Iterable[Any]) -> list[Any]:
+    """Return the errors of workers, of those that died first: the others only lost their connection to them."""
     return sorted(failures, key=lambda failure: _dead_actor(failure) is None)
 
 

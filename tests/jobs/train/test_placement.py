@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from aecore.config import Scale
 from jobs.train import placement, ray_trainer
@@ -153,9 +154,10 @@ def test_a_failed_training_names_the_resources_it_waits_for(
 def test_a_worker_that_died_is_named_before_those_that_lost_it(cluster, warnings, timers, dead: int):
     cluster([{"CPU": 2}])
     callback = ray_trainer.FailureCallback("run", {"CPU": 1}, Scale(workers=2))
-    callback.after_exception(None, {dead: ActorDiedError(), 1 - dead: RuntimeError("connection closed")})
+    died = WorkerHealthCheckFailedError("A worker health check failed. Worker info: ...", ActorDiedError())
+    callback.after_exception(None, {dead: died, 1 - dead: RuntimeError("connection closed")})
     [warning] = warnings
-    assert warning.startswith("2 of the workers failed: The actor died")
+    assert warning.startswith("2 of the workers failed: The actor died unexpectedly")
 
 
 @pytest.mark.parametrize(("offset_s", "warned"), [(0.0, False), (20.0, False), (600.0, True), (-600.0, True)])
