@@ -18,8 +18,9 @@ MAX_RESTARTS = 3  # of an actor that died, and retries of a shard whose actor di
 def write_shards(spec: IngestSpec, queue: deque[ShardTask]) -> Iterator[ShardResult | ShardError | None]:
     """Write the shards in `queue` on all CPUs of the cluster and yield each result as it arrives.
 
-    Yields None when an actor is ready. Ray restarts an actor that dies. If the caller clears `queue`, the tasks that
-    run already are awaited and no further one is started. Raises RuntimeError if the actors of one shard keep dying.
+    Yields None when an actor is ready. Ray restarts an actor that dies; if its node is lost, on the CPU of one that has
+    no task left. If the caller clears `queue`, the tasks that run already are awaited and no further one is started.
+    Raises RuntimeError if the actors of one shard keep dying.
     """
     import ray
     from ray.exceptions import RayActorError
@@ -52,6 +53,8 @@ def write_shards(spec: IngestSpec, queue: deque[ShardTask]) -> Iterator[ShardRes
             if queue:
                 next_task = queue.popleft()
                 pending[actor.write.remote(next_task)] = actor, next_task
+            elif not any(actor is busy for busy, _ in pending.values()):
+                ray.kill(actor)  # else it would hold its CPU
             yield result if task else None
     finally:
         for actor in actors:

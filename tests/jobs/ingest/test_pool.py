@@ -1,0 +1,50 @@
+"""The Ray actors of an ingest."""
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow.fs import LocalFileSystem
+
+from aecore.data.images import Crop
+from jobs.ingest import pool
+from jobs.ingest.shard_task import IngestSpec, ShardTask
+
+
+class Writer:
+    """Writes nothing; the shard `slow` takes until the file `released` exists."""
+
+    def __init__(self, spec: IngestSpec) -> None:
+        self.released = Path(spec.root) / "released"
+
+    def write(self, task: ShardTask) -> str:
+        while task.path == "slow" and not self.released.exists():
+            time.sleep(0.01)
+        return task.path
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_actor_without_tasks_leaves_its_cpu_to_one_that_lost_its_node(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wait_until
+):
+    import ray
+
+    monkeypatch.setattr(pool, "ShardWriter", Writer)
+    unused: Any = None
+    names = ["slow", *map(str, range(6))]
+    queue = deque(ShardTask(name, items=unused, reader=unused, record=None) for name in names)
+    spec = IngestSpec(
+        fs=LocalFileSystem(), root=str(tmp_path), plan="", size=16, channels=3, crop=Crop(), encoding="png", quality=95
+    )  # fmt: skip
+    results = pool.write_shards(spec, queue)
+    written: list[Any] = []
+    for result in results:
+        written.append(result)
+        if sum(map(bool, written)) == 5:  # the slow shard, and one behind it, are left
+            break
+    wait_until(lambda: ray.available_resources().get("CPU", 0) >= 1)
+    (tmp_path / "released").touch()
+    written += results
+    assert sorted(filter(None, written)) == sorted(names)
