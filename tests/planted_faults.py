@@ -852,6 +852,33 @@ PLANTED = (
         "np.rint(array.astype(np.float32) * 255).astype(np.uint8)", "(array.astype(np.float32) * 255).astype(np.uint8)",
         ("tests/aecore/data/test_image_input.py",),
     ),
+    # Processes that end, and what the user reads of it.
+    Fault(
+        "a Ray whose node process exits is not started again", "cluster/ray_connection.py",
+        "MAX_STARTS = 3", "MAX_STARTS = 1", ("tests/cluster/test_ray_connection.py",),
+    ),
+    Fault(
+        "a training does not say what it waits for", "jobs/train/ray_trainer.py",
+        "if capacity < self.scale.min_workers:", "if not capacity:", ("tests/jobs/train/test_placement.py",),
+    ),
+    Fault(
+        "a worker that lost its connection is named for the one that died", "jobs/train/ray_trainer.py",
+        "key=lambda failure: _dead_actor(failure) is None", "key=lambda failure: 0",
+        ("tests/jobs/train/test_placement.py",),
+    ),
+    Fault(
+        "a trial's process keeps its free memory", "jobs/tune/trial.py",
+        "malloc_trim(0)", "pass", ("tests/jobs/tune/test_trial.py",),
+    ),
+    Fault(
+        "a campaign that has ended is running in MLflow", "jobs/tune/mlflow_overview.py",
+        "if (campaign.state, summary) == self._logged:", "if self._logged and summary == self._logged[1]:",
+        ("tests/jobs/tune/test_records.py",),
+    ),
+    Fault(
+        "the first seed of a point has no label", "jobs/tune/table.py",
+        '{"optim.seed": campaign.recipe["optim"]["seed"]}', '{"optim.seed": ""}', ("tests/jobs/tune/test_table.py",),
+    ),
 )  # fmt: skip
 
 # (file, change as tests/mutants.py prints it, the reason why no test can notice it)

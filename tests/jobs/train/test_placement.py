@@ -155,7 +155,7 @@ def test_a_worker_that_died_is_named_before_those_that_lost_it(cluster, warnings
     cluster([{"CPU": 2}])
     callback = ray_trainer.FailureCallback("run", {"CPU": 1}, Scale(workers=2))
     died = WorkerHealthCheckFailedError("A worker health check failed. Worker info: ...", ActorDiedError())
-    callback.after_exception(None, {dead: died, 1 - dead: RuntimeError("connection closed")})
+    callback.after_exception(None, {r: died if r == dead else RuntimeError("connection closed") for r in (0, 1)})
     [warning] = warnings
     assert warning.startswith("2 of the workers failed: The actor died unexpectedly")
 
