@@ -83,18 +83,21 @@ def mean_score(models: Sequence[ScoredModel]) -> ScoredModel:
 def describe_noise(points: Sequence[Sequence[ScoredModel]], slack: float) -> str:
     """Return if the best point's lead is more than the noise between seeds; `points` are the scores of their seeds.
 
-    The lead in mean distance over the next point that the rule admits counts as noise below two standard errors of the
-    difference, from the pooled variance of the points with several seeds.
+    The lead in mean distance over the next point within the rule's slack counts as noise below two standard errors of
+    the difference, from the pooled variance of the points with several seeds. The next point need not be on the Pareto
+    front: noise may have put it behind.
     """
     several = [seeds for seeds in points if len(seeds) > 1]
     if len(several) < 2:
         return "one seed each: the choice may lie within the noise between seeds; search.replicates=3 measures it"
     distances = [np.array([model.distance for model in seeds]) for seeds in several]
     variance = sum(((d - d.mean()) ** 2).sum() for d in distances) / sum(len(d) - 1 for d in distances)
-    ranked = rank_by_rule([mean_score(seeds) for seeds in several], slack)
+    means = [mean_score(seeds) for seeds in several]
+    min_psnr = max((model.psnr for model in means if model.alive), default=0.0) - slack
+    ranked = sorted((m for m in means if m.alive and m.psnr >= min_psnr), key=lambda model: model.distance)
     if len(ranked) < 2:
         return ""
-    counts = {mean_score(seeds).name: len(seeds) for seeds in several}
+    counts = {model.name: len(seeds) for model, seeds in zip(means, several, strict=True)}
     lead = ranked[1].distance - ranked[0].distance
     error = float(np.sqrt(variance * sum(1 / counts[model.name] for model in ranked[:2])))
     if lead >= 2 * error:

@@ -128,10 +128,22 @@ def test_seeds_have_the_mean_score_and_the_name_of_the_best_one():
         ([(4.0, 4.1), (5.0,)], "one seed each"),
     ],
 )
-def test_note_says_if_the_choice_lies_within_noise(distances: list, note: str):
-    worse_psnr = [1.0 * i for i in range(len(distances))]  # both points are on the front
+@pytest.mark.parametrize("step", [1.0, -0.1])  # the second point is on the front, or the first one beats it in both
+def test_note_says_if_the_choice_lies_within_noise(distances: list, note: str, step: float):
+    worse_psnr = [step * i for i in range(len(distances))]
     points = [
         [ScoredModel(model.name, model.psnr + psnr, model.distance) for model in seeds_of(name, *values)]
         for name, values, psnr in zip("ab", distances, worse_psnr, strict=True)
     ]
     assert note in describe_noise(points, 3.0)
+
+
+def test_a_point_beyond_the_slack_does_not_count_in_the_note():
+    seeds = seeds_of("a", 4.0, 4.2, 3.8)
+    worse = [ScoredModel(model.name + "b", model.psnr - 3.1, model.distance) for model in seeds]
+    assert describe_noise([seeds, worse], 3.0) == ""
+
+
+def test_points_without_active_units_do_not_count_in_the_note():
+    dead = [ScoredModel(model.name, model.psnr, model.distance, alive=False) for model in seeds_of("a", 4.0, 4.2)]
+    assert describe_noise([dead, dead, seeds_of("b", 5.0)], 3.0) == ""
