@@ -387,7 +387,7 @@ PLANTED = (
     ),
     Fault(
         "the best trial is the one of the highest PSNR", "jobs/tune/selection.py",
-        "front[0].psnr - slack", "front[0].psnr", ("tests/jobs/tune/test_selection.py",),
+        "default=0.0) - slack", "default=0.0)", ("tests/jobs/tune/test_selection.py",),
     ),
     Fault(
         "workers save without the others", "jobs/train/stopping.py",
@@ -637,15 +637,15 @@ PLANTED = (
     ),
     Fault(
         "selection: slack ignored", "jobs/tune/selection.py",
-        "if m.psnr >= front[0].psnr - slack", "if True", ("tests/jobs/tune/test_selection.py",),
+        "if m.psnr >= min_psnr", "if True", ("tests/jobs/tune/test_selection.py",),
     ),
     Fault(
         "selection: best psnr wins", "jobs/tune/selection.py",
-        "key=lambda m: m.distance)", "key=lambda m: -m.psnr)", ("tests/jobs/tune/test_selection.py",),
+        "slack))[::-1]", "slack))", ("tests/jobs/tune/test_selection.py",),
     ),
     Fault(
         "selection: strict slack", "jobs/tune/selection.py",
-        "m.psnr >= front[0].psnr - slack", "m.psnr > front[0].psnr - slack", ("tests/jobs/tune/test_selection.py",),
+        "m.psnr >= min_psnr", "m.psnr > min_psnr", ("tests/jobs/tune/test_selection.py",),
     ),
     Fault(
         "selection: front keeps beaten models", "jobs/tune/selection.py",
@@ -669,7 +669,11 @@ PLANTED = (
     ),
     # Campaigns, search spaces, layouts, locks, proxies and the registry.
     Fault(
-        "a dead model may be the best of a campaign", "jobs/tune/selection.py",
+        "a dead model sets the PSNR that the rule starts from", "jobs/tune/selection.py",
+        "[model for model in models if model.alive]", "list(models)", (SELECTION,),
+    ),
+    Fault(
+        "a dead model may be on the Pareto front", "jobs/tune/selection.py",
         "(m for m in models if m.alive)", "models", (SELECTION,),
     ),
     Fault(

@@ -60,10 +60,16 @@ def pareto_front(models: Sequence[ScoredModel]) -> list[ScoredModel]:
     return front
 
 
+def within_slack(models: Sequence[ScoredModel], slack: float) -> list[ScoredModel]:
+    """Return the models with active units whose PSNR is within `slack` of the best one's, by rising distance."""
+    alive = [model for model in models if model.alive]
+    min_psnr = max((model.psnr for model in alive), default=0.0) - slack
+    return sorted((m for m in alive if m.psnr >= min_psnr), key=lambda m: m.distance)
+
+
 def rank_by_rule(models: Sequence[ScoredModel], slack: float) -> list[ScoredModel]:
     """Return the models of the Pareto front that the rule admits, the best one first."""
-    front = pareto_front(models)
-    return sorted((m for m in front if m.psnr >= front[0].psnr - slack), key=lambda m: m.distance)
+    return pareto_front(within_slack(models, slack))[::-1]
 
 
 def choose_best(models: Sequence[ScoredModel], slack: float) -> ScoredModel:
@@ -93,8 +99,7 @@ def describe_noise(points: Sequence[Sequence[ScoredModel]], slack: float) -> str
     distances = [np.array([model.distance for model in seeds]) for seeds in several]
     variance = sum(((d - d.mean()) ** 2).sum() for d in distances) / sum(len(d) - 1 for d in distances)
     means = [mean_score(seeds) for seeds in several]
-    min_psnr = max((model.psnr for model in means if model.alive), default=0.0) - slack
-    ranked = sorted((m for m in means if m.alive and m.psnr >= min_psnr), key=lambda model: model.distance)
+    ranked = within_slack(means, slack)
     if len(ranked) < 2:
         return ""
     counts = {model.name: len(seeds) for model, seeds in zip(means, several, strict=True)}

@@ -147,3 +147,7 @@ def test_a_point_beyond_the_slack_does_not_count_in_the_note():
 def test_points_without_active_units_do_not_count_in_the_note():
     dead = [ScoredModel(model.name, model.psnr, model.distance, alive=False) for model in seeds_of("a", 4.0, 4.2)]
     assert describe_noise([dead, dead, seeds_of("b", 5.0)], 3.0) == ""
+
+
+def test_no_model_without_active_units_is_on_the_pareto_front():
+    assert pareto_front([ScoredModel("dead", 26.0, 0.1, alive=False), *MODELS]) == pareto_front(MODELS)
