@@ -179,7 +179,7 @@ class FailureCallback(UserCallback):
         self.left_out: set[str] = set()  # node ids
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raise the first user's mistake in Ray Train's controller, which ends the run."""
+        """Raise the first user's mistake in Ray Train's controller, which ends the run; log any other failure."""
         for error in worker_exceptions.values():
             left_out = isinstance(error, NodeError) and self._leave_out(error)
             if not left_out and isinstance(error, ValueError | FloatingPointError):
@@ -224,12 +224,12 @@ def training_error(error: Any) -> Exception:
 
 
 def _worker_failures(error: Any) -> list[Any]:
-    """Return the errors of the workers that ended a training."""
+    """Return the errors of the workers that ended a training, as `_dead_first` sorts them."""
     return _dead_first(getattr(error, "worker_failures", {}).values())
 
 
 def _dead_first(failures: Iterable[Any]) -> list[Any]:
-    """Return the errors of workers, of those that died first: the others only lost their connection to them."""
+    """Return the errors of workers, first those of dead ones: the others only lost their connection to them."""
     return sorted(failures, key=lambda failure: _dead_actor(failure) is None)
 
 

@@ -64,6 +64,18 @@ def shown_epochs(log: str, epochs: int) -> list[int]:
     return [int(number) for number in re.findall(rf"epoch (\d+)/{epochs}\b", log)]
 
 
+def wait_for_epoch(log: Path, since: str, epochs: int, subject: str) -> None:
+    """Wait until the log of a training of `epochs` shows one behind its former text `since`."""
+    wait_until(lambda: shown_epochs(log.read_text()[len(since) :], epochs), subject)
+
+
+def power_on(cluster: Cluster, worker: str) -> None:
+    """Boot a worker's host and wait until it is a node again."""
+    cluster.hosts[worker].boot()
+    cluster.start_worker(worker)
+    wait_until(lambda: cluster.nodes() == {"head", "w1", "w2"}, "the node")
+
+
 def train_workers(cluster: Cluster) -> dict[str, str]:
     """Return the process ids of the training workers on each worker host that has any."""
     pids = {name: cluster.hosts[name].run("pgrep", "-f", "ray::RayTrainWorker").stdout for name in ("w1", "w2")}
@@ -140,25 +152,20 @@ def test_an_elastic_training_survives_a_short_cut_of_a_link_and_the_power_cut_of
     argv = ("train", "tiny.yaml", DATA, "scale.workers=[1,2]", "name=cut", "optim.epochs=300")
     training, log = cluster.start_job(*argv, log="cut")
     w2 = cluster.hosts["w2"]
-    wait_until(lambda: shown_epochs(log.read_text(), 300), "the first steps")
+    wait_for_epoch(log, "", 300, "the first steps")
     workers = train_workers(cluster)
     assert set(workers) == {"w1", "w2"}
     w2.unplug()
     time.sleep(3)  # less than the 5 s after which these hosts' Ray counts a node as lost
     w2.plug()
-    before = shown_epochs(log.read_text(), 300)
-    wait_until(lambda: len(shown_epochs(log.read_text(), 300)) > len(before), "a link cut for 3 s: progress again")
+    wait_for_epoch(log, log.read_text(), 300, "a link cut for 3 s: progress again")
     assert train_workers(cluster) == workers
     w2.power_off()
     off = log.read_text()
-    wait_until(
-        lambda: len(shown_epochs(log.read_text(), 300)) > len(shown_epochs(off, 300)), "a host off: progress again"
-    )
+    wait_for_epoch(log, off, 300, "a host off: progress again")
     assert training.wait(300) == 0, log.read_text()
     assert shown_epochs(log.read_text()[len(off) :], 300)[0] >= shown_epochs(off, 300)[-1] - 1
-    w2.boot()
-    cluster.start_worker("w2")
-    wait_until(lambda: cluster.nodes() == {"head", "w1", "w2"}, "the node")
+    power_on(cluster, "w2")
 
 
 def test_an_elastic_training_survives_a_link_that_is_cut_for_a_minute(cluster: Cluster):
@@ -166,13 +173,11 @@ def test_an_elastic_training_survives_a_link_that_is_cut_for_a_minute(cluster: C
     argv = ("train", "tiny.yaml", DATA, "scale.workers=[1,2]", "name=minute", "optim.epochs=700")
     training, log = cluster.start_job(*argv, log="minute")
     w2 = cluster.hosts["w2"]
-    wait_until(lambda: shown_epochs(log.read_text(), 700), "the first steps")
+    wait_for_epoch(log, "", 700, "the first steps")
     wait_until(lambda: set(train_workers(cluster)) == {"w1", "w2"}, "a worker on each host")
     w2.unplug()
     cut_at, cut = time.monotonic(), log.read_text()
-    wait_until(
-        lambda: len(shown_epochs(log.read_text(), 700)) > len(shown_epochs(cut, 700)), "a link cut: progress again"
-    )
+    wait_for_epoch(log, cut, 700, "a link cut: progress again")
     print(f"epochs begun again: {shown_epochs(cut, 700)[-1] - shown_epochs(log.read_text()[len(cut) :], 700)[0] + 1}")
     time.sleep(max(0.0, cut_at + 60 - time.monotonic()))
     w2.plug()
@@ -193,7 +198,7 @@ def test_a_training_of_two_hosts_waits_for_a_lost_one_and_ends_bit_identical(clu
     off = log.read_text()
     w2.boot()
     cluster.start_worker("w2")
-    wait_until(lambda: shown_epochs(log.read_text()[len(off) :], 100), "the host on: progress again")
+    wait_for_epoch(log, off, 100, "the host on: progress again")
     assert training.wait(240) == 0, log.read_text()
     assert digest(cluster, "stormy") == digest(cluster, "calm")
 
@@ -209,9 +214,7 @@ def test_an_ingest_survives_the_power_cut_of_a_host(cluster: Cluster):
     assert ingest.wait(240) == 0, log.read_text()
     verified = cluster.zpoint("data", "verify", f"{BUCKET}/cut")
     assert verified.returncode == 0, verified.stderr
-    w2.boot()
-    cluster.start_worker("w2")
-    wait_until(lambda: cluster.nodes() == {"head", "w1", "w2"}, "the node")
+    power_on(cluster, "w2")
 
 
 def test_a_killed_campaign_is_no_longer_running(cluster: Cluster):
