@@ -8,7 +8,7 @@ INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c c
 PYTEST = $(VENV)/bin/pytest -n 2 --dist loadgroup --durations 20
 SOURCES = aecore cluster jobs serving tests docs
 
-.PHONY: demo test test-faults test-hosts mutants docs install install-dev clean
+.PHONY: demo test test-faults test-hosts mutants docs install install-dev install-servers clean
 
 demo: install
 	$(VENV)/bin/zpoint demo $(ARGS)
@@ -23,10 +23,15 @@ test: install-dev
 test-faults: install-dev
 	$(PYTEST) -m faults $(ARGS)
 
-# Ray on several hosts, made of network namespaces, and beside PostgreSQL, MLflow and Prometheus: needs root, iproute2 and
-# those servers. One process: the tests of a file share hosts. ARGS='-m "hosts and slow"' runs the longer ones.
+# Ray on several hosts, made of network namespaces, and beside PostgreSQL, MLflow, Prometheus and Redis: needs root and
+# `make install-servers`. One process: the tests of a file share hosts. ARGS='-m "hosts and slow"' runs the longer ones.
 test-hosts: install-dev
 	$(VENV)/bin/pytest -m "hosts and not slow" --durations 20 $(ARGS)
+
+# On Debian, as root: the servers and the browser that the tests start themselves.
+install-servers:
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends chromium iproute2 postgresql prometheus redis-server
 
 # Faults planted in copies of the code, one at a time: do the quick tests notice? An hour or more on 2 cores.
 mutants: install-dev

@@ -16,6 +16,7 @@ from urllib.request import proxy_bypass
 
 from cluster.settings import hide_credentials
 
+ENDPOINT_URL = "http://127.0.0.1:8000"  # where `zpoint serve` listens by default
 SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy")
 LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1", "[::1]")  # in the forms that the libraries compare

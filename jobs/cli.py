@@ -15,7 +15,7 @@ from contextlib import closing, redirect_stdout
 from typing import Any, NoReturn
 
 from aecore.errors import one_line
-from cluster.network import configure_libraries
+from cluster.network import ENDPOINT_URL, configure_libraries
 from cluster.settings import expand_user, hide_credentials, settings
 from cluster.tracking import describe_full_database
 from jobs.commands import printing
@@ -251,7 +251,7 @@ def _add_serving(add_command: Callable[..., Any]) -> None:
     )
     models.add_argument(
         "--url", action="append", default=[],
-        help="URL of an endpoint; may be repeated (default: http://127.0.0.1:8000, if one answers there)",
+        help=f"URL of an endpoint; may be repeated (default: {ENDPOINT_URL}, if one answers there)",
     )  # fmt: skip
 
     decode = add_command("decode", _decode, "decode z-points at an endpoint")
@@ -282,9 +282,7 @@ def _add_serving(add_command: Callable[..., Any]) -> None:
     interpolate.add_argument("--path", default="straight", help="straight, spherical or neighbours (default: straight)")
 
     for command in (decode, sample, reconstruct, interpolate):
-        command.add_argument(
-            "--url", default="http://127.0.0.1:8000", help="URL of the endpoint (default: http://127.0.0.1:8000)"
-        )
+        command.add_argument("--url", default=ENDPOINT_URL, help=f"URL of the endpoint (default: {ENDPOINT_URL})")
         command.add_argument(
             "--out", type=_path, default="decoded.png", help="output file, .png or .npy (default: decoded.png)"
         )

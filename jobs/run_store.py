@@ -2,7 +2,7 @@
 
 run.json               the recipe, the dataset's digest and summary, the tags and id of the MLflow run
 checkpoints/           see aecore.training.checkpoint
-epochs/epoch-003.json  metrics of an epoch and its KL per latent dimension; about five epochs have images, epoch-003.png
+epochs/epoch-003.json  metrics of an epoch, KL per latent dimension, devices; about five have images, epoch-003.png
 model/                 the finished model; without it the run resumes from its last checkpoint
 """
 
@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow.fs as pafs
 
@@ -26,6 +27,7 @@ from cluster.storage import open_uri
 
 SYNC_SECONDS = 2.0  # between two checks for a finished epoch
 MAX_SYNC_SECONDS = 60.0  # the longest wait after MLflow has failed
+DEVICES_TAG = "zpoint.devices"
 MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -48,8 +50,10 @@ class RunStore:
         if not self.exists():
             raise ValueError(f"a worker does not see the run at {self.uri}: set ZPOINT_STORE to what all nodes share")
 
-    def save_epoch(self, epoch: int, metrics: dict[str, float], kl_per_dim: list[float], png: bytes | None) -> None:
-        """Write an epoch's metrics, KL of each latent dimension (nats) and, if any, its images.
+    def save_epoch(
+        self, epoch: int, metrics: dict[str, float], kl_per_dim: list[float], png: bytes | None, devices: str
+    ) -> None:
+        """Write an epoch's metrics, KL of each latent dimension (nats), images, if any, and what it was trained on.
 
         An epoch that is trained again keeps its first files, since MLflow may have them.
         """
@@ -58,16 +62,25 @@ class RunStore:
         if fs.get_file_info(f"{path}.json").type is pafs.FileType.NotFound:
             if png:
                 write_atomic(fs, f"{path}.png", png)
-            write_json(fs, f"{path}.json", {"metrics": metrics, "kl_components": kl_per_dim})
+            write_json(fs, f"{path}.json", {"metrics": metrics, "kl_components": kl_per_dim, "devices": devices})
 
     def epochs(self, after: int = 0) -> dict[int, dict[str, float]]:
         """Return the metrics of each epoch later than `after`, in order."""
+        return {epoch: file["metrics"] for epoch, file in self._epoch_files(after).items()}
+
+    def last_metric(self, name: str, before: int) -> float:
+        """Return the metric of the last epoch before epoch `before`, 0 if there is none or it has no such metric."""
         fs, _ = self.folder
-        return {epoch: read_json(fs, path)["metrics"] for epoch, path in self._epoch_paths().items() if epoch > after}
+        earlier = [path for epoch, path in self._epoch_paths().items() if epoch < before]
+        return read_json(fs, earlier[-1])["metrics"].get(name, 0.0) if earlier else 0.0
 
     def last_epoch(self) -> int:
         """Return the last epoch that has ended, 0 if none has."""
         return max(self._epoch_paths(), default=0)
+
+    def _epoch_files(self, after: int) -> dict[int, dict[str, Any]]:
+        fs, _ = self.folder
+        return {epoch: read_json(fs, path) for epoch, path in self._epoch_paths().items() if epoch > after}
 
     def _epoch_paths(self) -> dict[int, str]:
         fs, root = self.folder
@@ -138,13 +151,15 @@ class RunStore:
             self._open_mlflow_run()
         fs, root = self.folder
         client = tracking.client()
-        for epoch, metrics in self.epochs(after=self.synced_epoch).items():
+        for epoch, epoch_file in self._epoch_files(after=self.synced_epoch).items():
             name = f"epoch-{epoch:03d}"
             time_ms = fs.get_file_info(f"{root}/epochs/{name}.json").mtime_ns // 1_000_000
-            tracking.log_metrics(self.run_id, metrics, epoch, time_ms)
+            tracking.log_metrics(self.run_id, epoch_file["metrics"], epoch, time_ms)
             for folder, file in (("epochs", f"{name}.json"), ("pictures", f"{name}.png")):
                 with suppress(FileNotFoundError):  # most epochs have no images
                     tracking.log_files(self.run_id, {file: read_bytes(fs, f"{root}/epochs/{file}")}, folder)
+            if devices := epoch_file.get("devices"):  # earlier versions did not store them
+                client.set_tag(self.run_id, DEVICES_TAG, devices)
             client.set_tag(self.run_id, "zpoint.epoch", str(epoch))
             self.synced_epoch = epoch
         return True

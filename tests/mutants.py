@@ -254,7 +254,7 @@ class Outcome:
     @property
     def failed_test(self) -> str:
         """Return the test that failed, or the file that cannot be imported; "" if there is none."""
-        failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", self.output, re.MULTILINE)
+        failed = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", self.output, re.MULTILINE)
         return failed[1] if failed else ""
 
 

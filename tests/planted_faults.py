@@ -437,6 +437,25 @@ PLANTED = (
         "while self._queue and batch_size + len(self._queue[0][0]) <= self._max_batch_size:", "while self._queue:",
         (BATCHING,),
     ),
+    Fault(
+        "an image is decoded as z-points", "serving/http/decoding.py",
+        'if "images" not in keys:', "if False:", ("tests/serving/http/test_request_forms.py",),
+    ),
+    Fault(
+        "image formats are not recognised", "serving/http/decoding.py",
+        "ANY_IMAGE if sniff_format(body[:64])", "ANY_IMAGE if sniff_format(body[1:64])",
+        ("tests/serving/http/test_request_forms.py",),
+    ),
+    Fault(
+        "unequal items stop the batcher", "serving/runtime/batching.py",
+        """                try:
+                    items = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)
+""",
+        """                items = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)
+                try:
+""",
+        (BATCHING,),
+    ),
     Fault("NaN is decoded", "serving/http/decoding.py", "if not np.isfinite(z).all():", "if False:", (DECODING,)),
     Fault(
         "the least acceptable media type is sent", "serving/http/encoding.py",
@@ -650,6 +669,23 @@ PLANTED = (
     Fault(
         "selection: front keeps beaten models", "jobs/tune/selection.py",
         "if not front or model.distance < front[-1].distance:", "if True:", ("tests/jobs/tune/test_selection.py",),
+    ),
+    Fault(
+        "run store: the epoch itself counts as an earlier one", "jobs/run_store.py",
+        "if epoch < before]", "if epoch <= before]", ("tests/jobs/test_run_store.py",),
+    ),
+    Fault(
+        "an epoch's hours start from zero", "jobs/train/worker.py",
+        "hours += run_store.last_metric(hours_name, before=event.epoch)", "hours += 0",
+        ("tests/jobs/train/test_train.py",),
+    ),
+    Fault(
+        "hours count one worker", "jobs/train/devices.py",
+        'return "core_hours", world.size *', 'return "core_hours", 1 *', ("tests/jobs/train/test_devices.py",),
+    ),
+    Fault(
+        "hours count whole GPUs", "jobs/train/devices.py",
+        "world.size * gpu_share", "world.size", ("tests/jobs/train/test_devices.py",),
     ),
     Fault(
         "run store: after inclusive", "jobs/run_store.py",

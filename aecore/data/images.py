@@ -121,6 +121,8 @@ def decode_image(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndar
         image_format = sniff_format(data[:64])
         if remedy := missing_decoder(image_format):
             raise ValueError(f"it is a {image_format} image, which Pillow does not decode: {remedy}") from None
+        if image_format and formats and image_format.upper() not in formats:
+            raise ValueError(f"it is a {image_format} image: only {', '.join(formats)} are accepted") from None
         if data.startswith(b"version https://git-lfs"):
             raise ValueError("it is a pointer of Git LFS, not the image: run `git lfs pull`") from None
         raise ValueError(f"it is not an image (it starts with {data[:12]!r})") from None

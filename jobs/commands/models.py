@@ -7,17 +7,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster import tracking
+from cluster.network import ENDPOINT_URL
 from cluster.settings import settings
 from serving.client import Client
 
-DEFAULT_URL, TIMEOUT_S = "http://127.0.0.1:8000", 10.0
+TIMEOUT_S = 10.0
 
 
 def list_models(urls: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return one dict a version: version, aliases, served, run, run_id, created, sampler, last metrics of its run.
 
     `psnr` is of the validation images, in dB; `frechet` the distance in HOG features of the samples of `sampler`.
-    `served` names the aliases of the version at the endpoints `urls`, as `URL (ALIAS)`; without any, at DEFAULT_URL if
+    `served` names the aliases of the version at the endpoints `urls`, as `URL (ALIAS)`; without any, at ENDPOINT_URL if
     one answers there. Raises ValueError if one of `urls` does not answer.
     """
     served = _served_at(urls)
@@ -32,10 +33,10 @@ def list_models(urls: Sequence[str] = ()) -> list[dict[str, Any]]:
 
 def _served_at(urls: Sequence[str]) -> list[tuple[str, str, str]]:
     """Return `URL (ALIAS)`, run_id and version of each model that the endpoints serve."""
-    if not urls and not _listens(DEFAULT_URL):
+    if not urls and not _listens(ENDPOINT_URL):
         return []
     served = []
-    for url in urls or [DEFAULT_URL]:
+    for url in urls or [ENDPOINT_URL]:
         try:
             with Client(url, settings().token, TIMEOUT_S) as endpoint:
                 models = endpoint.models()

@@ -9,7 +9,6 @@ import binascii
 import io
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from PIL import Image
 
-from aecore.data.images import decode_image, fit_square, register_heif
+from aecore.data.images import decode_image, fit_square, register_heif, sniff_format
 from aecore.model.autoencoder import ImageShape
 
 PNG, JPEG, WEBP, HEIC = "image/png", "image/jpeg", "image/webp", "image/heic"
@@ -91,6 +90,8 @@ def parse_body(
             return _images_from_npy(body, header, shape, max_points), {}
         return to_finite_float32(_z_from_npy(body, header, z_dim, max_points)), {}
     if content_type != JSON:
+        if "images" not in keys:
+            raise ValueError("the body is an image file: send z-points, as JSON or .npy")
         return decode_image_files([body], shape, limits), {}
     check_json_size(body, z_dim, max_points)
     value = load_json(body)
@@ -111,10 +112,10 @@ def canonical_media_type(header: str) -> str:
 
 
 def detect_media_type(body: bytes) -> str:
-    """Return NPY, or ANY_IMAGE for PNG, JPEG, WebP and HEIC, by the first bytes of `body`; JSON for any other."""
+    """Return NPY, or ANY_IMAGE for an image file, by the first bytes of `body`; JSON for any other."""
     if body.startswith(b"\x93NUMPY"):
         return NPY
-    return ANY_IMAGE if re.match(rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|....ftyp", body, re.DOTALL) else JSON
+    return ANY_IMAGE if sniff_format(body[:64]) else JSON
 
 
 def check_json_size(body: bytes, z_dim: int, max_points: int) -> None:

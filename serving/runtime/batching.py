@@ -81,8 +81,8 @@ class Batcher:
         try:
             while batch := self._next_batch():
                 inputs, futures = zip(*batch, strict=True)
-                items = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)
                 try:
+                    items = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)
                     outputs, seconds = await loop.run_in_executor(self._executor, _timed, self._batch_fn, items)
                 except Exception as error:
                     for future in futures:

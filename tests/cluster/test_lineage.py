@@ -48,3 +48,9 @@ def test_a_driver_of_a_job_knows_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
     assert lineage_tags()["zpoint.job"] == "train-1"
     assert {"zpoint.version.torch", "zpoint.version.zpoint"} <= lineage_tags().keys()
+
+
+def test_a_process_in_an_image_names_it(monkeypatch: pytest.MonkeyPatch):
+    assert "zpoint.image" not in lineage_tags()
+    monkeypatch.setenv("ZPOINT_IMAGE", "registry.example.org/zpoint:7")
+    assert lineage_tags()["zpoint.image"] == "registry.example.org/zpoint:7"

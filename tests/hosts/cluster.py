@@ -1,6 +1,7 @@
 """A Ray cluster on hosts: a head without CPUs, workers, a store with S3 and MLflow, and a laptop that is no node."""
 
 import json
+import re
 import secrets
 import shlex
 import subprocess
@@ -34,8 +35,8 @@ search: {trials: 2, space: {model.z_dim: [3, 4]}, stop: none}
 class Cluster:
     """The hosts, and what a user on them has in the environment."""
 
-    def __init__(self, hosts: dict[str, Host], system_config: str = HEALTH_CHECK) -> None:
-        self.hosts, self.system_config = hosts, system_config
+    def __init__(self, hosts: dict[str, Host]) -> None:
+        self.hosts, self.redis = hosts, False
         self.token = secrets.token_hex(32)
         self.store_env = {
             "AWS_ENDPOINT_URL": f"http://{hosts['store'].address}:9000", "AWS_ACCESS_KEY_ID": "test",
@@ -68,9 +69,15 @@ class Cluster:
         create = "import boto3; boto3.client('s3').create_bucket(Bucket='zpoint')"
         wait_until(lambda: store.run(PYTHON, "-c", create, env=self.store_env).returncode == 0, "S3")
 
-    def start_head(self, **env: str) -> None:
+    def start_redis(self) -> None:
+        store, self.redis = self.hosts["store"], True
+        store.start("redis-server", "--bind", store.address, "--protected-mode", "no", "--save", "", log="redis")
+
+    def start_head(self) -> None:
+        """Start Ray's head, which keeps its state in Redis if that was started."""
         options = ["--head", "--port", 6379, "--dashboard-host", "0.0.0.0", "--num-cpus", 0]
-        self._start_ray("head", [*options, "--system-config", self.system_config], env)
+        env = {"RAY_REDIS_ADDRESS": f"{self.hosts['store'].address}:6379"} if self.redis else {}
+        self._start_ray("head", [*options, "--system-config", HEALTH_CHECK], env)
 
     def start_worker(self, name: str, cpus: int = 1, **env: str) -> None:
         self._start_ray(name, ["--address", f"{self.hosts['head'].address}:6379", "--num-cpus", cpus], env)
@@ -113,14 +120,16 @@ class Cluster:
 
 @contextmanager
 def make_cluster(
-    folder: Path, workers: Mapping[str, int], loopback_names: Collection[str] = ()
+    folder: Path, workers: Mapping[str, int], loopback_names: Collection[str] = (), *, redis: bool = False
 ) -> Iterator[Cluster]:  # fmt: skip
     """Boot the hosts and start everything on them; `workers` are the CPUs of the worker nodes by their names.
 
-    The names of the hosts `loopback_names` lead to 127.0.1.1.
+    The names of the hosts `loopback_names` lead to 127.0.1.1. `redis`: the head keeps its state in Redis on the store.
     """
     with make_hosts(folder, ["head", "store", "laptop", *workers], loopback_names) as hosts:
         cluster = Cluster(hosts)
+        if redis:
+            cluster.start_redis()
         cluster.start_head()
         cluster.start_store()
         for name, cpus in workers.items():
@@ -138,3 +147,20 @@ def wait_until(condition: Callable[[], Any], subject: str, timeout_s: float = 18
         time.sleep(interval_s)
     print(f"{subject}: {(seconds := time.monotonic() - began):.1f} s")
     return seconds
+
+
+def shown_epochs(log: str, epochs: int) -> list[int]:
+    """Return the epochs that the lines of progress in a log name, in their order."""
+    return [int(number) for number in re.findall(rf"epoch (\d+)/{epochs}\b", log)]
+
+
+def wait_for_epoch(log: Path, since: str, epochs: int, subject: str) -> None:
+    """Wait until the log of a training of `epochs` shows one behind its former text `since`."""
+    wait_until(lambda: shown_epochs(log.read_text()[len(since) :], epochs), subject)
+
+
+def train_workers(cluster: Cluster) -> dict[str, str]:
+    """Return the process ids of the training workers on each worker host that has any."""
+    workers = {name: host for name, host in cluster.hosts.items() if name.startswith("w")}
+    pids = {name: host.run("pgrep", "-f", "ray::RayTrainWorker").stdout for name, host in workers.items()}
+    return {name: text for name, text in pids.items() if text}

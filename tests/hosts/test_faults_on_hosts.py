@@ -16,7 +16,16 @@ import pytest
 
 from aecore.data.images import encode_image
 from aecore.data.synthetic_faces import draw_face
-from tests.hosts.cluster import BUCKET, ZPOINT, Cluster, make_cluster, wait_until
+from tests.hosts.cluster import (
+    BUCKET,
+    ZPOINT,
+    Cluster,
+    make_cluster,
+    shown_epochs,
+    train_workers,
+    wait_for_epoch,
+    wait_until,
+)
 from tests.hosts.machines import REPO, missing_requirement
 
 pytestmark = [
@@ -59,27 +68,11 @@ def jobs(cluster: Cluster) -> list[dict]:
     return json.loads(cluster.zpoint("jobs", "--json").stdout)["jobs"]
 
 
-def shown_epochs(log: str, epochs: int) -> list[int]:
-    """Return the epochs that the lines of progress in a log name, in their order."""
-    return [int(number) for number in re.findall(rf"epoch (\d+)/{epochs}\b", log)]
-
-
-def wait_for_epoch(log: Path, since: str, epochs: int, subject: str) -> None:
-    """Wait until the log of a training of `epochs` shows one behind its former text `since`."""
-    wait_until(lambda: shown_epochs(log.read_text()[len(since) :], epochs), subject)
-
-
 def power_on(cluster: Cluster, worker: str) -> None:
     """Boot a worker's host and wait until it is a node again."""
     cluster.hosts[worker].boot()
     cluster.start_worker(worker)
     wait_until(lambda: cluster.nodes() == {"head", "w1", "w2"}, "the node")
-
-
-def train_workers(cluster: Cluster) -> dict[str, str]:
-    """Return the process ids of the training workers on each worker host that has any."""
-    pids = {name: cluster.hosts[name].run("pgrep", "-f", "ray::RayTrainWorker").stdout for name in ("w1", "w2")}
-    return {name: text for name, text in pids.items() if text}
 
 
 def digest(cluster: Cluster, run: str) -> str:
@@ -185,6 +178,19 @@ def test_an_elastic_training_survives_a_link_that_is_cut_for_a_minute(cluster: C
     assert training.wait(240) == 0, log.read_text()
     assert shown_epochs(log.read_text(), 700)[-1] == 700
     wait_until(lambda: not train_workers(cluster), "no worker is left")
+
+
+def test_a_host_behind_a_link_that_stays_cut_ends_its_part_of_a_training(cluster: Cluster):
+    argv = ("train", "tiny.yaml", DATA, "scale.workers=[1,2]", "name=for-good", "optim.epochs=300")
+    training, log = cluster.start_job(*argv, log="for-good")
+    w2 = cluster.hosts["w2"]
+    wait_for_epoch(log, "", 300, "the first steps")
+    wait_until(lambda: set(train_workers(cluster)) == {"w1", "w2"}, "a worker on each host")
+    w2.unplug()
+    wait_until(lambda: "w2" not in train_workers(cluster), "a link cut for good: the worker behind it has ended")
+    assert training.wait(240) == 0, log.read_text()
+    w2.plug()
+    wait_until(lambda: cluster.nodes() == {"head", "w1", "w2"}, "the link back: the node joins again")
 
 
 def test_a_training_of_two_hosts_waits_for_a_lost_one_and_ends_bit_identical(cluster: Cluster):

@@ -49,13 +49,15 @@ def test_worker_that_cannot_see_the_run_is_refused(tmp_path: Path):
 
 def test_epoch_trained_again_keeps_its_first_files(tmp_path: Path):
     run_store = RunStore("mine", str(tmp_path), run_id="")
-    run_store.save_epoch(1, {"loss": 1.0}, [0.5], b"png")
-    run_store.save_epoch(1, {"loss": 2.0}, [0.5], b"other")
-    run_store.save_epoch(2, {"loss": 3.0}, [0.5], None)
-    run_store.save_epoch(1000, {"loss": 4.0}, [0.5], None)
+    run_store.save_epoch(1, {"loss": 1.0}, [0.5], b"png", "1 x CPU")
+    run_store.save_epoch(1, {"loss": 2.0}, [0.5], b"other", "1 x CPU")
+    run_store.save_epoch(2, {"loss": 3.0}, [0.5], None, "1 x CPU")
+    run_store.save_epoch(1000, {"loss": 4.0}, [0.5], None, "1 x CPU")
     assert run_store.epochs() == {1: {"loss": 1.0}, 2: {"loss": 3.0}, 1000: {"loss": 4.0}}
     assert run_store.epochs(after=1) == {2: {"loss": 3.0}, 1000: {"loss": 4.0}}
     assert (tmp_path / "epochs" / "epoch-001.png").read_bytes() == b"png"
+    assert [run_store.last_metric("loss", before=epoch) for epoch in (1, 2, 3, 1001)] == [0.0, 1.0, 3.0, 4.0]
+    assert run_store.last_metric("gpu_hours", before=3) == 0.0  # of an epoch that an earlier version trained
 
 
 @pytest.mark.usefixtures("tracking")
@@ -95,13 +97,14 @@ def test_name_of_another_recipe_or_dataset_is_refused():
 @pytest.mark.usefixtures("tracking")
 def test_each_epoch_is_logged_once_with_the_time_of_its_file_and_its_images(monkeypatch: pytest.MonkeyPatch):
     run_store, logged = open_run(RECIPE, "t", MANIFEST), []
-    run_store.save_epoch(1, {"loss": 3.0}, [0.5], b"png")
-    run_store.save_epoch(2, {"loss": 2.0}, [0.5], None)
+    run_store.save_epoch(1, {"loss": 3.0}, [0.5], b"png", "1 x CPU")
+    run_store.save_epoch(2, {"loss": 2.0}, [0.5], None, "2 x CPU on 2 hosts")
     os.utime(Path(run_store.uri, "epochs", "epoch-001.json"), (1_000, 1_000))
     run_store.end_mlflow_run("FINISHED")
     client, run_id = tracking.client(), run_store.run_id
     run = client.get_run(run_id)
     assert (run.info.status, run.data.tags["zpoint.epoch"]) == ("FINISHED", "2")
+    assert run.data.tags["zpoint.devices"] == "2 x CPU on 2 hosts"
     points = client.get_metric_history(run_id, "loss")
     assert [(point.step, point.value) for point in points] == [(1, 3.0), (2, 2.0)]
     assert points[0].timestamp == 1_000_000
@@ -110,7 +113,7 @@ def test_each_epoch_is_logged_once_with_the_time_of_its_file_and_its_images(monk
 
     monkeypatch.setattr(tracking, "log_metrics", lambda run_id, metrics, epoch, time_ms: logged.append(epoch))
     run_store = open_run(RECIPE, "t", MANIFEST)
-    run_store.save_epoch(3, {"loss": 1.0}, [0.5], None)
+    run_store.save_epoch(3, {"loss": 1.0}, [0.5], None, "1 x CPU")
     assert run_store.sync_to_mlflow()
     assert run_store.sync_to_mlflow()
     assert logged == [3]

@@ -56,7 +56,7 @@ def test_it_says_which_version_is_served_where(registry, monkeypatch: pytest.Mon
         monkeypatch.setenv("ZPOINT_TOKEN", "wrong")
         with pytest.raises(ValueError, match=f"no zpoint endpoint answers at {url}: .*token"):
             list_models([url])
-        monkeypatch.setattr("jobs.commands.models.DEFAULT_URL", url)
+        monkeypatch.setattr("jobs.commands.models.ENDPOINT_URL", url)
         assert {tuple(model["served"]) for model in list_models()} == {()}
         monkeypatch.setenv("ZPOINT_TOKEN", "secret")
         assert list_models() == models

@@ -28,6 +28,7 @@ from cluster.settings import settings
 from jobs.cli import main
 from jobs.dataset import open_dataset
 from jobs.run_store import find_run
+from jobs.train.devices import device_name
 from jobs.train.worker import check_batches
 from tests.jobs.runs import has_checkpoint, logged_epochs, model_bytes
 
@@ -45,9 +46,12 @@ def test_run_is_trained_once_and_logged_to_mlflow(zpoint, tiny: str, faces: Path
     assert run.data.params["data.uri"] == str(faces)
     assert run.data.tags["zpoint.dataset"] == load_manifest(pafs.LocalFileSystem(), str(faces)).digest
     assert run.data.metrics == {key: pytest.approx(value) for key, value in result["metrics"].items()}
-    last = {"hog_frechet_diagonal", "hog_frechet_gmm"}  # of the samplers that are fitted at the end alone
+    at_end = {"hog_frechet_diagonal", "hog_frechet_gmm"}  # of the samplers that are fitted at the end alone
     for metric in result["metrics"]:
-        assert logged_epochs(result["run_id"], metric) == ([2] if metric in last else [1, 2]), metric
+        assert logged_epochs(result["run_id"], metric) == ([2] if metric in at_end else [1, 2]), metric
+    first, last = tracking.client().get_metric_history(result["run_id"], "core_hours")
+    assert 0 < first.value < last.value < 0.1
+    assert run.data.tags["zpoint.devices"] == f"1 x {device_name(torch.device('cpu'))}"
     images = [file.path for file in tracking.client().list_artifacts(result["run_id"], "pictures")]
     assert images == ["pictures/epoch-001.png", "pictures/epoch-002.png"]
 

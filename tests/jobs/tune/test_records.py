@@ -68,7 +68,7 @@ def run_campaign(state: str = "finished", epochs: int = 2, at_the_end: Callable[
             if epoch == 0:
                 trial.start(1.0)
             else:
-                store.save_epoch(epoch, METRICS, [], None)
+                store.save_epoch(epoch, METRICS, [], None, "1 x CPU")
                 trial.record(epoch, METRICS)
             record(campaign)
         at_the_end()

@@ -322,7 +322,7 @@ def test_search_ends_when_no_point_is_a_recipe():
 def test_longer_run_of_another_command_is_withheld():
     longer = Trainings(trials=1)
     run = longer.next()
-    find_run(run).save_epoch(9, {"valid_psnr": 20.0}, [], None)
+    find_run(run).save_epoch(9, {"valid_psnr": 20.0}, [], None, "1 x CPU")
     longer.run.close()
     other = Trainings(Campaign("other", "", "", "x", longer.recipe.model_dump(mode="json")), trials=1, epochs=5)
     assert other.run.next_trial() is None
@@ -344,7 +344,7 @@ def test_run_that_another_command_has_finished_is_taken_over(epochs: int):
     trainings.train(run, 20, 5)
     store = find_run(run)
     store.save_epoch(EPOCHS, {"valid_psnr": 21.0, "valid_active_units": 2, "hog_frechet_normal": 4.0,
-                              "hog_frechet_gaussian": 3.0}, [], None)  # fmt: skip
+                              "hog_frechet_gaussian": 3.0}, [], None, "1 x CPU")  # fmt: skip
     model = Path(store.uri, "model")
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"recipe": trainings.recipe.model_dump(mode="json")}))

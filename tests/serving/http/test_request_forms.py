@@ -274,6 +274,31 @@ def test_aliases_of_media_types_and_bodies_without_one_are_accepted(form, conten
     np.testing.assert_array_equal(read_npy(response.content), read_npy(expected.content))
 
 
+@pytest.mark.parametrize("content_type", ["", JSON, NPY, PNG])
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "uint8", "float", "z", "empty", "text"])
+@pytest.mark.parametrize("path", BODIES)
+def test_no_kind_of_body_is_an_internal_error(path, kind, content_type):
+    """An image without a content type once reached the decoder as z-points."""
+    array = {"uint8": np.zeros((2, 16, 16, 3), np.uint8), "float": np.zeros((2, 3)), "z": make_z(2)}
+    bytes_of = {"empty": b"", "text": b"a text"}
+    if kind in array:
+        body = encode_npy(array[kind])
+    else:
+        body = bytes_of[kind] if kind in bytes_of else make_image_file(kind=kind)
+    response = HTTP.post(path, content=body, headers={"content-type": content_type} if content_type else {})
+    assert response.status_code in (200, 413, 415, 422), response.text
+
+
+@pytest.mark.parametrize("path", ["/v1/decode", "/v1/neighbours"])
+def test_an_image_in_place_of_z_points_is_refused(path):
+    is_problem(HTTP.post(path, content=IMAGE_FILE), 422, "the body is an image file: send z-points")
+
+
+def test_an_image_of_another_format_is_named():
+    response = HTTP.post("/v1/encode", content=make_image_file(kind="GIF"))
+    is_problem(response, 422, "images[0]: it is a GIF image: only PNG, JPEG, WEBP")
+
+
 @pytest.mark.parametrize(
     "content_type",
     [

@@ -89,6 +89,19 @@ def test_requests_behind_a_failing_batch_are_answered_and_it_leaves_no_wait(cloc
     assert len(asyncio.run(run())) == 6  # the last one waits for 10 s, with those of the failed ones it would be 16
 
 
+def test_requests_whose_items_do_not_concatenate_fail_and_block_nobody():
+    async def run():
+        batcher = Batcher("decode", double)
+        first = asyncio.ensure_future(batcher(make_items(1)))
+        await asyncio.sleep(0)
+        others = [batcher(items) for items in (make_items(1), np.zeros((1, 4, 4), np.float32))]  # in one batch
+        results = await asyncio.wait_for(asyncio.gather(*others, return_exceptions=True), 60)
+        assert [type(result) for result in results] == [ValueError, ValueError]
+        return await first, await batcher(make_items(2))
+
+    np.testing.assert_array_equal(asyncio.run(run())[1], make_items(2) * 2)
+
+
 def test_throughput_is_that_of_recent_batches(clock):
     """After a slow start (a page fault, a busy machine) the estimate forgets it within some batches."""
     seconds_per_item = 10.0
