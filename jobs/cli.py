@@ -234,7 +234,7 @@ def _add_serving(add_command: Callable[..., Any]) -> None:
         )
         command.add_argument(
             "--no-compile", dest="compiled", action="store_false",
-            help="do not compile the decoders: a quicker start, less memory, fewer images/s",
+            help="do not compile the decoders: less CPU at the start, less memory, fewer images/s",
         )  # fmt: skip
         command.add_argument(
             "--cors", action="append", default=[], metavar="ORIGIN",

@@ -456,6 +456,22 @@ PLANTED = (
 """,
         (BATCHING,),
     ),
+    Fault(
+        "a compiled decoder is never used", "serving/runtime/model_loading.py",
+        "self.decode.batch_fn = decode", "pass", ("tests/serving/runtime/test_model_loading.py",),
+    ),
+    Fault(
+        "--no-compile compiles", "serving/runtime/model_loading.py",
+        "        if compiled:", "        if True:", ("tests/serving/runtime/test_model_loading.py",),
+    ),
+    Fault(
+        "the first replica waits for MLflow", "serving/runtime/replica.py",
+        "is_first = served is None", "is_first = False", ("tests/serving/runtime/test_replica.py",),
+    ),
+    Fault(
+        "a later replica tries the deployed version first", "serving/runtime/replica.py",
+        "is_first = served is None", "is_first = True", ("tests/serving/runtime/test_replica.py",),
+    ),
     Fault("NaN is decoded", "serving/http/decoding.py", "if not np.isfinite(z).all():", "if False:", (DECODING,)),
     Fault(
         "the least acceptable media type is sent", "serving/http/encoding.py",
@@ -676,12 +692,12 @@ PLANTED = (
     ),
     Fault(
         "an epoch's hours start from zero", "jobs/train/worker.py",
-        "hours += run_store.last_metric(hours_name, before=event.epoch)", "hours += 0",
+        "run_store.last_metric(devices.metric, before=epoch.epoch) + held", "held",
         ("tests/jobs/train/test_train.py",),
     ),
     Fault(
         "hours count one worker", "jobs/train/devices.py",
-        'return "core_hours", world.size *', 'return "core_hours", 1 *', ("tests/jobs/train/test_devices.py",),
+        '"core_hours", world.size *', '"core_hours", 1 *', ("tests/jobs/train/test_devices.py",),
     ),
     Fault(
         "hours count whole GPUs", "jobs/train/devices.py",

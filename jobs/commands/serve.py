@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cluster.ray_connection import connect
@@ -29,8 +30,10 @@ def serve(
         open(access_log, "a").close()
     options = ReplicaOptions(compiled, tuple(cors_origins), access_log)
     replica_range = parse_replicas(replicas)
-    find_model_versions(aliases)  # fails before Ray starts if one is unknown
-    connect(niceness=0)  # clients wait for these workers; at a higher niceness Ray's daemons would run first
+    with ThreadPoolExecutor(1) as pool:  # the import of MLflow and the start of Ray take seconds each
+        versions = pool.submit(find_model_versions, aliases)
+        connect(niceness=0)  # clients wait for these workers; at a higher niceness Ray's daemons would run first
+        versions.result()  # raises for an unknown alias
     with interruptible():
         endpoint = start_endpoint(aliases, host, port, replicas=replica_range, options=options)
         models = ", ".join(f"{v.name} version {v.version} ({v.alias})" for v in endpoint.versions)

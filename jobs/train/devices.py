@@ -5,6 +5,7 @@ import re
 import socket
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,15 +16,30 @@ from aecore.data.shuffle import World
 CPUINFO = Path("/proc/cpuinfo")
 
 
-def describe_devices(world: World, device: torch.device) -> str:
-    """Return the devices of all workers, as in `8 x NVIDIA H100 80GB HBM3 on 2 hosts`. A collective."""
+@dataclass(frozen=True)
+class Devices:
+    """The devices that all workers hold: `text`, as in `8 x NVIDIA H100 80GB HBM3 on 2 hosts`, and how many.
+
+    `count` is of GPUs, then `metric` is gpu_hours, or of cores, for core_hours.
+    """
+
+    text: str
+    metric: str
+    count: float
+
+
+def find_devices(world: World, device: torch.device, gpu_share: float = 1.0) -> Devices:
+    """Return the devices of all workers, each of which takes the fraction `gpu_share` of its GPU. A collective."""
     own = (socket.gethostname(), device_name(device))
     workers = [own] * world.size
     if world.size > 1:
         dist.all_gather_object(workers, own)
     hosts = len({host for host, _ in workers})
     devices = " + ".join(f"{count} x {name}" for name, count in Counter(name for _, name in workers).items())
-    return f"{devices} on {hosts} hosts" if hosts > 1 else devices
+    text = f"{devices} on {hosts} hosts" if hosts > 1 else devices
+    if device.type == "cuda":
+        return Devices(text, "gpu_hours", world.size * gpu_share)
+    return Devices(text, "core_hours", world.size * torch.get_num_threads())  # Ray gives a worker a thread for each CPU
 
 
 def device_name(device: torch.device) -> str:
@@ -34,13 +50,3 @@ def device_name(device: torch.device) -> str:
         if match := re.search(r"^model name\s*:\s*(.+)$", CPUINFO.read_text(), re.MULTILINE):
             return match[1].strip()
     return platform.machine()  # Linux on ARM names no model
-
-
-def held_units(world: World, device: torch.device, gpu_share: float) -> tuple[str, float]:
-    """Return the metric's name and how many units all workers hold: gpu_hours and GPUs, or core_hours and cores.
-
-    `gpu_share` is the fraction of its GPU that each worker takes.
-    """
-    if device.type == "cuda":
-        return "gpu_hours", world.size * gpu_share
-    return "core_hours", world.size * torch.get_num_threads()  # Ray gives a worker as many threads as CPUs

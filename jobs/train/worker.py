@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -28,7 +28,7 @@ from aecore.training.loop import EpochEnd, StepEnd, TrainingRun, fit, gather_sum
 from cluster.progress import ProgressCallback, no_progress
 from cluster.settings import settings
 from jobs.run_store import RunStore
-from jobs.train.devices import describe_devices, held_units
+from jobs.train.devices import Devices, find_devices
 from jobs.train.stopping import Action, StopConsensus, StopRequest
 
 IMAGE_TITLES = {
@@ -77,8 +77,7 @@ def train_loop(
     """
     world, device, held_since = worker.world, worker.device, time.monotonic()
     fs, root = run_store.folder
-    devices = describe_devices(world, device)
-    hours_name, units = held_units(world, device, worker.gpu_share)
+    devices = find_devices(world, device, worker.gpu_share)
 
     # Images.
     loaders = open_loaders(recipe, dataset, worker)
@@ -105,13 +104,9 @@ def train_loop(
 
         for event in fit(run):
             if isinstance(event, EpochEnd):
-                # What was lost with a worker, or is repeated, is not in these hours.
-                hours = (time.monotonic() - held_since) / 3600 * units
-                held_since = time.monotonic()
-                hours += run_store.last_metric(hours_name, before=event.epoch)
-                event = replace(event, metrics={**event.metrics, hours_name: hours})
+                held_hours, held_since = (time.monotonic() - held_since) / 3600, time.monotonic()
                 valid_loss = event.metrics["valid_loss" if len(valid) else "train_loss"]
-                save(valid_loss, partial(_save_epoch, run_store, event, devices))
+                save(valid_loss, partial(_save_epoch, run_store, event, devices, held_hours))
                 yield {"epoch": event.epoch, **event.metrics}
                 continue
             if event.metrics:
@@ -226,8 +221,13 @@ def _check_same_step(step: int, device: torch.device) -> None:
         )
 
 
-def _save_epoch(run_store: RunStore, epoch: EpochEnd, devices: str) -> None:
-    """Write the metrics of an epoch, and its images on one sheet, to the run's folder."""
+def _save_epoch(run_store: RunStore, epoch: EpochEnd, devices: Devices, held_hours: float) -> None:
+    """Write the metrics of an epoch, and its images on one sheet, to the run's folder.
+
+    The workers have held their devices for `held_hours` since the epoch before; its metrics have the hours of the run.
+    """
     rows = [(IMAGE_TITLES[key], [images]) for key, images in epoch.images.items()]
     sheet = to_png(titled_sheet(rows)) if rows else None  # only some epochs have images
-    run_store.save_epoch(epoch.epoch, epoch.metrics, epoch.kl_per_dim.tolist(), sheet, devices)
+    hours = run_store.last_metric(devices.metric, before=epoch.epoch) + held_hours * devices.count
+    metrics = {**epoch.metrics, devices.metric: hours}
+    run_store.save_epoch(epoch.epoch, metrics, epoch.kl_per_dim.tolist(), sheet, devices.text)

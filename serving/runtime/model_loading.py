@@ -1,7 +1,8 @@
-"""Load a registered version for serving: rebuild it from safetensors and config, compile it, warm it up."""
+"""Load a registered version for serving: rebuild it from safetensors and config, warm it up, compile it."""
 
 import copy
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -23,16 +24,28 @@ Network = Callable[[Tensor], Tensor]
 
 
 class LoadedModel:
-    """A model in memory, a `serving.runtime.model_slot.ServedModel`. Its networks run in a thread of their own."""
+    """A model in memory, a `serving.runtime.model_slot.ServedModel`. Its networks run in a thread of their own.
+
+    If it is to be `compiled`, another thread compiles the decoder while it decodes uncompiled: that takes 5 s, a minute
+    on a machine that has not compiled one yet.
+    """
 
     def __init__(
         self, info: ModelInfo, model: Autoencoder, *, compiled: bool = True, metrics: EndpointMetrics | None = None
     ):
-        self.info = info
+        self.info, self._model, self._metrics = info, prepare_model(model), metrics or EndpointMetrics()
         executor = ThreadPoolExecutor(1, "model")  # its thread ends when this model is garbage collected
-        decode, encode = executor.submit(build_networks, model, compiled).result()
+        decode, encode = executor.submit(build_networks, self._model).result()
         self.decode = Batcher("decode", decode, executor=executor, metrics=metrics)
         self.encode = Batcher("encode", encode, executor=executor, metrics=metrics)
+        self._metrics.set_compiled(info.alias, False)
+        if compiled:
+            threading.Thread(target=self._compile, name="compile", daemon=True).start()
+
+    def _compile(self) -> None:
+        if decode := compile_decoder(self._model):
+            self.decode.batch_fn = decode
+            self._metrics.set_compiled(self.info.alias, True)
 
 
 def load_version(
@@ -70,21 +83,36 @@ def fold_norms(model: Autoencoder) -> Autoencoder:
     return model
 
 
-def build_networks(model: Autoencoder, compiled: bool) -> tuple[BatchFn, BatchFn]:
-    """Return decoder and encoder, warmed up.
-
-    The decoder maps z float32 (n, z_dim) to images uint8 (n, size, size, channels), the encoder images to z.
-    """
+def prepare_model(model: Autoencoder) -> Autoencoder:
+    """Return a copy that computes the same function faster."""
     model = fold_norms(model)
     # Column-major: at small batches the time goes into reading these weights, the largest of the decoder.
     weight = model.from_latent.weight
     weight.data = weight.data.t().contiguous().t()
+    return model
+
+
+def build_networks(model: Autoencoder) -> tuple[BatchFn, BatchFn]:
+    """Return decoder and encoder of a prepared model, warmed up.
+
+    The decoder maps z float32 (n, z_dim) to images uint8 (n, size, size, channels), the encoder images to z.
+    """
     z = torch.zeros(1, model.z_dim, device=model.device)
     with torch.inference_mode():
         encode = _warm_up(partial(_encode, model), _decode(model, z))
-        decode = _compile_decoder(model, z) if compiled else partial(_decode, model)
-        _warm_up(decode, z)
+        decode = _warm_up(partial(_decode, model), z)
     return _on_arrays(decode, model.device), _on_arrays(encode, model.device)
+
+
+def compile_decoder(model: Autoencoder) -> BatchFn | None:
+    """Return the compiled decoder of a prepared model, warmed up; None, and log why, if it cannot be compiled."""
+    z = torch.zeros(1, model.z_dim, device=model.device)
+    try:
+        with torch.inference_mode():
+            return _on_arrays(_warm_up(partial(_compiled_decode(), model), z), model.device)
+    except Exception as error:  # of many types; the commonest cause is a missing C++ compiler. None is worth an outage
+        log.warning("cannot compile the decoder, so it runs uncompiled: %s", " ".join(str(error).split())[:300])
+        return None
 
 
 def _decode(model: Autoencoder, z: Tensor) -> Tensor:
@@ -93,14 +121,6 @@ def _decode(model: Autoencoder, z: Tensor) -> Tensor:
 
 def _encode(model: Autoencoder, images: Tensor) -> Tensor:
     return model.encode(to_float(images)).mean
-
-
-def _compile_decoder(model: Autoencoder, z: Tensor) -> Network:
-    try:
-        return _warm_up(partial(_compiled_decode(), model), z)
-    except Exception as error:  # of many types; the commonest cause is a missing C++ compiler. None is worth an outage
-        log.warning("cannot compile the decoder, so it runs uncompiled: %s", " ".join(str(error).split())[:300])
-        return partial(_decode, model)
 
 
 @cache

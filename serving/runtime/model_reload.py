@@ -11,7 +11,7 @@ import ctypes
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cluster.settings import hide_credentials
 from serving.runtime.metrics import EndpointMetrics
@@ -25,20 +25,18 @@ LoadFn = Callable[[ModelVersion], ServedModel]
 SaveFn = Callable[[ModelVersion], None]
 
 
-def load_first_loadable(candidates: list[ModelVersion], load: LoadFn) -> ModelSlot:
-    """Return a slot with the first of `candidates` that loads; its `refused` says why the very first did not.
+def load_first_loadable(candidates: Iterable[ModelVersion], load: LoadFn) -> tuple[ModelVersion, ModelSlot]:
+    """Return the first of `candidates` that loads, and its slot, whose `refused` says why the very first did not.
 
     Raises the error of the last one if none loads.
     """
-    refused = None
-    for index, version in enumerate(candidates):
+    refused, last_error = None, ValueError("no candidate versions to serve")
+    for version in candidates:
         try:
-            return ModelSlot(load(version), refused)
+            return version, ModelSlot(load(version), refused)
         except Exception as error:
-            if index == len(candidates) - 1:
-                raise
-            refused = refused or _refuse(version, error)
-    raise ValueError("no candidate versions to serve")
+            refused, last_error = refused or _refuse(version, error), error
+    raise last_error
 
 
 def follow_alias(slot: ModelSlot, alias: str, load: LoadFn, save_served: SaveFn, metrics: EndpointMetrics) -> None:

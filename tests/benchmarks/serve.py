@@ -27,12 +27,14 @@ import http.client
 import io
 import json
 import os
+import re
 import signal
 import socket
 import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -53,8 +55,9 @@ RESULT_NAMES = (
 CHANGES = (
     "RAY_SERVE_ENABLE_HA_PROXY",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED",
-    # What THROUGHPUT_OPTIMIZED does for an endpoint of one deployment, without the two variables that undo the rest.
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED,RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=0",
+    # One of the variables that THROUGHPUT_OPTIMIZED sets, without it and the two that undo others of them.
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED,RAY_SERVE_USE_GRPC_BY_DEFAULT,RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE,"
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=0",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED",
     "RAY_SERVE_HAPROXY_NBTHREAD",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S",
@@ -208,6 +211,17 @@ def wait_until_decoding(port: int, process: subprocess.Popen, timeout_s: float =
         time.sleep(0.05)
 
 
+def wait_until_compiled(port: int) -> None:
+    """Wait until all replicas of zpoint's endpoint have compiled their decoders: HAProxy leads to each in turn."""
+    deadline, compiled_in_a_row = time.monotonic() + 300, 0
+    while compiled_in_a_row < 10:
+        assert time.monotonic() < deadline, "the decoders are not compiled"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as response:
+            values = re.findall(r"(?m)^zpoint_compiled\{.*\} (.*)$", response.read().decode())
+        compiled_in_a_row = compiled_in_a_row + 1 if set(values) == {"1.0"} else 0
+        time.sleep(0.05)
+
+
 def measure(
     port: int, points: int, accept: str, connections: int, seconds: float, rate: float = 0, warm: float = 0.5,
     paths: Sequence[str] = ("/v1/decode",),
@@ -281,6 +295,7 @@ def measure_aliases(source: str, seconds: float, rounds: int) -> dict[str, list[
         for aliases in (["champion"], ["champion", "near-ae"]):
             port = free_port()
             with server("zpoint-1", source, port, "", aliases) as process:
+                wait_until_compiled(port)
                 for used in (aliases[:1], aliases) if len(aliases) > 1 else (aliases,):
                     paths = [f"/v1/models/{alias}/decode" for alias in used]
                     rate = measure(port, 1, NPY, 32, seconds, warm=3, paths=paths)["requests_per_second"]
@@ -298,8 +313,12 @@ def measure_starts(source: str, peers: str, rounds: int) -> dict[str, list[float
         for name in names:
             server_name, *flags = name.split()
             start = time.monotonic()
-            with server(server_name, source, free_port(), peers, flags=flags):
+            port = free_port()
+            with server(server_name, source, port, peers, flags=flags):
                 results.setdefault(f"seconds to the first answer, {name}", []).append(time.monotonic() - start)
+                if name == "zpoint-1":
+                    wait_until_compiled(port)
+                    results.setdefault("seconds until it is compiled", []).append(time.monotonic() - start)
     return results
 
 
@@ -313,6 +332,7 @@ def measure_variables(source: str, seconds: float, rounds: int, changes: Sequenc
             port, started = free_port(), time.monotonic()
             with server("zpoint-1", source, port, "", changes=changed_env):
                 ready = time.monotonic()
+                wait_until_compiled(port)
                 measure(port, 1, NPY, 64, 2.0)  # warm up batches of all sizes
                 many, one = measure(port, 1, NPY, 32, seconds), measure(port, 1, NPY, 1, seconds)
                 half = measure(port, 1, NPY, 32, seconds, rate=many["requests_per_second"] / 2)
@@ -396,6 +416,8 @@ def main() -> None:
         else:
             port = free_port()
             with server("zpoint-2" if name == "goals" else name, source, port, args.peers):
+                if name == "goals" or name.startswith("zpoint-"):
+                    wait_until_compiled(port)
                 if name == "goals":
                     result = measure_goals(source, port, args.seconds, args.rounds)
                 else:

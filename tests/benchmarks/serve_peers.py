@@ -24,10 +24,11 @@ def open_decoder(folder: str):
     """Return a folder's compiled decoder, float32 z (n, z_dim) to uint8 images, and the parser of request bodies."""
     from aecore.training.checkpoint import load_model
     from cluster.storage import open_uri
-    from serving.runtime.model_loading import build_networks
+    from serving.runtime.model_loading import compile_decoder, prepare_model
 
     saved = load_model(*open_uri(folder))
-    decode = build_networks(saved.model, compiled=True)[0]
+    decode = compile_decoder(prepare_model(saved.model))
+    assert decode
 
     def parse(body: bytes) -> np.ndarray:
         return parse_body(body, NPY, ("z",), saved.model.image, saved.model.z_dim, Limits())[0]

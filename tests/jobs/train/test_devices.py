@@ -7,9 +7,9 @@ import torch
 
 from aecore.data.shuffle import World
 from jobs.train import devices
-from jobs.train.devices import describe_devices, device_name, held_units
+from jobs.train.devices import device_name, find_devices
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
 
 
 def test_processor_is_named_by_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -34,10 +34,15 @@ def test_devices_of_all_workers_are_counted(workers: list, text: str, monkeypatc
         target[:] = workers
 
     monkeypatch.setattr(devices.dist, "all_gather_object", gather)
-    assert describe_devices(World(1, len(workers)), CPU) == text
+    assert find_devices(World(1, len(workers)), CPU).text == text
 
 
 def test_hours_are_of_gpus_or_else_of_cores(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        devices.dist, "all_gather_object", lambda target, own: target.__setitem__(slice(None), [own] * 2)
+    )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert held_units(World(0, 2), GPU, 0.25) == ("gpu_hours", 0.5)
-    assert held_units(World(0, 2), CPU, 1.0) == ("core_hours", 6)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    on_cpus, on_gpus = find_devices(World(0, 2), CPU), find_devices(World(0, 2), torch.device("cuda"), 0.25)
+    assert (on_cpus.metric, on_cpus.count) == ("core_hours", 6)
+    assert (on_gpus.metric, on_gpus.count, on_gpus.text) == ("gpu_hours", 0.5, "2 x H100")

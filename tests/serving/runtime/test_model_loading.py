@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,14 @@ from aecore.model.autoencoder import Autoencoder, ImageShape, build_model
 from aecore.training.checkpoint import save_model
 from cluster.storage import open_uri
 from serving.runtime import model_loading
-from serving.runtime.model_loading import build_networks, fold_norms, load_version
+from serving.runtime.metrics import EndpointMetrics
+from serving.runtime.model_loading import (
+    build_networks,
+    compile_decoder,
+    fold_norms,
+    load_version,
+    prepare_model,
+)
 from serving.runtime.registry import ModelVersion
 
 NORMS = ("batch", "sync_batch", "group", "none")
@@ -79,7 +87,7 @@ def test_folding_norms_changes_nothing_in_float64(norm: str, channels: list[int]
 @pytest.mark.parametrize("norm", NORMS)
 def test_networks_equal_those_of_the_model(norm: str, image: ImageShape):
     model = make_model(norm, [4, 6, 8, 10], image)
-    decode, encode = build_networks(model, compiled=False)
+    decode, encode = build_networks(prepare_model(model))
     for n in (1, 3, 64):
         images = decode(make_z(n))
         assert_close(images, model.decode(torch.from_numpy(make_z(n))).numpy())
@@ -93,7 +101,8 @@ def test_networks_equal_those_of_the_model(norm: str, image: ImageShape):
 def test_compiled_decoder_equals_the_model_also_after_a_swap(caplog: pytest.LogCaptureFixture):
     for seed in (0, 1):  # the second model has the shapes of the first: only its weights may differ
         model = make_model("batch", [4, 6, 8, 10], ImageShape(28, 1), seed)
-        decode, _ = build_networks(model, compiled=True)
+        decode = compile_decoder(prepare_model(model))
+        assert decode
         for n in (1, 2, 3, 64):
             images = decode(make_z(n))
             assert_close(images, model.decode(torch.from_numpy(make_z(n))).numpy())
@@ -102,15 +111,44 @@ def test_compiled_decoder_equals_the_model_also_after_a_swap(caplog: pytest.LogC
     assert [record for record in caplog.records if record.name == model_loading.__name__] == []
 
 
-def test_decoder_that_cannot_be_compiled_runs_uncompiled(monkeypatch: pytest.MonkeyPatch, caplog):
+def test_decoder_that_cannot_be_compiled_is_logged(monkeypatch: pytest.MonkeyPatch, caplog):
     def fail(*_: object) -> None:
         raise RuntimeError("no C++ compiler\nfound")
 
     monkeypatch.setattr(model_loading, "_compiled_decode", lambda: fail)
-    model = make_model("none", [4, 4, 4, 4], ImageShape(16, 3))
-    decode, _ = build_networks(model, compiled=True)
-    assert_close(decode(make_z(3)), model.decode(torch.from_numpy(make_z(3))).numpy())
+    assert compile_decoder(make_model("none", [4, 4, 4, 4], ImageShape(16, 3))) is None
     assert "cannot compile the decoder, so it runs uncompiled: no C++ compiler found" in caplog.text
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_model_decodes_uncompiled_until_its_decoder_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiles: bool
+):
+    may_compile, metrics = threading.Event(), EndpointMetrics()
+
+    def compile_slowly(model: Autoencoder):
+        may_compile.wait()
+        return (lambda z: np.full((len(z), 16, 16, 3), 7, np.uint8)) if compiles else None
+
+    def decode() -> np.ndarray:
+        return asyncio.run(loaded.decode(make_z(2)))
+
+    monkeypatch.setattr(model_loading, "compile_decoder", compile_slowly)
+    loaded = load_version(save_version(tmp_path), metrics=metrics)
+    name = ("zpoint_compiled", (("alias", "champion"),))
+    assert decode().std() > 1
+    assert metrics.samples()[name] == 0
+    [thread] = [thread for thread in threading.enumerate() if thread.name == "compile"]
+    may_compile.set()
+    thread.join()
+    assert (decode() == 7).all() == compiles
+    assert metrics.samples()[name] == compiles
+
+
+def test_model_that_is_not_to_be_compiled_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(model_loading, "compile_decoder", lambda model: pytest.fail("compiled"))
+    load_version(save_version(tmp_path), compiled=False)
+    assert "compile" not in {thread.name for thread in threading.enumerate()}
 
 
 def save_version(folder: Path, stats_z_dim: int = Z_DIM) -> ModelVersion:

@@ -152,9 +152,10 @@ def test_a_refusal_is_reported_until_the_alias_names_the_served_version(slot):
 
 
 def test_a_new_replica_takes_the_first_loadable_version_and_reports_the_refused_one():
-    slot = load_first_loadable([make_version(13), make_version(2), make_version(1)], load)
+    version, slot = load_first_loadable([make_version(13), make_version(2), make_version(1)], load)
+    assert version == make_version(2)
     assert (slot.current.info.version, slot.refused["version"]) == ("2", "13")
-    assert load_first_loadable([make_version(2)], load).refused is None
+    assert load_first_loadable([make_version(2)], load)[1].refused is None
     with pytest.raises(FileNotFoundError):
         load_first_loadable([make_version(13)], load)
 

@@ -25,7 +25,8 @@ def fail(*_):
     ("find", "load", "versions", "log"),
     [
         (lambda alias: ALIASED, lambda *_: LAST_SERVED, "321", ""),
-        (lambda alias: ALIASED, lambda *_: None, "31", ""),
+        (lambda alias: ALIASED, lambda *_: None, "13", ""),  # the first replica
+        (lambda alias: DEPLOYED, lambda *_: None, "1", ""),
         (lambda alias: DEPLOYED, lambda *_: DEPLOYED, "1", ""),
         (fail, lambda *_: LAST_SERVED, "21", "cannot resolve alias 'champion': nothing answers"),
         (lambda alias: ALIASED, fail, "31", "cannot read the last served version: nothing answers"),
@@ -39,6 +40,12 @@ def test_new_replica_tries_the_aliased_then_the_last_served_then_the_deployed_ve
     monkeypatch.setattr(last_served, "load", load)
     assert "".join(version.version for version in replica._candidates(DEPLOYED)) == versions
     assert log in caplog.text
+
+
+def test_the_first_replica_does_not_wait_for_mlflow(monkeypatch):
+    monkeypatch.setattr(replica, "find_model_version", lambda alias: pytest.fail("asked MLflow"))
+    monkeypatch.setattr(last_served, "load", lambda *_: None)
+    assert next(replica._candidates(DEPLOYED)) == DEPLOYED
 
 
 def test_last_served_version_is_kept_for_each_tracking_server_and_alias():
