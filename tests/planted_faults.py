@@ -458,11 +458,11 @@ PLANTED = (
     ),
     Fault(
         "a compiled decoder is never used", "serving/runtime/model_loading.py",
-        "self.decode.batch_fn = decode", "pass", ("tests/serving/runtime/test_model_loading.py",),
+        "self.decode.batch_fn = decode", "pass", (MODEL_LOADING,),
     ),
     Fault(
         "--no-compile compiles", "serving/runtime/model_loading.py",
-        "        if compiled:", "        if True:", ("tests/serving/runtime/test_model_loading.py",),
+        "        if compiled:", "        if True:", (MODEL_LOADING,),
     ),
     Fault(
         "the first replica waits for MLflow", "serving/runtime/replica.py",
@@ -667,8 +667,8 @@ PLANTED = (
         "if stats_z_dim != info.z_dim:", "if False:", (MODEL_LOADING,),
     ),
     Fault(
-        "compile failure is an outage", "serving/runtime/model_loading.py",
-        "        return partial(_decode, model)\n\n\n@cache", "        raise\n\n\n@cache", (MODEL_LOADING,),
+        "a compile failure is not caught", "serving/runtime/model_loading.py",
+        "        return None\n\n\ndef _decode", "        raise\n\n\ndef _decode", (MODEL_LOADING,),
     ),
     Fault(
         "selection: slack ignored", "jobs/tune/selection.py",
@@ -693,7 +693,7 @@ PLANTED = (
     Fault(
         "an epoch's hours start from zero", "jobs/train/worker.py",
         "run_store.last_metric(devices.metric, before=epoch.epoch) + held", "held",
-        ("tests/jobs/train/test_train.py",),
+        ("tests/jobs/train/test_worker.py",),
     ),
     Fault(
         "hours count one worker", "jobs/train/devices.py",
