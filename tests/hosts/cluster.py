@@ -161,6 +161,11 @@ def wait_for_epoch(log: Path, since: str, epochs: int, subject: str) -> None:
 
 def train_workers(cluster: Cluster) -> dict[str, str]:
     """Return the process ids of the training workers on each worker host that has any."""
+    return worker_processes(cluster, "ray::RayTrainWorker")
+
+
+def worker_processes(cluster: Cluster, title: str) -> dict[str, str]:
+    """Return the ids of the processes whose title has `title`, on each worker host that has any."""
     workers = {name: host for name, host in cluster.hosts.items() if name.startswith("w")}
-    pids = {name: host.run("pgrep", "-f", "ray::RayTrainWorker").stdout for name, host in workers.items()}
+    pids = {name: host.run("pgrep", "-f", title).stdout for name, host in workers.items()}
     return {name: text for name, text in pids.items() if text}

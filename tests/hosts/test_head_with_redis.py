@@ -8,7 +8,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.hosts.cluster import BUCKET, Cluster, make_cluster, train_workers, wait_for_epoch, wait_until
+from tests.hosts.cluster import (
+    BUCKET,
+    Cluster,
+    make_cluster,
+    train_workers,
+    wait_for_epoch,
+    wait_until,
+    worker_processes,
+)
 from tests.hosts.machines import missing_requirement
 
 MISSING = missing_requirement() or ("" if shutil.which("redis-server") else "no redis-server: make install-servers")
@@ -51,8 +59,10 @@ def test_an_endpoint_answers_again_without_a_deployment(cluster: Cluster):
     assert cluster.zpoint("deploy", "--no-compile").returncode == 0
     sample = ("sample", "--url", f"http://{cluster.hosts['head'].address}:8000", "--n", 1)
     assert cluster.zpoint(*sample).returncode == 0
+    replica = worker_processes(cluster, "ray::ServeReplica")
     cluster.hosts["head"].power_off()
     assert cluster.zpoint(*sample, timeout_s=300).returncode != 0
     cluster.hosts["head"].boot()
     cluster.start_head()
     wait_until(lambda: cluster.zpoint(*sample).returncode == 0, "the head on: the endpoint answers", interval_s=0)
+    assert worker_processes(cluster, "ray::ServeReplica") == replica
