@@ -65,7 +65,11 @@ def test_replica_keeps_the_jobs_runtime_environment(monkeypatch):
     context = SimpleNamespace(runtime_env=SimpleNamespace(to_dict=lambda: job_env))
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     assert replica._replica_runtime_env() == {
-        "py_modules": ["gcs://a.zip"], "env_vars": {"AWS_REGION": "eu-west-1", "MALLOC_ARENA_MAX": "2"}
+        "py_modules": ["gcs://a.zip"],
+        "env_vars": {
+            "AWS_REGION": "eu-west-1", "MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "134217728",
+            "MALLOC_TRIM_THRESHOLD_": "268435456",
+        },
     }  # fmt: skip
 
 
