@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ LIGHT_MODULES = ("jobs.cli", "jobs.commands.submit", "jobs.commands.doctor", "cl
 def test_importing_a_package_or_light_module_loads_nothing_heavy(module: str):
     allowed = {"pyarrow"} if module.startswith("jobs.") else set()
     assert loaded(f"import {module}", set(HEAVY) - allowed) == []
+
+
+@pytest.mark.parametrize("package", ["torch", "ray", "mlflow"])
+def test_installed_packages_have_bytecode(package: str):
+    """Without it and with PYTHONDONTWRITEBYTECODE each process compiles its imports: Ray starts half as fast."""
+    source = find_spec(package).origin  # pyright: ignore[reportOptionalMemberAccess]
+    assert Path(cache_from_source(str(source))).exists()
 
 
 def test_help_and_the_start_of_a_training_load_no_more_than_they_need():
