@@ -233,10 +233,6 @@ def _add_serving(add_command: Callable[..., Any]) -> None:
             help="number of replica processes, or a minimum and maximum as in 1-4 (default: 1)",
         )
         command.add_argument(
-            "--no-compile", dest="compiled", action="store_false",
-            help="do not compile the decoders: less CPU at the start, less memory, fewer images/s",
-        )  # fmt: skip
-        command.add_argument(
             "--cors", action="append", default=[], metavar="ORIGIN",
             help="origin whose web pages may use the endpoint, as in https://example.org; may be repeated (default: "
             "none)",
@@ -430,7 +426,7 @@ def _serve(args: Any) -> Result:
     from jobs.commands.serve import serve
 
     return serve(
-        args.alias or ["champion"], args.host, args.port, args.replicas, compiled=args.compiled,
+        args.alias or ["champion"], args.host, args.port, args.replicas,
         cors_origins=args.cors, access_log=args.access_log,
     )  # fmt: skip
 
@@ -450,7 +446,7 @@ def _deploy(args: Any) -> Result:
     if args.action == "delete":
         return delete_deployment(args.address)
     return deploy(
-        args.alias or ["champion"], args.port, parse_replicas(args.replicas), args.address, compiled=args.compiled,
+        args.alias or ["champion"], args.port, parse_replicas(args.replicas), args.address,
         cors_origins=args.cors, access_log=args.access_log,
     )  # fmt: skip
 

@@ -406,12 +406,6 @@ PLANTED = (
         (f"{MODEL_LOADING}::test_folding_norms_changes_nothing_in_float64",),
     ),
     Fault(
-        "the compiled decoder gives another layout", "serving/runtime/model_loading.py",
-        "return torch.compile(_decode, dynamic=True)",
-        "return torch.compile(lambda model, z: _decode(model, z).transpose(1, 2), dynamic=True)",
-        (f"{MODEL_LOADING}::test_compiled_decoder_equals_the_model_also_after_a_swap",),
-    ),
-    Fault(
         "/v1/reconstruct ignores its seed", "serving/http/api.py",
         "operations.corrupt_images, task, images, seed)", "operations.corrupt_images, task, images, 0)", (API_IMAGES,),
     ),
@@ -455,14 +449,6 @@ PLANTED = (
                 try:
 """,
         (BATCHING,),
-    ),
-    Fault(
-        "a compiled decoder is never used", "serving/runtime/model_loading.py",
-        "self.decode.batch_fn = decode", "pass", (MODEL_LOADING,),
-    ),
-    Fault(
-        "--no-compile compiles", "serving/runtime/model_loading.py",
-        "        if compiled:", "        if True:", (MODEL_LOADING,),
     ),
     Fault(
         "the first replica waits for MLflow", "serving/runtime/replica.py",
@@ -665,10 +651,6 @@ PLANTED = (
     Fault(
         "z_dim of statistics unchecked", "serving/runtime/model_loading.py",
         "if stats_z_dim != info.z_dim:", "if False:", (MODEL_LOADING,),
-    ),
-    Fault(
-        "a compile failure is not caught", "serving/runtime/model_loading.py",
-        "        return None\n\n\ndef _decode", "        raise\n\n\ndef _decode", (MODEL_LOADING,),
     ),
     Fault(
         "selection: slack ignored", "jobs/tune/selection.py",

@@ -121,9 +121,8 @@ def _query(champion: dict[str, Any], runs: dict[str, Any], dataset: str) -> byte
     from aecore.image_grid import titled_sheet, to_png
     from serving.client import Client
     from serving.runtime.deployment import free_port, start_endpoint, stop_endpoint
-    from serving.runtime.replica import ReplicaOptions
 
-    served = start_endpoint(port=free_port(), options=ReplicaOptions(compiled=False))
+    served = start_endpoint(port=free_port())
     try:
         with Client(served.url, settings().token) as endpoint:
             z_dim = endpoint.model()["z_dim"]

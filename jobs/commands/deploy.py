@@ -26,7 +26,7 @@ ENDED = ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY")
 
 def deploy(
     aliases: Sequence[str], port: int, replicas: tuple[int, int], address: str | None = None, *,
-    compiled: bool = True, cors_origins: Sequence[str] = (), access_log: str = "",
+    cors_origins: Sequence[str] = (), access_log: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Start the endpoint of the cluster at `address`, or change it to these options; wait until it serves.
 
@@ -35,7 +35,7 @@ def deploy(
     start.
     """
     args = {
-        "alias": list(aliases), "min_replicas": replicas[0], "max_replicas": replicas[1], "compile": compiled,
+        "alias": list(aliases), "min_replicas": replicas[0], "max_replicas": replicas[1],
         "cors_origins": list(cors_origins), "access_log": access_log,
     }  # fmt: skip
     client, url = _connect(address)

@@ -13,7 +13,7 @@ from jobs.train.stopping import interruptible
 
 
 def serve(
-    aliases: Sequence[str], host: str, port: int, replicas: str = "1", *, compiled: bool = True,
+    aliases: Sequence[str], host: str, port: int, replicas: str = "1", *,
     cors_origins: Sequence[str] = (), access_log: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Serve the model versions of `aliases` until Ctrl-C, with a number of replicas as in "2" or a range as in "1-4".
@@ -28,7 +28,7 @@ def serve(
     if access_log:
         access_log = os.path.abspath(access_log)  # replicas have another working directory
         open(access_log, "a").close()
-    options = ReplicaOptions(compiled, tuple(cors_origins), access_log)
+    options = ReplicaOptions(tuple(cors_origins), access_log)
     replica_range = parse_replicas(replicas)
     with ThreadPoolExecutor(1) as pool:  # the import of MLflow and the start of Ray take seconds each
         versions = pool.submit(find_model_versions, aliases)

@@ -32,15 +32,15 @@ class Batcher:
     """Make the blocking `batch_fn` awaitable and batch its concurrent calls. Batches count items, not requests.
 
     `batch_fn` maps an array (n, ...) to an array (n, ...), n <= max_batch_size; it runs in `executor`, one call at a
-    time, and may be replaced. A request that would wait longer than `max_wait_s` is refused at once with Overloaded.
-    `name` labels the metrics.
+    time. A request that would wait longer than `max_wait_s` is refused at once with Overloaded. `name` labels the
+    metrics.
     """
 
     def __init__(
         self, name: str, batch_fn: BatchFn, *, executor: Executor | None = None, max_batch_size: int = 64,
         max_wait_s: float = 10.0, metrics: EndpointMetrics | None = None,
     ):  # fmt: skip
-        self._name, self.batch_fn, self._executor = name, batch_fn, executor
+        self._name, self._batch_fn, self._executor = name, batch_fn, executor
         self._max_batch_size, self._max_wait_s = max_batch_size, max_wait_s
         self._metrics = metrics or EndpointMetrics()
         self._queue: deque[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = deque()
@@ -83,7 +83,7 @@ class Batcher:
                 inputs, futures = zip(*batch, strict=True)
                 try:
                     items = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)
-                    outputs, seconds = await loop.run_in_executor(self._executor, _timed, self.batch_fn, items)
+                    outputs, seconds = await loop.run_in_executor(self._executor, _timed, self._batch_fn, items)
                 except Exception as error:
                     for future in futures:
                         if not future.done():

@@ -32,7 +32,6 @@ class EndpointMetrics:
         self._shed = make(Counter, "shed", "requests refused with 503 because the server is overloaded", "work")
         self._swaps = make(Counter, "swaps", "swaps of the model after the alias moved")
         self._refused_versions = make(Counter, "refused_versions", "versions of the alias that did not load")
-        self._compiled = make(Gauge, "compiled", "1 if the decoder that is served is compiled", "alias")
         self._model = make(Gauge, "model", "1 for the version that is served", "alias", "name", "version")
         self._served_versions: dict[str, tuple[str, str]] = {}  # name and version by alias
         # An alert and a rate need the zero before the first one.
@@ -67,9 +66,6 @@ class EndpointMetrics:
         self._model.labels(self._replica, alias, name, version).set(1)
         if swap:
             self._swaps.labels(self._replica).inc()
-
-    def set_compiled(self, alias: str, compiled: bool) -> None:
-        self._compiled.labels(self._replica, alias).set(compiled)
 
     def exposition(self) -> bytes:
         """Return the metrics in Prometheus' text exposition format, 0.0.4."""

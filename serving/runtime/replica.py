@@ -41,11 +41,10 @@ MAX_ONGOING_REQUESTS = 2048  # bounds the memory of a replica; its batchers refu
 class ReplicaOptions:
     """The options of `zpoint serve` that concern each replica.
 
-    `compiled`: compile the decoders. `cors_origins`: origins, as in https://example.org, whose web pages may use the
-    endpoint. `access_log`: the path of a file for a line of JSON a request. Raises ValueError for another origin.
+    `cors_origins`: origins, as in https://example.org, whose web pages may use the endpoint. `access_log`: the path of
+    a file for a line of JSON a request. Raises ValueError for another origin.
     """
 
-    compiled: bool = True
     cors_origins: tuple[str, ...] = ()
     access_log: str = ""
 
@@ -73,7 +72,7 @@ class Replica:
         sys.setswitchinterval(0.0005)
         self._token, self._options = token, options
         self._metrics = EndpointMetrics(serve.get_replica_context().replica_id.unique_id)
-        load = partial(load_version, compiled=options.compiled, metrics=self._metrics)
+        load = partial(load_version, metrics=self._metrics)
         self._slots = [_serve_alias(ModelVersion(**version), load, self._metrics) for version in versions]
         threading.Thread(target=RayExporter(self._metrics).run, name="export-metrics", daemon=True).start()
 
@@ -151,12 +150,12 @@ def app(args: dict[str, Any]) -> Any:
     """
     args = dict(args)
     origins = tuple(_as_list(args.pop("cors_origins", [])))
-    options = ReplicaOptions(args.pop("compile", True), origins, args.pop("access_log", ""))
+    options = ReplicaOptions(origins, args.pop("access_log", ""))
     aliases, min_replicas = _as_list(args.pop("alias", "champion")), args.pop("min_replicas", 1)
     max_replicas = args.pop("max_replicas", min_replicas)
     if args:
         raise ValueError(
-            f"args take alias, min_replicas, max_replicas, compile, cors_origins and access_log, not {', '.join(args)}"
+            f"args take alias, min_replicas, max_replicas, cors_origins and access_log, not {', '.join(args)}"
         )
     if not settings().token:
         raise ValueError("serving on a cluster needs a token: set ZPOINT_TOKEN in the runtime environment")

@@ -15,7 +15,7 @@ cores' time that the hypervisor took away meanwhile (steal time in Linux).
 `aliases` compares one replica that serves one alias with one that serves two, in turn.
 
 `start` gives the seconds from the command to the first decoded z-point, ROUNDS times for each server in turn. The first
-start of each compiles and reads files for the first time; the later ones are those of a warm machine.
+start of each reads files for the first time; the later ones are those of a warm machine.
 
 `variables` compares the endpoint as it is with each of CHANGES of Serve's variables, in turn: requests/s at 32
 connections, the latency of a single connection, p99 / p50 at half load, and the seconds until it answers and has
@@ -27,14 +27,12 @@ import http.client
 import io
 import json
 import os
-import re
 import signal
 import socket
 import statistics
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -43,6 +41,9 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from serving.runtime.replica import MALLOC_ENV
+
 HERE = Path(__file__).parent
 Z_DIM, SIZE = 200, 96
 NPY, PNG = "application/x-npy", "image/png"
@@ -105,7 +106,7 @@ def make_model(folder: Path) -> str:
 def ceiling(
     source: str, seconds: float, batch_sizes: Sequence[int] = (1, 8, 32, 64), threads: Sequence[int] = (1, 2)
 ) -> dict[str, float]:
-    """Return z-points/s of the bare compiled decoder called in a loop, for each batch size and number of threads."""
+    """Return z-points/s of the bare decoder called in a loop, for each batch size and number of threads."""
     code = f"""
 import json, sys, time
 sys.path[:0] = [{str(HERE)!r}]
@@ -169,7 +170,7 @@ def steal_seconds() -> float:
 
 @contextmanager
 def server(
-    name: str, source: str, port: int, peers: str, aliases: Sequence[str] = ("champion",), flags: Sequence[str] = (),
+    name: str, source: str, port: int, peers: str, aliases: Sequence[str] = ("champion",),
     changes: Mapping[str, str | None] | None = None,
 ) -> Iterator[subprocess.Popen]:  # fmt: skip
     """Run the server `name` at 127.0.0.1:port inside the block, which starts once it answers.
@@ -178,7 +179,7 @@ def server(
     """
     if name.startswith("zpoint-"):
         arguments = ["-c", CHANGED_ENV, json.dumps(changes)] if changes else ["-m", "jobs.cli"]
-        arguments += ["serve", "--port", str(port), "--replicas", name.partition("-")[2], *flags]
+        arguments += ["serve", "--port", str(port), "--replicas", name.partition("-")[2]]
         arguments += [f"--alias={alias}" for alias in aliases]
     else:
         arguments = [str(HERE / "serve_peers.py"), name, source, str(port)]
@@ -208,17 +209,6 @@ def wait_until_decoding(port: int, process: subprocess.Popen, timeout_s: float =
                 return
         assert process.poll() is None, "the server has ended"
         assert time.monotonic() < deadline, "the server does not answer"
-        time.sleep(0.05)
-
-
-def wait_until_compiled(port: int) -> None:
-    """Wait until all replicas of zpoint's endpoint have compiled their decoders: HAProxy leads to each in turn."""
-    deadline, compiled_in_a_row = time.monotonic() + 300, 0
-    while compiled_in_a_row < 10:
-        assert time.monotonic() < deadline, "the decoders are not compiled"
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as response:
-            values = re.findall(r"(?m)^zpoint_compiled\{.*\} (.*)$", response.read().decode())
-        compiled_in_a_row = compiled_in_a_row + 1 if set(values) == {"1.0"} else 0
         time.sleep(0.05)
 
 
@@ -295,7 +285,6 @@ def measure_aliases(source: str, seconds: float, rounds: int) -> dict[str, list[
         for aliases in (["champion"], ["champion", "near-ae"]):
             port = free_port()
             with server("zpoint-1", source, port, "", aliases) as process:
-                wait_until_compiled(port)
                 for used in (aliases[:1], aliases) if len(aliases) > 1 else (aliases,):
                     paths = [f"/v1/models/{alias}/decode" for alias in used]
                     rate = measure(port, 1, NPY, 32, seconds, warm=3, paths=paths)["requests_per_second"]
@@ -307,18 +296,13 @@ def measure_aliases(source: str, seconds: float, rounds: int) -> dict[str, list[
 
 def measure_starts(source: str, peers: str, rounds: int) -> dict[str, list[float]]:
     """Return for each server the seconds from its command to the first decoded z-point, in `rounds` starts."""
-    names = ["zpoint-1", "zpoint-1 --no-compile", "fastapi", *(["litserve", "bentoml"] if peers else [])]
+    names = ["zpoint-1", "fastapi", *(["litserve", "bentoml"] if peers else [])]
     results: dict[str, list[float]] = {}
     for _ in range(rounds):
         for name in names:
-            server_name, *flags = name.split()
             start = time.monotonic()
-            port = free_port()
-            with server(server_name, source, port, peers, flags=flags):
+            with server(name, source, free_port(), peers):
                 results.setdefault(f"seconds to the first answer, {name}", []).append(time.monotonic() - start)
-                if name == "zpoint-1":
-                    wait_until_compiled(port)
-                    results.setdefault("seconds until it is compiled", []).append(time.monotonic() - start)
     return results
 
 
@@ -332,7 +316,6 @@ def measure_variables(source: str, seconds: float, rounds: int, changes: Sequenc
             port, started = free_port(), time.monotonic()
             with server("zpoint-1", source, port, "", changes=changed_env):
                 ready = time.monotonic()
-                wait_until_compiled(port)
                 measure(port, 1, NPY, 64, 2.0)  # warm up batches of all sizes
                 many, one = measure(port, 1, NPY, 32, seconds), measure(port, 1, NPY, 1, seconds)
                 half = measure(port, 1, NPY, 32, seconds, rate=many["requests_per_second"] / 2)
@@ -402,6 +385,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that no server is left running
     args.folder.mkdir(parents=True, exist_ok=True)
     os.environ["ZPOINT_HOME"] = str(args.folder.absolute())
+    os.environ.update(MALLOC_ENV)  # for the bare decoder and the other servers too
     source = make_model(args.folder.absolute())
     for name in args.only:
         if name == "ceiling":
@@ -416,8 +400,6 @@ def main() -> None:
         else:
             port = free_port()
             with server("zpoint-2" if name == "goals" else name, source, port, args.peers):
-                if name == "goals" or name.startswith("zpoint-"):
-                    wait_until_compiled(port)
                 if name == "goals":
                     result = measure_goals(source, port, args.seconds, args.rounds)
                 else:

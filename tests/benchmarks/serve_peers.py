@@ -21,14 +21,13 @@ torch.set_num_threads(1)
 
 
 def open_decoder(folder: str):
-    """Return a folder's compiled decoder, float32 z (n, z_dim) to uint8 images, and the parser of request bodies."""
+    """Return a folder's decoder as served, float32 z (n, z_dim) to uint8 images, and the parser of request bodies."""
     from aecore.training.checkpoint import load_model
     from cluster.storage import open_uri
-    from serving.runtime.model_loading import compile_decoder, prepare_model
+    from serving.runtime.model_loading import build_networks
 
     saved = load_model(*open_uri(folder))
-    decode = compile_decoder(prepare_model(saved.model))
-    assert decode
+    decode, _ = build_networks(saved.model)
 
     def parse(body: bytes) -> np.ndarray:
         return parse_body(body, NPY, ("z",), saved.model.image, saved.model.z_dim, Limits())[0]

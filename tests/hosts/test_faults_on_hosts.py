@@ -92,7 +92,7 @@ def digest(cluster: Cluster, run: str) -> str:
 
 @pytest.mark.usefixtures("champion")
 def test_a_training_beside_the_endpoint_names_what_it_waits_for_and_the_link_of_the_laptop_may_break(cluster: Cluster):
-    assert cluster.zpoint("deploy", "--no-compile").returncode == 0
+    assert cluster.zpoint("deploy").returncode == 0
     waiting, log = cluster.start_job("train", "tiny.yaml", DATA, "scale.workers=2", "name=waits", log="waits")
     wait_until(lambda: "held now: endpoint zpoint 1 CPU" in log.read_text(), "the line of the wait")
     laptop = cluster.hosts["laptop"]
@@ -108,7 +108,7 @@ def test_a_training_beside_the_endpoint_names_what_it_waits_for_and_the_link_of_
 @pytest.mark.usefixtures("champion")
 def test_the_endpoint_moves_from_a_host_that_loses_power(cluster: Cluster):
     """Its only replica starts again on the other host; the head's HAProxy then leads there."""
-    assert cluster.zpoint("deploy", "--no-compile").returncode == 0
+    assert cluster.zpoint("deploy").returncode == 0
     sample = ("sample", "--url", f"http://{cluster.hosts['head'].address}:8000", "--n", 1)
     assert cluster.zpoint(*sample).returncode == 0
     [lost] = [name for name in ("w1", "w2") if cluster.hosts[name].run("pgrep", "-f", "ray::ServeReplica").stdout]

@@ -51,7 +51,7 @@ def test_a_training_whose_driver_is_on_a_worker_goes_on_through_a_power_cut_of_t
 
 def test_an_endpoint_answers_again_without_a_deployment(cluster: Cluster):
     cluster.submit("promote", "steady")
-    assert cluster.zpoint("deploy", "--no-compile").returncode == 0
+    assert cluster.zpoint("deploy").returncode == 0
     sample = ("sample", "--url", f"http://{cluster.hosts['head'].address}:8000", "--n", 1)
     assert cluster.zpoint(*sample).returncode == 0
     replica = worker_processes(cluster, "ray::ServeReplica")

@@ -86,7 +86,7 @@ def test_the_champion_is_deployed_from_the_laptop(cluster: Cluster):
     assert re.fullmatch(r"train-\d{4}-\d{6}-[0-9a-f]{4}", tags["zpoint.job"])
     assert re.fullmatch(r"[0-9a-f]{16,64}", tags["zpoint.dataset"])
     assert (tags["zpoint.recipe"], tags["zpoint.run"]) == ("tiny", "two")
-    deployed = json.loads(cluster.zpoint("deploy", "--no-compile", "--json").stdout)
+    deployed = json.loads(cluster.zpoint("deploy", "--json").stdout)
     assert (deployed["status"], deployed["replicas"]) == ("RUNNING", 1)
     head = f"http://{cluster.hosts['head'].address}:8000"
     assert head in deployed["urls"]
@@ -98,11 +98,11 @@ def test_no_request_fails_while_the_endpoint_is_changed(cluster: Cluster):
     """The new replica starts on the other host before the old one stops."""
     laptop, head = cluster.hosts["laptop"], f"http://{cluster.hosts['head'].address}:8000"
     load = laptop.start(PYTHON, "-c", LOAD, head, log="load")
-    changed = cluster.zpoint("deploy", "--no-compile", "--access-log", "/tmp/home/access.jsonl", "--json")
+    changed = cluster.zpoint("deploy", "--access-log", "/tmp/home/access.jsonl", "--json")
     assert json.loads(changed.stdout)["status"] == "RUNNING"
     written = [worker for worker in ("w1", "w2") if cluster.hosts[worker].run("cat", "/tmp/home/access.jsonl").stdout]
     assert written, "no replica has the new option"
-    refused = cluster.zpoint("deploy", "--no-compile", "--alias", "nobody")
+    refused = cluster.zpoint("deploy", "--alias", "nobody")
     assert refused.returncode == 1
     assert "the replicas from before go on serving" in refused.stderr
     laptop.run("touch", "stop")

@@ -34,7 +34,7 @@ def make_slot(version: str = "7", alias: str = "champion", kl_factor: float = 1.
     info = ModelInfo(
         "zpoint", version, alias, "run-1", recipe, IMAGE, Z_DIM, {"psnr": 20.0}, latents, points=make_stored_points()
     )
-    return ModelSlot(LoadedModel(info, make_model(), compiled=False))
+    return ModelSlot(LoadedModel(info, make_model()))
 
 
 @cache

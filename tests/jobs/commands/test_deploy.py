@@ -57,13 +57,13 @@ def connect(monkeypatch: pytest.MonkeyPatch):
 def test_the_endpoint_is_awaited_and_described(connect, capsys):
     serve = connect(FakeServe("DEPLOYING", "DEPLOYING", "RUNNING"))
     assert deployment_status() == {"address": "http://head:8265", "status": "NOT_STARTED"}
-    assert deploy(["champion", "near-ae"], 8001, (1, 4), compiled=False, cors_origins=["https://a.org"]) == {
+    assert deploy(["champion", "near-ae"], 8001, (1, 4), cors_origins=["https://a.org"]) == {
         "address": "http://head:8265", "status": "RUNNING", "message": "", "aliases": ["champion", "near-ae"],
         "replicas": 1, "urls": ["http://10.0.0.5:8001", "http://10.0.0.6:8001"],
     }  # fmt: skip
     assert capsys.readouterr().err == "zpoint: the endpoint is DEPLOYING\n"
     assert serve.config["applications"][0]["args"] == {
-        "alias": ["champion", "near-ae"], "min_replicas": 1, "max_replicas": 4, "compile": False,
+        "alias": ["champion", "near-ae"], "min_replicas": 1, "max_replicas": 4,
         "cors_origins": ["https://a.org"], "access_log": "",
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"listens at port 8001.*`zpoint deploy delete`"):

@@ -202,7 +202,7 @@ def test_disconnect_counts_as_499_and_logs_nothing(caplog):
 
 def test_waiting_items_return_to_zero_after_the_response():
     slot, metrics = make_slot(), EndpointMetrics("1")
-    slot.current = LoadedModel(INFO, MODEL, compiled=False, metrics=metrics)
+    slot.current = LoadedModel(INFO, MODEL, metrics=metrics)
     http = make_client(slot, metrics=metrics)
     assert post_decode(http, make_z(100)).status_code == 200
     assert 'zpoint_waiting_items{replica="1",work="decode"} 0.0' in http.get("/metrics").text

@@ -2,8 +2,6 @@
 
 import asyncio
 import copy
-import shutil
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +14,7 @@ from aecore.latent.samplers import fit_latent_stats
 from aecore.model.autoencoder import Autoencoder, ImageShape, build_model
 from aecore.training.checkpoint import save_model
 from cluster.storage import open_uri
-from serving.runtime import model_loading
-from serving.runtime.metrics import EndpointMetrics
-from serving.runtime.model_loading import (
-    build_networks,
-    compile_decoder,
-    fold_norms,
-    load_version,
-    prepare_model,
-)
+from serving.runtime.model_loading import build_networks, fold_norms, load_version
 from serving.runtime.registry import ModelVersion
 
 NORMS = ("batch", "sync_batch", "group", "none")
@@ -87,7 +77,7 @@ def test_folding_norms_changes_nothing_in_float64(norm: str, channels: list[int]
 @pytest.mark.parametrize("norm", NORMS)
 def test_networks_equal_those_of_the_model(norm: str, image: ImageShape):
     model = make_model(norm, [4, 6, 8, 10], image)
-    decode, encode = build_networks(prepare_model(model))
+    decode, encode = build_networks(model)
     for n in (1, 3, 64):
         images = decode(make_z(n))
         assert_close(images, model.decode(torch.from_numpy(make_z(n))).numpy())
@@ -95,60 +85,6 @@ def test_networks_equal_those_of_the_model(norm: str, image: ImageShape):
         assert z.dtype == np.float32
         expected = model.encode(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).mean
         np.testing.assert_allclose(z, expected.numpy(), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_compiled_decoder_equals_the_model_also_after_a_swap(caplog: pytest.LogCaptureFixture):
-    for seed in (0, 1):  # the second model has the shapes of the first: only its weights may differ
-        model = make_model("batch", [4, 6, 8, 10], ImageShape(28, 1), seed)
-        decode = compile_decoder(prepare_model(model))
-        assert decode
-        for n in (1, 2, 3, 64):
-            images = decode(make_z(n))
-            assert_close(images, model.decode(torch.from_numpy(make_z(n))).numpy())
-            assert images.flags.c_contiguous
-            assert images.std() > 10
-    assert [record for record in caplog.records if record.name == model_loading.__name__] == []
-
-
-def test_decoder_that_cannot_be_compiled_is_logged(monkeypatch: pytest.MonkeyPatch, caplog):
-    def fail(*_: object) -> None:
-        raise RuntimeError("no C++ compiler\nfound")
-
-    monkeypatch.setattr(model_loading, "_compiled_decode", lambda: fail)
-    assert compile_decoder(make_model("none", [4, 4, 4, 4], ImageShape(16, 3))) is None
-    assert "cannot compile the decoder, so it runs uncompiled: no C++ compiler found" in caplog.text
-
-
-@pytest.mark.parametrize("compiles", [True, False])
-def test_model_decodes_uncompiled_until_its_decoder_is_compiled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiles: bool
-):
-    may_compile, metrics = threading.Event(), EndpointMetrics()
-
-    def compile_slowly(model: Autoencoder):
-        may_compile.wait()
-        return (lambda z: np.full((len(z), 16, 16, 3), 7, np.uint8)) if compiles else None
-
-    def decode() -> np.ndarray:
-        return asyncio.run(loaded.decode(make_z(2)))
-
-    monkeypatch.setattr(model_loading, "compile_decoder", compile_slowly)
-    loaded = load_version(save_version(tmp_path), metrics=metrics)
-    name = ("zpoint_compiled", (("alias", "champion"),))
-    assert decode().std() > 1
-    assert metrics.samples()[name] == 0
-    [thread] = [thread for thread in threading.enumerate() if thread.name == "compile"]
-    may_compile.set()
-    thread.join()
-    assert (decode() == 7).all() == compiles
-    assert metrics.samples()[name] == compiles
-
-
-def test_model_that_is_not_to_be_compiled_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(model_loading, "compile_decoder", lambda model: pytest.fail("compiled"))
-    load_version(save_version(tmp_path), compiled=False)
-    assert "compile" not in {thread.name for thread in threading.enumerate()}
 
 
 def save_version(folder: Path, stats_z_dim: int = Z_DIM) -> ModelVersion:
@@ -160,7 +96,7 @@ def save_version(folder: Path, stats_z_dim: int = Z_DIM) -> ModelVersion:
 
 
 def test_loaded_version_has_the_description_of_its_folder(tmp_path: Path):
-    loaded = load_version(save_version(tmp_path), compiled=False)
+    loaded = load_version(save_version(tmp_path))
     info = loaded.info
     assert (info.label, info.alias, info.run_id, info.z_dim) == ("zpoint/3", "champion", "run-3", Z_DIM)
     assert (info.image, info.metrics) == (ImageShape(16, 3), {"psnr": 21.0})
@@ -174,4 +110,4 @@ def test_loaded_version_has_the_description_of_its_folder(tmp_path: Path):
 
 def test_latent_statistics_of_another_z_dim_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="the latent statistics have z_dim 4, the model has 5"):
-        load_version(save_version(tmp_path, stats_z_dim=4), compiled=False)
+        load_version(save_version(tmp_path, stats_z_dim=4))

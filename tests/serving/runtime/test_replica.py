@@ -82,10 +82,10 @@ def test_config_file_for_a_cluster_needs_a_token_and_known_arguments(monkeypatch
     assert replica.app({}) == ([DEPLOYED], "secret", (1, 1), ReplicaOptions())
     assert replica.app({"min_replicas": 2})[2] == (2, 2)
     arguments = {
-        "alias": "challenger", "min_replicas": 2, "max_replicas": 4, "compile": False, "access_log": "/a.jsonl",
+        "alias": "challenger", "min_replicas": 2, "max_replicas": 4, "access_log": "/a.jsonl",
         "cors_origins": "https://a.org",
     }  # fmt: skip
-    options = ReplicaOptions(False, ("https://a.org",), "/a.jsonl")
+    options = ReplicaOptions(("https://a.org",), "/a.jsonl")
     assert replica.app(arguments) == ([replace(DEPLOYED, alias="challenger")], "secret", (2, 4), options)
     aliases = ["champion", "near-ae"]
     assert replica.app({"alias": aliases})[0] == [replace(DEPLOYED, alias=alias) for alias in aliases]

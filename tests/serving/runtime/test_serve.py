@@ -136,7 +136,7 @@ def start_statuses(port):
 
 @pytest.fixture(scope="module")
 def served(ray_cluster, champion, port, access_log, start_statuses):
-    options = ReplicaOptions(compiled=False, access_log=str(access_log))
+    options = ReplicaOptions(access_log=str(access_log))
     try:
         yield start_endpoint(port=port, replicas=(2, 2), options=options)
     finally:
@@ -362,7 +362,7 @@ def test_sigterm_during_the_start_leaves_nothing(ray_cluster, champion, monkeypa
     stop_endpoint()
     monkeypatch.setattr(deployment, "_wait_until_ready", lambda url: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
-        serve(["champion"], "127.0.0.1", port := free_port(), compiled=False)
+        serve(["champion"], "127.0.0.1", port := free_port())
     assert haproxies(port) == {}
     assert not {last_served.ACTOR_NAME, "SERVE_CONTROLLER_ACTOR"} & actor_names()
 
