@@ -36,7 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     If two processes share the tests (`make test`), all tests of the session's Ray run in one of them, so that only one
     Ray is started; a file of tests with a cluster of its own stays in one process too. pytest-xdist starts with the
-    largest group there, the tests of Ray: the tests that follow in that process find it connected to a Ray.
+    largest group there, the tests of Ray: the tests that follow in that process find it connected to a Ray. Groups of
+    one test keep their order: the demo's, which takes minutes, must not run last, beside an idle process.
     """
     for item in items:
         names = getattr(item, "fixturenames", ())
@@ -47,7 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("faults")
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray" if "ray_cluster" in names else item.path.stem))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+    in_parallel = "PYTEST_XDIST_WORKER" in os.environ
+    items.sort(key=lambda item: (item.get_closest_marker("ray") is not None) != in_parallel)
 
 
 @pytest.fixture(scope="session", autouse=True)
