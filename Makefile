@@ -51,7 +51,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "zpoint: error: no Python 3.11 or 3.12 found: install one, or name it with PYTHON=..." >&2; exit 2; }
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } || \
 		{ rm -rf $(VENV); echo "zpoint: error: $(PYTHON) makes no environment: on Debian, apt-get install python3-venv" >&2; exit 2; }
-	@echo "installing into $(VENV): about 6 GB, some minutes" >&2
+	@echo "installing into $(VENV): about 8 GB, some minutes" >&2
 	$(INSTALL) --no-compile -e .
 	@$(COMPILE)
 	@touch $@

@@ -406,6 +406,12 @@ PLANTED = (
         (f"{MODEL_LOADING}::test_folding_norms_changes_nothing_in_float64",),
     ),
     Fault(
+        "the decoder gives another layout", "serving/runtime/model_loading.py",
+        "return to_uint8(torch.sigmoid(model.logits(z)))",
+        "return to_uint8(torch.sigmoid(model.logits(z))).transpose(1, 2).contiguous().transpose(1, 2)",
+        (f"{MODEL_LOADING}::test_networks_equal_those_of_the_model",),
+    ),
+    Fault(
         "/v1/reconstruct ignores its seed", "serving/http/api.py",
         "operations.corrupt_images, task, images, seed)", "operations.corrupt_images, task, images, 0)", (API_IMAGES,),
     ),

@@ -81,6 +81,8 @@ def test_networks_equal_those_of_the_model(norm: str, image: ImageShape):
     for n in (1, 3, 64):
         images = decode(make_z(n))
         assert_close(images, model.decode(torch.from_numpy(make_z(n))).numpy())
+        assert images.flags.c_contiguous
+        assert images.std() > 10
         z = encode(images)
         assert z.dtype == np.float32
         expected = model.encode(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).mean
