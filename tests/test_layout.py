@@ -65,7 +65,7 @@ def test_help_and_the_start_of_a_training_load_no_more_than_they_need():
         "import jobs.cli; jobs.cli.make_parser().format_help()": {*HEAVY, "pydantic", "numpy"},
         "import jobs.train.job": {"ray", "torch", "mlflow"},
         "import jobs.ingest.job, jobs.tune.job, jobs.study.job, jobs.claims.job, jobs.commands.serve": {"ray"},
-        "import aecore.training.loop": {"ray", "mlflow", "cv2"},
+        "import aecore.training.loop": {"ray", "mlflow", "cv2", "scipy"},
     }.items():
         assert loaded(code, needless) == []
 

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse.csgraph import connected_components
-from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -96,6 +94,8 @@ def core_distance(x: np.ndarray) -> np.ndarray:
     truncated there; median and sd come from the quartiles. Typical values: 0 for normal, about 0.05 for uniform, over
     0.1 for two peaks, about 0.8 / sqrt(n) for n normal values.
     """
+    from scipy.special import ndtr  # a start of a training or a replica does not wait for SciPy
+
     q1, median, q3 = np.quantile(x, [0.25, 0.5, 0.75], axis=0)
     standardised = (x - median) / np.maximum((q3 - q1) / NORMAL_IQR, 1e-12)
     distances = np.ones(x.shape[1])
@@ -140,6 +140,7 @@ def measure_structure(z: Tensor, seed: int = 0) -> RegionStructure:
 
 
 def _connected_component_sizes(x: np.ndarray) -> np.ndarray:
+    from scipy.sparse.csgraph import connected_components
     from sklearn.neighbors import kneighbors_graph
 
     graph = kneighbors_graph(x, min(N_NEIGHBOURS, len(x) - 1))

@@ -313,7 +313,9 @@ def test_events_hold_metrics_kl_and_images():
 
 def run_workers(worker, args, size):
     """Run `worker(rank, *args)` in processes forked from a server that has imported torch once."""
-    mp.get_context("forkserver").set_forkserver_preload(["torch.nn.parallel", "aecore.training.loop"])
+    # torch._dynamo: the first optimizer or DistributedDataParallel imports it.
+    preload = ["torch._dynamo", "torch.nn.parallel", "aecore.training.loop"]
+    mp.get_context("forkserver").set_forkserver_preload(preload)
     mp.start_processes(worker, args, nprocs=size, start_method="forkserver")
 
 
