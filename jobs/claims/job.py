@@ -123,6 +123,7 @@ def _generate_faces() -> str:
 def _train(selected: list["Claim"], datasets: Mapping[str, str], overrides: list[str]) -> dict[str, str]:
     """Train each run that the claims need, and return the runs' names by their keys in `jobs.claims.catalog.RUNS`."""
     from jobs.claims.catalog import RUNS
+    from jobs.study.images import check_image_count
 
     recipes = {}
     for claim in selected:
@@ -130,8 +131,8 @@ def _train(selected: list["Claim"], datasets: Mapping[str, str], overrides: list
             stem, run_overrides = RUNS[name]
             all_overrides = [f"data.uri={datasets[claim.dataset]}", *overrides, *run_overrides]
             recipes[name] = (stem, load_recipe(RECIPES / f"{stem}.yaml", all_overrides))
-    for uri in datasets.values():
-        open_dataset(uri)  # a dataset that cannot be opened fails before the first training
+    for uri in datasets.values():  # one that cannot be opened or measured fails before the first training
+        check_image_count(open_dataset(uri).manifest, DEFAULT_LIMIT)
     run_names = {}
     for run_number, (name, (stem, recipe)) in enumerate(recipes.items(), 1):
         print(f"zpoint claims: run {run_number}/{len(recipes)}, {name}", file=sys.stderr, flush=True)

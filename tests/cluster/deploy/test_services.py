@@ -62,8 +62,9 @@ def process(command: list[Any], log: Path, **options: Any) -> Iterator[subproces
 def postgres(log: Path) -> Iterator[int]:
     """Start PostgreSQL with the database `mlflow` and its user, password `secret`; yield its port."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not folders:
+    if not folders and os.environ.get("CI") != "true":  # .ci/run installs it
         pytest.skip("no PostgreSQL (apt-get install postgresql)")
+    assert folders, "no PostgreSQL"
     user = {"user": "postgres"} if os.getuid() == 0 else {}  # it refuses to run as root
     folder = Path(tempfile.mkdtemp(prefix="zpoint-postgres-", dir="/tmp"))
     try:

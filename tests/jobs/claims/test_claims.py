@@ -51,6 +51,7 @@ def test_report_that_another_command_writes_is_refused(refused: Callable, many_f
         (["celeba=x"], "'celeba=x' is neither a dataset (faces=URI, mnist=URI"),
         (["nonsense"], "'nonsense' is neither a dataset"),
         (["faces=nowhere"], "nowhere"),
+        (["faces={few}", "--only", "reconstruct", *TINY], "a study needs at least 64 images in each split, found 48"),
         (["--only", "flying"], "--only flying: no such claim on these datasets; they have ae-random,"),
         (["mnist=x", "--only", "denoise"], "--only denoise: no such claim on these datasets; they have z-dim-mnist"),
         (["faces={faces}", "optim.epochs=0"], "optim.epochs"),
@@ -59,9 +60,10 @@ def test_report_that_another_command_writes_is_refused(refused: Callable, many_f
     ],
 )
 def test_invalid_arguments_are_refused_before_any_training(
-    refused: Callable, many_faces: Path, arguments: list[str], error: str
+    refused: Callable, many_faces: Path, written_faces: Path, arguments: list[str], error: str
 ):
-    assert error in refused("claims", *(argument.format(faces=many_faces) for argument in arguments))
+    paths = {"faces": many_faces, "few": written_faces}
+    assert error in refused("claims", *(argument.format(**paths) for argument in arguments))
     assert not list(Path(".zpoint").rglob("run.json"))
 
 
