@@ -146,7 +146,7 @@ def _add_training(add_command: Callable[..., Any]) -> None:
         "study", _study, "measure which z-points of finished runs decode to meaningful images", printing.format_study
     )
     study.add_argument("runs", nargs="+", metavar="RUN", help="names of runs, or of campaigns: the runs of its front")
-    study.add_argument("--out", type=_path, help="folder of the report (default: one in ZPOINT_HOME/studies)")
+    study.add_argument("--out", type=_path, help="folder or s3:// URI of the report (default: in ZPOINT_HOME/studies)")
     study.add_argument(
         "--limit", type=_positive_int, default=6_000, help="maximum number of training images to encode (default: 6000)"
     )
@@ -167,7 +167,9 @@ def _add_training(add_command: Callable[..., Any]) -> None:
     )
     claims.add_argument("--only", action="append", metavar="CLAIM", help="check this claim only; may be repeated")
     claims.add_argument(
-        "--out", type=_path, help="folder of the report (default: ZPOINT_HOME/claims, or claims-CLAIM with --only)"
+        "--out",
+        type=_path,
+        help="folder or s3:// URI of the report (default: ZPOINT_HOME/claims, or claims-CLAIM with --only)",
     )
     _add_num_samples(claims)
 

@@ -920,6 +920,20 @@ PLANTED = (
         ("tests/jobs/tune/test_records.py",),
     ),
     Fault(
+        "a submitted job writes its report to the folder that Ray deletes", "jobs/report_folder.py",
+        'submitted_job() and "ZPOINT_HOME" not in os.environ', "False", ("tests/jobs/test_report_folder.py",),
+    ),
+    Fault(
+        "the report of a job with a home goes to the store", "jobs/report_folder.py",
+        'submitted_job() and "ZPOINT_HOME" not in os.environ', "submitted_job()",
+        ("tests/jobs/test_report_folder.py",),
+    ),
+    Fault(
+        "claims are trained on a dataset too small to be measured", "jobs/claims/job.py",
+        "check_image_count(open_dataset(uri).manifest, DEFAULT_LIMIT)", "open_dataset(uri)",
+        ("tests/jobs/claims/test_claims.py",),
+    ),
+    Fault(
         "the first seed of a point has no label", "jobs/tune/table.py",
         '{"optim.seed": campaign.recipe["optim"]["seed"]}', '{"optim.seed": ""}', ("tests/jobs/tune/test_table.py",),
     ),

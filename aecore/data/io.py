@@ -122,10 +122,14 @@ def retry_read(read: Callable[[int], T], *errors: type[Exception], remote: bool)
     return read(last)
 
 
+def encode_json(value: Any) -> bytes:
+    """Return `value` as indented JSON with sorted keys: equal values give equal bytes. Raises ValueError for NaN."""
+    return f"{json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)}\n".encode()
+
+
 def write_json(fs: pafs.FileSystem, path: str, value: Any) -> None:
-    """Write `value` as indented JSON with sorted keys: equal values give equal bytes. Raises ValueError for NaN."""
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_atomic(fs, path, f"{text}\n".encode())
+    """Write `value` atomically as `encode_json` returns it."""
+    write_atomic(fs, path, encode_json(value))
 
 
 def read_json(fs: pafs.FileSystem, path: str) -> Any:

@@ -6,19 +6,17 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.fs as pafs
-
 from aecore.config import load_recipe
-from aecore.data.io import write_atomic, write_json
+from aecore.data.io import encode_json
 from cluster.lock import hold_lock
 from cluster.progress import Bar, ProgressCallback, no_progress
 from cluster.settings import settings
 from jobs.dataset import open_dataset
 from jobs.ingest.job import ingest
 from jobs.recipes import RECIPES
+from jobs.report_folder import ReportFolder, open_report_folder
 from jobs.study.measurements import (
     DEFAULT_LIMIT,
     DEFAULT_NUM_SAMPLES,
@@ -54,16 +52,17 @@ def claims(
     `arguments` holds datasets such as `faces=data/celeba` (see `jobs.claims.catalog.DATASETS`), and overrides for all
     recipes such as `optim.epochs=20`. `claim_names` selects claims. `num_samples` images are scored for each sampler
     and sweep value. Finished runs and stored measurements are reused. claims.html, claims.json and PNGs for each claim
-    are written to the folder `out`, by default ZPOINT_HOME/claims, or claims-NAME beside it for selected claims.
+    are written to the folder `out`, a path or an s3:// URI, by default ZPOINT_HOME/claims, or claims-NAME beside it for
+    selected claims; for a submitted job in ZPOINT_STORE.
 
-    Raises ValueError for an unknown dataset or claim, and for a recipe, a dataset or a study that is refused.
+    Raises ValueError for an unknown dataset or claim, for a recipe, a dataset or a study that is refused, and as
+    `open_report_folder`.
     """
     start = time.monotonic()
     datasets, overrides = _parse(arguments)
     selected = _select(claim_names, datasets)
-    folder = Path(out).absolute() if out else settings().home / "-".join(["claims", *(claim_names or ())])
-    folder.mkdir(parents=True, exist_ok=True)
-    with hold_lock(f"{folder}/.lock", f"the claims in {folder} are being checked", "choose another --out"):
+    folder = open_report_folder(out, "-".join(["claims", *(claim_names or ())]))
+    with hold_lock(f"{folder.uri}/.lock", f"the claims in {folder.uri} are being checked", "choose another --out"):
         if not datasets:
             datasets, overrides = {"faces": _generate_faces()}, [*GENERATED_OVERRIDES, *overrides]
         run_names = _train(selected, datasets, overrides)
@@ -151,20 +150,18 @@ def _open_runs(run_names: Mapping[str, str], num_samples: int) -> dict[str, Meas
 
 
 def _write_report(
-    folder: Path, results: list[ClaimResult], runs: Mapping[str, MeasuredRun], datasets: Mapping[str, str],
+    folder: ReportFolder, results: list[ClaimResult], runs: Mapping[str, MeasuredRun], datasets: Mapping[str, str],
     num_samples: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Write claims.html, claims.json and the PNGs. Return the content of claims.json with the report's path."""
     from jobs.claims.verdicts import IMAGE_HEADERS
     from jobs.study.report import image_rows_png, render_page
 
-    local_fs = pafs.LocalFileSystem()
+    files = {}
     for result in results:
         name, verdict = result.claim.name, result.verdict
-        files = {f"{name}.png": image_rows_png(verdict.image_rows)} if verdict.image_rows else {}
+        files |= {f"{name}.png": image_rows_png(verdict.image_rows)} if verdict.image_rows else {}
         files |= {f"{name}-{chart.name}.png": chart.png for chart in verdict.charts}
-        for file_name, content in files.items():
-            write_atomic(local_fs, str(folder / file_name), content)
     claims_json = {
         "claims": [
             {"claim": result.claim.name, "text": result.claim.text, "holds": result.verdict.holds,
@@ -174,11 +171,11 @@ def _write_report(
         "runs": {name: run.run.store.name for name, run in runs.items()},
         "sets": dict(datasets),
     }  # fmt: skip
-    write_json(local_fs, str(folder / "claims.json"), claims_json)
+    files["claims.json"] = encode_json(claims_json)
     page = render_page(
         "claims.html.j2", datasets="; ".join(f"{name}: {uri}" for name, uri in datasets.items()), results=results,
         image_headers=IMAGE_HEADERS, num_samples=f"{num_samples:,}",
         runs={name: run.run.summary for name, run in runs.items()},
     )  # fmt: skip
-    write_atomic(local_fs, str(folder / "claims.html"), page.encode())
-    return {"report": str(folder / "claims.html"), **claims_json}
+    folder.write({**files, "claims.html": page.encode()})
+    return {"report": f"{folder.uri}/claims.html", **claims_json}

@@ -6,13 +6,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.fs as pafs
-
-from aecore.data.io import write_atomic
 from cluster import tracking
 from cluster.progress import ProgressCallback, no_progress
 from cluster.settings import settings
 from cluster.storage import check_uri
+from jobs.report_folder import open_report_folder
 from jobs.study.measurements import (
     DEFAULT_LIMIT,
     DEFAULT_NUM_SAMPLES,
@@ -38,34 +36,30 @@ def study(
     A campaign stands for the runs of its Pareto front. At most `limit` training images are encoded. `num_samples`
     images, or as many as there are held-out images, are scored for each sampler and sweep value; with `inception`, a
     file of weights, the samplers' images also by that network. Measurements are stored with each run and reused unless
-    `fresh`. The report is written to the folder `out`, by default one in ZPOINT_HOME/studies, and logged to the runs in
-    MLflow.
+    `fresh`. The report is written to the folder `out`, a path or an s3:// URI, by default one in ZPOINT_HOME/studies,
+    for a submitted job in ZPOINT_STORE/studies, and logged to the runs in MLflow.
 
-    Raises ValueError for an unknown or unfinished run, for runs on different datasets, and if `out` is a file or
-    `inception` is not the expected file of weights.
+    Raises ValueError for an unknown or unfinished run, for runs on different datasets, if `inception` is not the
+    expected file of weights, and as `open_report_folder`.
     """
     start = time.monotonic()
     names = list(dict.fromkeys(run_names))
-    folder = Path(out).absolute() if out else settings().home / "studies" / _folder_name(names)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out {out} is a file: name a folder")
     check_uri(settings().store)
     runs = [find_finished_run(name) for name in dict.fromkeys(expand_campaigns(names))]
     study_dataset = open_study_dataset(runs, limit, num_samples)
     network = _load_inception(inception)
-    folder.mkdir(parents=True, exist_ok=True)  # fails before the measurements, not after them
+    folder = open_report_folder(out, f"studies/{_folder_name(names)}")
     metrics, arrays = _measure(runs, study_dataset, network, fresh, progress)
 
     from jobs.study.report import PAGE_FILE, make_report
 
     files, findings = make_report(metrics, arrays)
-    for name, content in files.items():  # the page is the last: a page without its files is never seen
-        write_atomic(pafs.LocalFileSystem(), str(folder / name), content)
+    folder.write(files)  # the page is the last: a page without its files is never seen
     for run in runs:
         if run.store.run_id:
             tracking.best_effort("log the study", partial(tracking.log_files, run.store.run_id, files, "study"))
     return {
-        "report": str(folder / PAGE_FILE), "runs": [run.store.name for run in runs], "findings": findings,
+        "report": f"{folder.uri}/{PAGE_FILE}", "runs": [run.store.name for run in runs], "findings": findings,
         "seconds": round(time.monotonic() - start, 1),
     }  # fmt: skip
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aecore.data.io import read_bytes
 from cluster.lock import hold_lock
+from cluster.storage import open_uri
 from jobs.claims.catalog import CLAIMS, DATASETS, RUNS
 from jobs.recipes import RECIPES
 
@@ -19,7 +21,7 @@ TINY = ("optim.epochs=1", "model.channels=[4,4,4,4]", "model.norm=group", "scale
 
 
 def test_claims_are_checked_and_reported_and_a_second_call_reuses_the_measurements(
-    zpoint: Callable, many_faces: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+    zpoint: Callable, many_faces: Path, tiny: str, s3: str, monkeypatch: pytest.MonkeyPatch
 ):
     arguments = (f"faces={many_faces}", *TINY, "--num-samples", 12, "--out", "report")
     result = zpoint("claims", *arguments, "--only", "ae-random", "--only", "vae-radius", "--only", "denoise")
@@ -34,8 +36,11 @@ def test_claims_are_checked_and_reported_and_a_second_call_reuses_the_measuremen
     assert json.loads(Path("report/claims.json").read_text())["claims"] == result["claims"]
 
     monkeypatch.setattr("aecore.analysis.MEASUREMENTS", {})  # nothing can be measured any more
-    second = zpoint("claims", *arguments, "--only", "ae-random")
+    second = zpoint("claims", *arguments, "--only", "ae-random", "--out", f"{s3}/report")
     assert second["claims"] == result["claims"][1:2]
+    assert second["report"] == f"{s3}/report/claims.html"
+    fs, path = open_uri(second["report"])
+    assert result["claims"][1]["text"] in unescape(read_bytes(fs, path).decode())
 
 
 def test_report_that_another_command_writes_is_refused(refused: Callable, many_faces: Path):
