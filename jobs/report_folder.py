@@ -38,6 +38,6 @@ def open_report_folder(out: str | None, default: str) -> ReportFolder:
     fs, root = check_uri(uri)
     if isinstance(fs, pafs.LocalFileSystem):
         if os.path.exists(root) and not os.path.isdir(root):
-            raise ValueError(f"--out {out} is a file: name a folder")
+            raise ValueError(f"--out {out or uri} is a file: name a folder")
         os.makedirs(root, exist_ok=True)
     return ReportFolder(uri)

@@ -25,6 +25,7 @@ from tests.hosts.cluster import (
     train_workers,
     wait_for_epoch,
     wait_until,
+    worker_processes,
 )
 from tests.hosts.machines import REPO, missing_requirement
 
@@ -69,6 +70,18 @@ def champion(cluster: Cluster) -> None:
 
 def jobs(cluster: Cluster) -> list[dict]:
     return json.loads(cluster.zpoint("jobs", "--json").stdout)["jobs"]
+
+
+def cut_link(cluster: Cluster, host: str, seconds: float) -> None:
+    """Cut the link of a worker's host for `seconds`, then wait until it is a node again."""
+    cluster.hosts[host].unplug()
+    time.sleep(seconds)
+    plug(cluster, host)
+
+
+def plug(cluster: Cluster, host: str) -> None:
+    cluster.hosts[host].plug()
+    wait_until(lambda: cluster.nodes() == {"head", "w1", "w2"}, "the link back: the node")
 
 
 def power_on(cluster: Cluster, worker: str) -> None:
@@ -194,8 +207,7 @@ def test_a_training_ends_while_a_link_stays_cut(cluster: Cluster):
     cut = log.read_text()
     wait_for_epoch(log, cut, 300, "a link cut: progress again")
     assert training.wait(240) == 0, log.read_text()
-    w2.plug()
-    wait_until(lambda: cluster.nodes() == {"head", "w1", "w2"}, "the link back: the node joins again")
+    plug(cluster, "w2")
     wait_until(lambda: not train_workers(cluster), "no worker is left")
 
 
@@ -227,6 +239,54 @@ def test_an_ingest_survives_the_power_cut_of_a_host(cluster: Cluster):
     verified = cluster.zpoint("data", "verify", f"{BUCKET}/cut")
     assert verified.returncode == 0, verified.stderr
     power_on(cluster, "w2")
+
+
+@pytest.mark.parametrize("seconds", [5, 60])
+def test_an_ingest_goes_on_through_a_cut_link(cluster: Cluster, seconds: int):
+    """In 60 s the ingest ends without the host behind the cut."""
+    to = f"{BUCKET}/cut-{seconds}"
+    argv = ("generated", "--to", to, "--size", 64, "--limit", 12000, "--shard-rows", 128)
+    ingest, log = cluster.start_job("ingest", *argv, log=f"ingest-{seconds}")
+    wait_until(lambda: re.search(r"ingest: [1-9][\d,]*/12,000", log.read_text()), "the first shards")
+    cut_link(cluster, "w2", seconds)
+    assert ingest.wait(240) == 0, log.read_text()
+    verified = cluster.zpoint("data", "verify", to)
+    assert verified.returncode == 0, verified.stderr
+
+
+@pytest.mark.parametrize("seconds", [5, 60])
+def test_a_campaign_goes_on_through_a_cut_link(cluster: Cluster, seconds: int):
+    """Its two trials run on a host each."""
+    argv = ("tune", "tiny.yaml", DATA, f"name=linked-{seconds}", "optim.epochs=200")
+    campaign, log = cluster.start_job(*argv, log=f"tune-{seconds}")
+    wait_until(lambda: re.search(r"linked-\d+: [1-9]\d+/400", log.read_text()), "the tenth epoch")
+    cut_link(cluster, "w2", seconds)
+    wait_until(lambda: campaign.poll() is not None, "the campaign has ended", timeout_s=300)
+    assert campaign.returncode == 0, log.read_text()
+    result = json.loads(log.read_text().splitlines()[-1])["result"]
+    assert [trial["epoch"] for trial in result["trials"] if trial["state"] == "finished"] == [200, 200]
+
+
+@pytest.mark.usefixtures("champion")
+@pytest.mark.parametrize("seconds", [5, 60])
+def test_the_endpoint_answers_again_after_a_cut_link(cluster: Cluster, seconds: int):
+    """In 60 s its only replica starts again on the other host; none is left behind the cut."""
+    assert cluster.zpoint("deploy").returncode == 0
+    sample = ("sample", "--url", f"http://{cluster.hosts['head'].address}:8000", "--n", 1)
+    assert cluster.zpoint(*sample).returncode == 0
+    [host] = worker_processes(cluster, "ray::ServeReplica")
+    began = time.monotonic()
+    cluster.hosts[host].unplug()
+    if seconds == 60:
+        wait_until(lambda: cluster.zpoint(*sample).returncode == 0, "a link cut: answers again", interval_s=0)
+    time.sleep(max(0.0, began + seconds - time.monotonic()))
+    plug(cluster, host)
+    wait_until(lambda: cluster.zpoint(*sample).returncode == 0, f"the link back after {seconds} s: answers")
+    wait_until(
+        lambda: sum(len(pids.split()) for pids in worker_processes(cluster, "ray::ServeReplica").values()) == 1,
+        "one replica",
+    )
+    assert cluster.zpoint("deploy", "delete").returncode == 0
 
 
 def test_a_killed_campaign_is_no_longer_running(cluster: Cluster):
