@@ -124,7 +124,7 @@ def test_the_endpoint_moves_from_a_host_that_loses_power(cluster: Cluster):
     assert cluster.zpoint("deploy").returncode == 0
     sample = ("sample", "--url", f"http://{cluster.hosts['head'].address}:8000", "--n", 1)
     assert cluster.zpoint(*sample).returncode == 0
-    [lost] = [name for name in ("w1", "w2") if cluster.hosts[name].run("pgrep", "-f", "ray::ServeReplica").stdout]
+    [lost] = worker_processes(cluster, "ray::ServeReplica")
     cluster.hosts[lost].power_off()
     wait_until(lambda: cluster.zpoint(*sample).returncode == 0, "the replica's host off: answers again", interval_s=0)
     cluster.hosts[lost].boot()
@@ -189,8 +189,7 @@ def test_an_elastic_training_survives_a_link_that_is_cut_for_a_minute(cluster: C
     wait_for_epoch(log, cut, 700, "a link cut: progress again")
     print(f"epochs begun again: {shown_epochs(cut, 700)[-1] - shown_epochs(log.read_text()[len(cut) :], 700)[0] + 1}")
     time.sleep(max(0.0, cut_at + 60 - time.monotonic()))
-    w2.plug()
-    wait_until(lambda: cluster.nodes() == {"head", "w1", "w2"}, "the link back after 60 s: the node joins again")
+    plug(cluster, "w2")
     assert training.wait(240) == 0, log.read_text()
     assert shown_epochs(log.read_text(), 700)[-1] == 700
     wait_until(lambda: not train_workers(cluster), "no worker is left")
