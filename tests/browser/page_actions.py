@@ -1,4 +1,4 @@
-"""Actions of the browser tests: read images, move sliders, choose radio buttons."""
+"""Actions of the browser tests: read images and the address, move sliders, choose radio buttons."""
 
 import base64
 import io
@@ -8,6 +8,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+
+def address(page: Any) -> str:
+    """Return the URL in the address bar; `page.url` follows the page's own changes of it with a delay."""
+    return page.evaluate("location.href")
 
 
 def image_urls(page: Any, selector: str) -> list[str]:

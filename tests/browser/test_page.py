@@ -1,4 +1,4 @@
-"""The page in a browser: every control of every view changed_image_urls its images.
+"""The page in a browser: every control of every view changes its images.
 
 An error on the console, a request to another origin or a violation of the Content-Security-Policy fails a test
 (open_page in conftest.py).
@@ -20,6 +20,7 @@ from aecore.data.images import encode_image, register_heif
 from aecore.data.synthetic_faces import draw_face
 from aecore.latent.points import make_points
 from tests.browser.page_actions import (
+    address,
     changed_image_urls,
     choose,
     decode_data_url,
@@ -53,10 +54,10 @@ def test_samples_change_with_each_control(open_page, page_url):
         changed_image_urls(page, "#samples", lambda seed=seed: page.get_by_label("Seed").fill(seed))
         shown.append(pixels(page, "#samples")[0])
     assert shown[0] == shown[2] != shown[1]
-    address = page.url
+    before_reload = address(page)
     page.reload()
     assert pixels(page, "#samples")[0] == shown[2]
-    assert page.url == address
+    assert address(page) == before_reload
 
 
 def test_an_ae_stands_beside_a_vae_with_the_same_seed_and_faces_counted(open_page, monkeypatch, serve):
@@ -89,14 +90,14 @@ def test_map_decodes_the_place_of_the_pointer_or_the_keys(open_page, page_url):
     changed_image_urls(page, "#map-decoded", lambda: canvas.hover(position={"x": 60, "y": 90}))
     assert pixels(page, "#map-decoded") != before
     changed_image_urls(page, "#map-decoded", lambda: canvas.press("ArrowRight"))
-    address = page.url
+    before_reload = address(page)
     with page.expect_request("**/neighbours"):
         choose(page, "normal")
     place = page.locator("#map-place").inner_text()
     page.reload()
     image_urls(page, "#map-decoded")
     page.wait_for_function("text => document.getElementById('map-place').textContent === text", arg=place)
-    assert page.url == address
+    assert address(page) == before_reload
 
 
 def test_edit_moves_an_image_along_each_direction(open_page, page_url):
@@ -173,24 +174,24 @@ def test_the_change_from_start_to_end_is_added_to_another_image(open_page, page_
     page.wait_for_load_state("networkidle")
     changed_image_urls(page, "#changed-strip", lambda: page.get_by_role("button", name="Another image").click())
     changed_image_urls(page, "#interpolation-strip", lambda: choose(page, "spherical"))
-    address, shown = page.url, pixels(page, "#changed-strip") + pixels(page, "#interpolation-strip")
+    before_reload, shown = address(page), pixels(page, "#changed-strip") + pixels(page, "#interpolation-strip")
     page.reload()
     assert pixels(page, "#changed-strip") + pixels(page, "#interpolation-strip") == shown
-    assert page.url == address
+    assert address(page) == before_reload
 
 
 def test_a_view_keeps_its_address_and_a_link_opened_in_its_tab_is_followed(open_page, page_url):
     page = open_page(f"{page_url}/#edit")
     image_urls(page, "#edited-image")
     page.wait_for_function("() => location.hash.startsWith('#edit?z=')")
-    first, shown = page.url, pixels(page, "#edited-image")
+    first, shown = address(page), pixels(page, "#edited-image")
     changed_image_urls(page, "#edited-image", lambda: page.get_by_role("button", name="Mean").click())
-    second = page.url
+    second = address(page)
     page.get_by_role("link", name="Map").click()
     page.get_by_role("link", name="Edit").click()
-    assert page.url == second
-    page.evaluate("link => location.assign(link)", first)
-    page.wait_for_load_state("networkidle")
+    page.wait_for_function("url => location.href === url", arg=second)  # hashchange comes after the click
+    with page.expect_event("load"):
+        page.evaluate("link => location.assign(link)", first)
     page.wait_for_selector("#edited-image img[src]")
     assert pixels(page, "#edited-image") == shown
 
@@ -203,13 +204,13 @@ def test_principal_axes_have_the_users_names_which_the_address_keeps(open_page, 
     named = re.compile("^turns the head .Axis 2, ")
     changed_image_urls(page, "#direction-strip", lambda: press_slider(page, named))
     assert page.locator("#direction-title").inner_text().startswith("turns the head from ")
-    address = page.url
+    before_reload = address(page)
     page.reload()
     page.get_by_role("slider", name=named).wait_for()
     page.get_by_role("slider", name=re.compile("^Axis 1, ")).wait_for()
     image_urls(page, "#edited-image")
-    assert page.url == address
-    page.goto(address.replace("z=7.", "z=6."))  # of another version, whose axes are others
+    assert address(page) == before_reload
+    page.goto(before_reload.replace("z=7.", "z=6."))  # of another version, whose axes are others
     page.get_by_role("slider", name=re.compile("^Axis 2, ")).wait_for()
 
 
@@ -230,10 +231,10 @@ def test_reconstruct_a_random_image_by_each_task(open_page, page_url):
         for label in labels:
             changed_image_urls(page, "#reconstruction", lambda label=label: press_slider(page, label, times=25))
     changed_image_urls(page, "#reconstruction", lambda: page.get_by_role("button", name="Random", exact=True).click())
-    address, shown = page.url, pixels(page, "#reconstruction")
+    before_reload, shown = address(page), pixels(page, "#reconstruction")
     page.reload()
     assert pixels(page, "#reconstruction") == shown
-    assert page.url == address
+    assert address(page) == before_reload
 
 
 def test_a_photo_that_the_browser_does_not_read_is_converted_by_the_endpoint(open_page, page_url):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from tests.browser.page_actions import changed_image_urls, image_urls
+from tests.browser.page_actions import address, changed_image_urls, image_urls
 from tests.serving.app_server import make_slot
 
 pytestmark = pytest.mark.browser
@@ -28,7 +28,7 @@ def test_page_is_usable_by_keyboard(open_page, page_url):
     page.get_by_role("link", name="Skip to content").focus()
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
-    assert page.locator("#view-model").is_visible()
+    page.locator("#view-model").wait_for()
     page.evaluate("location.hash = 'sample'")
     assert [name for name in ("Sample", "Edit", "Model", "New samples") if name not in focused] == []
     assert "radio" in focused
@@ -127,12 +127,12 @@ def test_page_reloads_if_another_model_is_served_and_drops_the_old_z(open_page, 
     url = serve(slot)
     page = open_page(f"{url}/#edit", allowed="Failed to load resource")
     image_urls(page, "#edited-image")
-    old = page.url
+    old = address(page)
     slot.current = make_slot("8").current
     page.get_by_role("button", name="Mean").click()
     page.wait_for_function("() => document.title === 'zpoint 8'")
     image_urls(page, "#edited-image")
-    assert page.url != old  # the z-point in the old address is of version 7
+    assert address(page) != old  # the z-point in the old address is of version 7
 
 
 def test_page_recovers_if_its_first_request_fails(open_page, page_url):
