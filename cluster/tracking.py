@@ -71,16 +71,20 @@ def _client(uri: str) -> Any:
     # Seconds instead of MLflow's minutes: a training must not wait for a dead server.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    os.environ.setdefault("PGCONNECT_TIMEOUT", "15")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines for each run that ends
     from mlflow import MlflowClient
 
     # MLflow's import sets their levels. Their errors are raised as well as logged, urllib3's at each retry.
     for logger in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
-    if not uri.startswith("sqlite"):
+    if uri.startswith("http"):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
-    from sqlalchemy import make_url
+    from sqlalchemy import create_engine, make_url
 
+    if not uri.startswith("sqlite"):
+        create_engine(uri).connect().close()  # MLflow would repeat a failure for 100 s
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
     path = make_url(uri).database or ""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with open(f"{path}.lock", "w") as lock:  # MLflow creates the tables on first use, which two processes cannot share

@@ -874,6 +874,10 @@ PLANTED = (
         " if math.isfinite(value)]", "]", ("tests/cluster/test_tracking.py", "tests/cluster/test_mlflow_runs.py"),
     ),
     Fault(
+        "a dead database of MLflow is tried for minutes", "cluster/tracking.py",
+        "create_engine(uri).connect().close()", "create_engine(uri)", ("tests/cluster/test_tracking.py",),
+    ),
+    Fault(
         "a deleted run of MLflow stays deleted", "cluster/tracking.py",
         "client().restore_run(run_id)", "pass", ("tests/cluster/test_tracking.py", "tests/cluster/test_mlflow_runs.py"),
     ),

@@ -5,6 +5,7 @@ import os
 import sys
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from cluster import tracking
 from cluster.tracking import check_tracking_uri
@@ -53,15 +54,22 @@ def test_refused_connection_is_one_warning(monkeypatch: pytest.MonkeyPatch, capl
 
 
 def test_requests_of_mlflow_end_within_seconds_unless_the_user_sets_more(monkeypatch: pytest.MonkeyPatch):
-    names = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
+    names = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT", "PGCONNECT_TIMEOUT")
     for name in names:
         monkeypatch.setenv(name, "")  # restored after the test
         monkeypatch.delenv(name)
     tracking._client.__wrapped__("http://127.0.0.1:9")
-    assert [os.environ[name] for name in names] == ["2", "15"]
+    assert [os.environ[name] for name in names] == ["2", "15", "15"]
     monkeypatch.setenv(names[0], "7")
     tracking._client.__wrapped__("http://127.0.0.1:9")
-    assert [os.environ[name] for name in names] == ["7", "15"]
+    assert [os.environ[name] for name in names] == ["7", "15", "15"]
+
+
+def test_a_database_that_refuses_fails_at_once(monkeypatch: pytest.MonkeyPatch):
+    """MLflow tries again for 100 s."""
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waited"))
+    with pytest.raises(OperationalError, match="Connection refused"):
+        tracking._client.__wrapped__("postgresql://u:geheim@127.0.0.1:9/d")
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///x.db", "sqlite:////a/x.db", "http://h:5000", "https://u:p@h/path"])
