@@ -78,7 +78,10 @@ TESTS = {  # of a module whose tests are not only tests/.../test_MODULE.py
     "jobs/claims/verdicts.py": ("tests/jobs/claims/test_verdicts.py",),
     "jobs/study/metrics.py": ("tests/jobs/study/test_findings.py",),
     "jobs/tune/stopping.py": ("tests/jobs/tune/test_runner.py", "tests/jobs/tune/test_plan.py"),
-    "serving/http/decoding.py": ("tests/serving/http/test_decoding.py", "tests/serving/http/test_api_images.py"),
+    "serving/http/decoding.py": (
+        "tests/serving/http/test_decoding.py", "tests/serving/http/test_api.py",
+        "tests/serving/http/test_api_images.py",
+    ),
     "serving/http/operations.py": ("tests/serving/http/test_api.py", "tests/serving/http/test_api_images.py"),
     "serving/http/schemas.py": ("tests/serving/http/test_api.py", "tests/serving/http/test_request_forms.py"),
     "serving/runtime/model_slot.py": ("tests/serving/http/test_api.py",),

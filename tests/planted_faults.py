@@ -941,6 +941,31 @@ PLANTED = (
         "the first seed of a point has no label", "jobs/tune/table.py",
         '{"optim.seed": campaign.recipe["optim"]["seed"]}', '{"optim.seed": ""}', ("tests/jobs/tune/test_table.py",),
     ),
+    Fault(
+        "a checked shard of the node cache keeps its old time", "aecore/data/node_cache.py",
+        "            os.utime(slot.lock.fileno())\n", "", ("tests/aecore/data/test_node_cache.py",),
+    ),
+    Fault(
+        "an interpolation runs from its end to its start in a study", "aecore/analysis.py",
+        "interpolate(z[i], z[n_pairs + i],", "interpolate(z[n_pairs + i], z[i],", ("tests/aecore/test_analysis.py",),
+    ),
+    Fault(
+        "a nonfinite loss of one worker leaves the others waiting", "aecore/training/loop.py",
+        "        dist.all_reduce(nonfinite_step, dist.ReduceOp.MAX)\n", "", ("tests/aecore/training/test_loop.py",),
+    ),
+    Fault(
+        "the start of a search does not grow with its keys", "jobs/tune/plan.py",
+        "2 * len(self.searched) + 2", "2 / len(self.searched) + 2", ("tests/jobs/tune/test_plan.py",),
+    ),
+    Fault(
+        "a listed point lies beyond its range", "jobs/tune/plan.py",
+        "int(d.high) + 1", "int(d.high) + 2", ("tests/jobs/tune/test_plan.py",),
+    ),
+    Fault(
+        "a claim's images have no metrics below them", "jobs/claims/verdicts.py",
+        """return format_rate_short(_rate(scores)), f"{scores['hog_frechet']:.2f}\"""", 'return ("", "")',
+        ("tests/jobs/claims/test_verdicts.py",),
+    ),
 )  # fmt: skip
 
 # (file, change as tests/mutants.py prints it, the reason why no test can notice it)
@@ -1043,5 +1068,29 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
         "2 -> (3) in "
         "layers += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU(), nn.MaxPool2d(2)]",
         "another small network, which recognises the images as well",
+    ),
+    (
+        "aecore/data/layout.py",
+        'zip(names[0].split("/")[:-1], names[-1].split("/")[:-1], strict=False) -> '
+        "(zip(names[-1].split('/')[:-1], names[0].split('/')[:-1], strict=False)) in "
+        'for first, last in zip(names[0].split("/")[:-1], names[-1].split("/")[:-1], strict=False):',
+        "two lists are compared, in either order",
+    ),
+    (
+        "jobs/study/findings.py",
+        "boundary > best -> (boundary >= best) in "
+        "below_half = next((boundary for boundary, rate in rates.items() if boundary > best and rate < HALF), None)",
+        "the rate of the best boundary is not below a half",
+    ),
+    (
+        "jobs/study/findings.py",
+        "rates[worst] < real_rate -> (rates[worst] <= real_rate) in "
+        "if rates[worst] < real_rate or not rates_differ(rates[worst], real_rate, num_samples):",
+        "equal rates do not differ",
+    ),
+    (
+        "aecore/data/loaders.py",
+        "20 -> (21) in SHUFFLE_BUFFER_BYTES = 128 << 20 # of images among which a stream is shuffled",
+        "the size of a buffer, a compromise between memory and order",
     ),
 )

@@ -111,6 +111,19 @@ def test_a_damaged_shard_is_named_and_can_be_restored(tmp_path: Path, dataset: D
     assert_complete(fill(tmp_path / "cache", dataset.root))
 
 
+def test_a_checked_shard_has_the_time_of_its_check(tmp_path: Path, dataset: Dataset):
+    """So that the other workers that opened the cache before do not check it again."""
+    fill(tmp_path / "cache", dataset.root)
+    [entry] = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    for path in entry.glob("*.*"):
+        os.utime(path, (0, 0))
+    started = time.time()
+    fill(tmp_path / "cache", dataset.root)
+    times = [path.stat().st_mtime for path in entry.glob("*.crc")]
+    assert len(times) == SHARDS
+    assert min(times) > started - 1
+
+
 def test_a_folder_that_is_not_writable_is_named(tmp_path: Path, dataset: Dataset):
     (tmp_path / "cache").touch()
     with pytest.raises(ValueError, match=r"cannot fill the node cache .*cache.*ZPOINT_CACHE names its folder"):

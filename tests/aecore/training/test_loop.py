@@ -241,6 +241,14 @@ def test_sums_of_an_open_epoch_move_to_rank_0(monkeypatch, rank):
     assert run.epoch_sums.tolist() == ([14, 2, 4] if rank == 0 else [0, 0, 0])
 
 
+def test_a_nonfinite_loss_of_another_worker_ends_the_epoch_of_this_one(monkeypatch):
+    """So that no worker waits for one that has stopped."""
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, op=SUM: tensor if op == SUM else tensor.fill_(2))
+    run = make_run(make_recipe(), world=World(0, 2))
+    with pytest.raises(FloatingPointError, match="at step 3 "):
+        loop.gather_sums(run)
+
+
 @pytest.mark.parametrize("optim", [{"lr": 1e30}, {"lr": 1e30, "clip": 1.0}])
 def test_nonfinite_loss_stops_the_run_with_the_weights_before_it(optim):
     run = make_run(make_recipe(optim={"epochs": 2, "batch": 8} | optim))

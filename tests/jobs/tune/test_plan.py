@@ -82,6 +82,25 @@ def test_each_told_point_is_closed_in_optuna():
     assert [trial.state.name for trial in plan._study.trials] == ["FAIL", "COMPLETE", "RUNNING"]
 
 
+@pytest.mark.parametrize("keys", [1, 3])
+def test_the_gaussian_process_takes_over_after_two_points_a_key_and_two(keys: int, monkeypatch: pytest.MonkeyPatch):
+    plan = plan_with(space={str(key): "uniform(0, 1)" for key in range(keys)})
+    monkeypatch.setattr(plan, "_ask", lambda: "asked")
+    points = []
+    while (point := plan.next()) != "asked":
+        assert isinstance(point, dict)
+        plan.tell(point, (1.0, 1.0))
+        points.append(point)
+    assert len(points) == 2 * keys + 2
+
+
+def test_last_points_that_the_sequence_misses_are_listed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jobs.tune.plan.SOBOL_POINTS", 1)
+    plan = plan_with(100, space={"a": "int(1, 4)", "b": "int(-1, 1)"})
+    points = [(point["a"], point["b"]) for point in iter(plan.next, None)]
+    assert sorted(points) == [(a, b) for a in (1, 2, 3, 4) for b in (-1, 0, 1)]
+
+
 def test_finite_space_ends_after_its_last_point():
     plan = plan_with(100, space={"a": "int(1, 3)", "b": ["x", "y"]})
     points = []
