@@ -109,8 +109,9 @@ class Bar:
         self.label, self.unit = label, unit
         self.done, self.total, self.text = 0, 0, ""
         self._start: tuple[float, int] | None = None  # time and `done` of the first update
+        self._end_time: float | None = None  # when `done` reached `total`
         self._line_time = 0.0
-        self._printed_state = (0, 0)
+        self._printed_state = (0, 0, "")
         self._tqdm: Any = None
 
     def update(self, done: int, total: int, text: str = "") -> None:
@@ -120,7 +121,7 @@ class Bar:
         with suppress(Exception):
             if sys.stderr.isatty():
                 self._draw()
-            elif current_time - self._line_time >= LINE_INTERVAL_S:
+            elif current_time - self._line_time >= LINE_INTERVAL_S and not self._is_final_line_printed():
                 self._line_time = current_time
                 self._print_line()
 
@@ -131,20 +132,21 @@ class Bar:
             self._start = (current_time, done)
             self._line_time = self._line_time or current_time
         self.done, self.total, self.text = done, total, text
+        self._end_time = (self._end_time or current_time) if 0 < total <= done else None
 
     def close(self) -> None:
         """Leave the last state on stderr; print nothing if there was no update."""
         with suppress(Exception):
             if self._tqdm is not None:
                 self._tqdm.close()
-            elif self._start is not None and self._printed_state != (self.done, self.total):
+            elif self._start is not None and self._printed_state[:2] != (self.done, self.total):
                 self._print_line()
         self._tqdm, self._start = None, None
 
     def line(self) -> str:
         """Return the state as in `train: 1,250/4,000 images  31 %  412/s  0:07 left  loss 1234.5`."""
         start_time, start_done = self._start or (time.monotonic(), self.done)
-        elapsed_s = time.monotonic() - start_time
+        elapsed_s = (self._end_time or time.monotonic()) - start_time
         rate = (self.done - start_done) / elapsed_s if elapsed_s > 0 else 0.0
         fields = [f"{self.label}: {self.done:,}{f'/{self.total:,}' if self.total else ''} {self.unit}"]
         if self.total:
@@ -157,8 +159,11 @@ class Bar:
             fields.append(f"{_format_duration((self.total - self.done) / rate)} left")
         return "  ".join([*fields, self.text] if self.text else fields)
 
+    def _is_final_line_printed(self) -> bool:
+        return self._end_time is not None and self._printed_state == (self.done, self.total, self.text)
+
     def _print_line(self) -> None:
-        self._printed_state = (self.done, self.total)
+        self._printed_state = (self.done, self.total, self.text)
         print(self.line(), file=sys.stderr, flush=True)
 
     def _draw(self) -> None:

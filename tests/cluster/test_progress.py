@@ -74,6 +74,22 @@ def test_without_a_terminal_a_line_is_printed_every_ten_seconds_and_at_the_end(
     assert [line.split()[1] for line in err.splitlines()] == ["10/35", "20/35", "30/35", "35/35"]
 
 
+def test_the_last_state_is_printed_once_and_its_time_stands_still(clock, capsys: pytest.CaptureFixture[str]):
+    """A training measures its model for a minute after its last step."""
+    bar = Bar("train", "images")
+    bar.update(0, 50)
+    clock.seconds += 25
+    for _ in range(60):
+        bar.update(50, 50)
+        clock.seconds += 1
+    bar.update(50, 50, "tested")
+    bar.close()
+    assert [line.split("  ")[2:] for line in capsys.readouterr().err.splitlines()] == [
+        ["2/s", "in 0:25"],
+        ["2/s", "in 0:25", "tested"],
+    ]
+
+
 def test_nothing_is_printed_without_an_update(capsys: pytest.CaptureFixture[str]):
     Bar("train", "images").close()
     assert capsys.readouterr() == ("", "")

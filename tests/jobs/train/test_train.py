@@ -24,6 +24,7 @@ from aecore.model.corruptions import make_eval_pair
 from aecore.training.checkpoint import load_checkpoint, load_model
 from aecore.training.evaluate import STORED_SAMPLERS, draw_train_points
 from cluster import tracking
+from cluster.progress import Bar
 from cluster.settings import settings
 from jobs.cli import main
 from jobs.dataset import open_dataset
@@ -66,6 +67,17 @@ def test_run_is_trained_once_and_logged_to_mlflow(zpoint, tiny: str, faces: Path
     assert fresh["run"] == result["run"]
     assert fresh["run_id"] != result["run_id"]
     assert [row["run_id"] for row in zpoint("runs")["runs"]] == [fresh["run_id"], result["run_id"]]
+
+
+@pytest.mark.usefixtures("tracking")
+def test_progress_says_what_follows_the_last_step(zpoint, tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch):
+    steps: list[tuple[bool, str]] = []
+    monkeypatch.setattr(Bar, "update", lambda bar, done, total, text="": steps.append((done == total, text)))
+    zpoint("train", tiny, f"data.uri={faces}")
+    steps = [step for step in steps if step[1].startswith("epoch ")]
+    assert [text.endswith("  measuring the model") for _, text in steps] == [is_last for is_last, _ in steps]
+    assert steps[-1][0]
+    assert steps[-1][1].startswith("epoch 2/2  loss ")
 
 
 @pytest.mark.usefixtures("tracking")
