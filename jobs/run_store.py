@@ -69,10 +69,11 @@ class RunStore:
         return {epoch: file["metrics"] for epoch, file in self._epoch_files(after).items()}
 
     def last_metric(self, name: str, before: int) -> float:
-        """Return the metric of the last epoch before epoch `before`, 0 if there is none or it has no such metric."""
-        fs, _ = self.folder
-        earlier = [path for epoch, path in self._epoch_paths().items() if epoch < before]
-        return read_json(fs, earlier[-1])["metrics"].get(name, 0.0) if earlier else 0.0
+        """Return the metric of the epoch before epoch `before`, 0 if there is none or it has no such metric."""
+        try:
+            return self.epoch_metrics(before - 1).get(name, 0.0)
+        except FileNotFoundError:
+            return 0.0
 
     def last_epoch(self) -> int:
         """Return the last epoch that has ended, 0 if none has."""

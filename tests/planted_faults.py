@@ -203,6 +203,18 @@ PLANTED = (
         "if path != best:", "if path:", (CHECKPOINT,),
     ),
     Fault(
+        "checkpoints wait until no more epochs end", "aecore/training/checkpoint.py",
+        "for _ in range(num_calls):", "while self._pending_calls:", (CHECKPOINT,),
+    ),
+    Fault(
+        "a training never waits for a slow storage", "aecore/training/checkpoint.py",
+        "wait([self._last_write])", "pass", (CHECKPOINT,),
+    ),
+    Fault(
+        "a training waits for a failing storage", "aecore/training/checkpoint.py",
+        " and not self._is_failing:", ":", (CHECKPOINT,),
+    ),
+    Fault(
         "a damaged checkpoint is loaded", "aecore/training/checkpoint.py",
         'if any(sha256(content) != progress["sha256"][name] for', 'if any(not progress["sha256"][name] for',
         (CHECKPOINT,),

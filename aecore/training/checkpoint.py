@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -34,6 +34,7 @@ from aecore.model.autoencoder import NETWORK_VERSION, Autoencoder, ImageShape, b
 log = logging.getLogger(__name__)
 POINTS_FILE = "points.safetensors"
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "optimizer.safetensors")
+MAX_BACKLOG = 8  # epochs that a training may be ahead of a slow storage; they are lost if it is killed
 RETRY_SECONDS, RETRY_PAUSE_SECONDS = 60.0, 2.0  # retries of a failing storage at the end of a training
 
 
@@ -113,8 +114,9 @@ def prune(fs: pafs.FileSystem, root: str, keep: int) -> None:
 class CheckpointWriter:
     """Writes checkpoints under `root` in a background thread, so that the training does not wait for the storage.
 
-    It writes one at a time. Of the snapshots that arrive meanwhile only the newest is written. If the storage fails,
-    it logs a warning and retries with the next snapshot and, in `finish`, for RETRY_SECONDS.
+    It writes one at a time. Of the snapshots that arrive meanwhile only the newest is written. The training waits if
+    epochs end so fast that MAX_BACKLOG of them have not been written. If the storage fails, it logs a warning and
+    retries with the next snapshot and, in `finish`, for RETRY_SECONDS; the training does not wait for it then.
     """
 
     def __init__(self, fs: pafs.FileSystem, root: str, keep: int) -> None:
@@ -124,6 +126,7 @@ class CheckpointWriter:
         self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(1, "checkpoints")
         self._last_write: Future[None] | None = None
+        self._is_failing = False
 
     def save(self, snapshot: Snapshot, before_write: Callable[[], None] | None = None) -> None:
         """Write `snapshot` soon.
@@ -138,6 +141,8 @@ class CheckpointWriter:
             self._pending_calls += [before_write] if before_write else []
             self._pending = snapshot
         self._last_write = self._executor.submit(self._try_write)
+        if len(self._pending_calls) > MAX_BACKLOG and not self._is_failing:
+            wait([self._last_write])
 
     def finish(self) -> None:
         """Wait until everything is written and close the writer. Raises OSError if the storage keeps failing."""
@@ -153,15 +158,18 @@ class CheckpointWriter:
     def _try_write(self) -> None:
         try:
             self._write()
+            self._is_failing = False
         except OSError as error:
+            self._is_failing = True
             log.warning("cannot write a checkpoint: %s; the training continues", one_line(error))
 
     def _write(self) -> None:
         """Write the pending snapshot. Raises OSError; the snapshot then stays pending, unless a newer one is."""
         with self._lock:
             snapshot, self._pending = self._pending, None
+            num_calls = len(self._pending_calls)  # a call that arrives meanwhile belongs to a later snapshot
         try:
-            while self._pending_calls:
+            for _ in range(num_calls):
                 self._pending_calls[0]()
                 self._pending_calls.popleft()
             if snapshot:

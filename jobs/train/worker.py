@@ -112,8 +112,9 @@ def train_loop(
             if event.metrics:
                 means = "  ".join(f"{key} {mean:,.{0 if mean >= 1000 else 1}f}" for key, mean in event.metrics.items())
                 text = f"epoch {state.epochs + 1}/{recipe.optim.epochs}  {means}"
-                is_last = event.samples == event.total_samples
-                worker.show_progress(event.samples, event.total_samples, text + is_last * "  measuring the model")
+                if event.samples == event.total_samples:
+                    text += "  measuring the model"
+                worker.show_progress(event.samples, event.total_samples, text)
                 if worker.observe_step is not None:
                     worker.observe_step(event)
             action = consensus.after_step(state.step)

@@ -18,6 +18,7 @@ PYTHON = sys.executable
 RAY = str(Path(sys.executable).with_name("ray"))
 ZPOINT = (PYTHON, "-P", "-m", "jobs.cli")
 BUCKET = "s3://zpoint"
+END_S = 900  # for a job that goes on to end, on a slow machine too; only a hang takes as long
 # A lost node is noticed after 5 s instead of 30.
 HEALTH_CHECK = (
     '{"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_timeout_ms": 5000,'
@@ -155,8 +156,12 @@ def shown_epochs(log: str, epochs: int) -> list[int]:
 
 
 def wait_for_epoch(log: Path, since: str, epochs: int, subject: str) -> None:
-    """Wait until the log of a training of `epochs` shows one behind its former text `since`."""
-    wait_until(lambda: shown_epochs(log.read_text()[len(since) :], epochs), subject)
+    """Wait until the log of a training of `epochs` shows a new one behind its former text `since`.
+
+    The first line behind that text may be of steps that were made before.
+    """
+    wanted = 2 if since else 1
+    wait_until(lambda: len(set(shown_epochs(log.read_text()[len(since) :], epochs))) >= wanted, subject)
 
 
 def train_workers(cluster: Cluster) -> dict[str, str]:

@@ -160,6 +160,49 @@ def test_saving_does_not_wait_and_writes_only_the_newest_pending_snapshot(tmp_pa
     assert stored_steps(tmp_path) == [4, 1]
 
 
+def test_a_checkpoint_is_written_though_epochs_end_faster_than_they_are_saved(tmp_path, snapshot_of):
+    """Before, the writer saved epoch after epoch and no checkpoint: a killed run lost 200 short epochs."""
+    stored: list[list[int]] = []
+
+    def save_epoch(step: int) -> None:
+        stored.append(stored_steps(tmp_path))
+        if step < 4:  # the next epoch ends while this one is saved
+            writer.save(snapshot_of(step + 1), partial(save_epoch, step + 1))
+
+    with checkpoint.CheckpointWriter(FS, str(tmp_path), 1) as writer:
+        writer.save(snapshot_of(1), partial(save_epoch, 1))
+        while len(stored) < 4:
+            writer._last_write.result(30)
+        writer.finish()
+    assert stored == [[], [1], [2], [3]]
+
+
+@pytest.mark.parametrize("is_failing", [False, True])
+def test_training_waits_for_a_slow_storage_but_not_for_a_failing_one(tmp_path, snapshot_of, monkeypatch, is_failing):
+    started, waited = threading.Event(), threading.Event()
+
+    def save_epoch() -> None:
+        started.set()
+        if is_failing:
+            fail_503()
+        assert waited.wait(30)
+
+    monkeypatch.setattr(checkpoint, "wait", lambda writes: waited.set())
+    monkeypatch.setattr(checkpoint, "retry_storage", lambda call, action: None)
+    with checkpoint.CheckpointWriter(FS, str(tmp_path), 1) as writer:
+        writer.save(snapshot_of(0), save_epoch)
+        assert started.wait(30)
+        if is_failing:
+            writer._last_write.result(30)
+        for step in range(1, checkpoint.MAX_BACKLOG):
+            writer.save(snapshot_of(step), save_epoch)
+        assert not waited.is_set()
+        writer.save(snapshot_of(checkpoint.MAX_BACKLOG), save_epoch)
+        assert waited.is_set() is not is_failing
+        waited.set()
+    assert stored_steps(tmp_path) == ([] if is_failing else [checkpoint.MAX_BACKLOG])
+
+
 def test_writer_keeps_the_newest_checkpoints(tmp_path, snapshot_of):
     for step in (1, 2, 10):
         with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as writer:
