@@ -688,7 +688,7 @@ PLANTED = (
     ),
     Fault(
         "run store: the epoch itself counts as an earlier one", "jobs/run_store.py",
-        "if epoch < before]", "if epoch <= before]", ("tests/jobs/test_run_store.py",),
+        "self.epoch_metrics(before - 1)", "self.epoch_metrics(before)", ("tests/jobs/test_run_store.py",),
     ),
     Fault(
         "an epoch's hours start from zero", "jobs/train/worker.py",
