@@ -80,10 +80,10 @@ def _client(uri: str) -> Any:
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     if uri.startswith("http"):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
-    from sqlalchemy import create_engine, make_url
+    from sqlalchemy import NullPool, create_engine, make_url
 
     if not uri.startswith("sqlite"):
-        create_engine(uri).connect().close()  # MLflow would repeat a failure for 100 s
+        create_engine(uri, poolclass=NullPool).connect().close()  # MLflow would repeat a failure for 100 s
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
     path = make_url(uri).database or ""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

@@ -887,7 +887,8 @@ PLANTED = (
     ),
     Fault(
         "a dead database of MLflow is tried for minutes", "cluster/tracking.py",
-        "create_engine(uri).connect().close()", "create_engine(uri)", ("tests/cluster/test_tracking.py",),
+        "create_engine(uri, poolclass=NullPool).connect().close()", "create_engine(uri)",
+        ("tests/cluster/test_tracking.py",),
     ),
     Fault(
         "a deleted run of MLflow stays deleted", "cluster/tracking.py",
