@@ -10,6 +10,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,15 +84,23 @@ def start_endpoint(
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if serve.status().proxies:
         raise ValueError("this Ray serves already: stop that endpoint first")
+    application = build_application(versions, token, replicas, options or ReplicaOptions(), on_head=on_head)
     try:
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={"host": host, "port": port},
-            logging_config={"log_level": "WARNING", "enable_access_log": False},
-            controller_options={"runtime_env": {"env_vars": _controller_env()}},
-        )
-        application = build_application(versions, token, replicas, options or ReplicaOptions(), on_head=on_head)
-        _run_application(versions, application)
+        # serve.start waits seconds for the proxies; replicas can start meanwhile, as soon as the controller is there.
+        with ThreadPoolExecutor(1, "serve-start") as pool:
+            started = pool.submit(
+                serve.start,
+                proxy_location="HeadOnly",
+                http_options={"host": host, "port": port},
+                logging_config={"log_level": "WARNING", "enable_access_log": False},
+                controller_options={"runtime_env": {"env_vars": _controller_env()}},
+            )
+            while not serve.status().proxies:
+                if started.done():
+                    started.result()  # raises the reason if Serve did not start
+                time.sleep(0.05)
+            _run_application(versions, application)
+            started.result()
         _wait_until_ready(endpoint.url)
     except BaseException:
         stop_endpoint()

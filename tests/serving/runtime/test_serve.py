@@ -13,6 +13,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import numpy as np
@@ -358,13 +359,34 @@ def test_stop_leaves_no_process_port_or_actor(served, port):
 
 
 @pytest.mark.ray
-def test_sigterm_during_the_start_leaves_nothing(ray_cluster, champion, monkeypatch):
+@pytest.mark.parametrize("step", ["_run_application", "_wait_until_ready"])  # while Serve's proxies start, and after
+def test_sigterm_during_the_start_leaves_nothing(ray_cluster, champion, monkeypatch, step):
     stop_endpoint()
-    monkeypatch.setattr(deployment, "_wait_until_ready", lambda url: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(deployment, step, lambda *_: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
         serve(["champion"], "127.0.0.1", port := free_port())
     assert haproxies(port) == {}
     assert not {last_served.ACTOR_NAME, "SERVE_CONTROLLER_ACTOR"} & actor_names()
+
+
+@pytest.mark.ray
+def test_an_interrupt_before_the_controller_runs_leaves_nothing(ray_cluster, champion, monkeypatch):
+    statuses = [SimpleNamespace(proxies={})]  # of no running Serve; the next query is interrupted
+    monkeypatch.setattr("ray.serve.status", lambda: statuses.pop() if statuses else signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        start_endpoint(port=free_port())
+    assert "SERVE_CONTROLLER_ACTOR" not in actor_names()
+
+
+@pytest.mark.ray
+def test_a_start_of_serve_that_fails_raises_its_reason(ray_cluster, champion, monkeypatch):
+    def fail(**_):
+        raise TimeoutError("HTTP proxies not available after 60s.")
+
+    monkeypatch.setattr("ray.serve.start", fail)
+    with pytest.raises(TimeoutError, match="HTTP proxies not available"):
+        start_endpoint(port=free_port())
+    assert "SERVE_CONTROLLER_ACTOR" not in actor_names()
 
 
 def test_an_open_host_needs_a_token(empty_home):
