@@ -140,7 +140,9 @@ def _add_training(add_command: Callable[..., Any]) -> None:
         lambda r: r["text"],
     )
     campaign.add_argument("name", nargs="?", metavar="CAMPAIGN", help="name of a campaign (omit it for the list)")
-    campaign.add_argument("--out", type=_path, help="folder of the report (default: ZPOINT_HOME/campaigns/CAMPAIGN)")
+    campaign.add_argument(
+        "--out", type=_path, help="folder or s3:// URI of the report (default: ZPOINT_HOME/campaigns/CAMPAIGN)"
+    )
 
     study = add_command(
         "study", _study, "measure which z-points of finished runs decode to meaningful images", printing.format_study

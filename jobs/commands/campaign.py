@@ -3,7 +3,7 @@
 from typing import Any
 
 from jobs.tune.lookup import find_campaign, list_campaigns
-from jobs.tune.report import PAGE_FILE, write_report
+from jobs.tune.report import write_report
 from jobs.tune.table import format_campaign, format_campaigns
 
 
@@ -16,5 +16,5 @@ def show_campaigns() -> dict[str, Any]:
 def show_campaign(name: str, out: str | None = None) -> dict[str, Any]:
     """Write the report of campaign `name` as it stands; return its file's content, the page's path and its table."""
     campaign = find_campaign(name)
-    report = str(write_report(campaign, out)[PAGE_FILE])
+    report, _ = write_report(campaign, out)
     return campaign.to_json() | {"report": report, "text": f"{format_campaign(campaign)}\nreport: {report}"}

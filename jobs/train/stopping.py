@@ -10,11 +10,10 @@ from enum import IntEnum
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from aecore.config import Checkpoints
-
 if TYPE_CHECKING:
     import torch
 
+    from aecore.config import Checkpoints
     from aecore.data.shuffle import World
 
 SYNC_SECONDS = 1.0  # between two exchanges of the workers' actions
@@ -78,7 +77,7 @@ class StopConsensus:
     """
 
     def __init__(
-        self, plan: Checkpoints, world: "World", device: "torch.device", local_action: Callable[[], Action], step: int
+        self, plan: "Checkpoints", world: "World", device: "torch.device", local_action: Callable[[], Action], step: int
     ) -> None:
         self.plan, self.world, self.device, self.local_action = plan, world, device, local_action
         self._stride, self._next_sync = 1, step + 1

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from cluster import tracking
@@ -53,10 +52,10 @@ class CampaignOverview:
         self._logged = campaign.state, summary
 
 
-def log_report(run_id: str, paths: Mapping[str, Path]) -> None:
-    """Log the report and the picture of the Pareto front."""
-    files = {name: paths[name].read_bytes() for name in (PAGE_FILE, PARETO_FILE) if name in paths}
-    tracking.log_files(run_id, files, "report")
+def log_report(run_id: str, files: Mapping[str, bytes]) -> None:
+    """Log the page and the picture of the Pareto front of a report's `files`."""
+    logged = {name: files[name] for name in (PAGE_FILE, PARETO_FILE) if name in files}
+    tracking.log_files(run_id, logged, "report")
 
 
 def summarize(campaign: Campaign) -> dict[str, float]:

@@ -8,7 +8,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from aecore.config import Recipe
@@ -87,14 +86,14 @@ def record_campaign(campaign: Campaign, recipe: Recipe) -> Iterator[Callable[[Ca
         retry_storage(lambda: write_campaign(campaign), "write the campaign's file")
 
 
-def _write_report(campaign: Campaign) -> dict[str, Path]:
-    """Write the report of a campaign with judged trials; a failure is logged, since the trials are what counts."""
+def _write_report(campaign: Campaign) -> dict[str, bytes]:
+    """Write the report of a campaign with judged trials; return its files, none after a failure, which is logged."""
     if not any(trial.judged for trial in campaign.trials):
         return {}
     try:
         from jobs.tune.report import write_report
 
-        return write_report(campaign)
+        return write_report(campaign)[1]
     except Exception as error:
         log.warning("the report of campaign '%s' cannot be written: %s", campaign.campaign, one_line(error))
         return {}
@@ -114,7 +113,7 @@ class MlflowRuns:
 
     def __init__(self, campaign: Campaign, recipe: Recipe) -> None:
         self.campaign, self.recipe = campaign, recipe
-        self.report: dict[str, Path] = {}  # its files, once they are written
+        self.report: dict[str, bytes] = {}  # its files, once they are written
         self._overview = CampaignOverview()
         self._started, self._failed = False, False
         self._stores: dict[str, RunStore] = {}

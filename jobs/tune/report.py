@@ -4,18 +4,15 @@ import json
 import logging
 import shlex
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.fs as pafs
 import yaml
 
 from aecore.config import flatten_keys, load_recipe
-from aecore.data.io import write_atomic
 from aecore.errors import one_line
-from cluster.settings import settings
 from jobs.recipes import RECIPES
+from jobs.report_folder import open_report_folder
 from jobs.run_store import find_run
 from jobs.study.report import render_page
 from jobs.study.sections import ImageRow, ImageTable, Section
@@ -42,22 +39,19 @@ NUM_IMAGES, SEED = 10, 0  # decoded z-points of each trial; the same z-points fo
 Decoder = Callable[[str, Sequence[str]], dict[str, np.ndarray]]
 
 
-def write_report(campaign: Campaign, out: str | None = None) -> dict[str, Path]:
-    """Write campaign.html and its files to the folder `out`, by default ZPOINT_HOME/campaigns/NAME; return their paths.
+def write_report(campaign: Campaign, out: str | None = None) -> tuple[str, dict[str, bytes]]:
+    """Write campaign.html and its files to the folder `out`, by default ZPOINT_HOME/campaigns/NAME.
 
-    The page comes last and is written whole, so it never lacks a file. Raises ValueError if `out` is a file.
+    Return the page's URI and the files by name. The page comes last and is written whole, so it never lacks a file.
+    `out` is a path or an s3:// URI; errors are raised as by `open_report_folder`.
     """
-    folder = Path(out).absolute() if out else settings().home / "campaigns" / campaign.campaign
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out {out} is a file: name a folder")
-    paths = {}
-    for name, content in make_report(campaign, folder).items():
-        write_atomic(pafs.LocalFileSystem(), str(folder / name), content)
-        paths[name] = folder / name
-    return paths
+    folder = open_report_folder(out, f"campaigns/{campaign.campaign}")
+    files = make_report(campaign, folder.uri)
+    folder.write(files)
+    return f"{folder.uri}/{PAGE_FILE}", files
 
 
-def make_report(campaign: Campaign, folder: Path, decode: "Decoder | None" = None) -> dict[str, bytes]:
+def make_report(campaign: Campaign, folder: str, decode: "Decoder | None" = None) -> dict[str, bytes]:
     """Return the report's files by name, the page last. `decode` returns decoded z-points of a run by sampler."""
     sections = make_sections(campaign, decode or decode_run)
     files = {f"chart-{chart.name}.png": chart.png for section in sections for chart in section.charts}
@@ -177,11 +171,11 @@ def decode_run(run: str, samplers: Sequence[str]) -> dict[str, np.ndarray]:
         return {}
 
 
-def trial_commands(campaign: Campaign, folder: Path) -> tuple[dict[str, str], bytes | None]:
+def trial_commands(campaign: Campaign, folder: str) -> tuple[dict[str, str], bytes | None]:
     """Return the `zpoint train` command of each trial by run, and the recipe to write beside the page if they need it.
 
     The commands start from the named recipe of the campaign's stem if overrides lead from it to the campaign's recipe,
-    else from a YAML file of this recipe.
+    else from a YAML file of this recipe in `folder`, which has to be downloaded if that is on S3.
     """
     content = {key: value for key, value in campaign.recipe.items() if key not in ("name", "search")}
     recipe, named = flatten_keys(content), RECIPES / f"{campaign.stem}.yaml"
@@ -194,7 +188,9 @@ def trial_commands(campaign: Campaign, folder: Path) -> tuple[dict[str, str], by
         start, file = campaign.stem, None
         overrides = {key: value for key, value in recipe.items() if key not in base or base[key] != value}
     else:
-        start, file, overrides = str(folder / f"{campaign.stem}.yaml"), yaml.safe_dump(content).encode(), {}
+        name = f"{campaign.stem}.yaml"
+        start = name if folder.startswith("s3://") else f"{folder}/{name}"
+        file, overrides = yaml.safe_dump(content).encode(), {}
     commands = {}
     for trial in campaign.trials:
         values = [f"{key}={format_override(value)}" for key, value in (overrides | trial.point).items()]

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -47,12 +46,10 @@ def silent_mlflow(monkeypatch: pytest.MonkeyPatch) -> SilentMlflow:
 
 
 @pytest.fixture(autouse=True)
-def small_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Write a report of two small files: drawing the charts of a real one takes seconds."""
-    paths = {name: tmp_path / name for name in (PAGE_FILE, PARETO_FILE)}
-    for name, path in paths.items():
-        path.write_text(name)
-    monkeypatch.setattr(report, "write_report", lambda campaign: paths)
+def small_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a report of two small files: drawing the charts of a real one takes seconds."""
+    files = {name: name.encode() for name in (PAGE_FILE, PARETO_FILE)}
+    monkeypatch.setattr(report, "write_report", lambda campaign: (f"/tmp/{PAGE_FILE}", files))
 
 
 def run_campaign(state: str = "finished", epochs: int = 2, at_the_end: Callable[[], None] = lambda: None) -> None:

@@ -8,6 +8,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import pytest
 import torch
@@ -53,10 +54,11 @@ def series_of(values: tuple[Any, ...]) -> dict[str, Series]:
 def test_page_loads_nothing_and_shows_every_trial(monkeypatch: pytest.MonkeyPatch):
     campaign = make_campaign()
     monkeypatch.setattr(report, "decode_run", decode_index)
-    paths = write_report(campaign, "out")
-    assert list(paths)[-1] == "campaign.html"
-    assert {path.name for path in Path("out").iterdir()} == set(paths)
-    page = paths["campaign.html"].read_text()
+    uri, files = write_report(campaign, "out")
+    assert uri == str(Path("out/campaign.html").absolute())
+    assert list(files)[-1] == "campaign.html"
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == files
+    page = Path(uri).read_text()
     assert "default-src 'none'" in page
     for url in re.findall(r"""(?:src|href|url|data)\s*[=(]\s*["']?([^"'\s)>]+)""", page):
         assert url.startswith(("data:image/", "#")), url
@@ -69,15 +71,28 @@ def test_page_loads_nothing_and_shows_every_trial(monkeypatch: pytest.MonkeyPatc
         assert part in text
     assert page.count("<svg ") == 7
     assert page.count('src="data:image/webp') == 2 * campaign.count("finished") + campaign.count("stopped")
-    pngs = [path for name, path in paths.items() if name.endswith(".png")]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pngs)
+    pngs = [content for name, content in files.items() if name.endswith(".png")]
+    assert all(content.startswith(b"\x89PNG") for content in pngs)
     assert len(pngs) == 7
+
+
+def test_report_on_s3_names_the_recipe_beside_the_page(s3: str, charts: dict, monkeypatch: pytest.MonkeyPatch):
+    campaign = make_campaign()
+    campaign.stem = "mine"
+    monkeypatch.setattr(report, "decode_run", decode_index)
+    uri, files = write_report(campaign, f"{s3}/reports")
+    assert uri == f"{s3}/reports/campaign.html"
+    client = boto3.client("s3")
+    for name, content in files.items():
+        assert client.get_object(Bucket=s3[5:], Key=f"reports/{name}")["Body"].read() == content
+    assert "zpoint train mine.yaml" in files["campaign.html"].decode()
+    assert "mine.yaml" in files
 
 
 def test_report_of_a_started_campaign_lacks_what_it_does_not_know_yet(charts: dict):
     campaign = make_campaign(0)
     assert make_sections(campaign, decode_index) == []
-    assert "No trial has finished" in make_report(campaign, Path("out"), decode_index)["campaign.html"].decode()
+    assert "No trial has finished" in make_report(campaign, "out", decode_index)["campaign.html"].decode()
     campaign = make_campaign(1)
     campaign.trials[0].state, campaign.trials[0].judged, campaign.trials[0].spans = "running", [], [[START, None]]
     assert [section.id for section in make_sections(campaign, decode_index)] == ["timeline"]
@@ -207,7 +222,7 @@ def test_command_of_a_trial_trains_its_run(stem: str, tmp_path: Path):
     campaign = make_campaign(3)
     recipe = load_recipe(base, overrides)
     campaign.stem, campaign.recipe = stem, recipe.model_dump(mode="json")
-    commands, file = trial_commands(campaign, tmp_path)
+    commands, file = trial_commands(campaign, str(tmp_path))
     assert (file is None) == named.exists()
     if file is not None:
         (tmp_path / f"{stem}.yaml").write_bytes(file)
@@ -223,7 +238,7 @@ def test_recipe_that_overrides_cannot_reach_is_written_beside_the_page(tmp_path:
     """A file with the name of a recipe of zpoint, but without a key that this one has."""
     campaign = make_campaign(1)
     campaign.stem = "celeba-denoise"  # with task.sigma, which the task of this recipe has not
-    _, file = trial_commands(campaign, tmp_path)
+    _, file = trial_commands(campaign, str(tmp_path))
     assert file is not None
     (tmp_path / "celeba-denoise.yaml").write_bytes(file)
     trained = load_recipe(tmp_path / "celeba-denoise.yaml", [])
