@@ -12,6 +12,16 @@ from tests.serving.app_server import make_slot, serve_app
 
 # A fixed seed: between some random ends two paths coincide.
 SEEDED = "let state = 1; Math.random = () => (state = (state * 16807) % 2147483647) / 2147483647"
+# `isIdle` in the page: no request for 150 ms. Playwright's own state `networkidle` is reached once for each document.
+COUNTED = """{
+    let running = 0, lastEnd = performance.now();
+    const send = window.fetch;
+    window.fetch = (...request) => {
+        running++;
+        return send(...request).finally(() => { running--; lastEnd = performance.now(); });
+    };
+    window.isIdle = () => running === 0 && performance.now() - lastEnd > 150;
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +62,7 @@ def open_page(browser: Any, serve: Any) -> Iterator[Callable[..., Any]]:
     def open_url(url: str, *, allowed: str = "nothing", **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **options})
         contexts.append(context)
-        context.add_init_script(SEEDED)
+        context.add_init_script(f"{SEEDED}; {COUNTED}")
         page = context.new_page()
         page.set_default_timeout(60_000)  # a busy machine takes half a minute
         page.on("pageerror", lambda error: errors.append(str(error)))

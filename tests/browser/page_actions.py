@@ -32,8 +32,14 @@ def changed_image_urls(page: Any, selector: str, act: Callable[[], Any]) -> list
     page.wait_for_function(
         f"([s, previous]) => ({state})(s).some((state, i) => state !== previous[i])", arg=[selector, previous]
     )
-    page.wait_for_load_state("networkidle")
+    wait_until_idle(page)
     return image_urls(page, selector)
+
+
+def wait_until_idle(page: Any) -> None:
+    """Wait until the page has loaded and none of its requests is in progress."""
+    page.wait_for_load_state("networkidle")
+    page.wait_for_function("() => isIdle()")
 
 
 def pixels(page: Any, selector: str) -> list[str]:

@@ -28,6 +28,7 @@ from tests.browser.page_actions import (
     looks_like,
     pixels,
     press_slider,
+    wait_until_idle,
 )
 from tests.serving.app_server import IMAGE, Z_DIM, make_slot
 
@@ -171,7 +172,7 @@ def test_the_change_from_start_to_end_is_added_to_another_image(open_page, page_
     start, end = (np.array(z) for z in json.loads(between.value.post_data)["z"])
     zs = np.array(json.loads(changed.value.post_data)["z"])
     np.testing.assert_allclose(zs, zs[0] + np.linspace(0, 1, 9)[:, None] * (end - start), atol=1e-5)
-    page.wait_for_load_state("networkidle")
+    wait_until_idle(page)
     changed_image_urls(page, "#changed-strip", lambda: page.get_by_role("button", name="Another image").click())
     changed_image_urls(page, "#interpolation-strip", lambda: choose(page, "spherical"))
     before_reload, shown = address(page), pixels(page, "#changed-strip") + pixels(page, "#interpolation-strip")
@@ -293,10 +294,10 @@ def test_the_face_of_a_photo_is_framed_as_the_training_images_are(open_page, ser
     upload = {"name": "photo.png", "mimeType": "image/png", "buffer": encode_image(photo, "png")}
     page.set_input_files("#file", upload)
     page.wait_for_function("() => document.querySelector('#zoom output').value.startsWith('2.')")  # 300 / 120 = 2.5
-    page.wait_for_load_state("networkidle")
-    sent = np.asarray(Image.open(io.BytesIO(decode_data_url(image_urls(page, "#reconstruction")[0]))).convert("RGB"))
+    wait_until_idle(page)
+    shown = np.asarray(Image.open(io.BytesIO(decode_data_url(image_urls(page, "#reconstruction")[0]))).convert("RGB"))
     expected = np.asarray(Image.fromarray(photo[80:200, 120:240]).resize((IMAGE.size,) * 2, Image.Resampling.BOX))
-    assert np.abs(sent.astype(int) - expected).mean() < 30
+    assert np.abs(shown.astype(int) - expected).mean() < 30
 
 
 def test_selected_image_is_copied_downloaded_and_used_in_each_view(open_page, page_url):

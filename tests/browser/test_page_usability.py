@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from tests.browser.page_actions import address, changed_image_urls, image_urls
+from tests.browser.page_actions import address, changed_image_urls, image_urls, wait_until_idle
 from tests.serving.app_server import make_slot
 
 pytestmark = pytest.mark.browser
@@ -150,7 +150,7 @@ def test_page_recovers_if_its_first_request_fails(open_page, page_url):
 def test_controls_are_large_enough_to_touch_and_the_first_one_is_above_the_fold(open_page, page_url, view):
     """WCAG 2.2 asks for 44 pixels (2.5.5)."""
     page = open_page(f"{page_url}/#{view}", viewport={"width": 390, "height": 844})
-    page.wait_for_load_state("networkidle")
+    wait_until_idle(page)
     script = """() => [...document.querySelectorAll("button, nav a, select, summary, .radio-group label, input")]
         .filter(e => e.checkVisibility() && !e.closest(".strip") && !["radio", "file"].includes(e.type))
         .map(e => [e.innerText || e.id || e.className, e.getBoundingClientRect().height])
@@ -166,7 +166,7 @@ def test_no_view_is_wider_than_the_screen(open_page, page_url, width):
     page = open_page(page_url, viewport={"width": width, "height": 700})
     for view in ("docs", "#sample", "#map", "#edit", "#interpolate", "#reconstruct", "#model"):
         page.goto(f"{page_url}/{view}")
-        page.wait_for_load_state("networkidle")
+        wait_until_idle(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, view
         assert page.evaluate("window.scrollY") == 0, view  # the hash is a view's name, no element's id
         assert page.evaluate("() => [...document.querySelectorAll('nav')].every(e => e.scrollWidth <= e.clientWidth)")
@@ -186,7 +186,7 @@ def test_axe_finds_no_violation_in_any_view(open_page, page_url, width, scheme):
     assert (red < 128) == (scheme == "dark")
     for view in VIEWS:
         page.goto(f"{page_url}/#{view}")
-        page.wait_for_load_state("networkidle")
+        wait_until_idle(page)
         results = Axe().run(page)
         assert results.violations_count == 0, f"{view}: {results.generate_report()}"
     page.goto(f"{page_url}/#sample")
