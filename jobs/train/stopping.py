@@ -10,7 +10,7 @@ from enum import IntEnum
 from types import FrameType
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `zpoint serve` imports this module before it starts Ray, and pyarrow would delay that
     import torch
 
     from aecore.config import Checkpoints

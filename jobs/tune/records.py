@@ -87,7 +87,10 @@ def record_campaign(campaign: Campaign, recipe: Recipe) -> Iterator[Callable[[Ca
 
 
 def _write_report(campaign: Campaign) -> dict[str, bytes]:
-    """Write the report of a campaign with judged trials; return its files, none after a failure, which is logged."""
+    """Write the report of a campaign with judged trials and return its files.
+
+    A failure is logged and gives no files: the trials are what counts.
+    """
     if not any(trial.judged for trial in campaign.trials):
         return {}
     try:

@@ -38,7 +38,7 @@ def changed_image_urls(page: Any, selector: str, act: Callable[[], Any]) -> list
 
 def wait_until_idle(page: Any) -> None:
     """Wait until the page has loaded and none of its requests is in progress."""
-    page.wait_for_load_state("networkidle")
+    page.wait_for_load_state("networkidle")  # of the document, once: `isIdle` alone may precede its first request
     page.wait_for_function("() => isIdle()")
 
 
