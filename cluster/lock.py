@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -25,7 +26,7 @@ import pyarrow.fs as pafs
 
 from cluster.lineage import submitted_job
 from cluster.settings import settings
-from cluster.storage import open_uri
+from cluster.storage import open_uri, s3_region
 
 log = logging.getLogger(__name__)
 LEASE_SECONDS = 60.0  # on S3: without a renewal for so long, the owner is dead
@@ -71,10 +72,13 @@ def is_locked(uri: str) -> bool:
 
 
 def _this_process() -> dict[str, Any]:
-    """Return what identifies this process; `machine` is the same in all processes that see each other's pids."""
+    """Return what identifies this process; `machine` is the same in all processes that see each other's pids.
+
+    `id` differs each time: threads of one process exclude each other too.
+    """
     return {
-        "host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "started": _start_ticks(os.getpid()),
-        "since": datetime.now().astimezone().isoformat(), "job": submitted_job(),
+        "id": uuid.uuid4().hex, "host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(),
+        "started": _start_ticks(os.getpid()), "since": datetime.now().astimezone().isoformat(), "job": submitted_job(),
     }  # fmt: skip
 
 
@@ -186,6 +190,8 @@ def _await_lease(lease: "_Lease", refuse: Callable[[dict[str, Any]], LockedError
     watched, deadline = "", 0.0
     while True:
         etag, owner = lease.read()
+        if lease.is_own(owner):  # the response to its write was lost, and botocore's second one got a 412
+            return lease
         lives = _lives(owner)
         if not etag or lives is False or (etag == watched and time.monotonic() > deadline):
             if lease.write(etag):
@@ -213,7 +219,7 @@ class _Lease:
             request_checksum_calculation="when_required",  # stores other than AWS may not know the others
         )  # fmt: skip
         self.client = boto3.client(
-            "s3", endpoint_url=current.s3_endpoint or None, region_name=current.s3_region or "us-east-1", config=config
+            "s3", endpoint_url=current.s3_endpoint or None, region_name=s3_region(), config=config
         )
 
     def read(self) -> tuple[str, dict[str, Any]]:
@@ -270,22 +276,30 @@ class _Lease:
             self.released.set()
             thread.join()
             with suppress(Exception):  # an object that stays is the lease of a process that has ended
-                if self._is_own(self.read()[1]):
+                if self.is_own(self.read()[1]):
                     self.client.delete_object(Bucket=self.bucket, Key=self.key)
 
         return release
 
-    def _is_own(self, owner: dict[str, Any]) -> bool:
-        return all(owner.get(key) == self.owner[key] for key in ("machine", "pid", "started"))
+    def is_own(self, owner: dict[str, Any]) -> bool:
+        return owner.get("id") == self.owner["id"]
 
     def _renew(self) -> None:
+        renewed, warned = time.monotonic(), False
         while not self.released.wait(RENEW_SECONDS):
             try:
                 etag, owner = self.read()
-                if etag and not self._is_own(owner):
+                if etag and not self.is_own(owner):
                     log.error("%s was taken over %s: this process stops", self.key, _describe(owner))
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
                 self.write(etag)
+                renewed, warned = time.monotonic(), False
             except Exception as error:  # of any kind: a store that fails for a moment ends no training
-                log.debug("cannot renew the lease %s: %s", self.key, error)
+                age = time.monotonic() - renewed
+                if age > LEASE_SECONDS and not warned:
+                    warned = True
+                    log.warning(
+                        "the lease %s has not been renewed for %.0f s, and another process may take it: %s; start none",
+                        self.key, age, error,
+                    )  # fmt: skip

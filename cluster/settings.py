@@ -153,7 +153,14 @@ def apply_env(environment: dict[str, str]) -> None:
 
 def secret_env(environment: dict[str, str]) -> dict[str, str]:
     """Return the variables of `environment` with a secret: keys, passwords, tokens and URLs that hold one."""
-    return {name: text for name, text in environment.items() if name in SECRETS or hide_credentials(text) != text}
+    return {name: text for name, text in environment.items() if _is_secret(name) or hide_credentials(text) != text}
+
+
+def _is_secret(name: str) -> bool:
+    """Return True for one of SECRETS, and for a user's own variable whose name says so, such as HF_TOKEN."""
+    if name in EXPORTED_VARIABLES:  # among them paths, such as AWS_WEB_IDENTITY_TOKEN_FILE
+        return name in SECRETS
+    return re.fullmatch(SECRET_NAME, name, re.IGNORECASE) is not None
 
 
 def hide_credentials(text: str) -> str:

@@ -1,6 +1,7 @@
 """Open URIs as pyarrow file systems: local paths, file:// and s3:// (AWS, or others through AWS_ENDPOINT_URL)."""
 
 import os
+import re
 from textwrap import shorten
 from urllib.parse import unquote
 
@@ -45,11 +46,27 @@ def _open_s3(timeout_s: int = 30, attempts: int = 3) -> pafs.FileSystem:
     return pafs.S3FileSystem(
         endpoint_override=host or None,
         scheme=scheme or "https",
-        region=current.s3_region or "us-east-1",
+        region=s3_region(),
         request_timeout=timeout_s,
         connect_timeout=5,
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
     )
+
+
+def s3_region() -> str:
+    """Return the region of the settings or of the profile in AWS's files; us-east-1 without one.
+
+    Raises ValueError for a profile or file that botocore cannot read.
+    """
+    if region := settings().s3_region:
+        return region
+    from botocore.exceptions import BotoCoreError
+    from botocore.session import Session
+
+    try:
+        return Session().get_config_variable("region") or "us-east-1"
+    except BotoCoreError as error:
+        raise ValueError(f"no region of S3: {error}; correct AWS_PROFILE, AWS_CONFIG_FILE or AWS_REGION") from error
 
 
 def check_uri(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -75,6 +92,8 @@ def check_uri(uri: str) -> tuple[pafs.FileSystem, str]:
 def describe_s3_error(error: OSError) -> str:
     """Return the cause of one of pyarrow's S3 errors, with the variable to correct, in one line."""
     text = str(error)
+    if match := re.search(r"bucket is located in '([\w-]+)'", text):
+        return f"the bucket is in another region (AWS_REGION={match[1]})"
     for code, meaning in {
         "HTTP status 5": "the S3 server failed (HTTP 5xx)",  # a response to HEAD has no body that says more
         "SLOW_DOWN": "the S3 server is overloaded (HTTP 503 SlowDown)",

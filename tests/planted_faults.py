@@ -844,7 +844,19 @@ PLANTED = (
     ),
     Fault(
         "a lease of another process is deleted", "cluster/lock.py",
-        "if self._is_own(self.read()[1]):", "if True:", (LOCK,),
+        "if self.is_own(self.read()[1]):", "if True:", (LOCK,),
+    ),
+    Fault(
+        "a lease whose first response was lost is awaited", "cluster/lock.py", "if lease.is_own(owner):", "if False:", (LOCK,),
+    ),
+    Fault("a lease that is not renewed is not logged", "cluster/lock.py", "age > LEASE_SECONDS", "False", (LOCK,)),
+    Fault(
+        "a user's own token is no secret", "cluster/settings.py",
+        "return re.fullmatch(SECRET_NAME, name, re.IGNORECASE) is not None", "return False", (SETTINGS,),
+    ),
+    Fault(
+        "the region of a profile is ignored", "cluster/storage.py",
+        'Session().get_config_variable("region") or', "", ("tests/cluster/test_storage.py",),
     ),
     Fault(
         "a zombie keeps its lease", "cluster/lock.py", 'if fields[0] not in ("Z", "X") else None', "", (LOCK,),

@@ -19,12 +19,14 @@ cat > "$folder/s3.env" <<END
 AWS_ACCESS_KEY_ID=$s3_id
 AWS_SECRET_ACCESS_KEY=$s3_key
 END
-cat > "$folder/services.env" <<END
-POSTGRES_PASSWORD=$(secret)
+cat > "$folder/s3-root.env" <<END
+ROOT_ACCESS_KEY=$s3_id
+ROOT_SECRET_KEY=$s3_key
+END
+cat > "$folder/mlflow.env" <<END
 MLFLOW_AUTH_ADMIN_USERNAME=admin
 MLFLOW_AUTH_ADMIN_PASSWORD=$mlflow
 MLFLOW_FLASK_SERVER_SECRET_KEY=$(secret)
-ROOT_ACCESS_KEY=$s3_id
-ROOT_SECRET_KEY=$s3_key
-GF_SECURITY_ADMIN_PASSWORD=$(secret)
 END
+echo "POSTGRES_PASSWORD=$(secret)" > "$folder/postgres.env"
+echo "GF_SECURITY_ADMIN_PASSWORD=$(secret)" > "$folder/grafana.env"

@@ -1,17 +1,26 @@
 """The model version that an alias names in MLflow's registry, and its model folder."""
 
+import logging
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from cluster import tracking
-from cluster.settings import settings
+from cluster.settings import hide_credentials, settings
 from cluster.storage import open_uri
 
 if TYPE_CHECKING:  # resolving an alias does not need torch
     from aecore.training.checkpoint import SavedModel
+
+log = logging.getLogger(__name__)
+ALIAS_POLL_SECONDS = 15.0
+
+
+class UnknownAliasError(ValueError):
+    """MLflow's registry has no model version with this alias."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class ModelVersion:
 
 
 def find_model_version(alias: str = "champion") -> ModelVersion:
-    """Return the version that `alias` names in MLflow's registry. Raises ValueError if there is none."""
+    """Return the version that `alias` names in MLflow's registry. Raises UnknownAliasError if there is none."""
     from mlflow.exceptions import MlflowException
 
     client = tracking.client()
@@ -37,7 +46,7 @@ def find_model_version(alias: str = "champion") -> ModelVersion:
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        raise ValueError(f"no model has the alias '{alias}': promote a run first (zpoint promote RUN)") from None
+        raise UnknownAliasError(f"no model has the alias '{alias}': promote a run first (zpoint promote RUN)") from None
     return ModelVersion(
         tracking.MODEL_NAME, str(entry.version), alias, entry.run_id or "", entry.source, settings().tracking_uri,
         entry.tags.get(tracking.SAMPLER_TAG, "normal"),
@@ -49,6 +58,24 @@ def find_model_versions(aliases: Sequence[str]) -> list[ModelVersion]:
     if not aliases or len(set(aliases)) < len(aliases):
         raise ValueError(f"aliases to serve: {', '.join(aliases) or 'none'}; name each once, at least one")
     return [find_model_version(alias) for alias in aliases]
+
+
+def wait_for_model_versions(aliases: Sequence[str]) -> list[ModelVersion]:
+    """Return the version of each alias once MLflow answers and has them all; log what is missing.
+
+    Raises ValueError for no alias, or one twice.
+    """
+    from mlflow.exceptions import MlflowException
+
+    printed = ""
+    while True:
+        try:
+            return find_model_versions(aliases)
+        except (UnknownAliasError, MlflowException) as error:
+            if (message := hide_credentials(str(error))) != printed:
+                log.warning("waiting for the model to serve: %s", message)
+                printed = message
+        time.sleep(ALIAS_POLL_SECONDS)
 
 
 def read_model(source: str, tracking_uri: str) -> "SavedModel":

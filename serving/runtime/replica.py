@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 from cluster.ray_connection import HEAD_RESOURCE
 from cluster.settings import hide_credentials, settings
 from serving.runtime import last_served
-from serving.runtime.registry import ModelVersion, find_model_version, find_model_versions
+from serving.runtime.registry import (
+    ModelVersion,
+    find_model_version,
+    find_model_versions,
+    wait_for_model_versions,
+)
 
 if TYPE_CHECKING:  # only a replica loads torch
     from serving.runtime.metrics import EndpointMetrics
@@ -145,21 +150,24 @@ def build_application(
 def app(args: dict[str, Any]) -> Any:
     """Build the application for a Serve config file; `args` are those of serving/serve.yaml.
 
-    `alias` and `cors_origins` are a string or a list of them. Raises ValueError for another argument, an unknown
-    alias, or without ZPOINT_TOKEN: a cluster is not loopback.
+    `alias` and `cors_origins` are a string or a list of them. With `wait_for_alias` an alias that does not exist yet is
+    waited for: Ray Serve never builds an application again that failed. Raises ValueError for another argument, an
+    unknown alias, or without ZPOINT_TOKEN: a cluster is not loopback.
     """
     args = dict(args)
     origins = tuple(_as_list(args.pop("cors_origins", [])))
     options = ReplicaOptions(origins, args.pop("access_log", ""))
     aliases, min_replicas = _as_list(args.pop("alias", "champion")), args.pop("min_replicas", 1)
     max_replicas = args.pop("max_replicas", min_replicas)
+    find_versions = wait_for_model_versions if args.pop("wait_for_alias", False) else find_model_versions
     if args:
         raise ValueError(
-            f"args take alias, min_replicas, max_replicas, cors_origins and access_log, not {', '.join(args)}"
+            "args take alias, wait_for_alias, min_replicas, max_replicas, cors_origins and access_log, "
+            f"not {', '.join(args)}"
         )
     if not settings().token:
         raise ValueError("serving on a cluster needs a token: set ZPOINT_TOKEN in the runtime environment")
-    return build_application(find_model_versions(aliases), settings().token, (min_replicas, max_replicas), options)
+    return build_application(find_versions(aliases), settings().token, (min_replicas, max_replicas), options)
 
 
 def _as_list(names: str | list[str]) -> list[str]:

@@ -255,6 +255,42 @@ def test_lease_that_another_process_has_taken_over_is_left_to_it(s3: str):
     assert read_owner(uri)["pid"] == 77
 
 
+@pytest.mark.usefixtures("no_waiting")
+def test_lease_whose_first_response_was_lost_is_its_writers(s3: str, monkeypatch: pytest.MonkeyPatch):
+    write, lost = lock._Lease.write, []
+
+    def lose_the_first_response(lease: lock._Lease, etag: str) -> bool:
+        written = write(lease, etag)
+        if not lost:
+            lost.append(lease)
+            return False  # botocore has sent the request again, which got a 412
+        return written
+
+    monkeypatch.setattr(lock._Lease, "write", lose_the_first_response)
+    with hold(uri := f"{s3}/locks/run-x"):
+        with pytest.raises(LockedError), hold(uri):
+            pass
+        assert read_owner(uri)["id"] == lost[0].owner["id"]
+
+
+def test_lease_that_is_not_renewed_for_long_is_logged_once(s3: str, monkeypatch, caplog, wait_until):
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 0.1)
+    failed: list[str] = []
+
+    def fail(_: lock._Lease, etag: str) -> bool:
+        failed.append(etag)
+        raise PermissionError("ExpiredToken")
+
+    with hold(f"{s3}/locks/run-x"):
+        monkeypatch.setattr(lock._Lease, "write", fail)
+        wait_until(lambda: "run-x has not been renewed for" in caplog.text)
+        count = len(failed)
+        wait_until(lambda: len(failed) > count + 2)
+    assert caplog.text.count("has not been renewed") == 1
+    assert "another process may take it: ExpiredToken" in caplog.text
+
+
 @pytest.mark.usefixtures("clock")
 def test_owner_that_was_taken_for_dead_stops(s3: str, monkeypatch: pytest.MonkeyPatch, caplog):
     """As a process does that was suspended longer than its lease."""

@@ -255,5 +255,10 @@ def test_variables_with_a_secret_are_told_from_others():
     environment = {
         "AWS_SECRET_ACCESS_KEY": "k", "MLFLOW_TRACKING_TOKEN": "t", "MLFLOW_TRACKING_URI": "http://u:p@h",
         "MLFLOW_S3_ENDPOINT_URL": "http://h:9000", "AWS_PROFILE": "team", "ZPOINT_STORE": "s3://bucket/x",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/token", "HF_TOKEN": "t", "ZPOINT_TOKEN": "t", "db_password": "p",
+        "WANDB_API_KEY": "k", "KEYBOARD": "us",
     }  # fmt: skip
-    assert set(secret_env(environment)) == {"AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI"}
+    assert set(secret_env(environment)) == {
+        "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI", "HF_TOKEN", "ZPOINT_TOKEN",
+        "db_password", "WANDB_API_KEY",
+    }  # fmt: skip

@@ -12,7 +12,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from cluster import storage
-from cluster.storage import check_uri, describe_s3_error, open_uri
+from cluster.storage import check_uri, describe_s3_error, open_uri, s3_region
 
 
 @pytest.mark.parametrize(
@@ -153,6 +153,48 @@ def test_s3_has_the_endpoint_and_region_of_the_settings_and_timeouts(
     assert path == "bucket/a/b"
     assert (options["scheme"], options["endpoint_override"], options["region"]) == (scheme, host, expected_region)
     assert (options["request_timeout"], options["connect_timeout"]) == (30, 5)
+
+
+def test_the_region_of_a_profile_counts_without_a_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    config = tmp_path / "config"
+    config.write_text("[default]\nregion = eu-central-1\n[profile team]\nregion = ap-south-1\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    assert s3_region() == "eu-central-1"
+    monkeypatch.setenv("AWS_PROFILE", "team")
+    assert s3_region() == "ap-south-1"
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    assert s3_region() == "eu-west-1"
+    monkeypatch.delenv("AWS_REGION")
+    monkeypatch.setenv("AWS_PROFILE", "unknown")
+    with pytest.raises(ValueError, match=r"\(unknown\) could not be found; correct AWS_PROFILE"):
+        s3_region()
+
+
+class OtherRegion(BaseHTTPRequestHandler):
+    """S3 as it answers to a request for a bucket of another region."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(301)
+        self.send_header("x-amz-bucket-region", "eu-central-1")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.s3
+def test_the_region_of_the_bucket_is_named(s3_keys: None, monkeypatch: pytest.MonkeyPatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), OtherRegion)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    with pytest.raises(
+        ValueError, match=r"no access to s3://bucket/x: the bucket is in another region \(AWS_REGION=eu-c"
+    ):
+        check_uri("s3://bucket/x")
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.s3

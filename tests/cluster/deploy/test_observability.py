@@ -21,6 +21,42 @@ def test_promtool_accepts_rules_and_configuration(executable: Callable[[str, str
         assert checked.returncode == 0, checked.stderr
 
 
+ALERT_TESTS = """
+rule_files: [{rules}]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series: # no request has ever succeeded
+      - {{series: 'ray_zpoint_requests_total{{status="500"}}', values: 0+60x60}}
+    alert_rule_test:
+      - {{eval_time: 30m, alertname: ZpointEndpointFails, exp_alerts: [{{
+          exp_labels: {{severity: critical}}, exp_annotations: {{summary: the endpoint fails 100% of its requests}}}}]}}
+  - interval: 1m
+    input_series:
+      - {{series: 'ray_zpoint_requests_total{{status="200"}}', values: 0+60x60}}
+      - {{series: 'ray_zpoint_requests_total{{status="503"}}', values: 0+3x20 60x40}}
+      - {{series: 'ray_zpoint_refused_versions_total{{replica="a"}}', values: 0x10 1+1x10 11x40}}
+    alert_rule_test:
+      - {{eval_time: 5m, alertname: ZpointVersionRefused, exp_alerts: []}}
+      - {{eval_time: 15m, alertname: ZpointVersionRefused, exp_alerts: [{{
+          exp_labels: {{severity: warning}},
+          exp_annotations: {{summary: a promoted version does not load; /v1/model names it and the reason}}}}]}}
+      - {{eval_time: 40m, alertname: ZpointVersionRefused, exp_alerts: []}} # another version serves
+      - {{eval_time: 15m, alertname: ZpointEndpointFails, exp_alerts: [{{
+          exp_labels: {{severity: critical}},
+          exp_annotations: {{summary: the endpoint fails 4.762% of its requests}}}}]}}
+      - {{eval_time: 50m, alertname: ZpointEndpointFails, exp_alerts: []}}
+"""
+
+
+def test_alerts_fire_and_resolve(executable: Callable[[str, str], str], tmp_path: Path):
+    promtool = executable("promtool", "apt-get install prometheus")
+    file = tmp_path / "tests.yaml"
+    file.write_text(ALERT_TESTS.format(rules=DEPLOY / "observability" / "rules.yaml"))
+    checked = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 def test_panels_do_not_overlap_and_say_what_they_show():
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in DASHBOARD["panels"]]
     assert len(set(places)) == len(places)
@@ -32,6 +68,7 @@ def test_compose_names_files_volumes_and_variables_that_exist(tmp_path: Path):
     folder = DEPLOY / "services"
     compose = yaml.safe_load((folder / "compose.yaml").read_text())
     subprocess.run(["sh", DEPLOY / "secrets.sh", tmp_path / "secrets"], check=True)
+    readers: dict[str, set[str]] = {}
     for name, service in compose["services"].items():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
@@ -39,8 +76,13 @@ def test_compose_names_files_volumes_and_variables_that_exist(tmp_path: Path):
             assert source in compose["volumes"] if named else source == "/tmp/ray" or (folder / source).exists(), name
         for file in service.get("env_file", []):
             assert (tmp_path / file).is_file()
+            readers.setdefault(file, set()).add(name)
         assert set(service.get("depends_on", {})) <= set(compose["services"])
         assert service["image"].count(":") == 1
+    assert readers == {
+        "secrets/s3-root.env": {"s3"}, "secrets/postgres.env": {"postgres", "mlflow"}, "secrets/mlflow.env": {"mlflow"},
+        "secrets/s3.env": {"mlflow"}, "secrets/grafana.env": {"grafana"},
+    }  # fmt: skip
     assert "password" not in (folder / "compose.yaml").read_text().replace("PASSWORD", "").replace("passwords", "")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from serving.runtime import deployment, haproxy, last_served, registry, replica
 from serving.runtime.last_served import LastServedVersions
-from serving.runtime.registry import ModelVersion
+from serving.runtime.registry import ModelVersion, UnknownAliasError
 from serving.runtime.replica import ReplicaOptions
 
 DEPLOYED = ModelVersion("zpoint", "1", "champion", "run-1", "/models/1", "sqlite:///a.db")
@@ -92,8 +92,37 @@ def test_config_file_for_a_cluster_needs_a_token_and_known_arguments(monkeypatch
     for wrong in ([], ["champion", "champion"]):
         with pytest.raises(ValueError, match="name each once, at least one"):
             replica.app({"alias": wrong})
-    with pytest.raises(ValueError, match=r"args take alias, min_replicas, .* and access_log, not port"):
+    with pytest.raises(ValueError, match=r"args take alias, wait_for_alias, .* and access_log, not port"):
         replica.app({"port": 1})
+
+
+def test_an_application_waits_for_an_alias_if_told_to(monkeypatch, caplog):
+    """On Kubernetes: Ray Serve never builds an application again that failed, and KubeRay does not send it again."""
+    from mlflow.exceptions import MlflowException
+
+    answers = iter(
+        [MlflowException("no answer of http://user:pw@mlflow"), *[UnknownAliasError("no model")] * 2, DEPLOYED]
+    )
+
+    def find_model_version(alias: str) -> ModelVersion:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    pauses: list[float] = []
+    monkeypatch.setattr(registry, "find_model_version", find_model_version)
+    monkeypatch.setattr(registry.time, "sleep", pauses.append)
+    monkeypatch.setattr(replica, "build_application", lambda *arguments: arguments)
+    monkeypatch.setenv("ZPOINT_TOKEN", "secret")
+    assert replica.app({"wait_for_alias": True})[0] == [DEPLOYED]
+    assert pauses == [registry.ALIAS_POLL_SECONDS] * 3
+    assert caplog.messages == [
+        "waiting for the model to serve: no answer of http://***@mlflow",
+        "waiting for the model to serve: no model",
+    ]
+    with pytest.raises(ValueError, match="name each once, at least one"):
+        replica.app({"wait_for_alias": True, "alias": []})
 
 
 @pytest.mark.parametrize("origin", ["https://example.org", "http://localhost:3000", "http://[::1]:3000"])
