@@ -847,7 +847,8 @@ PLANTED = (
         "if self.is_own(self.read()[1]):", "if True:", (LOCK,),
     ),
     Fault(
-        "a lease whose first response was lost is awaited", "cluster/lock.py", "if lease.is_own(owner):", "if False:", (LOCK,),
+        "a lease whose first response was lost is awaited", "cluster/lock.py",
+        "if lease.is_own(owner):", "if False:", (LOCK,),
     ),
     Fault("a lease that is not renewed is not logged", "cluster/lock.py", "age > LEASE_SECONDS", "False", (LOCK,)),
     Fault(

@@ -5,7 +5,7 @@
 
 A step takes the time of a worker's own step and of a ring all-reduce of the gradients: 2 (n - 1) / n times their bytes
 over the slowest link, and 2 (n - 1) messages. The two do not overlap: nearly all gradients are in DDP's last bucket,
-which is ready when the backward pass ends. An epoch adds validation, scoring samplers on rank 0 and the copy of a checkpoint.
+which is ready when the backward pass ends. An epoch adds validation, scores on rank 0 and the copy of a checkpoint.
 The check trains by zpoint's loop over gloo, between network namespaces whose links `tc` limits. A worker's own step is
 what the metric `allreduce_wait` leaves of that training's steps, so that other load on the machine does not matter.
 """
