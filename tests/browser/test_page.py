@@ -101,6 +101,23 @@ def test_map_decodes_the_place_of_the_pointer_or_the_keys(open_page, page_url):
     assert address(page) == before_reload
 
 
+def test_a_clicked_position_stays_on_the_way_to_its_image_until_a_double_click(open_page, page_url):
+    page = open_page(f"{page_url}/#map")
+    image_urls(page, "#map-decoded")
+    canvas = page.get_by_label("Map of the real images")
+    shown = page.locator("#map-place")
+    for position in ({"x": 300, "y": 200}, {"x": 400, "y": 500}):  # each click chooses, not only the first
+        changed_image_urls(page, "#map-decoded", lambda position=position: canvas.click(position=position))
+        clicked = shown.inner_text()
+        canvas.hover(position={"x": 20, "y": 300})
+        page.locator("#map-decoded").hover()
+        wait_until_idle(page)
+        assert shown.inner_text() == clicked
+    canvas.dblclick(position={"x": 400, "y": 500})
+    changed_image_urls(page, "#map-decoded", lambda: canvas.hover(position={"x": 20, "y": 300}))
+    assert shown.inner_text() != clicked
+
+
 def test_edit_moves_an_image_along_each_direction(open_page, page_url):
     page = open_page(f"{page_url}/#edit")
     image_urls(page, "#edited-image")

@@ -73,8 +73,16 @@ export async function startMap(onSelect) {
     const box = canvas.getBoundingClientRect();
     moveTo(toPlace((event.clientX - box.x) / box.width), -toPlace((event.clientY - box.y) / box.height));
   };
-  canvas.addEventListener("pointermove", (event) => (event.pointerType === "mouse" || event.buttons) && onPointer(event));
-  canvas.addEventListener("pointerdown", onPointer);
+  // A position that was clicked stays, so that the mouse can go from it to the decoded image.
+  let isPinned = false;
+  canvas.addEventListener("pointermove", (event) => {
+    if (event.buttons || (event.pointerType === "mouse" && !isPinned)) onPointer(event);
+  });
+  canvas.addEventListener("pointerdown", (event) => {
+    isPinned = true;
+    onPointer(event);
+  });
+  canvas.addEventListener("dblclick", () => (isPinned = false));
   canvas.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
     if (!step) return;
