@@ -118,6 +118,21 @@ def test_a_clicked_position_stays_on_the_way_to_its_image_until_a_double_click(o
     assert shown.inner_text() != clicked
 
 
+@pytest.mark.parametrize("has_points", [True, False])
+def test_all_views_load_the_stored_images_once(open_page, serve, has_points):
+    slot = make_slot()
+    if not has_points:
+        slot.current.info = replace(slot.current.info, points=None)
+    requests: list[str] = []
+    page = open_page(f"{serve(slot)}/#model", allowed="Failed to load resource")
+    page.on("request", lambda request: requests.append(request.url.rpartition("/")[2]))
+    for view in ("sample", "map", "reconstruct"):
+        page.evaluate("view => location.hash = view", view)
+        wait_until_idle(page)
+    changed_image_urls(page, "#reconstruction", lambda: page.get_by_role("button", name="Random", exact=True).click())
+    assert sorted(name for name in requests if name in ("points", "thumbnails")) == ["points", "thumbnails"]
+
+
 def test_edit_moves_an_image_along_each_direction(open_page, page_url):
     page = open_page(f"{page_url}/#edit")
     image_urls(page, "#edited-image")

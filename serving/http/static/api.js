@@ -53,14 +53,20 @@ export async function interpolateSheet(start, end, steps, path) {
   return cells.map((cell, i) => ({ cell, load: async () => (await loadPoints())[i] }));
 }
 
-/** Return a function that calls the asynchronous `load` until it succeeds, and then returns that result. */
+/** Return a function that calls the asynchronous `load` once, and again only if it failed. */
 export function memoize(load) {
   let result = null;
-  return async () => (result ??= await load());
+  return () => {
+    result ??= load().catch((error) => {
+      result = null;
+      throw error;
+    });
+    return result;
+  };
 }
 
 /** Return the map of the stored real images (/v1/points); null if the model has none. */
-export async function loadMap() {
+export const loadMap = memoize(async () => {
   try {
     const headers = { "X-Zpoint-Model": label(model) };
     const [points, sprites] = await Promise.all(
@@ -71,7 +77,7 @@ export async function loadMap() {
     if (error.status === 404) return null;
     throw error;
   }
-}
+});
 
 /** Decode a place on the map: {point, nearest}, the rows of the nearest real images. */
 export async function decodeAt(x, y) {

@@ -87,10 +87,9 @@ export function startReconstruction(onSelect) {
   });
 
   let position = 0; // among the test images; the page begins with the first
-  let map = undefined; // of the stored real images, null if there are none
   const setRandomImage = latestOnly(async () => {
     const sourceBefore = source;
-    map ??= await loadMap();
+    const map = await loadMap();
     const tests = map?.splits.flatMap((split, row) => (split === "test" ? [row] : [])) ?? [];
     position = (position + 1 + Math.floor(Math.random() * (tests.length - 1))) % tests.length; // another one
     const row = tests[position];
