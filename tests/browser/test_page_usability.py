@@ -146,6 +146,31 @@ def test_page_recovers_if_its_first_request_fails(open_page, page_url):
     assert not page.locator("#loading").is_visible()
 
 
+@pytest.mark.parametrize(
+    ("link", "route", "images"),
+    [
+        ("map?x=0.5&y=-0.25", "**/points", "#map-decoded"),
+        ("sample?sampler=cube&boundary=2&seed=5", "**/near-ae/model", "#samples"),
+    ],
+)
+def test_a_view_that_cannot_load_says_so_and_loads_later_with_the_state_of_its_link(
+    open_page, serve, link, route, images
+):
+    page = open_page(f"{serve(make_slot(), make_slot('3', 'near-ae', 1e-6))}/#model", allowed="Failed to load resource")
+    page.wait_for_selector(".bar")
+    page.route(route, lambda route: route.abort(), times=1)
+    page.evaluate("link => location.hash = link", link)
+    page.wait_for_selector("text=Cannot reach the endpoint")
+    view = link.partition("?")[0]
+    page.evaluate("location.hash = 'model'")  # before the view has loaded
+    page.locator("#view-model").wait_for()
+    page.evaluate("view => location.hash = view", view)
+    image_urls(page, images)
+    wait_until_idle(page)
+    assert not page.locator("#notice").is_visible()
+    assert address(page).endswith(f"#{link}")
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_controls_are_large_enough_to_touch_and_the_first_one_is_above_the_fold(open_page, page_url, view):
     """WCAG 2.2 asks for 44 pixels (2.5.5)."""

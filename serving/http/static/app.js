@@ -1,7 +1,7 @@
 // Entry point: the token dialog, the views and the navigation between them.
 
 import { latestOnly, loadModels, model, models, RequestError, setToken } from "./api.js";
-import { byId, createElement } from "./dom.js";
+import { byId, createElement, notify } from "./dom.js";
 import { startEditing } from "./editing.js";
 import { createImageDialog } from "./image_dialog.js";
 import { startInterpolation } from "./interpolation.js";
@@ -44,7 +44,7 @@ const selectPoint = latestOnly(async (point, alias = model.alias) => {
 });
 
 function showView() {
-  const { view } = readState();
+  const { view, values } = readState();
   const current = VIEWS.includes(view) ? view : VIEWS[0];
   for (const name of VIEWS) byId(`view-${name}`).hidden = name !== current;
   for (const link of document.querySelectorAll("nav a")) {
@@ -53,8 +53,19 @@ function showView() {
   }
   window.scrollTo(0, 0);
   if (current in views) restoreState(current);
-  else views[current] = startByView[current](selectPoint);
+  else startView(current, values);
   return views[current];
+}
+
+/** Start a view with the state of its link, and again until its data can be loaded. */
+async function startView(name, values) {
+  try {
+    views[name] = startByView[name](selectPoint, values);
+    await views[name];
+  } catch (error) {
+    notify(error.message, "error");
+    setTimeout(startView, RETRY_MS, name, values);
+  }
 }
 
 let retryTimer = 0;

@@ -2,7 +2,7 @@
 
 import { decodeSheet, latestOnly, model, sampleLikeData } from "./api.js";
 import { byId, createElement, createImageButton, createSlider, formatNumber } from "./dom.js";
-import { packPoint, readState, unpackPoint, writeState } from "./state.js";
+import { packPoint, unpackPoint, writeState } from "./state.js";
 import { coordinate, directions, geometry, moveAlong } from "./latent_space.js";
 
 const STRIP_LENGTH = 9;
@@ -13,7 +13,7 @@ function formatSigned(value) {
   return Math.abs(value) < 0.05 ? "0.0" : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(1)}`;
 }
 
-export function startEditing(onSelect) {
+export function startEditing(onSelect, values) {
   const edited = createImageButton("The edited image", onSelect);
   byId("edited-image").append(edited.element);
   const strip = Array.from({ length: STRIP_LENGTH }, (_, i) =>
@@ -27,7 +27,6 @@ export function startEditing(onSelect) {
   let description = "";
   let stripDirection = directions()[0];
 
-  const { values } = readState();
   const kept = unpackPoint(values.get("z"), model);
   const axisNames = {}; // the user's, by their keys in the URL; null if there is none
 

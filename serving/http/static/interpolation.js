@@ -4,7 +4,7 @@
 import { decodeSheet, interpolateSheet, latestOnly, model, sampleLikeData } from "./api.js";
 import { byId, createImageButton, createRadioGroup, createSlider } from "./dom.js";
 import { moveAlong } from "./latent_space.js";
-import { packPoint, readState, unpackPoint, writeState } from "./state.js";
+import { packPoint, unpackPoint, writeState } from "./state.js";
 
 const FRAME_COUNT = 33;
 const STRIP_LENGTH = 9;
@@ -17,7 +17,7 @@ const DESCRIPTIONS = {
 
 const percent = (frame) => `${Math.round((100 * frame) / (FRAME_COUNT - 1))} %`;
 
-export function startInterpolation(onSelect) {
+export function startInterpolation(onSelect, values) {
   const startButton = createImageButton("The start", onSelect);
   const endButton = createImageButton("The end", onSelect);
   const currentButton = createImageButton("The image at the slider's position", onSelect);
@@ -34,7 +34,6 @@ export function startInterpolation(onSelect) {
   byId("changed-strip").append(...changedStrip.map((button) => button.element));
   let points = [null, null, null]; // start, end, and the one to which their difference is added
   let frames = [];
-  const { values } = readState();
 
   const path = createRadioGroup(byId("paths"), model.paths, DESCRIPTIONS, () => refresh(), values.get("path"));
   const position = createSlider({

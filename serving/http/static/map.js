@@ -2,7 +2,7 @@
 
 import { decodeAt, latestOnly, loadMap, model, neighbours, sample } from "./api.js";
 import { byId, createElement, createImageButton, createRadioGroup } from "./dom.js";
-import { readState, writeState } from "./state.js";
+import { writeState } from "./state.js";
 import { storedImage } from "./steps.js";
 
 const NEAREST = 6;
@@ -10,7 +10,7 @@ const STEP = 0.03; // of an arrow key, on a map of -1 to 1
 const SAMPLE_COUNT = 24;
 const MARGIN = 0.06;
 
-export async function startMap(onSelect) {
+export async function startMap(onSelect, values) {
   const map = await loadMap();
   byId("map-empty").hidden = map !== null;
   byId("map-content").hidden = map === null;
@@ -21,7 +21,6 @@ export async function startMap(onSelect) {
   byId("map-decoded").append(decoded.element);
   const nearest = Array.from({ length: NEAREST }, (_, i) => createElement("img", { alt: `Real image ${i + 1} near here` }));
   byId("map-nearest").append(...nearest);
-  const { values } = readState();
   const startAt = (key) => Math.min(1, Math.max(-1, parseFloat(values.get(key)) || 0));
   let [x, y] = [startAt("x"), startAt("y")];
   let samples = [];

@@ -7,7 +7,7 @@ import {
   byId, createElement, createImageButton, createParameterSliders, createRadioGroup, notify, setSliders,
   sliderValues,
 } from "./dom.js";
-import { readState, writeState } from "./state.js";
+import { writeState } from "./state.js";
 
 const DESCRIPTIONS = {
   reconstruct: "No corruption.",
@@ -22,7 +22,7 @@ const RANGES = { sigma: [0.01, 2], keep: [0, 0.99], block: [0.03, 1], share: [0.
 const SEED = 0; // the same noise every time, so that only the sliders change the image
 const CAPTIONS = { original: "Original", corrupted: "Encoder input", reconstruction: "Reconstruction" };
 
-export function startReconstruction(onSelect) {
+export function startReconstruction(onSelect, values) {
   const buttons = {};
   for (const [stage, caption] of Object.entries(CAPTIONS)) {
     buttons[stage] = createImageButton(caption, onSelect);
@@ -30,7 +30,6 @@ export function startReconstruction(onSelect) {
     byId("reconstruction").append(createElement("figure", {}, buttons[stage].element, figcaption));
   }
   let source = null; // {getSrc(), description, row}: the original image as a data: URL, its row if it is a stored one
-  const { values } = readState();
   let sliders = {};
   const cropper = createCropper(() => refresh());
 

@@ -6,7 +6,7 @@ import {
   sliderValues,
 } from "./dom.js";
 import { geometry } from "./latent_space.js";
-import { readState, writeState } from "./state.js";
+import { writeState } from "./state.js";
 import { showSteps } from "./steps.js";
 
 const SAMPLE_COUNT = 24;
@@ -35,10 +35,9 @@ async function loadCompared() {
 
 export const typeName = (klFactor) => (klFactor === 0 ? "AE" : klFactor < NEAR_AE ? "Near-AE" : "VAE");
 
-export async function startSampling(onSelect) {
+export async function startSampling(onSelect, values) {
   showSteps();
   const compared = await loadCompared();
-  const { values } = readState();
   const panels = compared.map((of) => createPanel(of, onSelect));
   byId("samples").replaceChildren(...panels.map((panel) => panel.element));
   byId("samples").classList.toggle("compared", panels.length > 1);
