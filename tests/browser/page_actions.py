@@ -11,7 +11,8 @@ from PIL import Image
 
 
 def address(page: Any) -> str:
-    """Return the URL in the address bar; `page.url` follows the page's own changes of it with a delay."""
+    """Return the URL in the address bar with the page's last state; `page.url` follows the page's changes later."""
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide'))")  # else the page writes the state after 300 ms
     return page.evaluate("location.href")
 
 

@@ -151,8 +151,10 @@ def test_edit_moves_an_image_along_each_direction(open_page, page_url):
     changed_image_urls(page, "#edited-image", redo.click)
     assert changed_image_urls(page, "#edited-image", redo.click) == second
     assert redo.is_disabled()
+    before_reload = address(page)
     page.reload()
     assert image_urls(page, "#edited-image") == second
+    assert address(page) == before_reload
     changed_image_urls(page, "#edited-image", lambda: page.get_by_role("button", name="Random", exact=True).click())
 
 
@@ -227,6 +229,48 @@ def test_a_view_keeps_its_address_and_a_link_opened_in_its_tab_is_followed(open_
         page.evaluate("link => location.assign(link)", first)
     page.wait_for_selector("#edited-image img[src]")
     assert pixels(page, "#edited-image") == shown
+
+
+def test_changes_in_a_row_change_the_address_once(open_page, page_url):
+    """Safari refuses more than 100 calls of history.replaceState in 30 s."""
+    page = open_page(f"{page_url}/#edit")
+    image_urls(page, "#edited-image")
+    address(page)
+    page.evaluate("""() => {
+        const replace = history.replaceState.bind(history);
+        window.replacements = 0;
+        history.replaceState = (...state) => { window.replacements++; replace(...state); };
+        const input = document.querySelector("#axis-names input");
+        for (let i = 0; i < 150; i++) {
+            input.value = `name ${i}`;
+            input.dispatchEvent(new Event("input"));
+        }
+    }""")
+    page.wait_for_function("() => location.hash.endsWith('axis1=name+149')")
+    assert page.evaluate("window.replacements") == 1
+
+
+@pytest.mark.parametrize("target", ["#map", "docs"])
+def test_a_change_just_before_the_page_is_left_is_there_after_going_back(open_page, page_url, target):
+    page = open_page(f"{page_url}/#sample?sampler=cube&boundary=2&seed=1")
+    image_urls(page, "#samples")
+    page.evaluate(
+        """target => {
+        const seed = document.getElementById("seed");
+        seed.value = "77";
+        seed.dispatchEvent(new Event("input"));
+        const link = document.createElement("a");
+        link.href = target;
+        document.body.append(link);
+        link.click();
+    }""",
+        target,
+    )
+    page.wait_for_url(f"**/{target}*")
+    page.go_back()
+    page.locator("#view-sample").wait_for()
+    assert page.get_by_label("Seed").input_value() == "77"
+    assert address(page).endswith("seed=77")
 
 
 def test_principal_axes_have_the_users_names_which_the_address_keeps(open_page, page_url):

@@ -3,6 +3,7 @@
 // showCell) and `load()`, which returns its z and src: a sheet of WebP is a tenth of the images as JSON.
 
 import { clearError, notify } from "./dom.js";
+import { updateUrl } from "./state.js";
 
 const MAX_ATTEMPTS = 5;
 const RETRY_MS = 2000;
@@ -229,5 +230,8 @@ async function errorDetail(response) {
 /** The z-points on the page belong to the version that was loaded with it; another one decodes them differently. */
 function reloadForNewModel(response) {
   notify(`The endpoint now serves ${response.headers.get("X-Zpoint-Model")}; this page reloads.`, "permanent");
-  setTimeout(() => location.reload(), RELOAD_MS);
+  setTimeout(() => {
+    updateUrl();
+    location.reload();
+  }, RELOAD_MS);
 }

@@ -9,7 +9,7 @@ import { startMap } from "./map.js";
 import { showModelInfo } from "./model_info.js";
 import { startReconstruction } from "./reconstruction.js";
 import { startSampling, typeName } from "./sampling.js";
-import { isForeignState, readAlias, readState, restoreState } from "./state.js";
+import { isForeignState, readAlias, readState, updateUrl } from "./state.js";
 
 const startByView = {
   sample: startSampling,
@@ -52,7 +52,7 @@ function showView() {
     else link.removeAttribute("aria-current");
   }
   window.scrollTo(0, 0);
-  if (current in views) restoreState(current);
+  if (current in views) updateUrl();
   else startView(current, values);
   return views[current];
 }

@@ -6,23 +6,38 @@ export function readState() {
   return { view, values: new URLSearchParams(query) };
 }
 
-const written = {}; // the last state of each view
+const WRITE_DELAY_MS = 300; // after the last change: Safari refuses more than 100 calls of replaceState in 30 s
+const hashes = {}; // the last state of each view, as the hash of its URL
+let writeTimer = null; // set while the URL lacks the last state
 
-/** Replace the state of a view, in the URL if it is shown. Null values are left out. */
+/** Set the state of a view, without its null values. The URL has that of the shown view once it rests. */
 export function writeState(view, values) {
   const entries = Object.entries(values).filter(([, value]) => value !== null);
-  written[view] = `#${view}?${new URLSearchParams(entries)}`;
-  if ((readState().view || "sample") === view) history.replaceState(null, "", written[view]);
+  hashes[view] = `#${view}?${new URLSearchParams(entries)}`;
+  clearTimeout(writeTimer);
+  writeTimer = setTimeout(updateUrl, WRITE_DELAY_MS);
 }
 
-/** Put the state of a view that is shown again into the URL. */
-export function restoreState(view) {
-  if (written[view]) history.replaceState(null, "", written[view]);
+/** Put the last state of the shown view into the URL. */
+export function updateUrl() {
+  cancelWrite();
+  const hash = hashes[readState().view || "sample"];
+  if (hash) history.replaceState(null, "", hash);
 }
+
+function cancelWrite() {
+  clearTimeout(writeTimer);
+  writeTimer = null;
+}
+
+// Before the URL is left: a click may open another view.
+for (const type of ["click", "pagehide"]) window.addEventListener(type, () => writeTimer && updateUrl(), true);
+// The new URL is another view's, or a link whose state must not be replaced.
+window.addEventListener("hashchange", cancelWrite);
 
 /** Return true if the URL has a state that the page did not write: a link that was opened in this tab. */
 export function isForeignState() {
-  return location.hash.includes("?") && location.hash !== written[readState().view];
+  return location.hash.includes("?") && location.hash !== hashes[readState().view];
 }
 
 /** Return the alias that the URL asks for, null if none. */
