@@ -158,6 +158,41 @@ def test_edit_moves_an_image_along_each_direction(open_page, page_url):
     changed_image_urls(page, "#edited-image", lambda: page.get_by_role("button", name="Random", exact=True).click())
 
 
+def test_undo_returns_to_an_image_chosen_after_a_slider_was_dragged_and_returned(open_page, page_url):
+    """Such a slider fires no `change`."""
+    page = open_page(f"{page_url}/#edit")
+    changed_image_urls(page, "#edited-image", lambda: page.get_by_role("button", name="Mean").click())
+    slider = page.get_by_role("slider", name="Smiling")
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 50, y, steps=5)
+    page.mouse.move(x, y, steps=5)
+    page.mouse.up()
+    assert slider.input_value() == "0"
+    wait_until_idle(page)
+    random = changed_image_urls(
+        page, "#edited-image", lambda: page.get_by_role("button", name="Random", exact=True).click()
+    )
+    changed_image_urls(page, "#edited-image", lambda: press_slider(page, "dark hair", times=1))
+    undo = page.get_by_role("button", name="Undo")
+    assert changed_image_urls(page, "#edited-image", undo.click) == random
+
+
+def test_ctrl_z_in_the_name_of_an_axis_undoes_the_text(open_page, page_url):
+    page = open_page(f"{page_url}/#edit")
+    shown = changed_image_urls(page, "#edited-image", lambda: page.get_by_role("button", name="Mean").click())
+    page.get_by_text("Name the axes").click()
+    name = page.get_by_label("Axis 2", exact=True)
+    name.press_sequentially("beard")
+    name.press("Control+z")
+    wait_until_idle(page)
+    assert name.input_value() != "beard"
+    assert image_urls(page, "#edited-image") == shown
+
+
 def test_edit_sliders_show_the_coordinates_of_the_decoded_z(open_page, page_url):
     page = open_page(f"{page_url}/#edit")
     changed_image_urls(page, "#edited-image", lambda: page.get_by_role("button", name="Mean").click())

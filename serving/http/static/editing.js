@@ -21,9 +21,9 @@ export function startEditing(onSelect, values) {
   );
   byId("direction-strip").append(...strip.map((button) => button.element));
   let z = null;
-  const undone = []; // states {z, description} to which Redo goes
-  const done = []; // those to which Undo goes
-  let isDragging = false;
+  const redoStack = []; // states {z, description} to which Redo goes
+  const undoStack = []; // those to which Undo goes
+  let draggedDirection = null; // of the slider that has moved since the last state in the stacks
   let description = "";
   let stripDirection = directions()[0];
 
@@ -38,13 +38,13 @@ export function startEditing(onSelect, values) {
 
   const saveState = () => writeState("edit", { z: packPoint(z, model), ...axisNames });
 
-  /** Keep the state before a change, so that Undo returns to it. */
-  function keepState() {
-    if (z) done.push({ z, description });
-    undone.length = 0;
+  /** Push the state before a change, so that Undo returns to it. */
+  function pushUndoState() {
+    if (z) undoStack.push({ z, description });
+    redoStack.length = 0;
   }
 
-  /** Go to the last state of `from`, and keep the present one in `to`. */
+  /** Go to the last state of `from`, and push the present one to `to`. */
   function step(from, to) {
     if (!from.length) return;
     to.push({ z, description });
@@ -74,15 +74,15 @@ export function startEditing(onSelect, values) {
       value: 0,
       format: formatSigned,
       onInput(value) {
-        if (!isDragging) keepState();
-        isDragging = true;
+        if (draggedDirection !== direction) pushUndoState();
+        draggedDirection = direction;
         z = moveAlong(z, direction, value - coordinate(z, direction));
         updateSliders(direction);
         updateButtons();
         refresh(z);
       },
       onChange() {
-        isDragging = false;
+        draggedDirection = null;
         stripDirection = direction;
         refreshStrip();
       },
@@ -95,17 +95,18 @@ export function startEditing(onSelect, values) {
   }
 
   function updateButtons() {
-    byId("edit-undo").disabled = done.length === 0;
-    byId("edit-redo").disabled = undone.length === 0;
+    byId("edit-undo").disabled = undoStack.length === 0;
+    byId("edit-redo").disabled = redoStack.length === 0;
   }
 
   function setPoint(point) {
-    keepState();
+    pushUndoState();
     show({ z: point.z, description: `${point.description}, edited` });
   }
 
   function show(state) {
     ({ z, description } = state);
+    draggedDirection = null; // a slider that was dragged back to its first value fires no `change`
     updateSliders();
     updateButtons();
     refresh(z);
@@ -144,13 +145,14 @@ export function startEditing(onSelect, values) {
   byId("edit-mean").addEventListener("click", () => {
     setPoint({ z: geometry().mean, description: "the mean of the training images' z-points" });
   });
-  byId("edit-undo").addEventListener("click", () => step(done, undone));
-  byId("edit-redo").addEventListener("click", () => step(undone, done));
+  byId("edit-undo").addEventListener("click", () => step(undoStack, redoStack));
+  byId("edit-redo").addEventListener("click", () => step(redoStack, undoStack));
   document.addEventListener("keydown", (event) => {
     if (byId("view-edit").hidden || !(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z") return;
+    if (event.target.matches("input:not([type=range])")) return; // the browser undoes text
     event.preventDefault();
-    if (event.shiftKey) step(undone, done);
-    else step(done, undone);
+    if (event.shiftKey) step(redoStack, undoStack);
+    else step(undoStack, redoStack);
   });
   if (kept) setPoint({ z: kept, description: "the point of this page's address" });
   else setRandomPoint();
