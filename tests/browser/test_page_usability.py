@@ -122,17 +122,76 @@ def test_page_retries_an_overloaded_endpoint_and_reports_an_unreachable_one(open
     assert not page.locator("#notice").is_visible()
 
 
+def test_page_waits_as_long_as_an_overloaded_endpoint_asks_for(open_page, page_url):
+    page = open_page(page_url, allowed="Failed to load resource")
+    image_urls(page, "#samples")
+    wait_until_idle(page)
+    page.clock.install()
+    requests: list[Any] = []
+    page.on("request", lambda request: request.url.endswith("/sample") and requests.append(request))
+    overloaded = {"status": 503, "headers": {"Retry-After": "20"}, "body": "{}"}
+    page.route("**/sample", lambda route: route.fulfill(**overloaded), times=1)
+    page.get_by_role("button", name="New samples").click()
+    page.wait_for_selector("text=The endpoint is overloaded; the page tries again in 20 s.")
+    page.clock.fast_forward(15_000)
+    wait_until_idle(page)
+    assert len(requests) == 1
+    changed_image_urls(page, "#samples", lambda: page.clock.fast_forward(5_000))
+    assert len(requests) == 2
+    assert not page.locator("#notice").is_visible()
+
+
+def test_page_does_not_repeat_a_request_that_took_the_endpoint_too_long(open_page, page_url):
+    """That is a 503 without Retry-After."""
+    page = open_page(page_url, allowed="Failed to load resource")
+    image_urls(page, "#samples")
+    wait_until_idle(page)
+    page.clock.install()
+    requests: list[Any] = []
+    page.on("request", lambda request: request.url.endswith("/sample") and requests.append(request))
+    page.route("**/sample", lambda route: route.fulfill(status=503, body='{"detail": "the request took 30 s"}'))
+    page.get_by_role("button", name="New samples").click()
+    page.wait_for_selector("text=the request took 30 s")
+    page.clock.fast_forward(60_000)
+    wait_until_idle(page)
+    assert len(requests) == 1
+
+
 def test_page_reloads_if_another_model_is_served_and_drops_the_old_z(open_page, serve):
     slot = make_slot()
     url = serve(slot)
     page = open_page(f"{url}/#edit", allowed="Failed to load resource")
     image_urls(page, "#edited-image")
     old = address(page)
+    notices: list[str] = []
+    page.expose_function("recordNotice", lambda text: notices.append(text))
+    page.evaluate("""() => {
+        const notice = document.getElementById("notice");
+        new MutationObserver(() => recordNotice(notice.textContent)).observe(notice, { childList: true });
+    }""")
     slot.current = make_slot("8").current
     page.get_by_role("button", name="Mean").click()
     page.wait_for_function("() => document.title === 'zpoint 8'")
     image_urls(page, "#edited-image")
     assert address(page) != old  # the z-point in the old address is of version 7
+    assert notices == ["The endpoint now serves zpoint/8; this page reloads."]
+
+
+def test_page_reloads_for_another_model_with_the_last_change(open_page, serve):
+    slot = make_slot()
+    page = open_page(f"{serve(slot)}/#sample?sampler=cube&boundary=2&seed=1", allowed="Failed to load resource")
+    image_urls(page, "#samples")
+    slot.current = make_slot("8").current
+    page.evaluate("""() => {
+        const seed = document.getElementById("seed");
+        setInterval(() => {
+            seed.value++;
+            seed.dispatchEvent(new Event("input"));
+        }, 50);
+    }""")
+    page.wait_for_function("() => document.title === 'zpoint 8'")
+    image_urls(page, "#samples")
+    assert int(page.get_by_label("Seed").input_value()) > 1
 
 
 def test_page_recovers_if_its_first_request_fails(open_page, page_url):

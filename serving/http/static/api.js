@@ -7,12 +7,15 @@ import { updateUrl } from "./state.js";
 
 const MAX_ATTEMPTS = 5;
 const RETRY_MS = 2000;
+const SILENT_WAIT_S = 3; // a longer wait is announced
 const RELOAD_MS = 1500;
 
+/** A failed request; `isTransient` if the same request may succeed later. */
 export class RequestError extends Error {
-  constructor(status, detail) {
+  constructor(status, detail, isTransient = false) {
     super(detail);
     this.status = status;
+    this.isTransient = isTransient;
   }
 }
 
@@ -156,7 +159,7 @@ export function latestOnly(task) {
       } catch (error) {
         notify(error.message, "error");
         // Out of reach or overloaded: try again, unless other arguments have come.
-        if ([0, 502, 503, 504].includes(error.status)) {
+        if (error.isTransient) {
           await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
           pendingArgs ??= currentArgs;
         }
@@ -207,14 +210,18 @@ async function request(method, path, body, extraHeaders = {}) {
       response = await fetch(path, { method, headers, body, signal: AbortSignal.timeout(30_000) });
     } catch (error) {
       const isTimeout = error.name === "TimeoutError";
-      throw new RequestError(0, isTimeout ? "The endpoint timed out after 30 s." : "Cannot reach the endpoint.");
+      throw new RequestError(0, isTimeout ? "The endpoint timed out after 30 s." : "Cannot reach the endpoint.", true);
     }
     if (response.ok) return response;
     if (response.status === 409) reloadForNewModel(response);
-    if (response.status !== 503 || attempt === MAX_ATTEMPTS) {
-      throw new RequestError(response.status, await errorDetail(response));
+    // A 503 without Retry-After is final: the same request would take too long again.
+    const isOverloaded = response.status === 503 && response.headers.has("Retry-After");
+    if (!isOverloaded || attempt === MAX_ATTEMPTS) {
+      const isTransient = isOverloaded || [502, 504].includes(response.status);
+      throw new RequestError(response.status, await errorDetail(response), isTransient);
     }
-    const seconds = Math.min(10, Number(response.headers.get("Retry-After")) || 0.2 * 2 ** attempt);
+    const seconds = Number(response.headers.get("Retry-After"));
+    if (seconds > SILENT_WAIT_S) notify(`The endpoint is overloaded; the page tries again in ${seconds} s.`, "error");
     await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
   }
 }

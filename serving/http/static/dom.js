@@ -133,6 +133,7 @@ let hideTimer = 0;
  */
 export function notify(text, kind = "info") {
   const notice = byId("notice");
+  if (notice.className === "permanent") return;
   clearTimeout(hideTimer);
   notice.textContent = text;
   notice.className = kind;
