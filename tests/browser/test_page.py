@@ -82,7 +82,7 @@ def test_an_ae_stands_beside_a_vae_with_the_same_seed_and_faces_counted(open_pag
     assert len(image_urls(page, "#samples")) == 48
 
 
-def test_map_decodes_the_place_of_the_pointer_or_the_keys(open_page, page_url):
+def test_map_decodes_the_position_of_the_pointer_or_the_keys(open_page, page_url):
     page = open_page(f"{page_url}/#map?x=0.5&y=0.5")
     image_urls(page, "#map-decoded")
     assert len(image_urls(page, "#map-nearest")) == 6
@@ -94,10 +94,10 @@ def test_map_decodes_the_place_of_the_pointer_or_the_keys(open_page, page_url):
     before_reload = address(page)
     with page.expect_request("**/neighbours"):
         choose(page, "normal")
-    place = page.locator("#map-place").inner_text()
+    position = page.locator("#map-position").inner_text()
     page.reload()
     image_urls(page, "#map-decoded")
-    page.wait_for_function("text => document.getElementById('map-place').textContent === text", arg=place)
+    page.wait_for_function("text => document.getElementById('map-position').textContent === text", arg=position)
     assert address(page) == before_reload
 
 
@@ -105,7 +105,7 @@ def test_a_clicked_position_stays_on_the_way_to_its_image_until_a_double_click(o
     page = open_page(f"{page_url}/#map")
     image_urls(page, "#map-decoded")
     canvas = page.get_by_label("Map of the real images")
-    shown = page.locator("#map-place")
+    shown = page.locator("#map-position")
     for position in ({"x": 300, "y": 200}, {"x": 400, "y": 500}):  # each click chooses, not only the first
         changed_image_urls(page, "#map-decoded", lambda position=position: canvas.click(position=position))
         clicked = shown.inner_text()

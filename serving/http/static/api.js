@@ -83,7 +83,7 @@ export const loadMap = memoize(async () => {
   }
 });
 
-/** Decode a place on the map: {point, nearest}, the rows of the nearest real images. */
+/** Decode a position on the map: {point, nearest}, the rows of the nearest real images. */
 export async function decodeAt(x, y) {
   const response = await post("points/at", { x, y });
   return { point: toPoints(response)[0], nearest: response.nearest.map(({ index }) => index) };

@@ -27,7 +27,7 @@ export function startEditing(onSelect, values) {
   let description = "";
   let stripDirection = directions()[0];
 
-  const kept = unpackPoint(values.get("z"), model);
+  const initialZ = unpackPoint(values.get("z"), model);
   const axisNames = {}; // the user's, by their keys in the URL; null if there is none
 
   const refresh = latestOnly(async (newZ) => {
@@ -127,7 +127,7 @@ export function startEditing(onSelect, values) {
   for (const control of controls.filter(({ direction }) => direction.key)) {
     const { key, name } = control.direction;
     const input = createElement("input", { maxLength: MAX_NAME_LENGTH, autocomplete: "off" });
-    input.value = (kept && values.get(key)) ?? ""; // the axes of another version are others
+    input.value = (initialZ && values.get(key)) ?? ""; // the axes of another version are others
     nameAxis(control, input.value);
     input.addEventListener("input", () => {
       nameAxis(control, input.value.trim());
@@ -154,7 +154,7 @@ export function startEditing(onSelect, values) {
     if (event.shiftKey) step(redoStack, undoStack);
     else step(undoStack, redoStack);
   });
-  if (kept) setPoint({ z: kept, description: "the point of this page's address" });
+  if (initialZ) setPoint({ z: initialZ, description: "the point of this page's address" });
   else setRandomPoint();
   return { setPoint };
 }

@@ -90,16 +90,16 @@ export function startInterpolation(onSelect, values) {
 
   /** Show the points of the URL. */
   const restorePoints = latestOnly(async (zs) => {
-    const restored = await decodeSheet(zs);
+    const decodedPoints = await decodeSheet(zs);
     const names = POINTS.map((name) => `the ${name} of this page's address`);
-    setPoints(points.map((point, i) => point ?? { ...restored[i], z: zs[i], description: names[i] }));
+    setPoints(points.map((point, i) => point ?? { ...decodedPoints[i], z: zs[i], description: names[i] }));
   });
 
   byId("new-ends").addEventListener("click", () => renew("start", "end"));
   byId("swap-ends").addEventListener("click", () => setPoints([points[1], points[0], points[2]]));
   byId("new-other").addEventListener("click", () => renew("other"));
-  const kept = POINTS.map((name) => unpackPoint(values.get(name), model));
-  if (kept.includes(null)) fillPoints();
-  else restorePoints(kept);
+  const initialZs = POINTS.map((name) => unpackPoint(values.get(name), model));
+  if (initialZs.includes(null)) fillPoints();
+  else restorePoints(initialZs);
   return { setStart: setPoint("start"), setEnd: setPoint("end"), setOther: setPoint("other") };
 }

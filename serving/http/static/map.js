@@ -1,4 +1,4 @@
-// The map: the z-points of real images in the plane. The pointer or the arrow keys choose a place, which is decoded.
+// The map: the z-points of real images in the plane. The pointer or the arrow keys choose a position, which is decoded.
 
 import { decodeAt, latestOnly, loadMap, model, neighbours, sample } from "./api.js";
 import { byId, createElement, createImageButton, createRadioGroup } from "./dom.js";
@@ -17,7 +17,7 @@ export async function startMap(onSelect, values) {
   if (!map) return;
   const canvas = byId("map-canvas");
   const context = canvas.getContext("2d");
-  const decoded = createImageButton("The picture at this place", onSelect);
+  const decoded = createImageButton("The picture at this position", onSelect);
   byId("map-decoded").append(decoded.element);
   const nearest = Array.from({ length: NEAREST }, (_, i) => createElement("img", { alt: `Real image ${i + 1} near here` }));
   byId("map-nearest").append(...nearest);
@@ -26,7 +26,7 @@ export async function startMap(onSelect, values) {
   let samples = [];
 
   const toPixel = (value) => (canvas.width * (1 + MARGIN + value)) / (2 + 2 * MARGIN);
-  const toPlace = (fraction) => Math.min(1, Math.max(-1, fraction * (2 + 2 * MARGIN) - 1 - MARGIN));
+  const toCoordinate = (fraction) => Math.min(1, Math.max(-1, fraction * (2 + 2 * MARGIN) - 1 - MARGIN));
 
   function draw() {
     const { columns, size } = map.sprites;
@@ -53,16 +53,16 @@ export async function startMap(onSelect, values) {
   }
 
   const refresh = latestOnly(async () => {
-    const place = `${x.toFixed(2)}, ${y.toFixed(2)}`;
+    const position = `${x.toFixed(2)}, ${y.toFixed(2)}`;
     const { point, nearest: rows } = await decodeAt(x, y);
-    decoded.show({ ...point, description: `the map at ${place}` });
+    decoded.show({ ...point, description: `the map at ${position}` });
     nearest.forEach((image, i) => (image.src = storedImage(map, rows[i]).src));
-    byId("map-place").textContent = `Place ${place}`;
+    byId("map-position").textContent = `Position ${position}`;
     writeState("map", { x, y });
   });
 
   function moveTo(newX, newY) {
-    // To the digits of the URL, so that a reload shows the same place.
+    // To the digits of the URL, so that a reload shows the same position.
     [x, y] = [newX, newY].map((value) => Math.round(1000 * Math.min(1, Math.max(-1, value))) / 1000);
     draw();
     refresh();
@@ -70,7 +70,7 @@ export async function startMap(onSelect, values) {
 
   const onPointer = (event) => {
     const box = canvas.getBoundingClientRect();
-    moveTo(toPlace((event.clientX - box.x) / box.width), -toPlace((event.clientY - box.y) / box.height));
+    moveTo(toCoordinate((event.clientX - box.x) / box.width), -toCoordinate((event.clientY - box.y) / box.height));
   };
   // A position that was clicked stays, so that the mouse can go from it to the decoded image.
   let isPinned = false;
@@ -89,17 +89,17 @@ export async function startMap(onSelect, values) {
     moveTo(x + STEP * step[0], y + STEP * step[1]);
   });
 
-  /** Draw random samples in, each at the place of its nearest real images. */
+  /** Draw random samples in, each at the position of its nearest real images. */
   const showSamples = latestOnly(async () => {
     const name = sampler.value;
     samples = [];
     if (name !== "none") {
       const points = await sample(name, SAMPLE_COUNT, 0, {});
-      const found = await neighbours(points.map(({ z }) => z), 3);
-      samples = found.map((near) => {
-        const weights = near.map(({ distance }) => 1 / (distance * distance + 1e-9));
+      const nearestOfSamples = await neighbours(points.map(({ z }) => z), 3);
+      samples = nearestOfSamples.map((rows) => {
+        const weights = rows.map(({ distance }) => 1 / (distance * distance + 1e-9));
         const total = weights.reduce((a, b) => a + b);
-        return [0, 1].map((axis) => near.reduce((sum, { index }, i) => sum + map.points[index][axis] * weights[i], 0) / total);
+        return [0, 1].map((axis) => rows.reduce((sum, { index }, i) => sum + map.points[index][axis] * weights[i], 0) / total);
       });
     }
     draw();
