@@ -245,6 +245,23 @@ def test_controls_are_large_enough_to_touch_and_the_first_one_is_above_the_fold(
         assert box["y"] + box["height"] < 844
 
 
+def test_map_on_a_phone_has_a_visible_ring_and_no_hint_for_a_mouse(open_page, page_url):
+    viewport = {"width": 390, "height": 844}
+    page = open_page(f"{page_url}/#map?x=0.98&y=0.98", viewport=viewport, has_touch=True, is_mobile=True)
+    image_urls(page, "#map-decoded")
+    assert not page.get_by_text("follows the mouse").is_visible()
+    ring = page.get_by_label("Map of the real images").evaluate("""canvas => {
+        const { data, width } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        const colour = getComputedStyle(canvas).color.match(/[0-9]+/g).map(Number);
+        const columns = [];
+        for (let i = 0; i < data.length; i += 4)
+            if (colour.every((value, channel) => data[i + channel] === value)) columns.push((i / 4) % width);
+        columns.sort((a, b) => a - b);
+        return (columns.at(-1) - columns[0]) * canvas.clientWidth / width;
+    }""")
+    assert 18 < ring < 26  # pixels of the page
+
+
 @pytest.mark.parametrize("width", [320, 390, 820])
 def test_no_view_is_wider_than_the_screen(open_page, page_url, width):
     page = open_page(page_url, viewport={"width": width, "height": 700})

@@ -38,16 +38,18 @@ export async function startMap(onSelect, values) {
     });
     // A canvas resolves no CSS variables: its own colours are those of the page's scheme.
     const { color, caretColor } = getComputedStyle(canvas);
-    for (const [px, py] of samples) drawRing(px, py, 9, caretColor);
-    drawRing(x, y, 18, color);
+    for (const [px, py] of samples) drawRing(px, py, 5, caretColor);
+    drawRing(x, y, 10, color);
   }
 
+  /** Draw a ring whose radius is in pixels of the page, so that it is as large on a small screen. */
   function drawRing(px, py, radius, colour) {
-    for (const [width, stroke] of [[7, "#fff"], [4, colour]]) {
+    const pixelRatio = canvas.width / canvas.clientWidth;
+    for (const [width, stroke] of [[4 * pixelRatio, "#fff"], [2 * pixelRatio, colour]]) {
       context.lineWidth = width;
       context.strokeStyle = stroke;
       context.beginPath();
-      context.arc(toPixel(px), toPixel(-py), radius, 0, 2 * Math.PI);
+      context.arc(toPixel(px), toPixel(-py), radius * pixelRatio, 0, 2 * Math.PI);
       context.stroke();
     }
   }
@@ -106,6 +108,6 @@ export async function startMap(onSelect, values) {
   });
   const options = ["none", ...Object.keys(model.samplers)];
   const sampler = createRadioGroup(byId("map-samplers"), options, {}, showSamples);
-  draw();
+  new ResizeObserver(draw).observe(canvas); // draws now and when the view is shown
   refresh();
 }
