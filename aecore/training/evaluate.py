@@ -28,6 +28,7 @@ EPOCH_SAMPLERS = ("normal", "gaussian")  # judged after some epochs: each costs 
 STORED_SAMPLERS = ("normal", "diagonal", "gaussian", "gmm")
 NUM_PREVIEWS = 10  # images of each kind on an epoch's sheet
 BATCH = 64  # images or z-points a call of the model
+DIVERGENCE_FIX = "try a smaller optim.lr, or optim.clip=1000"
 
 
 @torch.inference_mode()
@@ -156,7 +157,8 @@ def points_per_split(recipe: Recipe, loaders: Mapping[str, Loader]) -> dict[str,
 def draw_train_points(model: Autoencoder, recipe: Recipe, train: Loader, limit: int = LATENT_IMAGES) -> Tensor:
     """Return z-points float32 `(n, z_dim)` on the CPU of at most `limit` evenly spaced training images.
 
-    A z-point is a draw from q(z|x) of the image as its task corrupts it: the decoder was trained on such draws.
+    A z-point is a draw from q(z|x) of the image as its task corrupts it: the decoder was trained on such draws. Raises
+    FloatingPointError if one is not finite: nothing else says so of a dataset without validation images.
     """
     z_points: list[Tensor] = []
     for step, images in enumerate(train.spaced_images(limit).split(BATCH)):
@@ -164,4 +166,7 @@ def draw_train_points(model: Autoencoder, recipe: Recipe, train: Loader, limit: 
         posterior = model.encode(make_eval_pair(recipe, batch, step)[0])
         noise = make_batch_noise(recipe.optim.seed, batch, step, LATENT_NOISE).normal(model.z_dim)
         z_points.append(posterior.sample(noise).cpu())
-    return torch.cat(z_points)
+    z = torch.cat(z_points)
+    if not z.isfinite().all():
+        raise FloatingPointError(f"z-points of training images are not finite, the model diverged: {DIVERGENCE_FIX}")
+    return z

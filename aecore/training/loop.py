@@ -27,7 +27,7 @@ from aecore.model.corruptions import LATENT_NOISE, make_batch_noise, make_traini
 from aecore.model.losses import loss_terms
 from aecore.training.checkpoint import TrainState
 from aecore.training.compiled import CompiledUpdate, should_compile
-from aecore.training.evaluate import SampleEvaluator, draw_train_points, evaluate
+from aecore.training.evaluate import DIVERGENCE_FIX, SampleEvaluator, draw_train_points, evaluate
 from aecore.training.gradient_exchange import GradientExchange
 
 EPOCH_SUMS: tuple[str, ...] = ("recon", "kl", "count")  # summed over the open epoch's images; a checkpoint stores them
@@ -154,7 +154,8 @@ def fit(run: TrainingRun) -> Iterator[StepEnd | EpochEnd]:
     """Train from `run.state` to the recipe's last epoch.
 
     A large validation split is used in part after each epoch (the same images each time) and whole after the last.
-    Raises FloatingPointError if a loss is not finite; the message names the step, its images and the parameter norms.
+    Raises FloatingPointError if a loss or a metric is not finite; the message names the step and the parameter norms,
+    and the images of a loss.
     """
     optim, state = run.recipe.optim, run.state
     total_samples = optim.epochs * len(run.train)
@@ -213,12 +214,14 @@ def fit(run: TrainingRun) -> Iterator[StepEnd | EpochEnd]:
         last_epoch = state.epochs == optim.epochs
         valid_loader = run.valid if last_epoch else valid_subset
         valid_metrics, kl_per_dim = evaluate(run.model, run.recipe, valid_loader, run.world, "valid")
+        metrics |= valid_metrics
+        check_metrics(run, metrics)
         images = {}
         if run.world.rank == 0 and state.epochs in optim.judged_epochs:
             sample_metrics, images = sample_evaluator.evaluate(run.latents if last_epoch else None)
             metrics |= sample_metrics
         run.model.train()
-        yield EpochEnd(state.epochs, metrics | valid_metrics, kl_per_dim, images)
+        yield EpochEnd(state.epochs, metrics, kl_per_dim, images)
 
 
 def train_step(run: TrainingRun, batch: Batch) -> None:
@@ -313,11 +316,27 @@ def check_finite(run: TrainingRun, nonfinite_step: Tensor) -> None:
     if run.train.resumable:
         rows = plan_epoch(optim.seed, epoch, len(run.train))[epoch_step * optim.batch :][: optim.batch].tolist()
         images = f"images {', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''} of the split"
-    norms = ", ".join(f"{name} {float(p.detach().norm()):.3g}" for name, p in run.model.named_parameters())
     raise FloatingPointError(
         f"the loss or a gradient was not finite at step {step + 1} (epoch {epoch + 1}, {images}): "
-        f"try a smaller optim.lr, or optim.clip=1000; parameter norms before it: {norms}"
+        f"{DIVERGENCE_FIX}; parameter norms before it: {parameter_norms(run.model)}"
     )
+
+
+def check_metrics(run: TrainingRun, metrics: dict[str, float]) -> None:
+    """Raise FloatingPointError if a metric of the epoch's end is not finite: the update of its last step diverged.
+
+    `check_finite` would notice it at the next step, since a step's loss is that of the weights before its update.
+    """
+    if nonfinite := [name for name, value in metrics.items() if not math.isfinite(value)]:
+        raise FloatingPointError(
+            f"{', '.join(nonfinite)} not finite after step {run.state.step}, the last of epoch {run.state.epochs}: "
+            f"{DIVERGENCE_FIX}; parameter norms: {parameter_norms(run.model)}"
+        )
+
+
+def parameter_norms(model: Autoencoder) -> str:
+    """Return the norm of each parameter, for an error message."""
+    return ", ".join(f"{name} {float(p.detach().norm()):.3g}" for name, p in model.named_parameters())
 
 
 def configure_cuda(device: torch.device, deterministic: bool) -> None:

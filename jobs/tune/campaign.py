@@ -36,6 +36,7 @@ are on the progress board under the name of their run (`cluster.progress`).
 """
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Mapping
@@ -105,12 +106,17 @@ class Trial:
         return sum((end or time.time()) - (start or 0) for start, end in self.spans)
 
     def record(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of a finished epoch; an epoch that is trained again keeps its first ones."""
+        """Take the metrics of a finished epoch; an epoch that is trained again keeps its first ones.
+
+        Values that are not finite are left out, since the campaign's file cannot hold them; with one among them an
+        epoch does not count as judged.
+        """
         if epoch <= self.epoch:
             return
-        self.epoch, self.metrics = epoch, dict(metrics)
-        if "hog_frechet_normal" in metrics:
-            self.judged.append({"epoch": epoch} | {name: metrics[name] for name in JUDGED_METRICS if name in metrics})
+        self.epoch, self.metrics = epoch, {name: value for name, value in metrics.items() if math.isfinite(value)}
+        judged = {name: metrics[name] for name in JUDGED_METRICS if name in metrics}
+        if "hog_frechet_normal" in judged and judged.keys() <= self.metrics.keys():
+            self.judged.append({"epoch": epoch} | judged)
 
     def judged_at(self, epoch: int) -> dict[str, float] | None:
         """Return the metrics of this judged epoch, None if its samples were not judged then."""

@@ -265,6 +265,21 @@ def test_nonfinite_loss_stops_the_run_with_the_weights_before_it(optim):
     assert "smaller optim.lr" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("n_valid", "error"),
+    [
+        (8, "valid_loss not finite after step 1, the last of epoch 1: try a smaller optim.lr"),
+        (0, "z-points of training images are not finite, the model diverged: try a smaller optim.lr"),
+    ],
+)
+def test_divergence_in_an_epochs_last_step_ends_the_run_at_the_end_of_the_epoch(n_valid, error):
+    """Before, the epoch had a valid_loss of nan, or the fit of its samplers failed."""
+    run = make_run(make_recipe(optim={"epochs": 2, "batch": 32, "lr": 1e30}), n_valid=n_valid)
+    with pytest.raises(FloatingPointError, match=error):
+        epoch_ends(run)
+    assert run.state.step == 1
+
+
 def test_steps_after_a_nonfinite_loss_change_no_weights():
     """The host of a GPU run reads the step of the nonfinite loss only later."""
     run = make_run(make_recipe(optim={"batch": 8, "lr": 1e30}), n_train=64)

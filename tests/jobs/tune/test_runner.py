@@ -1,6 +1,7 @@
 """A campaign's command without Ray: which trial is next, how each one ends, and what the same command does then."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from aecore.training.checkpoint import RETRY_SECONDS
 from jobs.dataset import open_dataset
 from jobs.run_store import find_run
 from jobs.tune import runner
-from jobs.tune.campaign import Campaign, Trial, campaign_file, open_campaign, write_campaign
+from jobs.tune.campaign import Campaign, Trial, campaign_file, open_campaign, read_campaign, write_campaign
 from jobs.tune.job import explain_no_best, trial_env, trial_resources, tune
 from jobs.tune.live import count_epochs
 from jobs.tune.runner import BUDGET, CHECKPOINT_SECONDS, CampaignRun
@@ -238,6 +239,18 @@ def test_epoch_that_is_trained_again_keeps_its_first_metrics():
     for psnr in (20.0, 25.0):
         trial.record(2, {"valid_psnr": psnr, "hog_frechet_normal": 4.0})
     assert (trial.metrics["valid_psnr"], [metrics["valid_psnr"] for metrics in trial.judged]) == (20.0, [20.0])
+
+
+def test_metrics_that_are_not_finite_are_left_out_of_the_campaigns_file():
+    """Before, one of them kept the file from being written until the end of the campaign."""
+    trainings = Trainings(trials=1)
+    run = trainings.next()
+    for epoch, psnr, distance in ((2, math.inf, 4.0), (4, 20.0, math.nan)):
+        trainings.run.record(run, {"epoch": epoch, "valid_psnr": psnr, "hog_frechet_normal": distance})
+    write_campaign(trainings.campaign)
+    stored = read_campaign(trainings.campaign.campaign)
+    assert stored is not None
+    assert (stored.trials[0].epoch, stored.trials[0].metrics, stored.trials[0].judged) == (4, {"valid_psnr": 20.0}, [])
 
 
 def test_trials_of_other_lengths_are_not_compared():
