@@ -18,7 +18,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.state import get_log
@@ -34,7 +34,6 @@ from cluster.ray_compat import end_worker_groups, leave_out_nodes, own_state_api
 from cluster.ray_connection import uses_local_ray
 from cluster.settings import apply_env, exported_env, settings
 from cluster.storage import CLOCK_FIX, describe_s3_error, open_uri
-from jobs.dataset import open_dataset
 from jobs.run_store import RunStore, delete_folder
 from jobs.train.placement import (
     WARN_AFTER_SECONDS,
@@ -211,16 +210,17 @@ class FailureCallback(UserCallback):
 
 
 def training_error(error: Any) -> Exception:
-    """Return the ValueError or FloatingPointError that caused Ray's TrainingFailedError, else a RuntimeError."""
+    """Return the ValueError or FloatingPointError that caused the error of Ray Train or Tune, else a RuntimeError."""
     causes = _worker_failures(error) or [getattr(error, "controller_failure", error)]
     for cause in causes:
         while cause is not None:
-            if type(cause) in (ValueError, UnfitNodeError):
+            if type(cause) in (ValueError, UnfitNodeError, CacheSpaceError):
                 return ValueError(str(cause))
             if type(cause) is FloatingPointError:
                 return FloatingPointError(str(cause))
             cause = getattr(cause, "cause", None) or getattr(cause, "__cause__", None)
-    return RuntimeError(f"training failed: {causes[0]}")
+    first = causes[0].cause if isinstance(causes[0], RayTaskError) else causes[0]  # whose text is a traceback
+    return RuntimeError(f"training failed: {first}")
 
 
 def _worker_failures(error: Any) -> list[Any]:
@@ -264,7 +264,7 @@ def train_loop_per_worker(
     with _as_node_error(ValueError, OSError):
         _check_torch(torch_version)
         run_store.check_visible()
-        dataset = open_dataset(recipe.data.uri)
+        dataset = Dataset.open(*open_uri(recipe.data.uri))  # the driver has checked it
     world, device = World(context.get_world_rank(), context.get_world_size()), get_device()
     if world.size > 1:
         _check_clock(run_store.name, device)

@@ -7,10 +7,12 @@ from functools import partial
 from typing import Any
 
 from aecore.config import Recipe
+from aecore.data.cache_eviction import CacheSpaceError
+from aecore.data.dataset import Dataset
 from aecore.errors import one_line
 from cluster.progress import publish
 from cluster.settings import apply_env, settings
-from jobs.dataset import open_dataset
+from cluster.storage import open_uri
 from jobs.run_store import RunStore
 
 STOP_SECONDS = 600  # for a stopped trial to write its checkpoint before its process takes the next trial
@@ -31,6 +33,8 @@ def run_trial(config: dict[str, Any], *, recipe: Recipe, env: dict[str, str], gp
     run_store = RunStore(config["run"], f"{settings().runs_uri}/{config['run']}", run_id="")
     try:
         _train(recipe, run_store, gpu_share)
+    except CacheSpaceError:  # of this node's disk, whose space other runs may free, and not of other nodes
+        raise
     except ValueError as error:
         ray_tune.report({"outcome": "refused", "reason": one_line(error, limit=None)})
     except FloatingPointError as error:
@@ -59,7 +63,7 @@ def release_memory() -> None:
 def _train(recipe: Recipe, run_store: RunStore, gpu_share: float) -> None:
     from ray import tune as ray_tune
 
-    dataset = open_dataset(recipe.data.uri)
+    dataset = Dataset.open(*open_uri(recipe.data.uri))  # the driver has checked it: a store that fails now may recover
     if recipe.scale.max_workers > 1:
         from ray.tune.integration.ray_train import TuneReportCallback
 

@@ -5,7 +5,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayTaskError
 
+from aecore.data.cache_eviction import CacheSpaceError
+from jobs.run_store import RunStore
 from jobs.train import ray_trainer
 from jobs.train.ray_trainer import NodeTorchConfig, bind_gloo
 
@@ -45,6 +48,28 @@ def test_each_worker_sets_the_interface_before_the_process_group_is_made(monkeyp
 def test_the_error_is_that_of_the_worker_that_died_and_not_of_those_that_lost_it():
     error = ray_trainer.training_error(failed(RuntimeError("Connection reset by peer"), DeadWorker("abc")))
     assert str(error) == "training failed: actor abc died"
+
+
+def test_the_error_of_a_trial_is_its_message_without_the_traceback():
+    for cause, expected in (
+        (CacheSpaceError("no space"), ValueError("no space")),
+        (OSError("503"), RuntimeError("training failed: 503")),
+    ):
+        error = ray_trainer.training_error(RayTaskError("train", "Traceback ...", cause).as_instanceof_cause())
+        assert (type(error), str(error)) == (type(expected), str(expected))
+
+
+def test_store_that_fails_as_a_worker_opens_the_dataset_is_retried(monkeypatch: pytest.MonkeyPatch):
+    """The driver has checked it; before, it ended a training with a fixed number of workers as a user's mistake."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(RunStore, "check_visible", lambda self: None)
+    monkeypatch.setattr("ray.train.get_context", lambda: None)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
+    with pytest.raises(ray_trainer.StoreAccessError, match="no answer from the S3 endpoint"):
+        ray_trainer.train_loop_per_worker(
+            sections={"data": {"uri": "s3://bucket/faces"}}, run_store=RunStore("x", "/x", run_id=""),
+            env={}, torch_version=ray_trainer.version("torch"), report=False,
+        )  # fmt: skip
 
 
 def test_the_last_lines_of_a_worker_that_died_are_logged(monkeypatch: pytest.MonkeyPatch, caplog):

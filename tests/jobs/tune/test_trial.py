@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from aecore.config import Recipe
+from aecore.config import Recipe, check_recipe
+from aecore.data.cache_eviction import CacheSpaceError
+from jobs.run_store import RunStore
 from jobs.tune import trial
 
 
@@ -39,3 +41,22 @@ def test_each_end_of_a_trial_releases_its_memory(monkeypatch: pytest.MonkeyPatch
     except RuntimeError:
         assert isinstance(error, RuntimeError)
     assert released == [True]
+
+
+def test_full_cache_disk_is_no_users_mistake(monkeypatch: pytest.MonkeyPatch):
+    """Tune starts the trial again, perhaps on another node; before, it was lost at once."""
+
+    def train(*_: object) -> None:
+        raise CacheSpaceError("no space")
+
+    monkeypatch.setattr(trial, "_train", train)
+    monkeypatch.setenv("TUNE_FUNCTION_THREAD_TIMEOUT_S", "")  # restored after the test
+    with pytest.raises(CacheSpaceError):
+        trial.run_trial({"point": {}, "run": "x"}, recipe=Recipe(), env={}, gpu_share=1.0)
+
+
+def test_store_that_fails_in_a_trial_is_no_users_mistake(monkeypatch: pytest.MonkeyPatch):
+    """The driver has checked it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(OSError, match="NETWORK_CONNECTION"):
+        trial._train(check_recipe({"data": {"uri": "s3://bucket/faces"}}), RunStore("x", "/x", run_id=""), 1.0)
