@@ -15,7 +15,7 @@ from aecore.data.io import write_json
 from aecore.errors import one_line
 from aecore.training.checkpoint import retry_storage
 from cluster import tracking
-from jobs.run_store import RunStore, find_run
+from jobs.run_store import RunStore, find_run, stored_run
 from jobs.tune.campaign import Campaign, Trial, campaign_file, from_json, write_campaign
 from jobs.tune.mlflow_overview import CampaignOverview, log_report
 
@@ -142,7 +142,7 @@ class MlflowRuns:
         return True
 
     def _start(self) -> None:
-        if self.campaign.run_id:
+        if self.campaign.run_id and tracking.reopen_run(self.campaign.run_id):
             tracking.client().update_run(self.campaign.run_id, "RUNNING")
         else:
             name, dataset = self.campaign.campaign, self.campaign.dataset
@@ -153,7 +153,11 @@ class MlflowRuns:
         self._started = True
 
     def _sync_trial(self, trial: Trial, warn: bool) -> bool:
-        client, store = tracking.client(), self._stores.setdefault(trial.run, find_run(trial.run))
+        if trial.run not in self._stores:
+            if not stored_run(trial.run).exists():
+                return True  # the storage failed when the run was to be opened
+            self._stores[trial.run] = find_run(trial.run)
+        client, store = tracking.client(), self._stores[trial.run]
         if not store.sync_to_mlflow(warn=warn):
             return False
         if trial.run not in self._synced:
@@ -173,7 +177,7 @@ class MlflowRuns:
 
     def _end(self, campaign: Campaign) -> None:
         for trial in campaign.trials:
-            if trial.state == "running":  # interrupted
+            if trial.state == "running" and trial.run in self._stores:  # interrupted
                 tracking.client().set_terminated(self._stores[trial.run].run_id, "KILLED")
         run_id, content = self.campaign.run_id, campaign.to_json() | {"run_id": self.campaign.run_id}
         log_report(run_id, self.report)

@@ -1,8 +1,11 @@
 """The threads that keep a campaign's file and MLflow runs: they wait for a silent MLflow, and the search does not."""
 
+import os
+import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -52,13 +55,18 @@ def small_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "write_report", lambda campaign: (f"/tmp/{PAGE_FILE}", files))
 
 
-def run_campaign(state: str = "finished", epochs: int = 2, at_the_end: Callable[[], None] = lambda: None) -> None:
-    """Run a campaign of one trial in its records; call `at_the_end` after the last epoch."""
+def run_campaign(
+    state: str = "finished",
+    epochs: int = 2,
+    at_the_end: Callable[[], None] = lambda: None,
+    unopened: Sequence[Trial] = (),
+) -> None:
+    """Run a campaign of one trial, after those `unopened`, in its records; call `at_the_end` after the last epoch."""
     campaign = open_campaign(RECIPE, "x", MANIFEST)
     point = {"model.z_dim": 64, "loss.kl_factor": 1.0}
     store = open_run(RECIPE.at(point), "x", MANIFEST)
     trial = campaign.trial(store.name) or Trial(store.name, point, epochs=2)
-    campaign.trials = [trial]
+    campaign.trials = [*unopened, trial]
     with record_campaign(campaign, RECIPE) as record:
         campaign.state = "running"
         for epoch in range(epochs + 1):
@@ -148,6 +156,42 @@ def test_runs_of_an_interrupted_campaign_are_killed_in_mlflow():
     assert campaign is not None
     runs = [campaign.run_id, find_run(campaign.trials[0].run).run_id]
     assert [tracking.client().get_run(run).info.status for run in runs] == ["KILLED", "KILLED"]
+
+
+@pytest.mark.usefixtures("tracking")
+@pytest.mark.parametrize("lost_by", ["deletion", "another MLflow"])
+def test_a_run_that_mlflow_lacks_is_restored_or_made_again(
+    lost_by: str, mlflow_template: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Before, no trial of the campaign was logged any more."""
+    run_campaign("running", epochs=1)
+    campaign = read_campaign(open_campaign(RECIPE, "x", MANIFEST).campaign)
+    assert campaign is not None
+    if lost_by == "deletion":
+        tracking.client().delete_run(campaign.run_id)
+    else:
+        path = Path(os.environ["ZPOINT_HOME"], "other.db")
+        shutil.copy(mlflow_template, path)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+    run_campaign()
+    again = read_campaign(campaign.campaign)
+    assert again is not None
+    assert (again.run_id == campaign.run_id) == (lost_by == "deletion")
+    for run_id in (again.run_id, find_run(again.trials[0].run).run_id):
+        run = tracking.client().get_run(run_id)
+        assert (run.info.status, run.info.lifecycle_stage) == ("FINISHED", "active")
+
+
+@pytest.mark.usefixtures("tracking")
+def test_trials_whose_run_was_never_opened_are_left_out_of_mlflow():
+    """Before, the first of them kept all later trials and the campaign's end out of it."""
+    point = {"model.z_dim": 32, "loss.kl_factor": 1.0}
+    unopened = [Trial("x-1", point, 2, state="lost", reason="503 Slow Down"), Trial("x-2", point, 2)]
+    run_campaign("unfinished", unopened=unopened)
+    campaign = read_campaign(open_campaign(RECIPE, "x", MANIFEST).campaign)
+    assert campaign is not None
+    runs = [campaign.run_id, find_run(campaign.trials[2].run).run_id]
+    assert [tracking.client().get_run(run).info.status for run in runs] == ["FAILED", "FINISHED"]
 
 
 def test_newest_value_is_taken_and_a_failed_one_again():
