@@ -45,7 +45,7 @@ class CampaignRun:
         self._unsaved: dict[str, float] = {}  # time until which a stopped run may write its last checkpoint
         self._clock: Callable[[], float] = lambda: campaign.seconds
         self._resumable = [trial for trial in campaign.trials if self._goes_on(trial)]
-        self._plan = self._replicates = None
+        self._replicates = None
         self._exhausted = False  # the plan has no further point
         self._storage_failed: float | None = None  # time of the first of a row of failures to open a run
 
@@ -57,6 +57,7 @@ class CampaignRun:
         """Mark the campaign as running; its clock goes on from the seconds of earlier commands."""
         start = time.monotonic() - self.campaign.seconds
         self._clock = lambda: time.monotonic() - start
+        self.plan = self._make_plan()
         self.campaign.state = "running"
         self._changed()
 
@@ -172,6 +173,12 @@ class CampaignRun:
             self.refused[trial.run] = reason
         if state == "stopped":
             self._unsaved[trial.run] = time.monotonic() + CHECKPOINT_SECONDS
+        if state == "finished" and trial.epoch < trial.epochs:  # its process died between a checkpoint and the report
+            try:
+                for epoch, metrics in stored_run(trial.run).epochs(after=trial.epoch).items():
+                    trial.record(epoch, metrics)
+            except OSError as failure:  # the same command takes the finished run as it is
+                state, reason = "lost", one_line(failure)
         self._end(trial, state, reason)
 
     def close(self) -> None:
@@ -196,17 +203,15 @@ class CampaignRun:
             (minutes and self.campaign.seconds >= 60 * minutes) or (hours and self.campaign.device_hours() >= hours)
         )
 
-    @property
-    def plan(self) -> PointPlan:
-        """The search's points, with the results of earlier commands."""
-        if self._plan is None:
-            recipe_point = self._own_point()
-            first = [*self.search.first, *([recipe_point] if recipe_point else [])]
-            self._plan = PointPlan(self.space, first, self.search.trials, self.recipe.optim.seed)
-            for trial in self.campaign.trials:
-                if not trial.replicate_of:
-                    self._plan.add(trial.point, self._values(trial) if trial.state != "running" else None)
-        return self._plan
+    def _make_plan(self) -> PointPlan:
+        """Return the search's points with the results of earlier commands; a trial that goes on adds its own later."""
+        recipe_point = self._own_point()
+        first = [*self.search.first, *([recipe_point] if recipe_point else [])]
+        plan = PointPlan(self.space, first, self.search.trials, self.recipe.optim.seed)
+        for trial in self.campaign.trials:
+            if not trial.replicate_of:
+                plan.add(trial.point, None if trial in self._resumable else self._values(trial))
+        return plan
 
     def _own_point(self) -> Point | None:
         """Return the recipe's own values of the searched keys, None if the space has them not."""

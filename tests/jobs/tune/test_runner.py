@@ -241,6 +241,42 @@ def test_epoch_that_is_trained_again_keeps_its_first_metrics():
     assert (trial.metrics["valid_psnr"], [metrics["valid_psnr"] for metrics in trial.judged]) == (20.0, [20.0])
 
 
+@pytest.mark.parametrize("store_fails", [False, True])
+def test_epoch_that_tune_did_not_get_is_read_from_the_run(monkeypatch: pytest.MonkeyPatch, store_fails: bool):
+    """Its process died between the checkpoint of the last epoch and the report; before, an older epoch ranked it."""
+    trainings = Trainings(trials=1)
+    run = trainings.next()
+    trial = trainings.run.running[run]
+    trainings.run.record(run, {"epoch": 8, "valid_psnr": 19.0, "hog_frechet_normal": 9.0, "hog_frechet_gaussian": 8.0})
+    last = {"valid_psnr": 21.0, "hog_frechet_normal": 5.0, "hog_frechet_gmm": 4.0}
+    find_run(run).save_epoch(EPOCHS, last, [], None, "1 x CPU")
+    trainings.run.record(run, {"outcome": "finished"})
+
+    def fail(name: str) -> Any:
+        raise OSError("503 Slow Down")
+
+    if store_fails:
+        monkeypatch.setattr(runner, "stored_run", fail)
+    trainings.run.end(run)
+    if store_fails:
+        assert (trial.state, trial.reason) == ("lost", "503 Slow Down")
+    else:
+        assert (trial.state, trial.epoch, trial.judged[-1]) == ("finished", EPOCHS, {"epoch": EPOCHS} | last)
+
+
+@pytest.mark.parametrize("state", ["running", "lost"])
+def test_point_of_a_trial_that_goes_on_is_one_result_of_the_plan(state: Any):
+    """Before, Optuna had two: the plan was built after the trial's end, or took those of a lost trial."""
+    trainings = Trainings(trials=1)
+    run = trainings.next()
+    trainings.run.record(run, {"epoch": 2, "valid_psnr": 19.0, "hog_frechet_normal": 9.0, "hog_frechet_gaussian": 8.0})
+    trainings.run.close()
+    trainings.campaign.trials[0].state = state
+    again = Trainings(trainings.campaign, trials=1)
+    again.train(again.next(), 20, 5)
+    assert [trial.values for trial in again.run.plan._study.trials] == [[20, 5]]
+
+
 def test_metrics_that_are_not_finite_are_left_out_of_the_campaigns_file():
     """Before, one of them kept the file from being written until the end of the campaign."""
     trainings = Trainings(trials=1)
