@@ -6,7 +6,8 @@ Ray Tune drives it through the adapters in `jobs.tune.adapters`; all calls come 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from aecore.config import Recipe
@@ -14,6 +15,7 @@ from aecore.data.shards import Manifest
 from aecore.errors import one_line
 from aecore.search_space import Point, grid_size
 from aecore.training.checkpoint import RETRY_SECONDS, saved_epochs
+from cluster.lock import LockedError
 from jobs.run_store import lock_run, open_run, run_name, stored_run
 from jobs.tune.campaign import Campaign, State, Trial
 from jobs.tune.plan import PointPlan
@@ -40,7 +42,8 @@ class CampaignRun:
         self.running: dict[str, Trial] = {}
         self.refused: dict[str, str] = {}  # the user's mistake that ended a run
         self.withheld: dict[str, str] = {}  # why a run is not this command's to train
-        self._locks: dict[str, ExitStack] = {}  # by run; held here, since Ray may replace a trial's process
+        # By run; held here, since Ray may replace a trial's process.
+        self._locks: dict[str, AbstractContextManager[None]] = {}
         self._outcomes: dict[str, tuple[State, str]] = {}  # by trial id
         self._unsaved: dict[str, float] = {}  # time until which a stopped run may write its last checkpoint
         self._clock: Callable[[], float] = lambda: campaign.seconds
@@ -54,12 +57,18 @@ class CampaignRun:
         return {}
 
     def begin(self) -> None:
-        """Mark the campaign as running; its clock goes on from the seconds of earlier commands."""
+        """Mark the campaign as running; its clock goes on from the seconds of earlier commands.
+
+        Locks the runs that a killed command trained, all at once: on S3 each lock may take the rest of its lease.
+        """
         start = time.monotonic() - self.campaign.seconds
         self._clock = lambda: time.monotonic() - start
         self.plan = self._make_plan()
         self.campaign.state = "running"
         self._changed()
+        if interrupted := [trial.run for trial in self._resumable if trial.state == "running"]:
+            with ThreadPoolExecutor(len(interrupted)) as pool:
+                list(pool.map(self._try_lock, interrupted))
 
     def has_work(self) -> bool:
         """Return True if there is a trial to train."""
@@ -253,27 +262,23 @@ class CampaignRun:
         A run whose model has more epochs than the recipe is taken as it is.
         """
         trial.epochs = self.recipe.optim.epochs
-        lock = ExitStack()
         try:
             model_epochs = stored_run(trial.run).model_epochs()
             finished = model_epochs >= trial.epochs
             if finished:
                 trial.epochs = model_epochs
             else:
-                lock.enter_context(lock_run(trial.run))
+                self._lock(trial.run)
             recipe = self.recipe.at(trial.point | {"optim.epochs": trial.epochs})
             run_store = open_run(recipe, self.campaign.stem, self.manifest)
             epochs = run_store.epochs()
         except ValueError as error:  # another process trains it, or it has more epochs
-            lock.close()
             self.withheld[trial.run] = str(error)
             self._end(trial, "lost", str(error))
             return False
         except OSError:
-            lock.close()
             self._resumable.insert(0, trial)
             raise
-        self._locks[trial.run] = lock
         for epoch, metrics in epochs.items():
             trial.record(epoch, metrics)
         if finished:
@@ -290,9 +295,21 @@ class CampaignRun:
         self.campaign.rank()
         self._changed()
 
+    def _try_lock(self, run: str) -> None:
+        """Lock a run; one that is not to be locked now is tried again when its trial is next."""
+        with suppress(LockedError, OSError):
+            self._lock(run)
+
+    def _lock(self, run: str) -> None:
+        """Lock a run unless it is locked here already. Raises LockedError or OSError."""
+        if run not in self._locks:
+            lock = lock_run(run)
+            lock.__enter__()
+            self._locks[run] = lock
+
     def _unlock(self, run: str) -> None:
         if lock := self._locks.pop(run, None):
-            lock.close()
+            lock.__exit__(None, None, None)
 
     def _missing_replicates(self) -> list[tuple[Point, str]]:
         """Return the points, with the next seeds, of the best trials that lack replicates, and the runs they repeat."""
