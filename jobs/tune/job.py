@@ -92,11 +92,14 @@ def explain_no_best(campaign: Campaign) -> str:
 
 
 def _rank_again(campaign: Campaign, recipe: Recipe, manifest: Manifest) -> None:
-    """Rank a campaign that has no trial left to train, and log to MLflow what it lacks."""
+    """Rank a campaign that has no trial left to train, and log to MLflow what it lacks.
+
+    Raises LockedError if another process runs the campaign: one with a larger budget has trials left.
+    """
     stored = campaign.to_json()
     CampaignRun(campaign, recipe, manifest).close()
     if campaign.to_json() != stored or not campaign.run_id:
-        with record_campaign(campaign, recipe):
+        with lock_campaign(campaign.campaign), record_campaign(campaign, recipe):
             pass
 
 

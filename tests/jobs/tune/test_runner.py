@@ -14,10 +14,19 @@ import pytest
 from aecore.config import Optim, check_recipe, load_recipe
 from aecore.data.shards import Manifest
 from aecore.training.checkpoint import RETRY_SECONDS
+from cluster.lock import LockedError
 from jobs.dataset import open_dataset
 from jobs.run_store import find_run
 from jobs.tune import runner
-from jobs.tune.campaign import Campaign, Trial, campaign_file, open_campaign, read_campaign, write_campaign
+from jobs.tune.campaign import (
+    Campaign,
+    Trial,
+    campaign_file,
+    lock_campaign,
+    open_campaign,
+    read_campaign,
+    write_campaign,
+)
 from jobs.tune.job import explain_no_best, trial_env, trial_resources, tune
 from jobs.tune.live import count_epochs
 from jobs.tune.runner import BUDGET, CHECKPOINT_SECONDS, CampaignRun
@@ -210,6 +219,17 @@ def test_campaign_without_a_model_fails_each_time(tiny: str, faces: Path, refuse
         with pytest.raises(RuntimeError, match="campaign 'dead' has no model to choose: no active units"):
             tune(recipe, "tiny")
     assert "campaign 'dead' has no model to choose: start its command again" in refused("promote", "dead")
+
+
+def test_smaller_budget_does_not_rank_a_campaign_that_another_process_runs(tiny: str, faces: Path):
+    """Before, the second command wrote its file over that of the first."""
+    recipe = load_recipe(Path(tiny), [f"data.uri={faces}", "name=mine", "search.minutes=1"])
+    campaign = open_campaign(recipe, "tiny", open_dataset(str(faces)).manifest)
+    campaign.state, campaign.seconds = "running", 600.0
+    write_campaign(campaign)
+    with lock_campaign("mine"), pytest.raises(LockedError, match="campaign 'mine' is being run by pid"):
+        tune(recipe, "tiny")
+    assert read_campaign("mine") == campaign
 
 
 def test_worse_half_is_stopped_at_the_rungs_and_the_front_goes_on():
