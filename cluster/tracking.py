@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from textwrap import shorten
 from typing import Any
@@ -215,15 +215,6 @@ def find_runs(filter_string: str = "", limit: int = 1_000) -> list[Any]:
     """Return at most `limit` of zpoint's runs as `mlflow.entities.Run`, newest first."""
     ids = [e.experiment_id for e in client().search_experiments() if e.name.split(" ")[0] == "zpoint"]
     return list(client().search_runs(ids, filter_string, max_results=limit)) if ids else []
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested dicts with keys such as `section.key`."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def best_effort(action: str, call: Callable[[], Any], default: Any = None, *, warn: bool = True) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from aecore.config import Recipe, stored_recipe
+from aecore.config import Recipe, flatten_keys, stored_recipe
 from aecore.data.io import read_bytes, read_json, write_atomic, write_json
 from aecore.data.shards import Manifest
 from cluster import tracking
@@ -132,7 +132,7 @@ class RunStore:
             fs, root = self.folder
             run = read_json(fs, f"{root}/run.json")
             recipe = {key: value for key, value in run["recipe"].items() if key != "search"}
-            self.run_id = tracking.create_run(self.name, dict(tracking.flatten(recipe)), run["tags"])
+            self.run_id = tracking.create_run(self.name, flatten_keys(recipe), run["tags"])
             if images := run.get("images"):  # earlier versions did not store them
                 tracking.log_dataset(self.run_id, images["dataset"], recipe["data"]["uri"], run["dataset"], images)
             write_json(fs, f"{root}/run.json", run | {"run_id": self.run_id})

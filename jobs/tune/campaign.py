@@ -195,8 +195,11 @@ class Campaign:
 
     def close_spans(self) -> None:
         """End the spans of a command that was killed, when it last wrote the file."""
-        for trial in self.trials:
-            trial.close_span(_modified(self.campaign))
+        interrupted = [trial for trial in self.trials if trial.spans and trial.spans[-1][1] is None]
+        if interrupted:
+            end = _modified(self.campaign)
+            for trial in interrupted:
+                trial.close_span(end)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of the campaign's file."""

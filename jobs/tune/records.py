@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from aecore.config import Recipe
+from aecore.config import Recipe, flatten_keys
 from aecore.data.io import write_json
 from aecore.errors import one_line
 from aecore.training.checkpoint import retry_storage
@@ -146,7 +146,7 @@ class MlflowRuns:
             tracking.client().update_run(self.campaign.run_id, "RUNNING")
         else:
             name, dataset = self.campaign.campaign, self.campaign.dataset
-            params = dict(tracking.flatten(self.recipe.model_dump(mode="json")))
+            params = flatten_keys(self.recipe.model_dump(mode="json"))
             params = {key: value for key, value in params.items() if key not in self.recipe.search.space}
             labels = {"zpoint.run": name, "zpoint.dataset": dataset, tracking.KEY_TAG: self.campaign.key}
             self.campaign.run_id = tracking.create_run(name, params, labels)

@@ -235,9 +235,8 @@ class CampaignRun:
         return point
 
     def _goes_on(self, trial: Trial) -> bool:
-        longer = trial.epochs < self.recipe.optim.epochs and trial.state in ("finished", "stopped")
         budget = trial.state == "stopped" and (trial.reason == BUDGET or self.search.stop == "none")
-        return trial.state in ("running", "lost") or longer or budget
+        return trial.state in ("running", "lost") or budget
 
     def _num_searched(self) -> int:
         return sum(not trial.replicate_of for trial in self.campaign.trials)

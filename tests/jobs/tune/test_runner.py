@@ -139,6 +139,20 @@ def test_time_of_a_killed_command_ends_when_it_wrote_the_file_last():
     assert campaign.device_hours() == pytest.approx(0.1)
 
 
+def test_storage_is_asked_once_when_a_killed_command_wrote_the_file(monkeypatch: pytest.MonkeyPatch):
+    """Before, once for each trial, also for one that had ended."""
+    requests: list[str] = []
+    monkeypatch.setattr("jobs.tune.campaign._modified", lambda name: requests.append(name) or 1360.0)
+    campaign = make_campaign(12)
+    campaign.close_spans()
+    assert requests == []
+    for trial in campaign.trials[-2:]:
+        trial.spans.append([1000.0, None])
+    campaign.close_spans()
+    assert requests == [campaign.campaign]
+    assert [trial.spans[-1] for trial in campaign.trials[-2:]] == [[1000.0, 1360.0]] * 2
+
+
 def test_diverged_trial_is_not_tried_again():
     trainings = Trainings(trials=2)
     run = trainings.next()
