@@ -782,6 +782,34 @@ PLANTED = (
         "if epochs < trial.epoch:", "if epochs < trial.epoch - 1:", (RUNNER,),
     ),
     Fault(
+        "an epoch whose last step diverged is stored", "aecore/training/loop.py",
+        "        check_metrics(run, metrics)\n", "", (LOOP,),
+    ),
+    Fault(
+        "a full cache disk ends a trial without a retry", "jobs/tune/trial.py",
+        "except CacheSpaceError:", "except ZeroDivisionError:", ("tests/jobs/tune/test_trial.py",),
+    ),
+    Fault(
+        "the end of a trial that Tune did not get is lost", "jobs/tune/runner.py",
+        "epochs(after=trial.epoch)", "epochs(after=trial.epochs)", (RUNNER,),
+    ),
+    Fault(
+        "a trial that goes on counts twice in the search", "jobs/tune/runner.py",
+        "None if trial in self._resumable else self._values(trial)", "self._values(trial)", (RUNNER,),
+    ),
+    Fault(
+        "the runs of a lost driver are locked one after the other", "jobs/tune/runner.py",
+        "ThreadPoolExecutor(len(interrupted))", "ThreadPoolExecutor(1)", (RUNNER,),
+    ),
+    Fault(
+        "a campaign is ranked while another process runs it", "jobs/tune/job.py",
+        "with lock_campaign(campaign.campaign), record_campaign", "with record_campaign", (RUNNER,),
+    ),
+    Fault(
+        "a campaign whose run was deleted in MLflow is not logged", "jobs/tune/records.py",
+        "and tracking.reopen_run(self.campaign.run_id)", "", ("tests/jobs/tune/test_records.py",),
+    ),
+    Fault(
         "a campaign waits forever for a checkpoint", "jobs/tune/runner.py",
         "if time.monotonic() < deadline:", "if True:", (RUNNER,),
     ),
