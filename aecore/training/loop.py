@@ -329,8 +329,8 @@ def check_metrics(run: TrainingRun, metrics: dict[str, float]) -> None:
     """
     if nonfinite := [name for name, value in metrics.items() if not math.isfinite(value)]:
         raise FloatingPointError(
-            f"{', '.join(nonfinite)} not finite after step {run.state.step}, the last of epoch {run.state.epochs}: "
-            f"{DIVERGENCE_FIX}; parameter norms: {parameter_norms(run.model)}"
+            f"the update of step {run.state.step}, the last of epoch {run.state.epochs}, diverged "
+            f"({', '.join(nonfinite)} not finite): {DIVERGENCE_FIX}; parameter norms: {parameter_norms(run.model)}"
         )
 
 

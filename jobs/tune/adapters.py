@@ -1,7 +1,9 @@
 """The searcher, the scheduler and the callback by which Ray Tune drives a `CampaignRun`. They need ray.tune."""
 
+import pickle
 from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -65,11 +67,24 @@ class CampaignCallback(Callback):
         self.run.start(trial.trial_id, trial.config["run"], self.devices)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.run.recover(trial.trial_id)
+        error = last_error(trial)
+        died = error is None or isinstance(error, RayActorError)
+        self.run.recover(trial.trial_id, "its process died" if died else one_line(training_error(error)))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """End the trials that Tune gave up; not all of them come to `on_trial_error`."""
         for trial in trials:
             if trial.status == Trial.ERROR and trial.trial_id in self.run.running:
-                error = trial.get_pickled_error()
+                error = last_error(trial)
                 self.run.end(trial.trial_id, one_line(training_error(error)) if error else "its process died")
+
+
+def last_error(trial: Any) -> Exception | None:
+    """Return the error with which a trial failed last, None if Tune has none.
+
+    From Tune's file on the driver: `trial.get_pickled_error` asks the storage, whose failure may be that error.
+    """
+    if trial.pickled_error_file is None:
+        return None
+    with open(trial.pickled_error_file, "rb") as file:
+        return pickle.load(file)

@@ -166,10 +166,10 @@ class CampaignRun:
         self._changed()
         return reason if trial.epoch < trial.epochs else ""
 
-    def recover(self, trial_id: str) -> None:
-        """Take note that the trial's process died and that it will resume from its last checkpoint."""
+    def recover(self, trial_id: str, error: str) -> None:
+        """Take note that the trial failed with `error` and that it will resume from its last checkpoint."""
         trial = self.running[trial_id]
-        log.warning("trial %s: its process died; it resumes from its last checkpoint", trial.run)
+        log.warning("trial %s: %s; it resumes from its last checkpoint", trial.run, error)
         trial.close_span()
         self._changed()
 

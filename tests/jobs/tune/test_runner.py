@@ -108,11 +108,12 @@ def test_equal_points_are_one_run():
     assert len(campaign.trials) == 1
 
 
-def test_lost_trial_leaves_the_campaign_unfinished_and_is_tried_again():
+def test_lost_trial_leaves_the_campaign_unfinished_and_is_tried_again(caplog: pytest.LogCaptureFixture):
     trainings = Trainings(trials=2)
     lost = trainings.next()
     trainings.run.record(lost, {"epoch": 1, "valid_psnr": 9.0, "valid_active_units": 2})
-    trainings.run.recover(lost)
+    trainings.run.recover(lost, "503 Slow Down")
+    assert caplog.messages == [f"trial {lost}: 503 Slow Down; it resumes from its last checkpoint"]
     trainings.run.start(lost, lost, 1.0)
     trainings.run.end(lost, "its process died")
     campaign = trainings.train_all((20, 5))
