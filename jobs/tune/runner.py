@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from aecore.config import Recipe
@@ -43,7 +43,7 @@ class CampaignRun:
         self.refused: dict[str, str] = {}  # the user's mistake that ended a run
         self.withheld: dict[str, str] = {}  # why a run is not this command's to train
         # By run; held here, since Ray may replace a trial's process.
-        self._locks: dict[str, AbstractContextManager[None]] = {}
+        self._locks: dict[str, ExitStack] = {}
         self._outcomes: dict[str, tuple[State, str]] = {}  # by trial id
         self._unsaved: dict[str, float] = {}  # time until which a stopped run may write its last checkpoint
         self._clock: Callable[[], float] = lambda: campaign.seconds
@@ -302,13 +302,13 @@ class CampaignRun:
     def _lock(self, run: str) -> None:
         """Lock a run unless it is locked here already. Raises LockedError or OSError."""
         if run not in self._locks:
-            lock = lock_run(run)
-            lock.__enter__()
+            lock = ExitStack()
+            lock.enter_context(lock_run(run))
             self._locks[run] = lock
 
     def _unlock(self, run: str) -> None:
         if lock := self._locks.pop(run, None):
-            lock.__exit__(None, None, None)
+            lock.close()
 
     def _missing_replicates(self) -> list[tuple[Point, str]]:
         """Return the points, with the next seeds, of the best trials that lack replicates, and the runs they repeat."""
