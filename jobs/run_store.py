@@ -254,39 +254,50 @@ def open_run(
     A recipe with more epochs than the existing run continues it.
 
     The same command finds its run again by `run_name`. Call it in `lock_run` unless the run has finished. MLflow gets
-    the run when it starts. Raises ValueError if another recipe has the name, or if the run has more
-    epochs already, and not `fresh`.
+    the run when it starts. Raises ValueError as `check_existing_run`, unless `fresh`.
     """
-    digest, name = recipe.digest(manifest.digest), run_name(recipe, stem, manifest)
+    name = run_name(recipe, stem, manifest)
     uri = stored_run(name).uri
     fs, root = open_uri(uri)
     if fresh:
         delete_folder(fs, root)
-    try:
-        run = read_json(fs, f"{root}/run.json")
-    except FileNotFoundError:
+    run = check_existing_run(recipe, name, manifest)
+    if run is None:
         # By its key an MLflow run is found again that was created just before a kill, and so is not in run.json.
         labels = {"zpoint.run": name, "zpoint.uri": uri, "zpoint.dataset": manifest.digest, "zpoint.recipe": stem}
         labels |= lineage_tags() | (tags or {})
         run = {
-            "name": name, "digest": digest, "dataset": manifest.digest, "run_id": "",
+            "name": name, "digest": recipe.digest(manifest.digest), "dataset": manifest.digest, "run_id": "",
             "tags": labels | {tracking.KEY_TAG: secrets.token_hex(8)}, "recipe": recipe.model_dump(mode="json"),
             "images": manifest.summary,
         }  # fmt: skip
         write_json(fs, f"{root}/run.json", run)
-    run_store = RunStore(name, uri, run["run_id"])
-    stored, epochs = stored_recipe(run["recipe"]), recipe.optim.epochs
-    if stored.digest(run["dataset"]) != digest:
-        raise ValueError(f"run '{name}' was made from another recipe or dataset: give another name=..., or --fresh")
-    if epochs != stored.optim.epochs:
-        if (last_epoch := run_store.last_epoch()) > epochs:
-            raise ValueError(
-                f"run '{name}' has {last_epoch} epochs, optim.epochs={epochs} are fewer: take {last_epoch} or more, "
-                "another name=..., or --fresh"
-            )
+    elif run["recipe"]["optim"]["epochs"] != recipe.optim.epochs:
         write_json(fs, f"{root}/run.json", run | {"recipe": recipe.model_dump(mode="json")})
         delete_folder(fs, f"{root}/study")  # measurements of the model before
-    return run_store
+    return RunStore(name, uri, run["run_id"])
+
+
+def check_existing_run(recipe: Recipe, name: str, manifest: Manifest) -> dict[str, Any] | None:
+    """Return what run.json holds of run `name`, None if there is no such run.
+
+    Raises ValueError if the run is of another recipe or dataset, or has more epochs already than `recipe`.
+    """
+    run_store, epochs = stored_run(name), recipe.optim.epochs
+    fs, root = run_store.folder
+    try:
+        run = read_json(fs, f"{root}/run.json")
+    except FileNotFoundError:
+        return None
+    stored = stored_recipe(run["recipe"])
+    if stored.digest(run["dataset"]) != recipe.digest(manifest.digest):
+        raise ValueError(f"run '{name}' was made from another recipe or dataset: give another name=..., or --fresh")
+    if stored.optim.epochs != epochs and (last_epoch := run_store.last_epoch()) > epochs:
+        raise ValueError(
+            f"run '{name}' has {last_epoch} epochs, optim.epochs={epochs} are fewer: take {last_epoch} or more, "
+            "another name=..., or --fresh"
+        )
+    return run
 
 
 def find_run(name: str) -> RunStore:

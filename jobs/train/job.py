@@ -1,5 +1,6 @@
 """The train job: one recipe, trained in this process (scale.workers=0) or by DDP workers under Ray Train."""
 
+import math
 import time
 from contextlib import closing
 from typing import Any
@@ -12,7 +13,7 @@ from cluster.settings import settings
 from cluster.storage import check_uri
 from cluster.tracking import check_tracking_uri
 from jobs.dataset import open_dataset
-from jobs.run_store import RunStore, lock_run, open_run, run_name, stored_run
+from jobs.run_store import RunStore, check_existing_run, lock_run, open_run, run_name, stored_run
 from jobs.train.stopping import StopRequest, interruptible
 
 
@@ -20,20 +21,24 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
     """Train `recipe` to its end, resuming a run that the same command began.
 
     Returns the run's name, folder, MLflow run id, last epoch's metrics and seconds taken. A finished run is trained
-    again only if `fresh`; with more `optim.epochs` it goes on. Raises ValueError for a wrong recipe or dataset and for
-    a run that another process trains, RuntimeError if the training fails.
+    again only if `fresh`; with more `optim.epochs` it goes on. Raises ValueError for a wrong recipe or dataset, for a
+    run that another process trains and for resources that this machine lacks, RuntimeError if the training fails.
     """
     dataset = open_dataset(recipe.data.uri)
     check_uri(settings().store)
     check_tracking_uri()
     name = run_name(recipe, stem, dataset.manifest)
-    started, already_finished = time.monotonic(), not fresh and stored_run(name).finished(recipe.optim.epochs)
-    if already_finished:
-        run_store = open_run(recipe, stem, dataset.manifest)
-        run_store.end_mlflow_run("FINISHED")
-    else:
-        with lock_run(name):
-            run_store = open_run(recipe, stem, dataset.manifest, fresh=fresh)
+    started = time.monotonic()
+    with lock_run(name):
+        already_finished = not fresh and stored_run(name).finished(recipe.optim.epochs)
+        if not already_finished:  # refuse before `open_run`, which deletes or changes an earlier run
+            if not fresh:
+                check_existing_run(recipe, name, dataset.manifest)
+            _check_resources(recipe, dataset)
+        run_store = open_run(recipe, stem, dataset.manifest, fresh=fresh)
+        if already_finished:
+            run_store.end_mlflow_run("FINISHED")
+        else:
             with run_store.mlflow_run():
                 if recipe.scale.workers == 0:
                     _train_in_process(recipe, dataset, run_store)
@@ -45,8 +50,23 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _check_resources(recipe: Recipe, dataset: Dataset) -> None:
+    """Connect to Ray unless the training needs none. Raises ValueError if its batches, workers or images do not fit."""
+    from aecore.model.autoencoder import default_device
+    from jobs.train.placement import check_capacity, worker_resources
+    from jobs.train.worker import check_batches, fits_device
+
+    check_batches(recipe, dataset.count("train"))
+    if recipe.scale.workers == 0:
+        for split in dataset.manifest.splits:
+            fits_device(recipe.data.cache, dataset.count(split) * math.prod(dataset.image_shape), default_device())
+    else:
+        connect()
+        resources = worker_resources(recipe.scale, streaming=recipe.data.cache == "none")
+        check_capacity(recipe.scale.min_workers, resources)
+
+
 def _train_on_ray(recipe: Recipe, dataset: Dataset, run_store: RunStore) -> None:
-    connect()
     from jobs.train.ray_trainer import run_on_ray  # Ray reads at its import the variables that `connect` sets
 
     with watch(run_store.name, run_store.name, "images"):

@@ -75,14 +75,12 @@ def wait_for_resources(num_workers: int, resources: dict[str, float]) -> None:
     """Wait until `num_workers` with `resources` each can start, and log a long wait and what holds the resources.
 
     Ray Train itself waits without a log line, and ignores Ctrl-C meanwhile. The placement group of the wait shows an
-    autoscaler what to add. Raises ValueError if a Ray on this machine alone can never start so many workers.
+    autoscaler what to add. Raises ValueError as `check_capacity`.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    capacity = worker_capacity(resources)
+    capacity = check_capacity(num_workers, resources)
     request = describe_request(num_workers, resources)
-    if uses_local_ray() and capacity < num_workers:
-        raise ValueError(f"{request}: this machine has resources for {capacity}; set scale.workers={capacity}")
     group = placement_group([resources] * num_workers)
     try:
         if not group.wait(WARN_AFTER_SECONDS):
@@ -94,6 +92,15 @@ def wait_for_resources(num_workers: int, resources: dict[str, float]) -> None:
             pass
     finally:
         remove_placement_group(group)
+
+
+def check_capacity(num_workers: int, resources: dict[str, float]) -> int:
+    """Return `worker_capacity`. Raises ValueError if a Ray on this machine alone can never start so many workers."""
+    capacity = worker_capacity(resources)
+    if uses_local_ray() and capacity < num_workers:
+        request = describe_request(num_workers, resources)
+        raise ValueError(f"{request}: this machine has resources for {capacity}; set scale.workers={capacity}")
+    return capacity
 
 
 def describe_request(num_workers: int, resources: dict[str, float]) -> str:

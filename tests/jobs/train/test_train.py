@@ -28,7 +28,7 @@ from cluster.progress import Bar
 from cluster.settings import settings
 from jobs.cli import main
 from jobs.dataset import open_dataset
-from jobs.run_store import find_run
+from jobs.run_store import find_run, lock_run
 from jobs.train.devices import device_name
 from jobs.train.worker import check_batches
 from tests.jobs.runs import has_checkpoint, logged_epochs, model_bytes
@@ -126,6 +126,34 @@ def test_changed_recipe_under_the_same_name_is_refused(zpoint, refused, tiny: st
     assert "give another name=..., or --fresh" in refused("train", tiny, f"data.uri={faces}", "name=a", "optim.lr=1")
     fresh = zpoint("train", tiny, f"data.uri={faces}", "name=a", "optim.epochs=1", "--fresh")
     assert logged_epochs(fresh["run_id"]) == [1]
+
+
+@pytest.mark.usefixtures("trained_runs")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--fresh scale.workers=1", "RAY_ADDRESS=http://head:8265 is for `zpoint submit`"),
+        ("optim.epochs=5 scale.workers=1", "RAY_ADDRESS=http://head:8265 is for `zpoint submit`"),
+        ("--fresh data.cache=device", "data.cache=device: a split takes"),
+        ("optim.epochs=5 data.cache=device", "data.cache=device: a split takes"),
+        ("--fresh scale.workers=2 model.norm=batch optim.batch=3", "needs 2 images for each of scale.workers=2"),
+        ("scale.workers=1 optim.lr=1", "run 'a' was made from another recipe"),  # before it connects
+    ],
+)
+def test_a_refused_command_leaves_the_finished_run_as_it_was(
+    refused, tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch, options: str, message: str
+):
+    """`refused` compares all files."""
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    monkeypatch.setattr("aecore.model.autoencoder.default_device", lambda: torch.device("cpu"))
+    assert message in refused("train", tiny, f"data.uri={faces}", "name=a", *options.split())
+
+
+@pytest.mark.usefixtures("trained_runs")
+def test_command_of_a_finished_run_is_refused_while_another_process_continues_it(refused, tiny: str, faces: Path):
+    """With more epochs, say; its model is still the earlier one."""
+    with lock_run("a"):
+        assert "run 'a' is being trained by pid" in refused("train", tiny, f"data.uri={faces}", "name=a")
 
 
 @pytest.mark.usefixtures("tracking")
