@@ -7,12 +7,14 @@ by the command's function only, so that `--help` and usage errors are quick.
 import argparse
 import json
 import logging
+import os
 import re
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import closing, redirect_stdout
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any, NoReturn, TextIO
 
 from aecore.errors import one_line
 from cluster.network import ENDPOINT_URL, configure_libraries
@@ -49,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(SafeFormatter("zpoint: %(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    args.stdout = sys.stdout
     try:
         with redirect_stdout(sys.stderr):  # stdout is for the result alone
             result = args.run(args)
@@ -60,11 +63,29 @@ def main(argv: list[str] | None = None) -> None:
         if settings().debug:
             print(hide_credentials(traceback.format_exc()), file=sys.stderr)
         _exit(f"failed: {describe_full_database(error) or one_line(error, limit=None)}", 1)
-    if args.json:
-        print(hide_credentials(json.dumps(result, default=str)))
+    if args.json:  # credentials are hidden before the text is encoded, which escapes its quotes and line breaks
+        _print(args.stdout, json.dumps(_without_credentials(result)))
     elif text := args.format(result):
-        print(hide_credentials(text))
+        _print(args.stdout, hide_credentials(text))
     sys.exit(result.get("exit_status", 0))
+
+
+def _without_credentials(value: Any) -> Any:
+    """Return a result with credentials hidden in its strings; what JSON has no type for becomes a string."""
+    if isinstance(value, dict):
+        return {key: _without_credentials(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_credentials(entry) for entry in value]
+    return value if isinstance(value, int | float | None) else hide_credentials(str(value))
+
+
+def _print(stdout: TextIO, text: str, end: str = "\n") -> None:
+    """Print to stdout at once; exit with status 1 if its reader, as `head` does, has closed the pipe."""
+    try:
+        print(text, end=end, file=stdout, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())  # else Python's exit flushes the rest and fails
+        sys.exit(1)
 
 
 def make_parser() -> Parser:
@@ -518,7 +539,12 @@ def _jobs(args: Any) -> Result:
 def _logs(args: Any) -> Result:
     from jobs.commands.submit import job_logs
 
-    return {"id": args.id, "logs": job_logs(args.id, args.address, follow=args.follow)}
+    if args.follow and not args.json:
+        args.format = lambda result: ""  # the log has been written as it grew
+        logs = job_logs(args.id, args.address, follow=True, show=partial(_print, args.stdout, end=""))
+    else:
+        logs = job_logs(args.id, args.address, follow=args.follow)
+    return {"id": args.id, "logs": logs}
 
 
 def _stop(args: Any) -> Result:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from cluster.dashboard import check_answers, connect_dashboard
 from cluster.network import is_loopback
 from cluster.ray_compat import fetch_actors
 from cluster.ray_connection import SECRETS_FILE, runtime_env
-from cluster.settings import EXPORTED_VARIABLES, expand_user, secret_env
+from cluster.settings import EXPORTED_VARIABLES, expand_user, hide_credentials, secret_env
 
 JOBS = ("ingest", "train", "tune", "study", "claims", "promote")
 CLUSTER_DOCTOR = ["doctor", "--cluster"]  # submits itself
@@ -41,6 +41,11 @@ FINAL_STATUSES = ("SUCCEEDED", "FAILED", "STOPPED")
 
 class LostJobError(RuntimeError):
     """The job's driver was lost with its node; the message says how."""
+
+
+def print_log(text: str) -> None:
+    """Print a part of a job's log to stderr."""
+    print(text, end="", file=sys.stderr, flush=True)
 
 
 def submit(
@@ -111,12 +116,14 @@ def list_jobs(address: str | None = None) -> list[dict[str, Any]]:
     return [_describe(info, actors) for info in sorted(submitted, key=lambda info: info.start_time or 0, reverse=True)]
 
 
-def job_logs(job_id: str, address: str | None = None, follow: bool = False) -> str:
-    """Return a job's log; with `follow`, also print it to stderr as it grows until the job ends."""
+def job_logs(
+    job_id: str, address: str | None = None, follow: bool = False, show: Callable[[str], None] = print_log
+) -> str:
+    """Return a job's log; with `follow`, wait until the job ends and pass the log to `show` as it grows."""
     client, url = _connect(address)
     with _unknown_job_as_value_error(job_id, url):
         client.get_job_info(job_id)
-        return _follow(client, url, job_id) if follow else client.get_job_logs(job_id)
+        return _follow(client, url, job_id, show) if follow else client.get_job_logs(job_id)
 
 
 def stop_job(job_id: str, address: str | None = None) -> dict[str, Any]:
@@ -218,7 +225,7 @@ def _wait(client: Any, url: str, job_id: str, show_log: bool = True) -> dict[str
     Raises LostJobError if its driver was lost with its node, RuntimeError if the cluster does not answer any more.
     """
     try:
-        log = _follow(client, url, job_id, show_log)
+        log = _follow(client, url, job_id, print_log if show_log else None)
     except KeyboardInterrupt:
         print(f"zpoint: the job goes on: `zpoint logs {job_id}`, `zpoint stop {job_id}`", file=sys.stderr)
         raise
@@ -236,8 +243,8 @@ def _parse_result(log: str) -> dict[str, Any] | None:
     return None
 
 
-def _follow(client: Any, url: str, job_id: str, show_log: bool = True) -> str:
-    """Return a job's log once the job has ended; with `show_log`, print it to stderr as it grows.
+def _follow(client: Any, url: str, job_id: str, show: Callable[[str], None] | None) -> str:
+    """Return a job's log once the job has ended; pass it to `show` as it grows, without credentials.
 
     Connects again when the connection breaks or stays silent while the dashboard does not answer. Raises as `_wait`.
     """
@@ -249,8 +256,8 @@ def _follow(client: Any, url: str, job_id: str, show_log: bool = True) -> str:
                 fresh = chunk[max(0, len(log) - skipped) :]
                 skipped += len(chunk)
                 log += fresh
-                if show_log:
-                    print(fresh, end="", file=sys.stderr, flush=True)
+                if show is not None:
+                    show(hide_credentials(fresh))
         if _job_info(client, url, job_id).status.value in FINAL_STATUSES:
             return log
         time.sleep(POLL_INTERVAL_S if skipped else 1)  # the log may end a moment before the job

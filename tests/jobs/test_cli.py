@@ -9,6 +9,7 @@ import sys
 import uuid
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import numpy as np
@@ -185,6 +186,59 @@ def test_failed_job_ends_with_status_1(capsys, monkeypatch: pytest.MonkeyPatch):
         main(["runs", "--json"])
     assert caught.value.code == 1
     assert capsys.readouterr() == ("", "noise\nzpoint: failed: the disk broke\n")
+
+
+@pytest.fixture
+def job_log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the chunks of the log that `zpoint logs` gets of a job that has ended; a test adds them."""
+
+    async def tail(job_id: str):
+        for chunk in chunks:
+            yield chunk
+
+    chunks: list[str] = []
+    info = SimpleNamespace(status=SimpleNamespace(value="SUCCEEDED"))
+    client = SimpleNamespace(
+        tail_job_logs=tail, get_job_info=lambda job_id: info, get_job_logs=lambda job_id: "".join(chunks)
+    )
+    monkeypatch.setattr("jobs.commands.submit._connect", lambda address: (client, "http://head"))
+    monkeypatch.setattr("jobs.commands.submit.check_answers", lambda url: None)
+    return chunks
+
+
+@pytest.mark.parametrize("options", [[], ["--follow"]])
+def test_log_is_printed_once_without_credentials(job_log: list[str], capsys, options: list[str]):
+    job_log += ["one\n", "http://h/?token=geheim\n"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["logs", "a", *options])
+    out, err = capsys.readouterr()
+    assert (out.splitlines()[:2], err) == (["one", "http://h/?token=***"], "")
+    assert out.count("one") == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--follow"]])
+def test_json_result_stays_json_when_credentials_are_hidden(job_log: list[str], zpoint, options: list[str]):
+    """A quote ends a URL, and so does a line break: encoded they are `\\"` and `\\n`."""
+    job_log += ['GET "https://h/?X-Amz-Security-Token=geheim" 200\n', "http://h/?token=geheim\n", "user@host\n"]
+    shown = 'GET "https://h/?X-Amz-Security-Token=***" 200\nhttp://h/?token=***\nuser@host\n'
+    assert zpoint("logs", "a", *options) == {"id": "a", "logs": shown}
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--follow"]])
+def test_closed_pipe_ends_a_command_without_a_traceback(options: list[str]):
+    code = f"""
+from jobs import cli
+from jobs.commands import submit
+def job_logs(*args, follow, show=print):
+    for _ in range(20 * follow):
+        show("line\\n" * 10_000)
+    return "line\\n" * 200_000
+submit.job_logs = job_logs
+cli.main(["logs", "a", *{options}])
+"""
+    pipeline = ["bash", "-c", '"$0" -c "$1" | head -c 4; exit "${PIPESTATUS[0]}"', sys.executable, code]
+    process = subprocess.run(pipeline, capture_output=True, text=True, timeout=60)
+    assert (process.returncode, len(process.stdout), process.stderr) == (1, 4, "")
 
 
 def test_json_result_is_all_of_stdout(tiny: str, written_faces: Path):
