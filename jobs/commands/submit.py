@@ -154,9 +154,14 @@ def _unknown_job_as_value_error(job_id: str, url: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "404" in str(error) or "does not exist" in str(error):
+        if _is_unknown_job(error):
             raise ValueError(f"no job '{job_id}' at {url}; `zpoint jobs` lists them") from error
         raise
+
+
+def _is_unknown_job(error: Exception) -> bool:
+    """Return if Ray's client got HTTP 404; the text of another status may be a trace with any number in it."""
+    return str(error).startswith("Request failed with status code 404")
 
 
 def _parse_variables(variables: Sequence[str]) -> dict[str, str]:
@@ -289,7 +294,7 @@ def _job_info(client: Any, url: str, job_id: str) -> Any:
             check_answers(url)  # within seconds; Ray's own client would wait for minutes
             info = client.get_job_info(job_id)
         except (OSError, RuntimeError) as error:
-            if "404" in str(error) or "does not exist" in str(error):
+            if _is_unknown_job(error):
                 raise LostJobError(
                     f"the cluster at {url} does not know job '{job_id}': its head was restarted"
                 ) from error

@@ -197,6 +197,11 @@ def test_a_log_without_a_result_has_none(log: str):
     assert submit_module._parse_result(log) is None
 
 
+# As Ray's client raises them; the text of the second one is a trace of the dashboard.
+UNKNOWN_JOB = RuntimeError("Request failed with status code 404: Job a does not exist.")
+SERVER_ERROR = RuntimeError("Request failed with status code 500: line 404, in get\nRuntimeError: x does not exist.")
+
+
 class Connections:
     """A fake of Ray's client: each connection to the log gives chunks, then ends or raises its last one.
 
@@ -278,8 +283,8 @@ def test_a_job_whose_driver_was_lost_is_submitted_again(monkeypatch: pytest.Monk
     """Its node died with it, or the head was restarted and knows no jobs."""
     died = make_info("a", 1, "FAILED", None)
     died.error_type = "JOB_SUPERVISOR_ACTOR_DIED"
-    lost = [died, died] if end == "died" else [RuntimeError("Job a does not exist"), RuntimeError("... 404 ...")]
-    connections = Connections([[], []], [*lost[: 2 if end == "died" else 1], make_info("b", 1), make_info("b", 1)])
+    lost = [died, died] if end == "died" else [UNKNOWN_JOB]
+    connections = Connections([[], []], [*lost, make_info("b", 1), make_info("b", 1)])
     connections.install(monkeypatch)
     sent = []
     connections.submit_job = lambda **options: sent.append(options)  # pyright: ignore[reportAttributeAccessIssue]
@@ -293,8 +298,22 @@ def test_a_job_whose_driver_was_lost_is_submitted_again(monkeypatch: pytest.Monk
     assert f"{first['submission_id']} goes on as {second['submission_id']}" in capsys.readouterr().err
 
 
+def test_a_job_is_not_lost_by_an_error_of_the_dashboard(monkeypatch: pytest.MonkeyPatch):
+    """Submitted again it would run twice."""
+    connections = Connections([[]], [SERVER_ERROR, make_info("a", 1), make_info("a", 1)])
+    connections.install(monkeypatch)
+    assert submit_module._wait(connections, "http://head", "a")["status"] == "SUCCEEDED"
+
+
+@pytest.mark.parametrize(("error", "expected"), [(UNKNOWN_JOB, ValueError), (SERVER_ERROR, RuntimeError)])
+def test_only_an_unknown_job_is_a_users_mistake(monkeypatch, error: RuntimeError, expected: type[Exception]):
+    monkeypatch.setattr(submit_module, "_connect", lambda address: (Connections([], [error]), "http://head"))
+    with pytest.raises(expected):
+        job_logs("a")
+
+
 def test_a_job_that_is_lost_each_time_is_given_up(monkeypatch: pytest.MonkeyPatch):
-    connections = Connections([[] for _ in range(9)], [RuntimeError("404") for _ in range(9)])
+    connections = Connections([[] for _ in range(9)], [UNKNOWN_JOB for _ in range(9)])
     connections.install(monkeypatch)
     sent = []
     connections.submit_job = lambda **options: sent.append(options)  # pyright: ignore[reportAttributeAccessIssue]
