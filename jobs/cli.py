@@ -142,8 +142,9 @@ def _add_data(add_command: Callable[..., Any]) -> None:
     )
     data.add_argument("uri", type=_path, metavar="URI", help="dataset: a path or s3://bucket/prefix")
     data.add_argument(
-        "--out", type=_path, default=".", help="folder for contact-sheet.png and mean-image.png of show (default: .)"
-    )
+        "--out", type=_path, default=".",
+        help="folder or s3:// URI for contact-sheet.png and mean-image.png of show (default: .)",
+    )  # fmt: skip
 
 
 def _add_training(add_command: Callable[..., Any]) -> None:
@@ -217,7 +218,7 @@ def _add_training(add_command: Callable[..., Any]) -> None:
         type=_path,
         required=True,
         metavar="FILE",
-        help="new file, .onnx or .pt2; the z statistics go beside it",
+        help="file or s3:// URI, .onnx or .pt2, replaced if it exists; the z statistics go beside it",
     )
 
     add_command("runs", _runs, "list the runs in MLflow, newest first", printing.format_runs)
@@ -305,8 +306,9 @@ def _add_serving(add_command: Callable[..., Any]) -> None:
     for command in (decode, sample, reconstruct, interpolate):
         command.add_argument("--url", default=ENDPOINT_URL, help=f"URL of the endpoint (default: {ENDPOINT_URL})")
         command.add_argument(
-            "--out", type=_path, default="decoded.png", help="output file, .png or .npy (default: decoded.png)"
-        )
+            "--out", type=_path, default="decoded.png",
+            help="output file or s3:// URI, .png or .npy (default: decoded.png)",
+        )  # fmt: skip
 
 
 def _add_cluster(add_command: Callable[..., Any]) -> None:

@@ -1,14 +1,14 @@
-"""The commands that query an endpoint and write the images to a PNG or a .npy file."""
+"""The commands that query an endpoint and write the images to a PNG or a .npy file, on a disk or on S3."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.fs as pafs
 
 from aecore.data.io import write_atomic
 from aecore.image_grid import grid, to_png
 from cluster.settings import settings
+from cluster.storage import check_uri, open_uri
 from serving.client import Client
 from serving.client.client import to_npy
 
@@ -112,6 +112,7 @@ def _parse_float(name: str, value: str) -> float:
 def _check_out(out: str) -> None:
     if Path(out).suffix not in (".png", ".npy"):
         raise ValueError(f"--out takes a .png or .npy file, not '{out}'")
+    check_uri(out)
 
 
 def _is_png(out: str) -> bool:
@@ -119,5 +120,5 @@ def _is_png(out: str) -> bool:
 
 
 def _write(out: str, data: bytes, n_images: int) -> dict[str, Any]:
-    write_atomic(pafs.LocalFileSystem(), str(Path(out).absolute()), data)
+    write_atomic(*open_uri(out), data)
     return {"out": out, "images": n_images}

@@ -4,11 +4,9 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.fs as pafs
 
 from aecore.data.dataset import Dataset, shard_offsets
 from aecore.data.images import fit_square
@@ -17,7 +15,7 @@ from aecore.data.shards import MANIFEST, Manifest, Shard, UnreadShardError, find
 from aecore.data.shuffle import evenly_spaced
 from aecore.data.splits import SPLITS
 from aecore.image_grid import grid, titled_sheet, to_png
-from cluster.storage import check_uri
+from cluster.storage import check_uri, describe_s3_error
 
 COLUMNS, MAX_THUMBNAIL_SIZE = 16, 128  # of the contact sheet: images per row, and their edge in pixels
 SHEET_ROWS = {"train": 6, "valid": 2, "test": 2}
@@ -28,10 +26,12 @@ ProgressCallback = Callable[[int, int], None]  # takes the images done and their
 def show(uri: str, out: str, progress: ProgressCallback = lambda done, total: None) -> dict[str, Any]:
     """Describe the dataset at `uri`; write contact-sheet.png and mean-image.png into the folder `out`.
 
+    `out` is a path or an s3:// URI.
     Means and standard deviations are per channel over all pixels of all splits, 0 to 255; `text` is for printing.
-    Each shard is read and checked. Raises ValueError when the dataset is missing or has no images, or a shard is
-    missing or damaged, UnreadShardError when storage fails.
+    Each shard is read and checked. Raises ValueError when the dataset is missing or has no images, a shard is missing
+    or damaged, or `out` refuses the pictures, UnreadShardError when storage fails.
     """
+    out_fs, out_root = check_uri(out)
     dataset = Dataset.open(*check_uri(uri))
     manifest = dataset.manifest
     if not _count_images(manifest):
@@ -44,12 +44,12 @@ def show(uri: str, out: str, progress: ProgressCallback = lambda done, total: No
 
     for _ in _map_shards(manifest, add_shard, progress):
         pass
-    sheet, mean_image = Path(out) / "contact-sheet.png", Path(out) / "mean-image.png"
     try:
-        write_atomic(pafs.LocalFileSystem(), str(sheet), statistics.contact_sheet())
-        write_atomic(pafs.LocalFileSystem(), str(mean_image), statistics.mean_image())
+        write_atomic(out_fs, f"{out_root}/contact-sheet.png", statistics.contact_sheet())
+        write_atomic(out_fs, f"{out_root}/mean-image.png", statistics.mean_image())
     except OSError as error:
-        raise ValueError(f"cannot write pictures to --out {out}: {error.strerror}") from error
+        cause = error.strerror or describe_s3_error(error)
+        raise ValueError(f"cannot write pictures to --out {out}: {cause}") from error
     facts = {
         "uri": uri,
         "dataset": manifest.dataset,
@@ -63,8 +63,8 @@ def show(uri: str, out: str, progress: ProgressCallback = lambda done, total: No
         "options": manifest.options,
         "digest": manifest.digest,
         **statistics.mean_and_sd(),
-        "contact_sheet": str(sheet),
-        "mean_image": str(mean_image),
+        "contact_sheet": os.path.join(out, "contact-sheet.png"),
+        "mean_image": os.path.join(out, "mean-image.png"),
     }
     return facts | {"text": _describe(facts)}
 

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
-import pyarrow.fs as pafs
 import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -22,6 +21,8 @@ from torch import Tensor, nn
 from aecore.data.io import write_atomic
 from aecore.model.autoencoder import Autoencoder
 from aecore.training.checkpoint import SavedModel, load_model
+from cluster.settings import absolute_uri
+from cluster.storage import check_uri, open_uri
 from jobs.run_store import find_run
 from serving.runtime.registry import find_model_version, read_model
 
@@ -34,15 +35,17 @@ Network = Callable[[Tensor], Tensor]
 def export(name: str, format: str, part: str, out: str) -> dict[str, Any]:
     """Export the model of run or alias `name` to the file `out`, and its z statistics beside it.
 
+    `out` is a path or an s3:// URI; files that exist are replaced.
     The exported file is loaded again, by onnxruntime or torch, and its outputs are compared with the model's. Returns
     the files, the shapes and the largest difference. Raises ValueError for an unknown run or alias, another ending of
     `out` or without the packages, and RuntimeError if the outputs differ by 1e-5 or more; nothing is written then.
     """
-    path = Path(out).absolute()
-    if path.suffix != f".{format}":
+    uri = absolute_uri(out)
+    if PurePath(uri).suffix != f".{format}":
         raise ValueError(f"--format {format} writes a .{format} file: name it so in --out, not '{out}'")
     if format == "onnx" and (missing := [package for package in ONNX_PACKAGES if find_spec(package) is None]):
         raise ValueError(f"--format onnx needs {', '.join(missing)}: `pip install 'zpoint[export]'`")
+    check_uri(uri)
     saved, label = _load(name)
     network = (Decoder if part == "decoder" else Encoder)(saved.model).eval()
     write, load = {"onnx": (_to_onnx, _load_onnx), "pt2": (_to_pt2, _load_pt2)}[format]
@@ -54,12 +57,12 @@ def export(name: str, format: str, part: str, out: str) -> dict[str, Any]:
         "model": label, "part": part, "input": network.names[0], "output": network.names[1],
         "z_dim": saved.model.z_dim, "image": asdict(saved.model.image),
     }  # fmt: skip
-    latents = path.with_suffix(".latents.safetensors")
+    latents_uri = f"{uri.removesuffix(f'.{format}')}.latents.safetensors"
     tensors = {key: tensor.contiguous() for key, tensor in saved.latents.items()}
     header = {"zpoint": json.dumps(description)}
-    write_atomic(pafs.LocalFileSystem(), str(latents), save_tensors(tensors, metadata=header))
-    write_atomic(pafs.LocalFileSystem(), str(path), data)
-    return {"out": str(path), "latents": str(latents), **description, "bytes": len(data), "difference": difference}
+    write_atomic(*open_uri(latents_uri), save_tensors(tensors, metadata=header))
+    write_atomic(*open_uri(uri), data)
+    return {"out": uri, "latents": latents_uri, **description, "bytes": len(data), "difference": difference}
 
 
 class Decoder(nn.Module):

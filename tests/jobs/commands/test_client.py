@@ -1,9 +1,11 @@
 """The commands that query an endpoint, against the real app on a local port."""
 
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,6 +103,15 @@ def test_interpolate_between_z_points_and_images(query, client):
     assert almost_equal(np.load("path.npy"), client.interpolate(ends, 8))
 
 
+def test_images_are_written_to_s3_also_over_earlier_ones(query, client, s3: str):
+    for seed in ("1", "2"):
+        out = f"{s3}/folder/images.npy"
+        assert query("sample", "--n", "1", "--seed", seed, "--out", out) == {"out": out, "images": 1}
+        data = boto3.client("s3").get_object(Bucket=s3[5:], Key="folder/images.npy")["Body"].read()
+        assert almost_equal(np.load(BytesIO(data)), client.sample(n=1, seed=int(seed)))
+    assert not Path("s3:").exists()
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -116,6 +127,7 @@ def test_interpolate_between_z_points_and_images(query, client):
         (["interpolate", "z.npy", "end.npy"], "an end takes one z-point"),
         (["interpolate", "start.npy", "end.npy", "--steps", "1"], "steps"),
         (["interpolate", "start.npy", "end.npy", "--path", "winding"], "unknown path 'winding'"),
+        (["decode", "z.npy", "--out", "gs://bucket/a.png"], "unknown scheme in 'gs://bucket/a.png'"),
         (["interpolate", "start.npy", "end.npy", "--out", "a.jpg"], "--out takes a .png or .npy file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

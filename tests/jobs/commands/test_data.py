@@ -37,6 +37,16 @@ def test_show_returns_exact_statistics_and_writes_two_pictures(faces: Path, tmp_
         assert (sheet[top : top + 16, left : left + 16] == FACES[first]).all()
 
 
+def test_show_writes_its_pictures_to_s3(faces: Path, zpoint, s3: str):
+    facts = zpoint("data", "show", faces, "--out", f"{s3}/pictures")
+    assert facts["contact_sheet"] == f"{s3}/pictures/contact-sheet.png"
+    for key in ("contact-sheet.png", "mean-image.png"):
+        png = boto3.client("s3").get_object(Bucket=s3[5:], Key=f"pictures/{key}")["Body"].read()
+        assert png.startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="the bucket 'no-such-bucket' does not exist"):
+        show(str(faces), "s3://no-such-bucket/pictures")
+
+
 def test_show_of_gray_images(tmp_path: Path):
     gray = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((40, 8, 8, 1), np.uint8)
     table = shard_table(pa.table({"name": [str(i) for i in range(40)]}), [encode_image(g, "raw") for g in gray])

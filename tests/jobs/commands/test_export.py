@@ -1,13 +1,15 @@
 """The export command: exported files equal the model for any batch, and are whole or absent."""
 
 import json
+from io import BytesIO
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 import aecore
 from jobs.commands import export as export_module
@@ -62,6 +64,20 @@ def test_z_statistics_lie_beside_the_file(zpoint):
         "model": "a", "part": "decoder", "input": "z", "output": "images", "z_dim": 3,
         "image": {"size": 16, "channels": 3},
     }  # fmt: skip
+
+
+def test_both_files_may_go_to_s3(zpoint, s3: str):
+    result = zpoint("export", "a", "--format", "pt2", "--out", f"{s3}/models/a.pt2")
+    assert (result["out"], result["latents"]) == (f"{s3}/models/a.pt2", f"{s3}/models/a.latents.safetensors")
+    client = boto3.client("s3")
+    data = {
+        key: client.get_object(Bucket=s3[5:], Key=f"models/{key}")["Body"].read()
+        for key in ("a.pt2", "a.latents.safetensors")
+    }
+    z = example("decoder", 2)
+    program = torch.export.load(BytesIO(data["a.pt2"])).module()
+    torch.testing.assert_close(program(z), network("decoder")(z), atol=1e-5, rtol=1e-5)
+    assert load(data["a.latents.safetensors"]).keys() == aecore.load(find_run("a").uri).latents.keys()
 
 
 def test_an_alias_is_exported_as_its_run_is(zpoint):
