@@ -211,10 +211,17 @@ def failure_status(error: BaseException) -> str:
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
-def find_runs(filter_string: str = "", limit: int = 1_000) -> list[Any]:
-    """Return at most `limit` of zpoint's runs as `mlflow.entities.Run`, newest first."""
+def find_runs(filter_string: str = "") -> list[Any]:
+    """Return zpoint's runs as `mlflow.entities.Run`, newest first."""
     ids = [e.experiment_id for e in client().search_experiments() if e.name.split(" ")[0] == "zpoint"]
-    return list(client().search_runs(ids, filter_string, max_results=limit)) if ids else []
+    if not ids:
+        return []
+    page = client().search_runs(ids, filter_string)
+    runs = list(page)
+    while page.token:
+        page = client().search_runs(ids, filter_string, page_token=page.token)
+        runs += page
+    return runs
 
 
 def best_effort(action: str, call: Callable[[], Any], default: Any = None, *, warn: bool = True) -> Any:

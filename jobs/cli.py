@@ -23,7 +23,7 @@ from cluster.tracking import describe_full_database
 from jobs.commands import printing
 
 Result = dict[str, Any]
-RESUME_MESSAGE = "interrupted; run the same command again to resume"
+RESUMABLE = ("demo", "ingest", "train", "tune", "study", "claims")
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,12 +42,11 @@ def main(argv: list[str] | None = None) -> None:
     configure_libraries()
     parser = make_parser()
     args, extra = parser.parse_known_args(argv)
-    # argparse stops collecting overrides at the first option; a later word with a `=` is an override too.
-    unknown = [word for word in extra if word.startswith("-") or "=" not in word or not hasattr(args, "overrides")]
-    if unknown:
-        parser.error(f"unknown argument {unknown[0]}")
-    if extra:
-        args.overrides += extra
+    # argparse stops collecting words at the first option; a later one is a run of `study`, or with a `=` an override.
+    for word in extra:
+        if word.startswith("-") or not ("runs" in args or ("overrides" in args and "=" in word)):
+            parser.error(f"unknown argument {word}")
+        (args.runs if "runs" in args else args.overrides).append(word)
     handler = logging.StreamHandler()
     handler.setFormatter(SafeFormatter("zpoint: %(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -56,7 +55,8 @@ def main(argv: list[str] | None = None) -> None:
         with redirect_stdout(sys.stderr):  # stdout is for the result alone
             result = args.run(args)
     except KeyboardInterrupt:
-        _exit(RESUME_MESSAGE, 130)
+        resume = "; run the same command again to resume" if args.command in RESUMABLE else ""
+        _exit(f"interrupted{resume}", 130)
     except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         _exit(f"error: {one_line(error, limit=None)}", 2)
     except Exception as error:
@@ -187,7 +187,8 @@ def _add_training(add_command: Callable[..., Any]) -> None:
         "overrides",
         nargs="*",
         metavar="DATASET=URI|section.key=value",
-        help="datasets to use (default: generated faces) and recipe keys to override",
+        help="datasets to use (default: generated faces) and recipe keys to override, except those that a claim's run "
+        "fixes: z_dim, kl_factor, and optim.batch=32 of vae and near-ae",
     )
     claims.add_argument("--only", action="append", metavar="CLAIM", help="check this claim only; may be repeated")
     claims.add_argument(
@@ -563,7 +564,10 @@ def _path(text: str) -> str:
 
 
 def _positive_int(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"takes a whole number, not '{text}'") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
     return value

@@ -49,11 +49,11 @@ def claims(
 ) -> dict[str, Any]:  # fmt: skip
     """Check the claims on the given datasets, by default on generated faces. Return the verdicts and the report's path.
 
-    `arguments` holds datasets such as `faces=data/celeba` (see `jobs.claims.catalog.DATASETS`), and overrides for all
-    recipes such as `optim.epochs=20`. `claim_names` selects claims. `num_samples` images are scored for each sampler
-    and sweep value. Finished runs and stored measurements are reused. claims.html, claims.json and PNGs for each claim
-    are written to the folder `out`, a path or an s3:// URI, by default ZPOINT_HOME/claims, or claims-NAME beside it for
-    selected claims; for a submitted job in ZPOINT_STORE.
+    `arguments` holds datasets such as `faces=data/celeba` (see `jobs.claims.catalog.DATASETS`), and overrides such as
+    `optim.epochs=20` for all recipes, except for the keys that `jobs.claims.catalog.RUNS` fixes. `claim_names` selects
+    claims. `num_samples` images are scored for each sampler and sweep value. Finished runs and stored measurements are
+    reused. claims.html, claims.json and PNGs for each claim are written to the folder `out`, a path or an s3:// URI, by
+    default ZPOINT_HOME/claims, or claims-NAME beside it for selected claims; for a submitted job in ZPOINT_STORE.
 
     Raises ValueError for an unknown dataset or claim, for a recipe, a dataset or a study that is refused, and as
     `open_report_folder`.

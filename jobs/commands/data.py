@@ -20,10 +20,10 @@ from cluster.storage import check_uri, describe_s3_error
 COLUMNS, MAX_THUMBNAIL_SIZE = 16, 128  # of the contact sheet: images per row, and their edge in pixels
 SHEET_ROWS = {"train": 6, "valid": 2, "test": 2}
 BLOCK_BYTES = 1 << 25  # of pixels that a thread decodes at once
-ProgressCallback = Callable[[int, int], None]  # takes the images done and their total
+ImagesCallback = Callable[[int, int], None]  # takes the images done and their total
 
 
-def show(uri: str, out: str, progress: ProgressCallback = lambda done, total: None) -> dict[str, Any]:
+def show(uri: str, out: str, progress: ImagesCallback = lambda done, total: None) -> dict[str, Any]:
     """Describe the dataset at `uri`; write contact-sheet.png and mean-image.png into the folder `out`.
 
     `out` is a path or an s3:// URI.
@@ -69,7 +69,7 @@ def show(uri: str, out: str, progress: ProgressCallback = lambda done, total: No
     return facts | {"text": _describe(facts)}
 
 
-def verify(uri: str, progress: ProgressCallback = lambda done, total: None) -> dict[str, Any]:
+def verify(uri: str, progress: ImagesCallback = lambda done, total: None) -> dict[str, Any]:
     """Verify that each shard of the dataset at `uri` exists, has its length and sha256, and decodes row by row.
 
     `bad` in the result lists each faulty file with the reason; `exit_status` is 1 if there is one. Raises ValueError
@@ -108,7 +108,7 @@ def _count_images(manifest: Manifest) -> int:
 
 
 def _map_shards(
-    manifest: Manifest, function: Callable[[str, int, Shard], Any], progress: ProgressCallback
+    manifest: Manifest, function: Callable[[str, int, Shard], Any], progress: ImagesCallback
 ) -> Iterator[tuple[Shard, Any]]:
     """Yield each shard and the result of `function(split, row of its first image, shard)`, on all CPUs."""
     tasks = []

@@ -2,6 +2,7 @@
 
 import math
 import os
+from functools import partial
 
 import pytest
 
@@ -42,10 +43,19 @@ def test_each_store_has_an_experiment_and_runs_of_others_are_not_found(monkeypat
     client.create_run(client.create_experiment("zpointless"))
     client.create_run("0")
     assert {run.info.run_id for run in tracking.find_runs()} == {elsewhere, default}
-    assert len(tracking.find_runs(limit=1)) == 1
     locations = {e.name: e.artifact_location for e in client.search_experiments() if e.name.startswith("zpoint")}
     assert locations["zpoint"].endswith(f"{home}/mlflow-artifacts")
     assert locations[f"zpoint {home}/elsewhere"].endswith(f"{home}/elsewhere/mlflow-artifacts")
+
+
+@pytest.mark.usefixtures("tracking")
+def test_runs_of_all_pages_are_found(monkeypatch: pytest.MonkeyPatch):
+    """MLflow returns 1,000 runs a page."""
+    ids = {tracking.create_run(str(index), {}, {}) for index in range(5)}
+    client = tracking.client()
+    monkeypatch.setattr(client, "search_runs", partial(client.search_runs, max_results=2))
+    runs = tracking.find_runs()
+    assert (len(runs), {run.info.run_id for run in runs}) == (5, ids)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ def test_help_lists_every_choice(command: str, choices: set[str], capsys: pytest
         (["ingest", "generated", "--to", "x", "--split", "odd"], "unknown split 'odd'; it is one of official,"),
         (["ingest", "generated"], "required: --to"),
         (["ingest", "generated", "--to", "x", "--limit", "0"], "must be at least 1"),
-        (["ingest", "generated", "--to", "x", "--size", "big"], "--size"),
+        (["ingest", "generated", "--to", "x", "--size", "big"], "--size: takes a whole number, not 'big'"),
+        (["serve", "--port", "http"], "--port: takes a whole number, not 'http'"),
         (["ingest", "celeba", "--to", "x"], "--source"),
         (["ingest", "celeba", "--to", "x", "--source", "missing.zip"], "missing.zip"),
         (["ingest", "folder", "--to", "x", "--source", "nowhere"], "nowhere"),
@@ -76,6 +77,8 @@ def test_help_lists_every_choice(command: str, choices: set[str], capsys: pytest
         (["promote", "nonesuch"], "no run or campaign 'nonesuch'"),
         (["study"], "required: RUN"),
         (["study", "nonesuch"], "no run or campaign 'nonesuch'"),
+        (["study", "--limit", "9", "nonesuch"], "no run or campaign 'nonesuch'"),
+        (["study", "nonesuch", "--limit", "9", "--fast"], "unknown argument --fast"),
         (["study", "nonesuch", "--num-samples", "0"], "must be at least 1"),
         (["promote", "nonesuch", "--alias", "v1"], "--alias"),
         (["serve", "--port", "0"], "must be at least 1"),
@@ -186,6 +189,29 @@ def test_failed_job_ends_with_status_1(capsys, monkeypatch: pytest.MonkeyPatch):
         main(["runs", "--json"])
     assert caught.value.code == 1
     assert capsys.readouterr() == ("", "noise\nzpoint: failed: the disk broke\n")
+
+
+def test_words_after_an_option_are_runs_too(monkeypatch: pytest.MonkeyPatch, zpoint):
+    monkeypatch.setattr("jobs.study.job.study", lambda runs, *args, **options: {"runs": runs})
+    assert zpoint("study", "a", "--limit", "100", "b", "--fresh", "c") == {"runs": ["a", "b", "c"]}
+
+
+def test_interrupted_command_says_that_it_resumes_only_if_it_does(monkeypatch: pytest.MonkeyPatch, capsys):
+    """The same `submit --wait` would submit a second job."""
+
+    def interrupt(*args, **options) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("study.job.study", "commands.submit.submit", "commands.runs.list_runs"):
+        monkeypatch.setattr(f"jobs.{name}", interrupt)
+    for argv, text in {
+        ("study", "a"): "zpoint: interrupted; run the same command again to resume\n",
+        ("submit", "--wait", "promote", "a"): "zpoint: interrupted\n",
+        ("runs",): "zpoint: interrupted\n",
+    }.items():
+        with pytest.raises(SystemExit, match="130"):
+            main([*argv])
+        assert capsys.readouterr().err == text
 
 
 @pytest.fixture
