@@ -992,6 +992,20 @@ PLANTED = (
         ("tests/jobs/claims/test_claims.py",),
     ),
     Fault(
+        "a training that is refused deletes the earlier run", "jobs/train/job.py",
+        "            _check_resources(recipe, dataset)\n", "",
+        ("tests/jobs/train/test_train.py::test_a_refused_command_leaves_the_finished_run_as_it_was",),
+    ),
+    Fault(
+        "a trace of the dashboard with a 404 in it counts as an unknown job", "jobs/commands/submit.py",
+        'str(error).startswith("Request failed with status code 404")', '"404" in str(error)',
+        ("tests/jobs/commands/test_submit.py",),
+    ),
+    Fault(
+        "the first page of MLflow's runs counts as all", "cluster/tracking.py",
+        "while page.token:", "while False:", ("tests/cluster/test_mlflow_runs.py",),
+    ),
+    Fault(
         "the first seed of a point has no label", "jobs/tune/table.py",
         '{"optim.seed": campaign.recipe["optim"]["seed"]}', '{"optim.seed": ""}', ("tests/jobs/tune/test_table.py",),
     ),
