@@ -629,8 +629,7 @@ PLANTED = (
     ),
     Fault(
         "reconstruct random seed", "serving/http/operations.py",
-        "torch.Generator().manual_seed(seed), torch.arange(len(images))",
-        "torch.Generator().manual_seed(torch.seed()), torch.arange(len(images))", (API_IMAGES,),
+        "torch.Generator().manual_seed(seed)", "torch.Generator().manual_seed(torch.seed())", (API_IMAGES,),
     ),
     Fault(
         "AWS_ENDPOINT_URL not exported", "cluster/settings.py",

@@ -41,7 +41,9 @@ import asyncio
 import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -65,6 +67,7 @@ from serving.http.decoding import (
     PNG,
     WEBP,
     Limits,
+    ReduceFn,
     TooLarge,
     canonical_media_type,
     detect_media_type,
@@ -91,6 +94,7 @@ O = TypeVar("O", bound=schemas.Options)  # noqa: E741
 MAX_CONVERTED_SIDE = 1024  # pixels; the page's cropper keeps no more
 GZIP_LEVEL, GZIP_MIN_BYTES = 1, 1024  # of JSON and text; images are compressed already
 EXPOSED_HEADERS = ["Retry-After", "X-Zpoint-Faces", "X-Zpoint-Model", "X-Zpoint-Seed"]  # to pages of other origins
+MAX_CONCURRENT_DECODES = 2  # bodies whose images are decoded at once: up to 200 MB of pixels each
 MAX_INLINE_BYTES = 1 << 16  # bodies up to this size are parsed and encoded on the event loop, larger ones in a thread
 
 model_routes, endpoint_routes, health_routes = APIRouter(), APIRouter(tags=["HTTP API"]), APIRouter(tags=["Health"])
@@ -124,6 +128,7 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-Zpoint-Model"], expose_headers=EXPOSED_HEADERS,
         )  # fmt: skip
     app.state.faces = FaceFinder()
+    app.state.image_decoders = ThreadPoolExecutor(MAX_CONCURRENT_DECODES, "decode-images")
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(Overloaded, _overloaded_problem)
 
@@ -318,11 +323,12 @@ async def points_at(request: Request) -> Response:
 async def find_frames(request: Request) -> schemas.FramesResponse:
     """Find the square of each image that frames its largest face as those of the stored real images are framed."""
     points, label = _stored_points(request), request.state.model.info.label
-    images, _ = await _read_input(request, ("images",), schemas.Options, fit=False)
+    faces: FaceFinder = request.app.state.faces
+    photos, _ = await _read_input(request, ("images",), schemas.Options, reduce=faces.shrink_photo)
     with _client_errors():
-        if len(images) > MAX_IMAGES:
-            raise TooLarge(f"{len(images)} images: faces are found in at most {MAX_IMAGES}")
-    frames = [await asyncio.to_thread(request.app.state.faces.frame, label, points, image) for image in images]
+        if len(photos) > MAX_IMAGES:
+            raise TooLarge(f"{len(photos)} images: faces are found in at most {MAX_IMAGES}")
+    frames = [await asyncio.to_thread(faces.frame, label, points, photo) for photo in photos]
     squares = [frame and schemas.Square(left=frame[0], top=frame[1], size=frame[2]) for frame in frames]
     return schemas.FramesResponse(model=label, frames=squares)
 
@@ -375,12 +381,12 @@ def _summarize(info: ModelInfo, refused: dict[str, str] | None) -> schemas.Model
 async def convert(request: Request) -> Response:
     """Return an image, such as HEIC that browsers do not read, upright and at most 1,024 pixels a side."""
     media_type = _accepted_media_type(request, IMAGE_RESPONSES)
-    images, _ = await _read_input(request, ("images",), schemas.Options, fit=False)
+    shrink = partial(operations.shrink, max_side=MAX_CONVERTED_SIDE)
+    images, _ = await _read_input(request, ("images",), schemas.Options, reduce=shrink)
     with _client_errors():
         if len(images) != 1:
             raise ValueError(f"{len(images)} images: one is converted at a time")
-    image = await asyncio.to_thread(operations.shrink, images[0], MAX_CONVERTED_SIDE)
-    return await _images_response(request.state.model, image[None], media_type)
+    return await _images_response(request.state.model, images[0][None], media_type)
 
 
 @health_routes.get("/healthz", responses=schemas.responses("the endpoint responds", 401))
@@ -405,11 +411,11 @@ async def get_metrics(request: Request) -> Response:
 
 
 async def _read_input(
-    request: Request, keys: tuple[str, ...], options_model: type[O], *, fit: bool = True
+    request: Request, keys: tuple[str, ...], options_model: type[O], *, reduce: ReduceFn | None = None
 ) -> tuple[Any, O]:
     """Return the body's z-points or images (`keys`), and the options of the URL's query and a JSON body.
 
-    Images are of the model's shape; without `fit` they are as sent.
+    Images are of the model's shape; with `reduce` they are a list of its results, as in `parse_body`.
     """
     limits: Limits = request.app.state.limits
     info = request.state.model.info
@@ -419,12 +425,14 @@ async def _read_input(
 
     def parse() -> tuple[Any, O]:
         media_type = content_type or detect_media_type(body)
-        array, options = parse_body(body, media_type, keys, info.image, info.z_dim, limits, fit=fit)
+        array, options = parse_body(body, media_type, keys, info.image, info.z_dim, limits, reduce=reduce)
         return array, _merge_options(request, options_model, options)
 
     with _client_errors():
-        # Image files go to a thread whatever their size: a few bytes may decode to many pixels.
-        return await (_run(len(body), parse) if keys == ("z",) else asyncio.to_thread(parse))
+        if keys == ("z",):
+            return await _run(len(body), parse)
+        # Whatever the size of the body: a few bytes may decode to many pixels.
+        return await asyncio.get_running_loop().run_in_executor(request.app.state.image_decoders, parse)
 
 
 def _stored_points(request: Request) -> StoredPoints:

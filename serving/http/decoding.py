@@ -10,9 +10,9 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -35,6 +35,8 @@ MEDIA_TYPE_ALIASES = {  # names that clients use beside the registered ones
     "text/json": JSON, "text/x-json": JSON, "application/x-json": JSON,
     "application/x-zip": ZIP, "application/x-zip-compressed": ZIP, "*": "*/*",
 }  # fmt: skip
+ReduceFn = Callable[[np.ndarray], Any]
+CollectFn = Callable[[Iterable[np.ndarray]], Any]
 BASE64URL_TO_BASE64 = bytes.maketrans(b"-_", b"+/")
 
 
@@ -72,27 +74,29 @@ class Limits:
 
 def parse_body(
     body: bytes, content_type: str, keys: tuple[str, ...], image: ImageShape, z_dim: int, limits: Limits, *,
-    fit: bool = True,
+    reduce: ReduceFn | None = None,
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
     """Return the array in a body, and the options beside it in a JSON body.
 
     The array holds z-points, float32 (n, z_dim), all finite, or images, uint8 (n, size, size, channels), cropped and
-    resized to the model's `image`; without `fit` they are a list of uint8 (H, W, 1 or 3). `keys` are the allowed kinds:
-    "z", "images" or both. `content_type` is JSON (`{"z": [[...], ...]}` or `{"images": ["base64 of an image file",
-    ...]}`), NPY (floats (n, z_dim) or uint8 (n, H, W, 1 or 3)); any other is an image file. Nothing is unpickled.
+    resized to the model's `image`. With `reduce` they are a list of its results: it gets each image, uint8 (H, W, 1 or
+    3), as soon as it is decoded, so that memory holds the pixels of one. `keys` are the allowed kinds: "z", "images" or
+    both. `content_type` is JSON (`{"z": [[...], ...]}` or `{"images": ["base64 of an image file", ...]}`), NPY (floats
+    (n, z_dim) or uint8 (n, H, W, 1 or 3)); any other is an image file. Nothing is unpickled.
+
     Raises ValueError for any other body, TooLarge for one beyond `limits`.
     """
     max_points = limits.max_points_of(image)
-    shape = image if fit else None
+    collect = partial(_fit_all, image=image) if reduce is None else lambda images: list(map(reduce, images))
     if content_type == NPY:
         header = read_npy_header(body)
         if "images" in keys and ("z" not in keys or header.dtype == np.uint8):
-            return _images_from_npy(body, header, shape, max_points), {}
+            return _images_from_npy(body, header, collect, max_points), {}
         return to_finite_float32(_z_from_npy(body, header, z_dim, max_points)), {}
     if content_type != JSON:
         if "images" not in keys:
             raise ValueError("the body is an image file: send z-points, as JSON or .npy")
-        return decode_image_files([body], shape, limits), {}
+        return decode_image_files([body], collect, limits), {}
     check_json_size(body, z_dim, max_points)
     value = load_json(body)
     present = [key for key in keys if isinstance(value, dict) and key in value]
@@ -102,7 +106,7 @@ def parse_body(
     options = {key: option for key, option in value.items() if key != present[0]}
     if present == ["z"]:
         return z_from_lists(value["z"], z_dim, max_points), options
-    return images_from_base64(value["images"], shape, max_points, limits), options
+    return images_from_base64(value["images"], collect, max_points, limits), options
 
 
 def canonical_media_type(header: str) -> str:
@@ -205,14 +209,14 @@ def _z_from_npy(body: bytes, header: NpyHeader, z_dim: int, max_points: int) -> 
     return _npy_data(body, header)
 
 
-def _images_from_npy(body: bytes, header: NpyHeader, image: ImageShape | None, max_images: int) -> Any:
+def _images_from_npy(body: bytes, header: NpyHeader, collect: CollectFn, max_images: int) -> Any:
     shape, dtype = header.shape, header.dtype
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
         raise ValueError(f"the .npy array is of {dtype} with shape {shape}: images take uint8 (n, H, W, 1 or 3)")
     _check_count(shape[0], max_images, "images")
     if min(shape) < 1:
         raise ValueError(f"the .npy array has shape {shape}: images need at least one pixel")
-    return _fit(_npy_data(body, header), image)
+    return collect(_npy_data(body, header))
 
 
 def _npy_data(body: bytes, header: NpyHeader) -> np.ndarray:
@@ -223,8 +227,8 @@ def _npy_data(body: bytes, header: NpyHeader) -> np.ndarray:
     return np.frombuffer(body, header.dtype, offset=header.data_offset).reshape(header.shape, order=order)
 
 
-def images_from_base64(value: object, image: ImageShape | None, max_images: int, limits: Limits) -> Any:
-    """Return the images of a JSON value `["base64 of an image file", ...]`, as `decode_image_files` does."""
+def images_from_base64(value: object, collect: CollectFn, max_images: int, limits: Limits) -> Any:
+    """Pass the images of a JSON value `["base64 of an image file", ...]` to `collect` as `decode_image_files` does."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ValueError("images must be a list of image files in base64")
     _check_count(len(value), max_images, "images")
@@ -234,7 +238,7 @@ def images_from_base64(value: object, image: ImageShape | None, max_images: int,
             files.append(decode_base64(text))
         except ValueError:
             raise ValueError(f"images[{index}] is not base64") from None
-    return decode_image_files(files, image, limits)
+    return decode_image_files(files, collect, limits)
 
 
 def decode_base64(text: str) -> bytes:
@@ -252,21 +256,19 @@ def decode_base64(text: str) -> bytes:
     return binascii.a2b_base64(data + b"=" * (-len(data) % 4), strict_mode=True)
 
 
-def decode_image_files(files: list[bytes], image: ImageShape | None, limits: Limits) -> Any:
-    """Decode image files, crop and resize them to uint8 (n, size, size, channels), without an `image` to a list.
+def decode_image_files(files: list[bytes], collect: CollectFn, limits: Limits) -> Any:
+    """Decode image files to uint8 (H, W, 1 or 3) one by one, and return what `collect` makes of them.
 
     Their headers are read first: TooLarge if they have more than `max_upload_pixels` in total.
     """
     pixels = sum(_pixel_count(data) for data in files)
     if pixels > limits.max_upload_pixels:
         raise TooLarge(f"{pixels:,} pixels: one request takes images of at most {limits.max_upload_pixels:,} in total")
-    return _fit((_decode_file(index, data) for index, data in enumerate(files)), image)
+    return collect(_decode_file(index, data) for index, data in enumerate(files))
 
 
-def _fit(images: Iterable[np.ndarray], image: ImageShape | None) -> Any:
-    """Crop and resize images (H, W, 1 or 3) one by one to an array of `image`; without it return them as a list."""
-    if image is None:
-        return list(images)
+def _fit_all(images: Iterable[np.ndarray], image: ImageShape) -> np.ndarray:
+    """Crop and resize images (H, W, 1 or 3) to uint8 (n, size, size, channels)."""
     return np.stack([fit_square(pixels, image.size, image.channels) for pixels in images])
 
 

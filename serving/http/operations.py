@@ -30,6 +30,8 @@ from serving.http.schemas import (
     validate,
 )
 
+CORRUPTION_BLOCK = 64  # images that are corrupted at once
+
 
 def sampler_parameters(name: str) -> dict[str, Any]:
     """Return the parameters of a sampler and their defaults."""
@@ -100,9 +102,14 @@ def corrupt_images(task: Section, images: np.ndarray, seed: int) -> np.ndarray:
 
     Raises ValueError if the task does not suit the images, such as recolor and gray ones.
     """
-    clean = to_float(torch.from_numpy(images))
-    noise = BatchNoise(torch.Generator().manual_seed(seed), torch.arange(len(images)), len(images))
-    return to_uint8(corrupt(task, clean, noise)).numpy()  # pyright: ignore[reportArgumentType]
+    generator, corrupted = torch.Generator().manual_seed(seed), np.empty_like(images)
+    # In blocks: noise and masks of all images of a request would take up to 27 times the images' memory.
+    for start in range(0, len(images), CORRUPTION_BLOCK):
+        block = images[start : start + CORRUPTION_BLOCK]
+        noise = BatchNoise(generator, torch.arange(len(block)), len(block))
+        clean = to_float(torch.from_numpy(block))
+        corrupted[start : start + len(block)] = to_uint8(corrupt(task, clean, noise))  # pyright: ignore[reportArgumentType]
+    return corrupted
 
 
 def shrink(image: np.ndarray, max_side: int) -> np.ndarray:

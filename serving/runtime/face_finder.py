@@ -2,11 +2,15 @@
 
 import threading
 from collections.abc import Hashable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from aecore.data.shuffle import evenly_spaced
 from aecore.latent.points import StoredPoints
+
+if TYPE_CHECKING:
+    from aecore.metrics.face_detector import Photo
 
 # Only an endpoint with a page in use loads OpenCV, so aecore.metrics.face_detector is imported in the methods.
 MAX_IMAGES = 64  # of one count, and thumbnails for a frame: the detector takes about 15 ms an image
@@ -35,11 +39,18 @@ class FaceFinder:
                 self._counts[key] = int(face_hits(images).sum())
             return self._counts[key]
 
-    def frame(self, label: str, points: StoredPoints, image: np.ndarray) -> tuple[float, float, float] | None:
-        """Return left, top and size of the square of `image` that has its largest face where the stored images have it.
+    @staticmethod
+    def shrink_photo(image: np.ndarray) -> "Photo":
+        """Return an image uint8 (H, W, 1 or 3) as `frame` takes it, which needs a small part of its memory."""
+        from aecore.metrics.face_detector import shrink_photo
 
-        In pixels; it may reach beyond the image. None if no face is found, or if fewer than half of the thumbnails of
-        the version `label` show one.
+        return shrink_photo(image)
+
+    def frame(self, label: str, points: StoredPoints, photo: "Photo") -> tuple[float, float, float] | None:
+        """Return left, top and size of the square of `photo` that has its largest face where the stored images have it.
+
+        In pixels of the image that was shrunk; it may reach beyond it. None if no face is found, or if fewer than half
+        of the thumbnails of the version `label` show one.
         """
         from aecore.metrics.face_detector import largest_face, typical_face
 
@@ -48,7 +59,7 @@ class FaceFinder:
                 rows = evenly_spaced(len(points), MAX_IMAGES)
                 self._typical[label] = typical_face([points.thumbnail(row) for row in rows.tolist()])
             typical = self._typical[label]
-            face = largest_face(image) if typical else None
+            face = largest_face(photo) if typical else None
         if typical is None or face is None:
             return None
         (x, y, side), (typical_x, typical_y, typical_side) = face, typical

@@ -1,20 +1,26 @@
 """The app without Ray: images in requests and responses, tasks, interpolation."""
 
+import asyncio
 import base64
 import io
+import time
 import zipfile
 
+import httpx2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from aecore.config import TASKS
+from aecore.config import TASKS, Denoise, Drop, Inpaint
 from aecore.data import images
 from aecore.latent.interpolation import INTERPOLATIONS
-from serving.http import decoding
+from aecore.model.autoencoder import to_float, to_uint8
+from aecore.model.corruptions import BatchNoise, corrupt
+from serving.http import decoding, operations
 from serving.http.decoding import HEIC, JPEG, JSON, NPY, PNG, WEBP, ZIP
 from serving.http.encoding import encode_npy
+from serving.runtime.face_finder import FaceFinder
 from serving.runtime.model_slot import ModelSlot
 from tests.serving.app_client import (
     MODEL,
@@ -100,6 +106,22 @@ def test_a_seed_repeats_the_noise_of_a_task_and_another_changes_it(query):
     unseeded = corrupt()
     assert corrupt().json()["seen"] != unseeded.json()["seen"]
     assert corrupt(f"&seed={unseeded.headers['x-zpoint-seed']}").content == unseeded.content
+
+
+@pytest.mark.parametrize("task", [Denoise(kind="denoise"), Drop(kind="drop"), Inpaint(kind="inpaint", block=0.1)])
+def test_a_large_batch_is_corrupted_in_blocks_with_the_noise_of_one_batch(task, monkeypatch):
+    sizes = []
+
+    def record_size(task, clean, noise):
+        sizes.append(len(clean))
+        return corrupt(task, clean, noise)
+
+    monkeypatch.setattr(operations, "corrupt", record_size)
+    images = np.random.default_rng(0).integers(0, 256, (150, 16, 16, 3), np.uint8)
+    noise = BatchNoise(torch.Generator().manual_seed(3), torch.arange(150), 150)
+    expected = to_uint8(corrupt(task, to_float(torch.from_numpy(images)), noise)).numpy()
+    np.testing.assert_array_equal(operations.corrupt_images(task, images, 3), expected)
+    assert sizes == [64, 64, 22]
 
 
 def test_reconstruct_takes_parameters_of_the_task_from_the_query():
@@ -221,6 +243,38 @@ def test_convert_keeps_proportions_orientation_and_at_most_1024_pixels_a_side():
     assert (image.size, image.mode) == ((512, 1024), "L")
     files = [base64.b64encode(make_image_file()).decode()] * 2
     is_problem(make_client().post("/v1/convert", json={"images": files}), 422, "one is converted at a time")
+
+
+@pytest.mark.parametrize("route", ["convert", "frames"])
+def test_decoded_pixels_are_of_two_requests_at_most(route, monkeypatch):
+    """The others wait with their small bodies: a PNG of 9 kB may hold 9 million pixels."""
+    full_sizes, in_memory = [], []
+
+    def decode(*_):
+        in_memory.append(1)
+        full_sizes.append(len(in_memory))
+        time.sleep(0.01)
+        return np.zeros((30, 40, 3), np.uint8)
+
+    def drop_after(shrink):
+        def call(image, *args, **options):
+            in_memory.pop()
+            return shrink(image, *args, **options)
+
+        return call
+
+    monkeypatch.setattr(decoding, "decode_image", decode)
+    monkeypatch.setattr(operations, "shrink", drop_after(operations.shrink))
+    monkeypatch.setattr(FaceFinder, "shrink_photo", staticmethod(drop_after(FaceFinder.shrink_photo)))
+
+    async def post_concurrently():
+        transport = httpx2.ASGITransport(make_client().app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            request = {"content": make_image_file(), "headers": {"content-type": PNG}}
+            return await asyncio.gather(*(http.post(f"/v1/{route}", **request) for _ in range(8)))
+
+    assert [response.status_code for response in asyncio.run(post_concurrently())] == [200] * 8
+    assert max(full_sizes) == 2
 
 
 def test_metrics_count_requests_by_route_and_status():
