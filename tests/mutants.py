@@ -41,7 +41,8 @@ GENERATED_FROM = (  # beside aecore: modules without Ray, MLflow or sockets
     "jobs/study/findings.py", "jobs/study/metrics.py", "jobs/train/stopping.py", "jobs/tune/plan.py",
     "jobs/tune/selection.py", "jobs/tune/stopping.py", "jobs/tune/table.py", "serving/http/decoding.py",
     "serving/http/encoding.py", "serving/http/operations.py", "serving/http/schemas.py",
-    "serving/runtime/batching.py", "serving/runtime/model_loading.py", "serving/runtime/model_slot.py",
+    "serving/runtime/admission.py", "serving/runtime/batching.py", "serving/runtime/model_loading.py",
+    "serving/runtime/model_slot.py",
 )  # fmt: skip
 NOT_GENERATED_FROM = (
     "aecore/data/synthetic_faces.py",  # a thousand lengths and colours of drawn faces: no value is the right one
@@ -84,6 +85,9 @@ TESTS = {  # of a module whose tests are not only tests/.../test_MODULE.py
     ),
     "serving/http/operations.py": ("tests/serving/http/test_api.py", "tests/serving/http/test_api_images.py"),
     "serving/http/schemas.py": ("tests/serving/http/test_api.py", "tests/serving/http/test_request_forms.py"),
+    "serving/runtime/admission.py": (
+        "tests/serving/runtime/test_batching.py", "tests/serving/runtime/test_face_finder.py",
+    ),
     "serving/runtime/model_slot.py": ("tests/serving/http/test_api.py",),
 }  # fmt: skip
 LIBRARIES = (  # imported once, before the forks; not Ray and MLflow, which read variables that the tests set

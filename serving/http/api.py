@@ -84,7 +84,7 @@ from serving.http.encoding import (
 )
 from serving.http.middleware import GatewayMiddleware, problem_response
 from serving.http.page import add_page
-from serving.runtime.batching import Overloaded
+from serving.runtime.admission import Overloaded
 from serving.runtime.face_finder import MAX_IMAGES, FaceFinder
 from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_slot import ModelInfo, ModelSlot, ServedModel
@@ -127,7 +127,7 @@ def create_app(
             CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["Authorization", "Content-Type", "X-Zpoint-Model"], expose_headers=EXPOSED_HEADERS,
         )  # fmt: skip
-    app.state.faces = FaceFinder()
+    app.state.faces = FaceFinder(app.state.metrics)
     app.state.image_decoders = ThreadPoolExecutor(MAX_CONCURRENT_DECODES, "decode-images")
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(Overloaded, _overloaded_problem)
@@ -184,7 +184,7 @@ async def sample(request: Request) -> Response:
     images, fields = await model.decode(z), {"z": z, "seed": seed}
     if options.count_faces:
         key = (model.info.label, options.sampler, *sorted(options.parameters.items()), seed, options.n)
-        fields["faces"] = await asyncio.to_thread(request.app.state.faces.count, key, images)
+        fields["faces"] = await request.app.state.faces.count(key, images)
     return await _images_response(model, images, media_type, fields)
 
 
@@ -328,7 +328,7 @@ async def find_frames(request: Request) -> schemas.FramesResponse:
     with _client_errors():
         if len(photos) > MAX_IMAGES:
             raise TooLarge(f"{len(photos)} images: faces are found in at most {MAX_IMAGES}")
-    frames = [await asyncio.to_thread(faces.frame, label, points, photo) for photo in photos]
+    frames = await faces.frame(label, points, photos)
     squares = [frame and schemas.Square(left=frame[0], top=frame[1], size=frame[2]) for frame in frames]
     return schemas.FramesResponse(model=label, frames=squares)
 

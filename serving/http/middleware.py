@@ -17,7 +17,7 @@ from cluster.network import is_loopback
 from serving.http.access_log import AccessLog
 from serving.http.decoding import Limits
 from serving.http.schemas import Problem
-from serving.runtime.batching import Overloaded
+from serving.runtime.admission import Overloaded
 from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_slot import ModelSlot
 

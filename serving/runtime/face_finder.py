@@ -1,43 +1,55 @@
 """Find faces for the web page: count the images that show one, and frame a photo as the stored images are framed."""
 
-import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from aecore.data.shuffle import evenly_spaced
 from aecore.latent.points import StoredPoints
+from serving.runtime.admission import AdmissionControl
+from serving.runtime.metrics import EndpointMetrics
 
 if TYPE_CHECKING:
     from aecore.metrics.face_detector import Photo
 
 # Only an endpoint with a page in use loads OpenCV, so aecore.metrics.face_detector is imported in the methods.
-MAX_IMAGES = 64  # of one count, and thumbnails for a frame: the detector takes about 15 ms an image
+MAX_IMAGES = 64  # of one count, and thumbnails for a frame
+FIRST_ESTIMATE = (64, 1.0)  # images and seconds of the detector
 MAX_COUNTS = 4096
 
 
 class FaceFinder:
-    """OpenCV's detector, which serves one thread, so that its calls take turns; results are kept."""
+    """OpenCV's detector, which serves one thread; results are kept. Requests that would wait long are refused."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: EndpointMetrics | None = None) -> None:
         self._counts: dict[Hashable, int] = {}
         self._typical: dict[str, tuple[float, float, float] | None] = {}  # faces of the thumbnails, by version label
-        self._lock = threading.Lock()
+        # In a thread of its own: in asyncio's executor the waiting calls would take the threads of other routes.
+        executor = ThreadPoolExecutor(1, "find-faces", initializer=_load_opencv)
+        self._admission = AdmissionControl(
+            "faces", executor=executor, batch_size=MAX_IMAGES, first_estimate=FIRST_ESTIMATE, metrics=metrics
+        )
 
-    def count(self, key: Hashable, images: np.ndarray) -> int:
+    async def count(self, key: Hashable, images: np.ndarray) -> int:
         """Return how many of images uint8 (n, size, size, channels) show a face, by the metric `faces`.
 
-        The same `key` gives the same number.
+        The same `key` gives the same number. Raises Overloaded.
         """
+        if key in self._counts:
+            return self._counts[key]
+        with self._admission.admit(len(images)):
+            return await self._admission.run(len(images), self._count, key, images)
+
+    def _count(self, key: Hashable, images: np.ndarray) -> int:
         from aecore.metrics.face_detector import face_hits
 
-        with self._lock:
-            if key not in self._counts:
-                if len(self._counts) == MAX_COUNTS:
-                    del self._counts[next(iter(self._counts))]
-                self._counts[key] = int(face_hits(images).sum())
-            return self._counts[key]
+        if key not in self._counts:  # else another request counted them while this one waited
+            if len(self._counts) == MAX_COUNTS:
+                del self._counts[next(iter(self._counts))]
+            self._counts[key] = int(face_hits(images).sum())
+        return self._counts[key]
 
     @staticmethod
     def shrink_photo(image: np.ndarray) -> "Photo":
@@ -46,22 +58,33 @@ class FaceFinder:
 
         return shrink_photo(image)
 
-    def frame(self, label: str, points: StoredPoints, photo: "Photo") -> tuple[float, float, float] | None:
-        """Return left, top and size of the square of `photo` that has its largest face where the stored images have it.
+    async def frame(
+        self, label: str, points: StoredPoints, photos: "Sequence[Photo]"
+    ) -> list[tuple[float, float, float] | None]:
+        """Return left, top and size of the square of each photo that has its face where the stored images have it.
 
         In pixels of the image that was shrunk; it may reach beyond it. None if no face is found, or if fewer than half
-        of the thumbnails of the version `label` show one.
+        of the thumbnails of the version `label` show one. Raises Overloaded.
         """
+        with self._admission.admit(len(photos)):
+            # One photo after the other, so that other requests get their turn between them.
+            return [await self._admission.run(1, self._frame, label, points, photo) for photo in photos]
+
+    def _frame(self, label: str, points: StoredPoints, photo: "Photo") -> tuple[float, float, float] | None:
         from aecore.metrics.face_detector import largest_face, typical_face
 
-        with self._lock:
-            if label not in self._typical:
-                rows = evenly_spaced(len(points), MAX_IMAGES)
-                self._typical[label] = typical_face([points.thumbnail(row) for row in rows.tolist()])
-            typical = self._typical[label]
-            face = largest_face(photo) if typical else None
+        if label not in self._typical:
+            rows = evenly_spaced(len(points), MAX_IMAGES)
+            self._typical[label] = typical_face([points.thumbnail(row) for row in rows.tolist()])
+        typical = self._typical[label]
+        face = largest_face(photo) if typical else None
         if typical is None or face is None:
             return None
         (x, y, side), (typical_x, typical_y, typical_side) = face, typical
         size = side / typical_side
         return x - typical_x * size, y - typical_y * size, size
+
+
+def _load_opencv() -> None:
+    # Apart from the first call, whose time counts in the estimate of the wait.
+    import aecore.metrics.face_detector  # noqa: F401

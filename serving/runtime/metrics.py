@@ -13,7 +13,7 @@ EXPORT_INTERVAL_S = 5.0
 
 
 class EndpointMetrics:
-    """The metrics of one process, all with the label `replica`; the label `work` is "decode" or "encode"."""
+    """The metrics of one process, all with the label `replica`; `work` is the operation: decode, encode or faces."""
 
     def __init__(self, replica: str = ""):
         self._registry, self._replica = CollectorRegistry(), replica
@@ -25,9 +25,9 @@ class EndpointMetrics:
         self._seconds = make(
             Histogram, "request_seconds", "from the first byte to the last", "route", buckets=SECONDS_BUCKETS
         )
-        self._items = make(Counter, "items", "z-points decoded, images encoded", "work")
+        self._items = make(Counter, "items", "z-points decoded, images encoded or searched for faces", "work")
         self._batch_items = make(Histogram, "batch_items", "items in one batch", "work", buckets=BATCH_SIZE_BUCKETS)
-        self._busy_seconds = make(Counter, "busy_seconds", "time in the model", "work")
+        self._busy_seconds = make(Counter, "busy_seconds", "time in the model or the face detector", "work")
         self._waiting_items = make(Gauge, "waiting_items", "items of requests that are not answered yet", "work")
         self._shed = make(Counter, "shed", "requests refused with 503 because the server is overloaded", "work")
         self._swaps = make(Counter, "swaps", "swaps of the model after the alias moved")
@@ -37,8 +37,8 @@ class EndpointMetrics:
         # An alert and a rate need the zero before the first one.
         for counter in (self._swaps, self._refused_versions):
             counter.labels(replica)
-        for work in ("decode", "encode"):
-            self._shed.labels(replica, work)
+        for operation in ("decode", "encode", "faces"):
+            self._shed.labels(replica, operation)
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(self._replica, route, str(status)).inc()

@@ -72,7 +72,7 @@ class ModelInfo:
 
 
 class ServedModel(Protocol):
-    """A loaded model. Both methods raise `serving.runtime.batching.Overloaded` if the queue is too long."""
+    """A loaded model. Both methods raise `serving.runtime.admission.Overloaded` if the queue is too long."""
 
     info: ModelInfo
 

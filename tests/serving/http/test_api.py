@@ -13,7 +13,7 @@ from aecore.latent.interpolation import INTERPOLATIONS
 from aecore.latent.samplers import SAMPLERS, sample
 from aecore.model.autoencoder import ImageShape
 from serving.http.decoding import JSON, NPY, PNG, Limits
-from serving.runtime.batching import Overloaded
+from serving.runtime.admission import Overloaded
 from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_loading import LoadedModel
 from tests.serving.app_client import (

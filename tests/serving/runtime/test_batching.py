@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from serving.runtime import batching
-from serving.runtime.batching import Batcher, Overloaded
+from serving.runtime import admission
+from serving.runtime.admission import Overloaded
+from serving.runtime.batching import Batcher
 from serving.runtime.metrics import EndpointMetrics
 
 
@@ -16,7 +17,7 @@ from serving.runtime.metrics import EndpointMetrics
 def clock(monkeypatch):
     """Replace the module's clock by one that only a batch advances."""
     fake = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(batching, "time", SimpleNamespace(perf_counter=lambda: fake.seconds))
+    monkeypatch.setattr(admission, "time", SimpleNamespace(perf_counter=lambda: fake.seconds))
     return fake
 
 
@@ -211,7 +212,7 @@ def test_a_slow_first_item_of_a_new_version_refuses_no_request(clock):
     async def run():
         batcher = Batcher("decode", batch_fn, max_wait_s=10)
         first = asyncio.ensure_future(batcher(make_items(1)))
-        while not batcher._recent_items:  # until the first batch has ended
+        while not batcher._admission._recent_items:  # until the first batch has ended
             await asyncio.sleep(0)
         requests = [batcher(make_items(1, seed)) for seed in range(32)]
         return await asyncio.gather(first, *requests)

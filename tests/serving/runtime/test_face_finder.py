@@ -1,0 +1,92 @@
+"""The face detector beside the other routes: it has a thread of its own and refuses requests that would wait long."""
+
+import asyncio
+import threading
+
+import httpx2
+import numpy as np
+import pytest
+
+from serving.runtime.admission import Overloaded
+from serving.runtime.face_finder import FaceFinder
+from serving.runtime.metrics import EndpointMetrics
+from tests.serving.app_client import is_problem, make_client
+
+IMAGES = np.zeros((64, 8, 8, 3), np.uint8)
+
+
+@pytest.fixture
+def detector(monkeypatch):
+    """Hold the detector, which finds a face in every image, until the event is set."""
+    event = threading.Event()
+
+    def face_hits(images):
+        assert event.wait(60)
+        return np.ones(len(images), bool)
+
+    monkeypatch.setattr("aecore.metrics.face_detector.face_hits", face_hits)
+    yield event
+    event.set()
+
+
+def test_other_routes_are_answered_while_requests_wait_for_the_detector(detector):
+    async def post_concurrently():
+        transport = httpx2.ASGITransport(make_client().app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            # More than asyncio's executor has threads.
+            options = [{"seed": seed, "count_faces": True} for seed in range(40)]
+            counts = [asyncio.ensure_future(http.post("/v1/sample", json=one)) for one in options]
+            await asyncio.sleep(0.1)
+            plain = await asyncio.wait_for(http.post("/v1/sample", json={}), 30)
+            detector.set()
+            return plain, await asyncio.gather(*counts)
+
+    plain, counts = asyncio.run(post_concurrently())
+    assert plain.status_code == 200
+    assert {response.headers["x-zpoint-faces"] for response in counts} == {"1"}
+
+
+def test_counts_that_would_wait_longer_than_ten_seconds_are_refused(detector):
+    """Before the first one has ended, the detector is taken to search 64 images in a second."""
+    metrics = EndpointMetrics("1")
+
+    async def count():
+        finder = FaceFinder(metrics)
+        counts = [asyncio.ensure_future(finder.count(seed, IMAGES)) for seed in range(14)]
+        await asyncio.sleep(0.1)
+        detector.set()
+        results = await asyncio.gather(*counts, return_exceptions=True)
+        return results, await finder.count(14, IMAGES), await finder.count(0, IMAGES[:0])
+
+    results, after, kept = asyncio.run(count())
+    assert results[:11] == [64] * 11
+    assert [type(result) for result in results[11:]] == [Overloaded] * 3
+    assert (after, kept) == (64, 64)  # the overload has passed
+    assert 'zpoint_shed_total{replica="1",work="faces"} 3.0' in metrics.exposition().decode().splitlines()
+
+
+def test_a_refused_count_is_a_503_with_retry_after(monkeypatch):
+    async def refuse(*_):
+        raise Overloaded(2.0)
+
+    monkeypatch.setattr(FaceFinder, "count", refuse)
+    response = make_client().post("/v1/sample", json={"count_faces": True})
+    is_problem(response, 503, "server overloaded")
+    assert response.headers["retry-after"] == "2"
+
+
+def test_waiting_requests_for_the_same_images_are_counted_once(monkeypatch):
+    counted = []
+
+    def face_hits(images):
+        counted.append(len(images))
+        return np.ones(len(images), bool)
+
+    monkeypatch.setattr("aecore.metrics.face_detector.face_hits", face_hits)
+
+    async def count():
+        finder = FaceFinder()
+        return await asyncio.gather(*(finder.count("key", IMAGES) for _ in range(3)))
+
+    assert asyncio.run(count()) == [64, 64, 64]
+    assert counted == [64]
