@@ -12,7 +12,7 @@ import json
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
@@ -31,11 +31,10 @@ PNG, WEBP, NPY, JSON, PROBLEM = (
 )  # fmt: skip
 MODEL_HEADER = "X-Zpoint-Model"
 FIRST_DELAY_S, MAX_DELAY_S = 0.2, 5.0  # before a retry; each delay is twice the one before
-MAX_ATTEMPTS = 8  # within 16 s: a replica that died has been replaced by then
+MAX_ATTEMPTS = 8  # within 16 s: a replica that died has been replaced by then, and all have swapped the model
 MAX_CONNECT_ATTEMPTS = 5  # within 3 s, if the connection is refused
 MAX_RETRY_AFTER_S = 30.0  # a response with a longer Retry-After is not retried
 CONNECT_TIMEOUT_S = 5.0
-MAX_RESTARTS = 3  # of an operation of several requests if the endpoint's model changes meanwhile
 
 Version: TypeAlias = str | int
 # What the methods return: values in Client, awaitables of them in AsyncClient.
@@ -86,8 +85,9 @@ class Limits:
 
 
 SMALL = Limits(points=64, body=4 << 20, pixels=8_000_000)  # what every endpoint takes: its limits are not asked for
-# A call of a client: it yields requests, gets their responses (or EndpointError raised), and returns the result.
-Operation: TypeAlias = Generator[Request, httpx2.Response, T]
+# A call of a client: it yields requests, or seconds to wait, gets the responses (or EndpointError raised), and returns
+# the result.
+Operation: TypeAlias = Generator[Request | float, httpx2.Response, T]
 
 
 class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
@@ -249,19 +249,24 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
         if not pin and len(models) > 1:
             raise ValueError(f"the ends are z-points of {' and '.join(models)}: encode both by one version")
         pin = pin or "".join(models)
-        vectors = [is_z_point(end) for end in ends]
-        if any(vectors):
-            z = []
-            for end, is_vector in zip(ends, vectors, strict=True):
-                if not is_vector:
-                    end = yield from self._encode(read_images(end), pin)
-                    pin = end.model
-                z.append(to_z(end)[0])
-            request = Request(query, JSON, NPY, to_npy(np.stack(z)))
-        else:
+        if not any(map(is_z_point, ends)):
             images = [image for end in ends for image in read_images(end)]
             request = _images_request("/interpolate", images, {"steps": steps, "path": path}, {}, JSON)
-        return _parse_images((yield from _collect([request], pin)))
+            return _parse_images((yield from _collect([request], pin)))
+        points = [to_z(end) if is_z_point(end) else read_images(end) for end in ends]
+        return _parse_images((yield from _by_one_version(lambda: self._interpolate_z(points, query, pin), pin)))
+
+    def _interpolate_z(
+        self, ends: Sequence[np.ndarray | list[bytes | np.ndarray]], query: str, pin: str
+    ) -> Operation[list[httpx2.Response]]:
+        """Interpolate between z-points (1, z_dim) and lists of images, which the same version encodes."""
+        z = []
+        for end in ends:
+            if isinstance(end, list):
+                end = yield from self._encode(end, pin)
+                pin = end.model
+            z.append(end[0])
+        return (yield from _collect([Request(query, JSON, NPY, to_npy(np.stack(z)))], pin))
 
     def _neighbours(self, z: np.ndarray, k: int, pin: str) -> Operation[list[list[dict[str, Any]]]]:
         limits = yield from self._limits_for(SMALL.points < k * len(z))
@@ -309,15 +314,15 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
 
     def _advance(
         self, operation: Operation[Any], outcome: httpx2.Response | EndpointError | None
-    ) -> tuple[Request | None, Any]:
-        """Pass `outcome` to `operation`; return its next request, or None and its result."""
+    ) -> tuple[Request | float | None, Any]:
+        """Pass `outcome` to `operation`; return its next request or wait in seconds, or None and its result."""
         limits = self._limits
         if isinstance(outcome, httpx2.Response) and limits and limits[0] != _model([outcome]):
             self._limits = None  # of a model with other images
         try:
             if isinstance(outcome, EndpointError):
                 return operation.throw(outcome), None
-            return operation.send(outcome), None  # pyright: ignore[reportArgumentType]: None starts it
+            return operation.send(outcome), None  # pyright: ignore[reportArgumentType]: None after a wait
         except StopIteration as end:
             return None, end.value
 
@@ -346,8 +351,7 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
             return error
         if retry_after_s is not None:
             return retry_after_s + random.uniform(0, FIRST_DELAY_S)
-        # Jitter: clients that were refused together do not come back together.
-        return min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+        return _backoff_s(attempt)
 
 
 class Client(_Endpoint[Images, ZPoints, np.ndarray, bytes, dict[str, Any], list[Any]]):
@@ -358,8 +362,8 @@ class Client(_Endpoint[Images, ZPoints, np.ndarray, bytes, dict[str, Any], list[
     A refused or broken connection and a transient failure (502, 503, 504) are retried: after the endpoint's
     Retry-After, else after 0.2 s and twice as long each time, at most 8 attempts (5 if the connection is refused). A
     response may take `timeout` seconds. Input beyond the endpoint's limits is sent in several requests, which one
-    version answers. Every method raises EndpointError, a ValueError, with the endpoint's message, and ValueError for
-    input that is none.
+    version answers: if another replaces it, all are sent again after the same delays. Every method raises
+    EndpointError, a ValueError, with the endpoint's message, and ValueError for input that is none.
     """
 
     _http_class = httpx2.Client
@@ -374,9 +378,10 @@ class Client(_Endpoint[Images, ZPoints, np.ndarray, bytes, dict[str, Any], list[
         self._http.close()
 
     def _run(self, operation: Operation[Any]) -> Any:
-        request, result = self._advance(operation, None)
-        while request:
-            request, result = self._advance(operation, self._send(request))
+        step, result = self._advance(operation, None)
+        while step is not None:
+            outcome = self._send(step) if isinstance(step, Request) else time.sleep(step)
+            step, result = self._advance(operation, outcome)
         return result
 
     def _send(self, request: Request) -> httpx2.Response | EndpointError:
@@ -414,9 +419,10 @@ class AsyncClient(
         await self._http.aclose()
 
     async def _run(self, operation: Operation[Any]) -> Any:
-        request, result = self._advance(operation, None)
-        while request:
-            request, result = self._advance(operation, await self._send(request))
+        step, result = self._advance(operation, None)
+        while step is not None:
+            outcome = await (self._send(step) if isinstance(step, Request) else asyncio.sleep(step))
+            step, result = self._advance(operation, outcome)
         return result
 
     async def _send(self, request: Request) -> httpx2.Response | EndpointError:
@@ -465,18 +471,37 @@ def _json(request: Request, key: str = "") -> Operation[Any]:
     return body[key] if key else body
 
 
-def _collect(requests: Sequence[Request], pin: str) -> Operation[list[httpx2.Response]]:
-    """Send `requests` to one version, `pin` or that of the first response; start over if another replaces it."""
-    for restarts_left in reversed(range(MAX_RESTARTS + 1)):
-        responses: list[httpx2.Response] = []
+def _backoff_s(attempt: int) -> float:
+    """Return the seconds to wait after the failed `attempt` (from 1)."""
+    # Jitter: clients that were refused together do not come back together.
+    return min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+
+
+def _by_one_version(operation: Callable[[], Operation[T]], pin: str) -> Operation[T]:
+    """Run an operation of one version, `pin` or that of its first response; start over if another replaces that.
+
+    While replicas swap the model one after the other, both versions answer in turn.
+    """
+    for attempt in itertools.count(1):
         try:
-            for request in requests:
-                responses.append((yield replace(request, model=pin or _model(responses))))
-            return responses
+            return (yield from operation())
         except EndpointError as error:
-            if error.status != 409 or pin or not restarts_left:
+            if error.status != 409 or pin or attempt == MAX_ATTEMPTS:
                 raise
+        yield _backoff_s(attempt)
     raise AssertionError
+
+
+def _collect(requests: Sequence[Request], pin: str) -> Operation[list[httpx2.Response]]:
+    """Send `requests` to one version, as in `_by_one_version`."""
+
+    def send() -> Operation[list[httpx2.Response]]:
+        responses: list[httpx2.Response] = []
+        for request in requests:
+            responses.append((yield replace(request, model=pin or _model(responses))))
+        return responses
+
+    return _by_one_version(send, pin)
 
 
 def _model(responses: Sequence[httpx2.Response]) -> str:

@@ -269,18 +269,54 @@ def test_a_version_pins_every_method(call, url, version):
 
 def test_a_split_call_starts_over_when_the_version_changes(call, scripted_url):
     def npy(version: str, value: int) -> Any:
-        return (200, {"x-zpoint-model": version}, to_npy(np.full((1, 2, 2, 3), value, np.uint8)))
+        return npy_response(version, np.full((1, 2, 2, 3), value, np.uint8))
 
     limits = {"limits": {"points": 1, "body": 1000, "pixels": 1000}}
-    conflict = (409, {"content-type": "application/problem+json"}, b'{"detail": "moved on"}')
     model = (200, {"x-zpoint-model": "zpoint/1"}, json.dumps(limits).encode())
     z = np.zeros((65, 2), np.float32)[:65]
-    ScriptedHandler.responses += [model, npy("zpoint/1", 1), conflict, *[npy("zpoint/2", 2)] * 65]
+    ScriptedHandler.responses += [model, npy("zpoint/1", 1), CONFLICT, *[npy("zpoint/2", 2)] * 65]
     images = call(scripted_url, "decode", z)
     assert (images.model, len(images), set(images.ravel().tolist())) == ("zpoint/2", 65, {2})
-    ScriptedHandler.responses += [model, npy("zpoint/1", 1), conflict]
+    ScriptedHandler.responses += [model, npy("zpoint/1", 1), CONFLICT]
     with pytest.raises(EndpointError, match="moved on"):
         call(scripted_url, "decode", z, version="1")
+
+
+def npy_response(version: str, array: np.ndarray) -> Any:
+    return (200, {"x-zpoint-model": version}, to_npy(array))
+
+
+CONFLICT = (409, {"content-type": "application/problem+json"}, b'{"detail": "moved on"}')
+
+
+def test_a_split_call_waits_while_replicas_swap_one_after_the_other(call, scripted_url, delays, monkeypatch):
+    monkeypatch.setattr(client_module, "SMALL", replace(client_module.SMALL, points=1))
+    limits = json.dumps({"limits": {"points": 1, "body": 1000, "pixels": 1000}}).encode()
+    model = (200, {"x-zpoint-model": "zpoint/1"}, limits)
+    old, new = (npy_response(f"zpoint/{version}", np.zeros((1, 2, 2, 3), np.uint8)) for version in (1, 2))
+    z = np.zeros((2, 2), np.float32)
+    ScriptedHandler.responses += [model, *[old, CONFLICT] * 5, new, new]
+    assert call(scripted_url, "decode", z).model == "zpoint/2"
+    assert delays == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2])
+    delays.clear()
+    ScriptedHandler.responses += [model, *[old, CONFLICT] * 8]
+    with pytest.raises(EndpointError, match="moved on") as caught:
+        call(scripted_url, "decode", z)
+    assert (caught.value.status, ScriptedHandler.responses) == (409, [])
+    assert delays == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 5, 5])
+
+
+def test_interpolation_from_a_z_point_to_an_image_starts_over_when_the_version_changes(call, scripted_url, delays):
+    png = base64.b64encode(encode_image(np.zeros((4, 4, 3), np.uint8), "png")).decode()
+    images = (200, {"x-zpoint-model": "zpoint/2"}, json.dumps({"images": [png], "z": [[0, 0]]}).encode())
+    old, new = (npy_response(f"zpoint/{version}", np.full((1, 2), version, np.float32)) for version in (1, 2))
+    ScriptedHandler.responses += [old, CONFLICT, new, images]
+    assert call(scripted_url, "interpolate", [np.zeros(2, np.float32), FACES[0]]).model == "zpoint/2"
+    np.testing.assert_array_equal(np.load(io.BytesIO(ScriptedHandler.bodies[-1])), [[0, 0], [2, 2]])
+    assert delays == pytest.approx([0.2])
+    ScriptedHandler.responses += [old, CONFLICT]
+    with pytest.raises(EndpointError, match="moved on"):
+        call(scripted_url, "interpolate", [np.zeros(2, np.float32), FACES[0]], version="1")
 
 
 def test_a_wrong_token_raises_401(call, url):
