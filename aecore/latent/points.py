@@ -1,5 +1,6 @@
 """z-points of real images that are stored with a model, their map in the plane, and thumbnails on one sprite sheet."""
 
+import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -66,6 +67,11 @@ class StoredPoints:
     def _sheet(self) -> np.ndarray:
         with Image.open(io.BytesIO(self.sprites), formats=("WEBP",)) as image:
             return np.asarray(image.convert("RGB"))
+
+    @cached_property
+    def sprites_sha256(self) -> str:
+        """The digest of `sprites`, hexadecimal."""
+        return hashlib.sha256(self.sprites).hexdigest()
 
     def thumbnail(self, row: int) -> np.ndarray:
         """Return the thumbnail of a row, uint8 (size, size, 3)."""

@@ -54,6 +54,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
+from starlette.staticfiles import NotModifiedResponse, StaticFiles
 
 from aecore.config import TASKS
 from aecore.latent.points import StoredPoints
@@ -290,10 +291,11 @@ async def get_thumbnails(request: Request) -> Response:
     points = _stored_points(request)
     with _client_errors():
         _merge_options(request, schemas.Options, {})
-    headers = {"ETag": f'"{request.state.model.info.label}"', "Cache-Control": "no-cache"}
-    if headers["ETag"] in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
-    return Response(points.sprites, media_type=WEBP, headers=headers)
+    # Of the content: another registry may have the same version.
+    headers = {"ETag": f'"{points.sprites_sha256}"', "Cache-Control": "no-cache"}
+    response = Response(points.sprites, media_type=WEBP, headers=headers)
+    is_unchanged = StaticFiles().is_not_modified(response.headers, request.headers)
+    return NotModifiedResponse(response.headers) if is_unchanged else response
 
 
 @model_routes.post(

@@ -67,9 +67,25 @@ def test_thumbnails_are_one_webp_sheet_that_is_fetched_once():
     assert (response.content, response.headers["content-type"]) == (POINTS.sprites, "image/webp")
     with Image.open(io.BytesIO(response.content)) as sheet:
         assert sheet.size == (160, 160)
-    unchanged = HTTP.get("/v1/points/thumbnails", headers={"if-none-match": response.headers["etag"]})
-    assert (unchanged.status_code, unchanged.content) == (304, b"")
-    assert HTTP.get("/v1/points/thumbnails", headers={"if-none-match": '"zpoint/6"'}).status_code == 200
+    etag = response.headers["etag"]
+    for tags in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        unchanged = HTTP.get("/v1/points/thumbnails", headers={"if-none-match": tags})
+        assert (unchanged.status_code, unchanged.content, unchanged.headers["etag"]) == (304, b"", etag)
+    for tags in ('"other"', f'"other {etag}"', '"zpoint/7"'):
+        assert HTTP.get("/v1/points/thumbnails", headers={"if-none-match": tags}).status_code == 200
+
+
+def test_other_thumbnails_are_fetched_anew_though_the_version_has_the_same_name():
+    """A new registry begins at version 1 again."""
+    etag = HTTP.get("/v1/points/thumbnails").headers["etag"]
+    same_sheet, other_sheet = (
+        make_slot_with(version="8"), make_slot_with(points=replace(POINTS, sprites=POINTS.sprites + b"\0")),
+    )  # fmt: skip
+    statuses = [
+        make_client(slot).get("/v1/points/thumbnails", headers={"if-none-match": etag}).status_code
+        for slot in (same_sheet, other_sheet)
+    ]
+    assert statuses == [304, 200]
 
 
 def test_a_place_on_the_map_is_decoded_between_its_nearest_points():
