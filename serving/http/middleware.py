@@ -22,7 +22,7 @@ from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_slot import ModelSlot
 
 log = logging.getLogger(__name__)
-CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected before its request was complete
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected before it was answered
 MAX_REQUEST_ID = 128  # characters of a client's X-Request-Id in the access log
 STATIC_PREFIX, API_PREFIX, ALIAS_PREFIX = "/static/", "/v1/", "/v1/models/"
 # These paths and the static files need no token, since a browser sends none when it follows a link; a wrong token is
@@ -99,6 +99,9 @@ class GatewayMiddleware:
             await problem_response(503, detail)(scope, receive, send_with_headers)
         except ClientDisconnect:
             status = CLIENT_CLOSED_REQUEST
+        except asyncio.CancelledError:  # Ray Serve cancels the request of a client that disconnects
+            status = CLIENT_CLOSED_REQUEST
+            raise
         except Exception:
             log.exception("request to %s failed", scope["path"])
             if status:

@@ -60,3 +60,31 @@ def test_a_rotated_file_is_left_alone(http, path: Path):
     path.rename(rotated := path.with_suffix(".1"))
     http.get("/healthz")
     assert len(read_lines(rotated)) == len(read_lines(path)) == 1
+
+
+def test_requests_go_on_without_the_folder_and_the_log_names_it_once(http, path: Path, caplog):
+    http.get("/healthz")
+    folder = path.parent.rename(path.parent.with_name("gone"))
+    for _ in range(3):
+        assert http.get("/healthz").status_code == 200
+    assert [record.message for record in caplog.records] == [
+        f"cannot write the access log {path}: [Errno 2] No such file or directory: '{path}'; "
+        "its lines are lost until it works again"
+    ]
+    folder.rename(path.parent)
+    http.get("/healthz")
+    assert len(read_lines(path)) == 2
+    path.parent.rename(folder)
+    http.get("/healthz")
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+def test_requests_go_on_with_a_full_disk(caplog, capsys):
+    http = make_client(access_log=AccessLog("/dev/full"))
+    for _ in range(2):
+        assert http.get("/healthz").status_code == 200
+    assert [record.message.split("; ")[0] for record in caplog.records] == [
+        "cannot write the access log /dev/full: [Errno 28] No space left on device"
+    ]
+    assert capsys.readouterr().err == ""

@@ -5,6 +5,7 @@ import io
 import json
 import re
 
+import httpx2
 import numpy as np
 import pytest
 
@@ -198,6 +199,28 @@ def test_disconnect_counts_as_499_and_logs_nothing(caplog):
     asyncio.run(app(scope, receive, send))
     assert (sent, caplog.text) == ([], "")
     assert 'status="499"' in make_client(metrics=metrics).get("/metrics").text
+
+
+def test_a_cancelled_request_counts_as_499():
+    """Ray Serve cancels the request of a client that disconnects."""
+    metrics = EndpointMetrics("1")
+
+    async def wait(_):
+        await asyncio.sleep(60)
+
+    app = make_client(make_slot_with(wait), metrics=metrics).app
+
+    async def cancel():
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as http:
+            request = asyncio.ensure_future(http.get("/readyz"))
+            await asyncio.sleep(0.1)
+            request.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await request
+
+    asyncio.run(cancel())
+    samples = metrics.samples()
+    assert samples["zpoint_requests_total", (("route", "/readyz"), ("status", "499"))] == 1
 
 
 def test_waiting_items_return_to_zero_after_the_response():
