@@ -98,6 +98,8 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
     def __init__(self, url: str, token: str = "", timeout: float = 60.0, *, alias: str = ""):
         if "://" not in url:
             raise EndpointError(f"'{url}' is no URL: write http://{url}")
+        if not (token.isascii() and token.isprintable()):
+            raise EndpointError("a token takes printable ASCII characters, as an HTTP header does")
         self._url, self._timeout = url.rstrip("/"), timeout
         self._limits: tuple[str, Limits] | None = None  # with the model that has them
         try:

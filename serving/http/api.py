@@ -21,7 +21,7 @@
 | GET /, /static/NAME | | the web page |
 
 The routes from decode to model answer by the first alias; /v1/models/ALIAS/decode and so on by each of the aliases.
-No model takes part in convert.
+convert computes nothing with a model; it too refuses a request that names another version in X-Zpoint-Model.
 
 z: JSON {"z": [[...], ...]} or .npy float (n, z_dim). Images in requests: an image file (PNG, JPEG, WebP; HEIC with the
 extra `heic`), .npy uint8 (n, H, W, 1 or 3) or JSON {"images": ["base64 of an image file", ...]}; they are cropped to
@@ -258,7 +258,7 @@ async def interpolate(request: Request) -> Response:
 
 @model_routes.post(
     "/neighbours",
-    responses=schemas.responses("the nearest stored points", 404, *schemas.POST_ERRORS),
+    responses=schemas.responses("the nearest stored points", 404, *schemas.JSON_POST_ERRORS),
     openapi_extra=schemas.request_inputs(schemas.NeighboursRequest, NPY, options=schemas.NeighboursOptions),
 )
 async def neighbours(request: Request) -> schemas.NeighboursResponse:
@@ -319,7 +319,7 @@ async def points_at(request: Request) -> Response:
 
 @model_routes.post(
     "/frames",
-    responses=schemas.responses("the squares around the faces", 404, *schemas.POST_ERRORS),
+    responses=schemas.responses("the squares around the faces", 404, *schemas.JSON_POST_ERRORS),
     openapi_extra=schemas.request_inputs(schemas.EncodeRequest, NPY, *IMAGE_FILES),
 )
 async def find_frames(request: Request) -> schemas.FramesResponse:
@@ -335,7 +335,7 @@ async def find_frames(request: Request) -> schemas.FramesResponse:
     return schemas.FramesResponse(model=label, frames=squares)
 
 
-@model_routes.get("/model", responses=schemas.responses("the served model", 401, 422))
+@model_routes.get("/model", responses=schemas.responses("the served model", 401, 409, 422))
 def get_model(request: Request) -> schemas.ModelResponse:  # not async: FastAPI runs it in a thread
     """Return the served model: version, run, recipe, image, metrics, samplers, tasks, paths, latents, limits."""
     with _client_errors():
@@ -358,7 +358,7 @@ def get_model(request: Request) -> schemas.ModelResponse:  # not async: FastAPI 
     )
 
 
-@endpoint_routes.get("/v1/models", responses=schemas.responses("the served models", 401, 422))
+@endpoint_routes.get("/v1/models", responses=schemas.responses("the served models", 401, 409, 422))
 def get_models(request: Request) -> schemas.ModelsResponse:
     """Return the model of each alias: version, run, kl_factor, z_dim, image, metrics."""
     with _client_errors():

@@ -26,7 +26,8 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected bef
 MAX_REQUEST_ID = 128  # characters of a client's X-Request-Id in the access log
 STATIC_PREFIX, API_PREFIX, ALIAS_PREFIX = "/static/", "/v1/", "/v1/models/"
 # These paths and the static files need no token, since a browser sends none when it follows a link; a wrong token is
-# refused here too. They reveal only the model's name and version.
+# refused here too. They reveal the aliases, in the OpenAPI, and the first one's model and version; OPTIONS of a path
+# reveals no more.
 PUBLIC_PATHS = frozenset({"/", "/docs", "/healthz", "/openapi.json", "/readyz"})
 
 

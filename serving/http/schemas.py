@@ -301,7 +301,8 @@ ERRORS = {
     422: "the request is invalid; detail names the cause",
     503: "overloaded: retry after Retry-After seconds; without that header the request timed out: ask for less",
 }
-POST_ERRORS = (401, 406, 408, 409, 413, 415, 422, 503)
+JSON_POST_ERRORS = (401, 408, 409, 413, 415, 422, 503)  # of routes that answer with JSON whatever Accept names
+POST_ERRORS = (*JSON_POST_ERRORS, 406)
 
 
 def responses(

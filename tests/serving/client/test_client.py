@@ -499,6 +499,12 @@ def test_a_bad_url_raises(call):
         call("localhost:8000", "model")
 
 
+@pytest.mark.parametrize("token", ["pässword", "of a file\n"])
+def test_a_token_that_no_header_holds_raises(call, url, token):
+    with pytest.raises(EndpointError, match="a token takes printable ASCII characters"):
+        call(url, "model", token=token)
+
+
 def test_threads_share_one_client(url):
     with Client(url, TOKEN) as client, ThreadPoolExecutor(8) as pool:
         images = list(pool.map(lambda z: client.decode(z[None])[0], np.tile(Z, (8, 1))))

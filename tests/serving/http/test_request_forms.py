@@ -175,6 +175,18 @@ def test_the_openapi_lists_the_options_of_the_query(path, parameter_names):
     assert operation["requestBody"]["required"] == bool(BODIES[path])
 
 
+@pytest.mark.parametrize("path", BODIES)
+def test_the_openapi_has_406_for_the_routes_that_heed_accept(path):
+    response = HTTP.post(path, headers={"accept": "text/html"})
+    assert (response.status_code == 406) == ("406" in DOCUMENT["paths"][path]["post"]["responses"])
+
+
+@pytest.mark.parametrize("path", ["/v1/model", "/v1/models", "/v1/points", "/v1/points/thumbnails"])
+def test_the_openapi_has_409_for_the_routes_that_refuse_another_version(path):
+    is_problem(HTTP.get(path, headers={"x-zpoint-model": "zpoint/6"}), 409)
+    assert "409" in DOCUMENT["paths"][path]["get"]["responses"]
+
+
 @pytest.mark.parametrize(
     "path", ["/healthz", "/readyz", "/v1/model", "/metrics", "/openapi.json", "/", "/docs", "/static/app.js"]
 )
