@@ -49,9 +49,12 @@ CLIENT = "tests/serving/client/test_client.py"
 API = "tests/serving/http/test_api.py"
 REQUEST_FORMS = "tests/serving/http/test_request_forms.py"
 API_IMAGES = "tests/serving/http/test_api_images.py"
+API_POINTS = "tests/serving/http/test_api_points.py"
+ACCESS_LOG = "tests/serving/http/test_access_log.py"
 DECODING = "tests/serving/http/test_decoding.py"
 ENCODING = "tests/serving/http/test_encoding.py"
 BATCHING = "tests/serving/runtime/test_batching.py"
+FACE_FINDER = "tests/serving/runtime/test_face_finder.py"
 MODEL_LOADING = "tests/serving/runtime/test_model_loading.py"
 REFERENCE_STEPS = f"{LOOP}::test_each_step_equals_a_float64_reference"
 
@@ -504,6 +507,50 @@ PLANTED = (
     Fault(
         "the client ignores Retry-After", "serving/client/client.py",
         "if retry_after_s is not None:", "if False:", (CLIENT,),
+    ),
+    Fault(
+        "all images of a request are corrupted at once", "serving/http/operations.py",
+        "CORRUPTION_BLOCK = 64", "CORRUPTION_BLOCK = 4096", (API_IMAGES,),
+    ),
+    Fault(
+        "each block of images gets the same noise", "serving/http/operations.py",
+        "noise = BatchNoise(generator,", "noise = BatchNoise(generator.manual_seed(seed),", (API_IMAGES,),
+    ),
+    Fault(
+        "decoded pixels wait for a thread", "serving/http/api.py",
+        "run_in_executor(request.app.state.image_decoders, parse)", "run_in_executor(None, parse)", (API_IMAGES,),
+    ),
+    Fault(
+        "faces take the threads of other routes", "serving/runtime/face_finder.py",
+        '"faces", executor=executor,', '"faces", executor=None,', (FACE_FINDER,),
+    ),
+    Fault(
+        "the first rush for the face detector is admitted whole", "serving/runtime/face_finder.py",
+        ", first_estimate=FIRST_ESTIMATE", "", (FACE_FINDER,),
+    ),
+    Fault(
+        "the client repeats a call at once while replicas swap", "serving/client/client.py",
+        "        yield _backoff_s(attempt)\n", "", (CLIENT,),
+    ),
+    Fault(
+        "a mixed interpolation is not repeated by the new version", "serving/client/client.py",
+        "_by_one_version(lambda: self._interpolate_z(points, query, pin), pin)",
+        "self._interpolate_z(points, query, pin)", (CLIENT,),
+    ),
+    Fault(
+        "thumbnails have the ETag of their version", "serving/http/api.py",
+        "{points.sprites_sha256}", "{request.state.model.info.label}", (API_POINTS,),
+    ),
+    Fault(
+        "a cancelled request has the status 0", "serving/http/middleware.py",
+        """            status = CLIENT_CLOSED_REQUEST
+            raise
+""",
+        "            raise\n", (API,),
+    ),
+    Fault(
+        "an access log that fails fails requests", "serving/http/access_log.py",
+        "except OSError as error:", "except BlockingIOError as error:", (ACCESS_LOG,),
     ),
     # Settings and storage.
     Fault(

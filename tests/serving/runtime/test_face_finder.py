@@ -30,14 +30,17 @@ def detector(monkeypatch):
 
 
 def test_other_routes_are_answered_while_requests_wait_for_the_detector(detector):
+    metrics, n_counts = EndpointMetrics(), 40  # more than asyncio's executor has threads
+
     async def post_concurrently():
-        transport = httpx2.ASGITransport(make_client().app)
+        transport = httpx2.ASGITransport(make_client(metrics=metrics).app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
-            # More than asyncio's executor has threads.
-            options = [{"seed": seed, "count_faces": True} for seed in range(40)]
+            options = [{"seed": seed, "count_faces": True} for seed in range(n_counts)]
             counts = [asyncio.ensure_future(http.post("/v1/sample", json=one)) for one in options]
-            await asyncio.sleep(0.1)
-            plain = await asyncio.wait_for(http.post("/v1/sample", json={}), 30)
+            async with asyncio.timeout(20):
+                while metrics.samples().get(("zpoint_waiting_items", (("work", "faces"),))) != n_counts:
+                    await asyncio.sleep(0.01)
+                plain = await http.post("/v1/sample", json={})
             detector.set()
             return plain, await asyncio.gather(*counts)
 
