@@ -78,11 +78,7 @@ class PretrainedModel:
 
         Raises ValueError if their shape differs or a number is not finite.
         """
-        points = np.atleast_2d(np.asarray(z, np.float32))
-        if points.ndim != 2 or points.shape[1] != self.z_dim or not len(points):
-            raise ValueError(f"z has the shape {np.shape(z)}: this model takes (n, {self.z_dim})")
-        if not np.isfinite(points).all():
-            raise ValueError("z holds NaN or infinity: every component must be a finite float32")
+        points = self._check_z(z)
         batches = torch.from_numpy(np.ascontiguousarray(points)).split(BATCH)
         return Images(torch.cat([self.saved.model.decode(x.to(self._device)).cpu() for x in batches]).numpy(), points)
 
@@ -111,8 +107,17 @@ class PretrainedModel:
             points = self.points.z
         return self.decode(INTERPOLATIONS[path](start, end, steps, points).numpy())
 
+    def _check_z(self, z: np.ndarray | ImageInputs) -> np.ndarray:
+        """Return z-points as float32 (n, z_dim). Raises ValueError if their shape differs or one is not finite."""
+        points = np.atleast_2d(np.asarray(z, np.float32))
+        if points.ndim != 2 or points.shape[1] != self.z_dim or not len(points):
+            raise ValueError(f"z has the shape {np.shape(z)}: this model takes (n, {self.z_dim})")
+        if not np.isfinite(points).all():
+            raise ValueError("z holds NaN or infinity: every component must be a finite float32")
+        return points
+
     def _to_z(self, end: np.ndarray | ImageInputs) -> np.ndarray:
-        return np.asarray(end, np.float32) if is_z_point(end) else np.asarray(self.encode(end))[0]
+        return self._check_z(end)[0] if is_z_point(end) else np.asarray(self.encode(end))[0]
 
     @property
     def _device(self) -> torch.device:

@@ -40,14 +40,17 @@ def through_neighbours(start: Tensor, end: Tensor, steps: int, points: Tensor) -
     """Interpolate along the shortest path from neighbour to neighbour among `points`; an edge costs its length squared.
 
     The graph joins each point to its 10 nearest ones, or to more if start and end are not connected. With squared
-    lengths many short edges through dense regions cost less than one long edge (Bijral et al. 2011, p = 2).
+    lengths many short edges through dense regions cost less than one long edge (Bijral et al. 2011, p = 2). Raises
+    ValueError if start or end is not finite.
     """
     from scipy.sparse.csgraph import dijkstra
 
-    nodes = torch.cat([start[None], end[None], points])
+    nodes = torch.cat([start[None], end[None], points]).double()  # squares overflow float32 from 1.8e19 on
     lengths = torch.cdist(nodes, nodes).fill_diagonal_(torch.inf)
+    if not lengths[0, 1].square().isfinite():
+        raise ValueError("no path joins these z-points: one holds NaN or a number too large; take finite float32 ones")
     n_neighbours = min(N_NEIGHBOURS, len(nodes) - 1)
-    while True:
+    while True:  # the graph of all neighbours has the edge from start to end
         graph = _neighbour_graph(lengths, n_neighbours)
         costs, predecessors = dijkstra(graph, directed=False, indices=0, return_predecessors=True)
         if np.isfinite(costs[1]):
@@ -56,7 +59,7 @@ def through_neighbours(start: Tensor, end: Tensor, steps: int, points: Tensor) -
     path = [1]  # from the end back to the start
     while path[-1] != 0:
         path.append(int(predecessors[path[-1]]))
-    return _resample(nodes[path[::-1]], steps)
+    return _resample(nodes[path[::-1]], steps).float()
 
 
 def _neighbour_graph(lengths: Tensor, n_neighbours: int):
@@ -71,7 +74,7 @@ def _neighbour_graph(lengths: Tensor, n_neighbours: int):
 def _resample(corners: Tensor, steps: int) -> Tensor:
     """Return `steps` evenly spaced points on the polyline through `corners`."""
     corner_distances = F.pad((corners[1:] - corners[:-1]).norm(dim=1).cumsum(0), (1, 0))  # from the start
-    distances = torch.linspace(0, 1, steps) * corner_distances[-1]
+    distances = torch.linspace(0, 1, steps, dtype=corners.dtype) * corner_distances[-1]
     end = torch.searchsorted(corner_distances, distances, right=True).clamp(1, len(corners) - 1)
     length = (corner_distances[end] - corner_distances[end - 1]).clamp_min(1e-12)
     t = (distances - corner_distances[end - 1]) / length

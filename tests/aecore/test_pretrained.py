@@ -12,7 +12,7 @@ from pyarrow.fs import FileSystem, LocalFileSystem
 import aecore
 from aecore.data.images import encode_image
 from aecore.data.synthetic_faces import draw_face
-from aecore.latent.interpolation import through_neighbours
+from aecore.latent.interpolation import INTERPOLATIONS, through_neighbours
 from aecore.latent.samplers import fit_latent_stats, sample
 from aecore.model.autoencoder import to_float
 from aecore.pretrained import Images, PretrainedModel
@@ -116,6 +116,16 @@ def test_interpolate_takes_z_points_and_images(model):
         model.interpolate(Z[:3])
     with pytest.raises(ValueError, match="unknown path 'winding'"):
         model.interpolate(Z[:2], path="winding")
+
+
+@pytest.mark.parametrize("path", INTERPOLATIONS)
+def test_interpolate_refuses_ends_that_are_no_z_points_of_the_model(tmp_path: Path, path: str):
+    save_model(LocalFileSystem(), str(tmp_path), NETWORK, RECIPE, LATENTS, {}, make_stored_points())
+    model = aecore.load(tmp_path)
+    with pytest.raises(ValueError, match="z holds NaN or infinity"):
+        model.interpolate([Z[0], np.full(Z_DIM, np.nan)], path=path)
+    with pytest.raises(ValueError, match=rf"z has the shape \(2,\): this model takes \(n, {Z_DIM}\)"):
+        model.interpolate([Z[0], Z[1, :2]], path=path)
 
 
 def test_the_path_neighbours_needs_stored_points(model, tmp_path: Path):

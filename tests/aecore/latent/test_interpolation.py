@@ -76,6 +76,21 @@ def test_neighbours_path_connects_separate_clusters():
     assert torch.isfinite(through_neighbours(points[0], points[1], 5, points[:0])).all()
 
 
+def test_neighbours_path_reaches_ends_whose_squared_distance_exceeds_float32():
+    points = torch.randn(30, 4, generator=torch.manual_seed(0))
+    for magnitude in (1e20, 3e38):
+        end = torch.full((4,), magnitude)
+        path = through_neighbours(-end, end, 5, points)
+        torch.testing.assert_close(path[[0, 1, 3, 4]], end * torch.tensor([-1, -0.5, 0.5, 1])[:, None])
+
+
+@pytest.mark.parametrize("component", [torch.nan, torch.inf])
+def test_neighbours_path_to_an_end_that_is_not_finite_is_refused(component: float):
+    points = torch.randn(30, 4)
+    with pytest.raises(ValueError, match="no path joins these z-points: one holds NaN"):
+        through_neighbours(points[0], torch.tensor([0, component, 0, 0]), 5, points)
+
+
 def test_attribute_direction_is_the_slope_of_each_dimension():
     values = torch.tensor([0, 1, 1, 0, 1])
     z = torch.randn(5, 3, generator=torch.manual_seed(0)) + 7
