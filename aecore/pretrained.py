@@ -107,7 +107,7 @@ class PretrainedModel:
             points = self.points.z
         return self.decode(INTERPOLATIONS[path](start, end, steps, points).numpy())
 
-    def _check_z(self, z: np.ndarray | ImageInputs) -> np.ndarray:
+    def _check_z(self, z: np.ndarray) -> np.ndarray:
         """Return z-points as float32 (n, z_dim). Raises ValueError if their shape differs or one is not finite."""
         points = np.atleast_2d(np.asarray(z, np.float32))
         if points.ndim != 2 or points.shape[1] != self.z_dim or not len(points):
@@ -117,7 +117,7 @@ class PretrainedModel:
         return points
 
     def _to_z(self, end: np.ndarray | ImageInputs) -> np.ndarray:
-        return self._check_z(end)[0] if is_z_point(end) else np.asarray(self.encode(end))[0]
+        return self._check_z(np.asarray(end))[0] if is_z_point(end) else np.asarray(self.encode(end))[0]
 
     @property
     def _device(self) -> torch.device:

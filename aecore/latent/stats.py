@@ -152,13 +152,21 @@ def _best_silhouette(x: np.ndarray, seed: int) -> float:
     from sklearn.metrics import silhouette_score
 
     clusterings = (KMeans(k, random_state=seed).fit_predict(x) for k in CLUSTER_COUNTS)
-    return float(max(silhouette_score(x, labels) for labels in clusterings))
+    # Equal points are all in one cluster, which has no silhouette.
+    return float(max(silhouette_score(x, labels) if labels.any() else 0 for labels in clusterings))
 
 
 def tsne(z: Tensor, seed: int = 0, max_iter: int = 1_000) -> np.ndarray:
-    """Embed z-points `(n, z_dim)` in the plane by t-SNE, float (n, 2) (van der Maaten and Hinton 2008)."""
+    """Embed z-points `(n, z_dim)` in the plane by t-SNE, float (n, 2) (van der Maaten and Hinton 2008).
+
+    Equal z-points, those of a collapsed encoder, are all at the origin.
+    """
     from sklearn.manifold import TSNE
 
+    # scikit-learn divides by the sd of the first principal component and crashes on NaN
+    # (https://github.com/scikit-learn/scikit-learn/issues/28368). It is also 0 if the squares underflow.
+    if not (z - z[0]).square().any():
+        return np.zeros((len(z), 2))
     perplexity = min(PERPLEXITY, (len(z) - 1) / 3)
     with threadpool_limits(1):
         embedding = TSNE(perplexity=perplexity, random_state=seed, init="pca", max_iter=max_iter)

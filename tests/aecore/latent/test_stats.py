@@ -138,3 +138,17 @@ def test_tsne_keeps_clusters_apart():
     assert embedded.shape == (120, 2)
     radius = np.linalg.norm(embedded[:60] - embedded[:60].mean(0), axis=1).mean()
     assert np.linalg.norm(embedded[:60].mean(0) - embedded[60:].mean(0)) > 2 * radius
+
+
+@pytest.mark.parametrize("spread", [0, 1e-38])
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_z_points_of_a_collapsed_encoder_are_one_region_at_one_place(spread):
+    z = torch.full((100, 4), 0.3) if not spread else spread * normal(100, 4)
+    assert (tsne(z) == 0).all()
+    assert measure_structure(z).fragments == 1
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_equal_z_points_have_no_clusters():
+    structure = measure_structure(torch.full((100, 4), 0.3))
+    assert (structure.silhouette, structure.gaussian_silhouette, structure.coherent) == (0, 0, True)
