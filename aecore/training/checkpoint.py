@@ -10,6 +10,7 @@ them), metrics.json and, written last, config.json.
 import json
 import logging
 import math
+import re
 import threading
 import time
 from collections import deque
@@ -33,6 +34,7 @@ from aecore.model.autoencoder import NETWORK_VERSION, Autoencoder, ImageShape, b
 
 log = logging.getLogger(__name__)
 POINTS_FILE = "points.safetensors"
+STEP_FOLDER = re.compile(r"step-\d+")
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "optimizer.safetensors")
 MAX_BACKLOG = 8  # epochs that a training may be ahead of a slow storage; they are lost if it is killed
 RETRY_SECONDS, RETRY_PAUSE_SECONDS = 60.0, 2.0  # retries of a failing storage at the end of a training
@@ -96,16 +98,26 @@ def write_checkpoint(fs: pafs.FileSystem, root: str, snapshot: Snapshot) -> str:
     return path
 
 
-def prune(fs: pafs.FileSystem, root: str, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep` complete ones and the one with the lowest validation loss."""
-    valid_losses: dict[str, float] = {}  # of the complete ones, newest first
+def prune(fs: pafs.FileSystem, root: str, keep: int, step: int) -> None:
+    """Delete all checkpoints but the newest `keep` complete ones and the one with the lowest validation loss.
+
+    Those after `step`, the last one written, are deleted too: a stream that repeats an epoch has left them, and a
+    resumed run would load them in place of the new ones.
+    """
+    valid_losses: dict[str, float] = {}  # of the complete ones up to `step`, newest first
+    later: list[str] = []
     for path in list_checkpoints(fs, root):
         try:
-            valid_losses[path] = read_json(fs, f"{path}/progress.json").get("valid_loss", math.inf)
+            valid_loss = read_json(fs, f"{path}/progress.json").get("valid_loss", math.inf)
         except (FileNotFoundError, ValueError):
             fs.delete_dir(path)  # half-written
+            continue
+        if _step(path) > step:
+            later.append(path)
+        else:
+            valid_losses[path] = valid_loss
     best = min(valid_losses, key=valid_losses.__getitem__, default=None)  # without losses the newest
-    for path in list(valid_losses)[keep:]:
+    for path in later + list(valid_losses)[keep:]:
         if path != best:
             fs.delete_file(f"{path}/progress.json")  # first: an interrupted deletion leaves no complete checkpoint
             fs.delete_dir(path)
@@ -179,7 +191,7 @@ class CheckpointWriter:
                 self._pending = self._pending or snapshot
             raise
         if snapshot:
-            prune(self.fs, self.root, self.keep)
+            prune(self.fs, self.root, self.keep, snapshot.state["step"])
 
 
 def retry_storage(call: Callable[[], None], action: str) -> None:
@@ -202,7 +214,11 @@ def retry_storage(call: Callable[[], None], action: str) -> None:
 def list_checkpoints(fs: pafs.FileSystem, root: str) -> list[str]:
     """Return the paths of the checkpoint folders under `root`, complete or not, newest first."""
     entries = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
-    return sorted((entry.path for entry in entries if entry.base_name.startswith("step-")), reverse=True)
+    return sorted((entry.path for entry in entries if STEP_FOLDER.fullmatch(entry.base_name)), key=_step, reverse=True)
+
+
+def _step(path: str) -> int:
+    return int(path.rpartition("-")[2])
 
 
 def saved_epochs(fs: pafs.FileSystem, root: str) -> int:

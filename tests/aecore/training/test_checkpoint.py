@@ -54,7 +54,7 @@ def write(snapshot_of, tmp_path):
 
     def write_and_prune(step, valid_loss=math.nan):
         path = checkpoint.write_checkpoint(FS, str(tmp_path), snapshot_of(step, valid_loss))
-        checkpoint.prune(FS, str(tmp_path), 2)
+        checkpoint.prune(FS, str(tmp_path), 2, step)
         return tmp_path / path.rsplit("/", 1)[1]
 
     return write_and_prune
@@ -66,7 +66,7 @@ def load(folder):
 
 
 def stored_steps(folder):
-    return [int(path[-8:]) for path in checkpoint.list_checkpoints(FS, str(folder))]
+    return [int(path.rpartition("step-")[2]) for path in checkpoint.list_checkpoints(FS, str(folder))]
 
 
 def fail_503(*args, **kwargs):
@@ -95,12 +95,30 @@ def test_pruning_keeps_the_newest(tmp_path, write):
     assert stored_steps(tmp_path) == [10, 2]
 
 
+def test_checkpoints_are_ordered_by_their_step_and_other_folders_ignored(tmp_path, write):
+    (tmp_path / "step-00000009 copy").mkdir()
+    for step in (8, 99_999_999, 100_000_000):
+        write(step)
+    assert stored_steps(tmp_path) == [100_000_000, 99_999_999]
+    assert load(tmp_path)[0].step == 100_000_000
+
+
+def test_a_repeated_epoch_replaces_the_checkpoints_of_the_attempt_before(tmp_path, snapshot_of):
+    """A stream that resumes within an epoch repeats it: its steps are counted again from the epoch's start."""
+    with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as writer:
+        for step, valid_loss in ((200, 3.0), (250, math.nan), (500, math.nan), (750, math.nan), (250, math.nan)):
+            writer.save(snapshot_of(step, valid_loss))
+            writer._last_write.result(30)
+    assert stored_steps(tmp_path) == [250, 200]
+    assert load(tmp_path)[0].step == 250
+
+
 def test_pruning_keeps_the_lowest_validation_loss_and_deletes_incomplete_checkpoints(tmp_path, write):
     for step, valid_loss in ((1, 5.0), (2, 3.0), (3, math.nan), (4, 4.0), (5, math.nan), (6, 3.5)):
         write(step, valid_loss)
     assert stored_steps(tmp_path) == [6, 5, 2]
     (tmp_path / "step-00000005" / "progress.json").unlink()
-    checkpoint.prune(FS, str(tmp_path), 2)
+    checkpoint.prune(FS, str(tmp_path), 2, 6)
     assert stored_steps(tmp_path) == [6, 2]
     assert load(tmp_path)[0].step == 6
 
