@@ -279,12 +279,13 @@ def save_model(
     metrics: dict[str, float], points: StoredPoints | None = None,
 ) -> None:  # fmt: skip
     """Write a model folder; config.json comes last, so that a folder with one is complete."""
+    for name in ("config.json", POINTS_FILE):  # of this run with fewer epochs
+        if fs.get_file_info(f"{path}/{name}").type is not pafs.FileType.NotFound:
+            fs.delete_file(f"{path}/{name}")
     write_atomic(fs, f"{path}/model.safetensors", save_tensors(_contiguous(_copy_to_host(model.state_dict()))))
     write_atomic(fs, f"{path}/latents.safetensors", save_tensors(_contiguous(_copy_to_host(latents))))
     if points:
         write_atomic(fs, f"{path}/{POINTS_FILE}", save_tensors(_contiguous(points.to_tensors())))
-    elif fs.get_file_info(f"{path}/{POINTS_FILE}").type is not pafs.FileType.NotFound:
-        fs.delete_file(f"{path}/{POINTS_FILE}")  # of this run with fewer epochs
     write_json(fs, f"{path}/metrics.json", metrics)
     write_json(fs, f"{path}/config.json", _config(model, recipe))
 

@@ -300,6 +300,16 @@ def test_model_without_points_deletes_those_of_fewer_epochs(tmp_path, trained):
     assert checkpoint.load_model(FS, str(tmp_path)).points is None
 
 
+def test_a_model_folder_that_is_written_anew_is_complete_or_absent(tmp_path, trained, monkeypatch):
+    checkpoint.save_model(FS, str(tmp_path), trained[0], RECIPE, LATENTS, {})
+    write_atomic, writes = checkpoint.write_atomic, iter([checkpoint.write_atomic, fail_503])
+    monkeypatch.setattr(checkpoint, "write_atomic", lambda *args: next(writes, write_atomic)(*args))
+    with pytest.raises(OSError, match="503"):
+        checkpoint.save_model(FS, str(tmp_path), trained[0], RECIPE, LATENTS, {})
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load_model(FS, str(tmp_path))
+
+
 def test_weights_of_another_network_version_are_refused(tmp_path, trained, write, monkeypatch):
     checkpoint.save_model(FS, str(tmp_path / "model"), trained[0], RECIPE, LATENTS, {})
     write(7)
