@@ -26,7 +26,7 @@ def read_images(images: ImageInputs) -> list[bytes | np.ndarray]:
         with open(images, "rb") as file:
             return [file.read()]
     if isinstance(images, Image.Image):
-        return [_from_pillow(images)]
+        return [to_pixels(images)]
     if isinstance(images, Sequence):
         return [image for item in images for image in read_images(item)]
     raise ValueError(f"an image is a path, bytes, a PIL image or an array, not {type(images).__name__}")
@@ -50,14 +50,24 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _from_pillow(image: Image.Image) -> np.ndarray:
-    upright = ImageOps.exif_transpose(image) or image
-    if upright.mode in ("1", "L"):
-        return np.asarray(upright.convert("L"))[..., None]
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    return np.asarray(upright.convert("RGB"))
+def to_pixels(image: Image.Image) -> np.ndarray:
+    """Return the pixels of a PIL image as uint8 (H, W, 3), or (H, W, 1) if it is gray.
+
+    EXIF orientation is applied, transparency is composed on white, 16 bits become 8. Raises ValueError for floats.
+    """
+    image = ImageOps.exif_transpose(image) or image
+    if image.mode.startswith("I"):  # 16-bit gray has several modes
+        gray16 = np.asarray(image).astype(np.int64).clip(0, 65535)
+        gray16[gray16 == image.info.get("transparency", -1)] = 65535
+        return ((gray16 + 128) // 257).astype(np.uint8)[..., None]
+    if image.mode == "F":
+        raise ValueError("it has floating-point pixels, whose range is unknown; save it with 8 or 16 bits")
+    gray = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    pixels = np.array(image.convert("L" if gray else "RGB"))
+    return pixels[..., None] if gray else pixels
 
 
 def split_ends(ends: ImageInputs) -> tuple[np.ndarray | ImageInput, np.ndarray | ImageInput]:

@@ -9,7 +9,9 @@ from typing import Literal, get_args
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
+
+from aecore.data.image_input import to_pixels
 
 MAX_PIXELS = 64_000_000  # 8,000 x 8,000; decoding such an image takes 0.2 GB
 JPEG_QUALITY = 95
@@ -115,8 +117,7 @@ def decode_image(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndar
             if image.format == "JPEG" and (fast := _decode_plain_jpeg(data, image)) is not None:
                 return fast
             image.load()
-            upright = ImageOps.exif_transpose(image) or image
-            return _to_pixels(upright)
+            return to_pixels(image)
     except Image.UnidentifiedImageError:
         image_format = sniff_format(data[:64])
         if remedy := missing_decoder(image_format):
@@ -143,21 +144,6 @@ def _decode_plain_jpeg(data: bytes, image: Image.Image) -> np.ndarray | None:
         return simplejpeg.decode_jpeg(data, "RGB" if image.mode == "RGB" else "GRAY")
     except ValueError:  # simplejpeg is strict: it rejects harmless irregularities too
         return None
-
-
-def _to_pixels(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16-bit gray has several modes
-        gray16 = np.asarray(image).astype(np.int64).clip(0, 65535)
-        gray16[gray16 == image.info.get("transparency", -1)] = 65535
-        return ((gray16 + 128) // 257).astype(np.uint8)[..., None]
-    if image.mode == "F":
-        raise ValueError("it has floating-point pixels, whose range is unknown; save it with 8 or 16 bits")
-    gray = image.mode in ("1", "L", "LA", "La")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    pixels = np.array(image.convert("L" if gray else "RGB"))
-    return pixels[..., None] if gray else pixels
 
 
 def fit_square(image: np.ndarray, size: int, channels: int, crop: Crop = CENTRE) -> np.ndarray:

@@ -69,6 +69,18 @@ def test_pil_image_is_upright_and_on_white():
     assert (read_images(Image.new("RGBA", (3, 2)))[0] == 255).all()
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_pil_image_of_16_bits_is_reduced_to_8(dtype: type):
+    gray16 = np.array([[0, 257, 32896, 65535]], dtype)
+    (image,) = read_images(Image.fromarray(gray16))
+    assert np.ravel(image).tolist() == [0, 1, 128, 255]
+
+
+def test_pil_image_of_floats_is_refused():
+    with pytest.raises(ValueError, match="floating-point pixels"):
+        read_images(Image.fromarray(np.zeros((2, 3), np.float32)))
+
+
 def test_ends_of_an_interpolation_are_two():
     assert split_ends(["a", "b"]) == ("a", "b")
     for ends, count in ((["a"], 1), ([1, 2, 3], 3), ("ab", 1), (b"ab", 1), (np.zeros((3, 2)), 3), (5, 1)):
