@@ -53,7 +53,8 @@ def allocate(entry: Path, size: int, max_bytes: int | None) -> None:
 
 
 def _extend(path: Path, size: int) -> None:
-    with open(path, "ab") as file:
+    # On file systems without fallocate glibc emulates it, but only for files open to read and not to append.
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
         old_size = os.fstat(file.fileno()).st_size
         try:
             # Blocks, not a hole: a full disk must fail here and not later, while images are decoded.

@@ -1,5 +1,7 @@
 """Repair and eviction in the node cache: damage is repaired, old entries are evicted, entries in use stay."""
 
+import errno
+import fcntl
 import os
 import time
 from dataclasses import replace
@@ -156,6 +158,19 @@ def test_the_default_limit_is_half_of_the_disk(tmp_path, dataset, monkeypatch):
         fill(tmp_path, dataset)
     usage.free += 1
     assert len(fill(tmp_path, dataset)[0]) == SHARDS * ROWS
+
+
+def test_the_cache_is_filled_on_a_file_system_without_fallocate(tmp_path, dataset, monkeypatch):
+    """There glibc's posix_fallocate fails for a file open to append, and needs to read what is already in the file."""
+
+    def emulate_fallocate(fd: int, offset: int, size: int) -> None:
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        if flags & os.O_APPEND or flags & os.O_ACCMODE != os.O_RDWR:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        os.ftruncate(fd, max(offset + size, os.fstat(fd).st_size))
+
+    monkeypatch.setattr(os, "posix_fallocate", emulate_fallocate)
+    assert (fill(tmp_path, dataset)[0] == noise_images(SHARDS * ROWS)).all()
 
 
 def test_threads_are_those_that_ray_gives_a_worker(monkeypatch):
