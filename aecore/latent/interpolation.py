@@ -90,9 +90,10 @@ def attribute_direction(z: Tensor, values: Tensor) -> Tensor:
     """Return the change of z per unit of an attribute, `(z_dim,)`: the regression slope of each dimension.
 
     `z` (n, z_dim), `values` (n,). For an attribute of 0 and 1 it is the difference of the two groups' means (Larsen
-    2016). Zeros if all values are equal.
+    2016). Zeros if all values are equal. Rows without a finite value do not count.
     """
-    values = values.to(z.dtype)
+    has_value = values.isfinite()
+    z, values = z[has_value], values[has_value].to(z.dtype)
     values = values - values.mean()
     return values @ (z - z.mean(0)) / values.square().sum().clamp_min(1e-12)
 

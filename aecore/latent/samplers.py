@@ -42,11 +42,14 @@ def fit_directions(z: Tensor, attributes: Mapping[str, Tensor]) -> LatentStats:
 
 
 def attribute_directions(latents: LatentStats) -> dict[str, Tensor]:
-    """Return the directions (z_dim,) by attribute, without those that are zero since the attribute never varied."""
+    """Return the directions (z_dim,) by attribute.
+
+    Without those that are zero, since the attribute never varied, and those of earlier versions that are not finite.
+    """
     return {
         name.removeprefix(DIRECTION_PREFIX): tensor
         for name, tensor in latents.items()
-        if name.startswith(DIRECTION_PREFIX) and tensor.any()
+        if name.startswith(DIRECTION_PREFIX) and tensor.any() and tensor.isfinite().all()
     }
 
 

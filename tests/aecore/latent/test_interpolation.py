@@ -102,6 +102,14 @@ def test_attribute_direction_is_the_slope_of_each_dimension():
     assert attribute_direction(z, torch.ones(4)).tolist() == [0, 0, 0]
 
 
+def test_attribute_direction_passes_over_missing_values():
+    z = torch.randn(6, 3, generator=torch.manual_seed(0))
+    values = torch.tensor([1.0, torch.nan, 2, 4, torch.inf, 3])
+    rows = torch.tensor([0, 2, 3, 5])
+    torch.testing.assert_close(attribute_direction(z, values), attribute_direction(z[rows], values[rows]))
+    assert attribute_direction(z, torch.full((6,), torch.nan)).tolist() == [0, 0, 0]
+
+
 def test_principal_axes_are_eigenvectors_by_descending_variance():
     variances, axes = principal_axes(torch.diag(torch.tensor([1.0, 9.0, 4.0])))
     torch.testing.assert_close(variances, torch.tensor([9.0, 4, 1]))

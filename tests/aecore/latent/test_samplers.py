@@ -276,6 +276,7 @@ def test_attribute_directions_are_regression_slopes():
     assert latents["direction.grows"][0].item() == pytest.approx(0.5, rel=1e-4)
     assert not latents["direction.same"].any()
     assert set(attribute_directions(latents)) == {"grows", "up"}  # an attribute that never varied has no direction
+    assert set(attribute_directions(latents | {"direction.up": torch.full((6,), torch.nan)})) == {"grows"}
     up = z[:, 1] > 3
     torch.testing.assert_close(
         attribute_directions(latents)["up"], z[up].mean(0) - z[~up].mean(0), atol=1e-4, rtol=1e-4
