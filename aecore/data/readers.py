@@ -286,7 +286,7 @@ def load_csv(folder: RemotePath, subset: str) -> tuple[np.ndarray, np.ndarray]:
         table = csv.read_csv(
             pa.BufferReader(data),
             csv.ReadOptions(column_names=columns, skip_rows=int(has_header)),
-            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.uint8())),
+            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.uint8()), null_values=[]),
         )
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} must hold whole numbers from 0 to 255: {error}") from error

@@ -178,6 +178,12 @@ def test_kaggles_csv_without_labels_is_refused_and_train_alone_is_split(tmp_path
     assert "whole numbers from 0 to 255" in refusal("mnist", tmp_path)
 
 
+@pytest.mark.parametrize("field", ["", '""', "NA"])
+def test_a_csv_without_a_pixel_is_refused(tmp_path: Path, field: str):
+    (tmp_path / "train.csv").write_text(",".join(["1"] * 785) + "\n" + ",".join(["1"] * 784 + [field]) + "\n")
+    assert "train.csv must hold whole numbers from 0 to 255" in refusal("mnist", tmp_path)
+
+
 @pytest.mark.parametrize("name", ["class", "Label", " label"])
 def test_csv_with_the_labels_last(tmp_path: Path, name: str):
     """As OpenML's MNIST: without a header that says so, the first column of pixels would be the labels."""
