@@ -52,6 +52,12 @@ def read_layout(names: list[str], folders: Iterable[str] = ()) -> Layout:
     `folders` are the paths of all folders, also of those without images. Raises ValueError for an ambiguous layout.
     """
     names, passed_over = _pass_over_masks(names)
+    if not names:
+        raise _ambiguous(
+            "by the names of their folders all images are masks or thumbnails of others: "
+            + list_names(name for group in passed_over.values() for name in group),
+            "rename the folder of the images",
+        )
     prefix = common_folder(names, keep_splits=True)
     names = [name[len(prefix) :] for name in names]
     folders = {folder[len(prefix) :] for folder in folders if folder.startswith(prefix)}
@@ -98,10 +104,9 @@ def _pass_over_masks(names: list[str]) -> tuple[list[str], dict[str, list[str]]]
             children["/".join(segments[:depth])].add(segment)
     reasons = {}
     for parent, siblings in children.items():
-        beside_images = parent in holders or any(
-            _words(sibling) & IMAGE_FOLDERS or sibling.lower() in SPLIT_WORDS for sibling in siblings
-        )
+        image_folders = {name for name in siblings if _words(name) & IMAGE_FOLDERS or name.lower() in SPLIT_WORDS}
         for folder in siblings:
+            beside_images = parent in holders or image_folders - {folder}
             path = f"{parent}/{folder}" if parent else folder
             if folder.lower() in THUMBNAIL_FOLDERS and (len(siblings) > 1 or parent in holders):
                 reasons[path] = "thumbnail"

@@ -69,6 +69,8 @@ def test_layouts_that_the_rule_reads(folders: tuple[str, ...], splits: dict | No
         (make("train/cat", "train/dog", "test/unknown"), "folders of test, unknown/, are none of train's, cat/, dog/"),
         (make("cat/train", "cat/test", "dog/train"), "split folders cat/test/, cat/train/, dog/train/ lie inside"),
         (make("x/x/train", "x/train"), "train/ name splits, but x/"),
+        (make("thumbs", "thumbnails"), "all images are masks or thumbnails .*: thumbnails/0.png, .* 3 more; rename"),
+        (make("image_masks", "mask_images"), "all images are masks or thumbnails of others"),
     ],
 )
 def test_ambiguous_layouts_are_refused_and_the_files_named(names: list[str], message: str):
@@ -96,6 +98,8 @@ def test_a_split_folder_without_images_is_refused_and_an_empty_class_folder_list
         (make("train/images", "train/masks", "test/images"), 3, 6),
         (["1.png", "2.png", "masks/1.png", "masks/2.png"], 2, 2),
         (make("face", "face_mask"), 0, 6),  # classes
+        (make("mask_images"), 0, 3),  # the set itself
+        (make("mask_images/a", "mask_images/b"), 0, 6),
         (make("with_mask", "without_mask"), 0, 6),
     ],
 )
