@@ -1,11 +1,10 @@
 """Download the datasets that torchvision provides."""
 
 import os
-import shutil
 import socket
 import sys
 import tempfile
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 
 from aecore.data.remote_path import RemotePath
 from aecore.errors import one_line
@@ -39,7 +38,8 @@ def download(dataset: str, root: RemotePath) -> None:
             os.rename(os.path.join(temporary, folder), (root / folder).path)
     except (OSError, RuntimeError) as error:  # URLError is an OSError, a wrong checksum a RuntimeError
         if created:
-            shutil.rmtree(root.path, ignore_errors=True)
+            with suppress(OSError):  # not empty: another process has downloaded there
+                os.rmdir(root.path)
         raise ValueError(f"cannot download {dataset} to {root}: {one_line(error)}") from error
     finally:
         socket.setdefaulttimeout(default_timeout)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from aecore.data import download
 from aecore.data.sources import SourceOptions, open_source
 
 from .test_sources import write_cifar, write_idx
@@ -78,6 +79,17 @@ def test_a_failed_download_is_one_line(dataset: str, tmp_path: Path, monkeypatch
         open_source(dataset, SourceOptions(str(tmp_path), download=True))
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_failed_download_leaves_that_of_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fetch_while_another_process_ends_first(dataset: str, temporary: str) -> None:
+        for folder in (Path(temporary), tmp_path / "to"):
+            write_idx(folder / "MNIST" / "raw", 3)
+
+    monkeypatch.setattr(download, "_fetch", fetch_while_another_process_ends_first)
+    with pytest.raises(ValueError, match="cannot download mnist"):
+        open_source("mnist", SourceOptions(str(tmp_path / "to"), download=True))
+    assert open_source("mnist", SourceOptions(str(tmp_path / "to"))).splits["test"].num_rows == 3
 
 
 @pytest.mark.parametrize("dataset", ["celeba", "folder", "generated"])
