@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from aecore.errors import one_line
 from aecore.latent.density import fit_gaussian, fit_mixture
 from aecore.latent.interpolation import attribute_direction
 
@@ -109,7 +110,7 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 def sample(name: str, n: int, latents: LatentStats, seed: int, **parameters: float) -> Tensor:
     """Return `n` z-points of sampler `name`, float32 `(n, z_dim)` on the CPU; a function of its arguments.
 
-    Raises ValueError if the sampler is unknown, does not take a parameter or needs statistics that `latents` lack.
+    Raises ValueError if the sampler is unknown, does not take an argument or needs statistics that `latents` lack.
     """
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler '{name}': it takes one of {', '.join(SAMPLERS)}")
@@ -117,4 +118,4 @@ def sample(name: str, n: int, latents: LatentStats, seed: int, **parameters: flo
     try:
         return SAMPLERS[name](n, len(latents["mean"]), latents, generator, **parameters)
     except TypeError as error:
-        raise ValueError(f"sampler {name} does not take {', '.join(parameters)}") from error
+        raise ValueError(f"sampler {name} does not take these arguments: {one_line(error, 120)}") from error

@@ -297,9 +297,11 @@ def test_few_z_points_reduce_the_mixture_components():
     assert len(fit_latent_stats(correlated(600))["gmm_weights"]) == 10
 
 
-def test_unknown_sampler_and_parameter_are_refused():
+def test_unknown_sampler_and_arguments_are_refused():
     latents = fit_latent_stats(correlated())
     with pytest.raises(ValueError, match=r"unknown sampler 'x'.*cube"):
         sample("x", 1, latents, 0)
-    with pytest.raises(ValueError, match="does not take radius"):
+    with pytest.raises(ValueError, match=r"sampler normal does not take these arguments: .*'radius'"):
         sample("normal", 1, latents, 0, radius=1.0)
+    with pytest.raises(ValueError, match=r"sampler normal does not take these arguments: .*float"):
+        sample("normal", 2.0, latents, 0)
