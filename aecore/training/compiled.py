@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from aecore.errors import one_line
+
 if TYPE_CHECKING:
     from aecore.training.loop import TrainingRun, Update
 
@@ -34,7 +36,7 @@ def can_compile(device: torch.device) -> bool:
     try:
         torch.compile(torch.sin)(torch.ones(8, device=device))
     except Exception as error:  # of Triton, of the C compiler, of torch
-        log.warning("training without torch.compile, which fails here: %s", str(error).strip().splitlines()[0])
+        log.warning("training without torch.compile, which fails here: %s", one_line(error))
         return False
     return True
 
