@@ -184,13 +184,21 @@ def _open_loader(recipe: Recipe, dataset: Dataset, split: str, sampler: BatchSam
 
 
 def check_batches(recipe: Recipe, count: int) -> None:
-    """Raise ValueError if batch norm would get a batch of one image, of `count` training images, on any worker."""
+    """Raise ValueError if `count` training images give batches that are too small.
+
+    These are a batch of one image on any worker for batch norm, and a stream's batch of none on all workers.
+    """
     norm, batch, min_batch = recipe.model.norm, recipe.optim.batch, recipe.model.min_batch
     if count < min_batch:
         raise ValueError(f"model.norm={norm} needs {min_batch} training images, the dataset has {count}")
-    workers = max(1, recipe.scale.max_workers) if norm == "batch" else 1
-    last = count - batch * (steps_per_epoch(count, batch, min_batch) - 1)
-    if min(last, batch) < min_batch * workers:
+    workers, steps = max(1, recipe.scale.max_workers), steps_per_epoch(count, batch, min_batch)
+    if recipe.data.cache == "none" and -(-count // workers) < steps:  # StreamLoader.max_local
+        raise ValueError(
+            f"data.cache=none needs an image for each worker in a batch: optim.batch={batch} is less than "
+            f"scale.workers={workers}; take a larger optim.batch, or data.cache=auto"
+        )
+    last = count - batch * (steps - 1)
+    if norm == "batch" and min(last, batch) < min_batch * workers:
         raise ValueError(
             f"model.norm=batch needs {min_batch} images for each of scale.workers={workers}, and the smallest batch "
             f"of an epoch has {min(last, batch)}: take model.norm=sync_batch, or another optim.batch"

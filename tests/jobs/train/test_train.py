@@ -314,3 +314,12 @@ def test_batch_norm_of_too_few_images_is_refused_by_name(refused, tiny: str, fac
     for norm, workers, batch, count in (("batch", 2, 64, 129), ("batch", 1, 2, 3), ("sync_batch", 4, 64, 66)):
         overrides = [f"model.norm={norm}", f"scale.workers={workers}", f"optim.batch={batch}"]
         check_batches(load_recipe(Path(tiny), overrides), count)
+
+
+def test_a_stream_with_fewer_images_in_a_batch_than_workers_is_refused(tiny: str):
+    """Some of its batches would be empty on all workers."""
+    stream = ["data.cache=none", "scale.workers=4", "model.norm=group"]
+    with pytest.raises(ValueError, match=r"optim.batch=2 is less than scale.workers=4; take a larger optim.batch"):
+        check_batches(load_recipe(Path(tiny), [*stream, "optim.batch=2"]), 100)
+    check_batches(load_recipe(Path(tiny), [*stream, "optim.batch=4"]), 100)
+    check_batches(load_recipe(Path(tiny), [*stream[1:], "optim.batch=2"]), 100)
