@@ -22,6 +22,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -304,31 +305,41 @@ class SavedModel:
 def load_model(fs: pafs.FileSystem, path: str, device: torch.device | str = "cpu") -> SavedModel:
     """Load a model folder, with the model on `device`, in eval mode and without gradients.
 
-    Raises FileNotFoundError if a file is missing, and ValueError if the weights do not fit the config or another
-    version of the network wrote them.
+    Raises FileNotFoundError if there is no config.json, and ValueError if another file is missing, a file is damaged,
+    the weights do not fit the config or another version of the network wrote them.
     """
     config = read_json(fs, f"{path}/config.json")
-    _check_network_version(config, path)
-    recipe = stored_recipe(config["recipe"])
-    model = build_model(recipe, ImageShape(**config["image"]))
     try:
-        model.load_state_dict(load_tensors(read_bytes(fs, f"{path}/model.safetensors")))
+        sections, shape = config["recipe"], ImageShape(**config["image"])
+        _check_network_version(config, path)
+        recipe = stored_recipe(sections)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}/config.json is not the config of a model: {one_line(error)}") from error
+    model = build_model(recipe, shape)
+    try:
+        model.load_state_dict(_read_tensors(fs, f"{path}/model.safetensors"))
+        latents, metrics = _read_tensors(fs, f"{path}/latents.safetensors"), read_json(fs, f"{path}/metrics.json")
     except RuntimeError as error:
-        raise ValueError(f"the weights in {path} do not fit its config: {error}") from error
-    return SavedModel(
-        model=model.eval().requires_grad_(False).to(device),
-        recipe=recipe,
-        latents=load_tensors(read_bytes(fs, f"{path}/latents.safetensors")),
-        metrics=read_json(fs, f"{path}/metrics.json"),
-        points=_load_points(fs, f"{path}/{POINTS_FILE}"),
-    )
+        raise ValueError(f"the weights in {path} do not fit its config: {one_line(error)}") from error
+    except FileNotFoundError as error:
+        raise ValueError(f"the model in {path} lacks a file: {one_line(error)}") from error
+    model = model.eval().requires_grad_(False).to(device)
+    return SavedModel(model, recipe, latents, metrics, _load_points(fs, f"{path}/{POINTS_FILE}"))
 
 
 def _load_points(fs: pafs.FileSystem, path: str) -> StoredPoints | None:
     try:
-        return StoredPoints.from_tensors(load_tensors(read_bytes(fs, path)))
+        return StoredPoints.from_tensors(_read_tensors(fs, path))
     except FileNotFoundError:
         return None
+
+
+def _read_tensors(fs: pafs.FileSystem, path: str) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file. Raises FileNotFoundError, or ValueError when it is damaged."""
+    try:
+        return load_tensors(read_bytes(fs, path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {one_line(error)}; copy the model again, or train it again") from error
 
 
 def _config(model: Autoencoder, recipe: Recipe) -> dict[str, Any]:

@@ -325,3 +325,26 @@ def test_weights_that_do_not_fit_the_config_are_refused(tmp_path, trained):
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(ValueError, match="do not fit"):
         checkpoint.load_model(FS, str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "latents.safetensors", "points.safetensors", "metrics.json"])
+def test_a_damaged_file_of_a_model_is_named(tmp_path, trained, name):
+    checkpoint.save_model(FS, str(tmp_path), trained[0], RECIPE, LATENTS, {})
+    (tmp_path / name).write_bytes(b"cut")
+    with pytest.raises(ValueError, match=f"{name} is (damaged|not valid JSON): "):
+        checkpoint.load_model(FS, str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "latents.safetensors", "metrics.json"])
+def test_a_missing_file_of_a_model_is_named(tmp_path, trained, name):
+    checkpoint.save_model(FS, str(tmp_path), trained[0], RECIPE, LATENTS, {})
+    (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=f"the model in {tmp_path} lacks a file: .*{name}"):
+        checkpoint.load_model(FS, str(tmp_path))
+
+
+@pytest.mark.parametrize("config", ["{}", "[]", '{"recipe": 1, "image": {"side": 16}}'])
+def test_another_programs_config_is_refused(tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=r"config.json is not the config of a model"):
+        checkpoint.load_model(FS, str(tmp_path))
