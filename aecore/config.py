@@ -103,7 +103,7 @@ class Recolor(Section):
 
 
 class Inpaint(Section):
-    """Restore square holes. They lie anywhere and may overlap, so that they cover `share` of the image at most."""
+    """Restore square holes, at least one. They cover about `share` of the image, less if they overlap."""
 
     kind: Literal["inpaint"]
     block: Annotated[float, Field(gt=0, le=1)] = Field(

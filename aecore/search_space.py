@@ -68,11 +68,14 @@ class Range:
         return self.nearest(self.low + fraction * (self.high - self.low))
 
     def nearest(self, value: Any) -> Any:
-        """Return `value` with three significant digits, within the range. Raises ValueError if it is outside."""
+        """Return `value` with three significant digits, a whole one if the range is `int`, within the range.
+
+        Raises ValueError if it is outside.
+        """
         if not _is_number(value) or not self.low * (1 - 1e-9) <= value <= self.high * (1 + 1e-9):
             raise ValueError(f"it takes {self}")
         if self.kind == "int":
-            return int(value)
+            return round(value)
         return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
 
     def __str__(self) -> str:

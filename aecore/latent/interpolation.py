@@ -23,14 +23,15 @@ def straight(start: Tensor, end: Tensor, steps: int, points: Tensor) -> Tensor:
 def spherical(start: Tensor, end: Tensor, steps: int, points: Tensor) -> Tensor:
     """Interpolate along the great circle about the mean of `points` (Shoemake 1985; White 2016).
 
-    The radius changes linearly. If start and end define no great circle, the path is straight.
+    The distance from the mean changes linearly. If start and end define no great circle, because they lie in one
+    direction from the mean or in opposite ones, or one is the mean, the path is straight.
     """
     centre, t = points.mean(0), torch.linspace(0, 1, steps)[:, None]
     a, b = start - centre, end - centre
     radius = torch.lerp(a.norm(), b.norm(), t)
     cosine = F.cosine_similarity(a, b, dim=0).clamp(-1, 1)
     angle = torch.acos(cosine)
-    if angle.sin() < 1e-4:  # parallel or opposite
+    if angle.sin() < 1e-4 or not a.any() or not b.any():
         return straight(start, end, steps, points)
     rotated = torch.sin((1 - t) * angle) * F.normalize(a, dim=0) + torch.sin(t * angle) * F.normalize(b, dim=0)
     return centre + radius * rotated / torch.sin(angle)

@@ -46,8 +46,8 @@ class TrainState:
     """The counters of a run, as progress.json stores them.
 
     `epochs` that are complete, optimizer steps (`step`) and images (`samples`) of the whole run, and the open epoch's
-    `sums` over all workers' images, by the names of `loop.EPOCH_SUMS`; empty when no epoch is open and on all ranks but
-    0.
+    `sums` over all workers' images at the last `loop.gather_sums`, by the names of `loop.EPOCH_SUMS`; empty when no
+    epoch is open.
     """
 
     epochs: int = 0
@@ -145,7 +145,7 @@ class CheckpointWriter:
         """Write `snapshot` soon.
 
         `before_write` is called first, in the background thread too, even if a newer snapshot replaces this one: it
-        writes what must exist once this or a later checkpoint exists. Raises what an earlier write raised, but for
+        writes what must exist once this or a later checkpoint exists. Raises what an earlier write raised, except
         OSError.
         """
         if self._last_write and self._last_write.done():

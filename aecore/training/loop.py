@@ -125,7 +125,7 @@ class StepEnd:
     """The end of one optimizer step: `samples` of `total_samples` images of the whole run are done.
 
     `metrics` are this worker's means per image since the start of the epoch: `loss`, `recon` and `kl` in nats; empty
-    but for about two steps a second. `data_wait` is the share of the epoch's time so far that it waited for images.
+    except at about two steps a second. `data_wait` is the share of the epoch's time so far that it waited for images.
     """
 
     samples: int

@@ -53,6 +53,7 @@ def test_fractions_cover_a_dimension_evenly():
 def test_values_have_three_digits_and_stay_within_the_range():
     assert Range("log", 0.0123456, 1.0).nearest(0.01234561) == 0.0123456
     assert Range("uniform", 0.0, 1.0).nearest(0.123456) == 0.123
+    assert [Range("int", 5, 8).nearest(value) for value in (5 * (1 - 1e-12), 5.6, 8)] == [5, 6, 8]
     for outside in (1.1, 0.49, 1.001, 0.4999, True, "0.7"):
         with pytest.raises(ValueError, match=r"uniform\(0.5, 1\)"):
             Range("uniform", 0.5, 1.0).nearest(outside)

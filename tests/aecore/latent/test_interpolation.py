@@ -43,13 +43,15 @@ def test_spherical_changes_the_radius_linearly():
     torch.testing.assert_close((path - centre).norm(dim=1), torch.linspace(3, 5, 9))
 
 
-@pytest.mark.parametrize("factor", [1.0, 2.0, -1.0])
+@pytest.mark.parametrize("factor", [1.0, 2.0, -1.0, 0.0])
 def test_spherical_without_a_great_circle_is_straight(factor):
     points = torch.randn(50, 3)
     centre, arm = points.mean(0), torch.tensor([1.0, 2, 3])
-    path = spherical(centre + arm, centre + factor * arm, 5, points)
+    start, end = centre + arm, centre + factor * arm
+    path = spherical(start, end, 5, points)
     assert torch.isfinite(path).all()
     torch.testing.assert_close(path[2], centre + (1 + factor) / 2 * arm, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(spherical(end, start, 5, points), path.flip(0))
 
 
 def test_neighbours_path_goes_around_a_hole():
