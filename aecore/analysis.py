@@ -20,12 +20,11 @@ from aecore.latent.samplers import SAMPLERS, LatentStats, attribute_directions, 
 from aecore.latent.stats import compute_z_stats, measure_structure, tsne
 from aecore.metrics.pixel import chroma, psnr, ssim
 from aecore.metrics.suite import METRICS, MetricSuite
-from aecore.model.autoencoder import DiagonalGaussian, to_float, to_uint8
+from aecore.model.autoencoder import BATCH_SIZE, DiagonalGaussian, decode_batches, to_float, to_uint8
 from aecore.model.corruptions import BatchNoise, corrupt
 from aecore.training.checkpoint import SavedModel
 
 SEED = 0
-MODEL_BATCH_SIZE = 64  # images or z-points in one forward pass
 ENCODE_CHUNK_SIZE = 512  # images that are converted to float together
 IMAGES_STORED = 10  # of each sampler, sweep value and task
 N_PAIRS = 64  # pairs of held-out images to interpolate between
@@ -113,9 +112,7 @@ class StudiedModel:
 
     def decode(self, z: Tensor) -> np.ndarray:
         """Return the decoded images, uint8 (n, size, size, channels)."""
-        model = self.saved.model
-        batches = z.split(MODEL_BATCH_SIZE)
-        return torch.cat([model.decode(batch.to(model.device)).cpu() for batch in batches]).numpy()
+        return decode_batches(self.saved.model, z)
 
     def decode_and_score(self, z: Tensor) -> tuple[dict[str, float], np.ndarray]:
         """Return the metrics of the decoded z-points, and the first images."""
@@ -154,7 +151,7 @@ def _corrupt(task: Any, images: np.ndarray, first_index: int = 0) -> Tensor:
 
 @torch.inference_mode()
 def _encode(saved: SavedModel, images: Tensor) -> DiagonalGaussian:
-    batches = images.split(MODEL_BATCH_SIZE)
+    batches = images.split(BATCH_SIZE)
     return _concatenate([saved.model.encode(batch.to(saved.model.device)) for batch in batches])
 
 

@@ -17,10 +17,8 @@ from aecore.latent.arrays import Images, ZPoints
 from aecore.latent.interpolation import INTERPOLATIONS
 from aecore.latent.points import StoredPoints
 from aecore.latent.samplers import LatentStats, sample
-from aecore.model.autoencoder import ImageShape, to_float
+from aecore.model.autoencoder import BATCH_SIZE, ImageShape, decode_batches, to_float
 from aecore.training.checkpoint import SavedModel, load_model
-
-BATCH = 64  # images or z-points a call of the network
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,9 @@ class PretrainedModel:
         if not arrays:
             raise ValueError("there are no images to encode")
         batch = torch.from_numpy(np.stack([fit_square(array, shape.size, shape.channels) for array in arrays]))
+        model = self.saved.model
         with torch.inference_mode():
-            means = [self.saved.model.encode(to_float(x.to(self._device))).mean.cpu() for x in batch.split(BATCH)]
+            means = [model.encode(to_float(x.to(model.device))).mean.cpu() for x in batch.split(BATCH_SIZE)]
         return ZPoints(torch.cat(means).numpy())
 
     def decode(self, z: np.ndarray) -> Images:
@@ -79,8 +78,7 @@ class PretrainedModel:
         Raises ValueError if their shape differs or a number is not finite.
         """
         points = self._check_z(z)
-        batches = torch.from_numpy(np.ascontiguousarray(points)).split(BATCH)
-        return Images(torch.cat([self.saved.model.decode(x.to(self._device)).cpu() for x in batches]).numpy(), points)
+        return Images(decode_batches(self.saved.model, torch.from_numpy(np.ascontiguousarray(points))), points)
 
     def sample(self, sampler: str = "normal", n: int = 1, seed: int = 0, **parameters: float) -> Images:
         """Return the images of `n` z-points of a sampler, with `z` and `seed`; `parameters` are the sampler's.
@@ -118,10 +116,6 @@ class PretrainedModel:
 
     def _to_z(self, end: np.ndarray | ImageInputs) -> np.ndarray:
         return self._check_z(np.asarray(end))[0] if is_z_point(end) else np.asarray(self.encode(end))[0]
-
-    @property
-    def _device(self) -> torch.device:
-        return self.saved.model.device
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> PretrainedModel:

@@ -206,6 +206,14 @@ PLANTED = (
         "if path != best:", "if path:", (CHECKPOINT,),
     ),
     Fault(
+        "checkpoints of an abandoned attempt win over new ones", "aecore/training/checkpoint.py",
+        "if _step(path) > step:", "if False:", (CHECKPOINT,),
+    ),
+    Fault(
+        "a model that could not be saved again is one of old and new files", "aecore/training/checkpoint.py",
+        'for name in ("config.json", POINTS_FILE):', "for name in (POINTS_FILE,):", (CHECKPOINT,),
+    ),
+    Fault(
         "checkpoints wait until no more epochs end", "aecore/training/checkpoint.py",
         "for _ in range(num_calls):", "while self._pending_calls:", (CHECKPOINT,),
     ),
@@ -329,6 +337,18 @@ PLANTED = (
     Fault(
         "edges between neighbours cost their length", "aecore/latent/interpolation.py",
         "nearest.values.square().clamp_min", "nearest.values.clamp_min", (INTERPOLATION,),
+    ),
+    Fault(
+        "squared lengths overflow", "aecore/latent/interpolation.py",
+        "points]).double()", "points])", (INTERPOLATION,),
+    ),
+    Fault(
+        "a missing value counts in an attribute's direction", "aecore/latent/interpolation.py",
+        "has_value = values.isfinite()", "has_value = values.bool() | True", (INTERPOLATION,),
+    ),
+    Fault(
+        "t-SNE crashes on equal z-points", "aecore/latent/stats.py",
+        "if not (z - z[0]).square().any():", "if False:", (STATS,),
     ),
     Fault(
         "each unit counts as active in a study", "aecore/latent/stats.py", "> ACTIVE_VARIANCE)", "> -1)", (STATS,),
@@ -898,6 +918,10 @@ PLANTED = (
         "if train and names - train:", "if False:", (LAYOUT,),
     ),
     Fault(
+        "a folder lies beside itself", "aecore/data/layout.py",
+        "image_folders - {folder}", "image_folders", (LAYOUT,),
+    ),
+    Fault(
         "masks are images", "aecore/data/layout.py", 'reasons[path] = "mask"', "pass", (LAYOUT,),
     ),
     Fault(
@@ -996,6 +1020,10 @@ PLANTED = (
         ("tests/aecore/data/test_image_input.py",),
     ),
     Fault(
+        "a PIL image of 16 bits is cut off at 255", "aecore/data/image_input.py",
+        'image.mode.startswith("I")', "False", ("tests/aecore/data/test_image_input.py",),
+    ),
+    Fault(
         "floats are cut off in place of rounded", "aecore/data/image_input.py",
         "np.rint(array.astype(np.float32) * 255).astype(np.uint8)", "(array.astype(np.float32) * 255).astype(np.uint8)",
         ("tests/aecore/data/test_image_input.py",),
@@ -1054,6 +1082,23 @@ PLANTED = (
     Fault(
         "the first seed of a point has no label", "jobs/tune/table.py",
         '{"optim.seed": campaign.recipe["optim"]["seed"]}', '{"optim.seed": ""}', ("tests/jobs/tune/test_table.py",),
+    ),
+    Fault(
+        "the node cache is opened to append", "aecore/data/cache_eviction.py",
+        'open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")', 'open(path, "ab")',
+        ("tests/aecore/data/test_cache_eviction.py",),
+    ),
+    Fault(
+        "a pixel may be missing", "aecore/data/readers.py",
+        ", null_values=[])", ")", ("tests/aecore/data/test_tables.py",),
+    ),
+    Fault(
+        "a failed download deletes that of another process", "aecore/data/download.py",
+        "os.rmdir(root.path)", "__import__('shutil').rmtree(root.path)", ("tests/aecore/data/test_download.py",),
+    ),
+    Fault(
+        "a stream's batches may be empty", "jobs/train/worker.py",
+        "-(-count // workers) < steps:", "False:", ("tests/jobs/train/test_train.py",),
     ),
     Fault(
         "a checked shard of the node cache keeps its old time", "aecore/data/node_cache.py",
@@ -1116,6 +1161,11 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
         "aecore/data/node_cache.py",
         '0o666 -> (439) in fd = os.open(self.entry.path / f"{slot.index:05d}.crc", os.O_RDWR | os.O_CREAT, 0o666)',
         "no program executes a file of checksums",
+    ),
+    (
+        "aecore/data/cache_eviction.py",
+        '0o666 -> (439) in with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:',
+        "no program executes a file of images",
     ),
     (
         "aecore/metrics/classifier.py",

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ LOGVAR_RANGE = (-30.0, 20.0)
 NETWORK_VERSION = 2  # stored with weights; raise it if the network changes (1: LeakyReLU)
 ACTIVE_VARIANCE = 0.01  # a dimension is active if its mean varies more over the images (Burda 2016, section 5)
 MIN_SIZE, MAX_SIZE = 16, 512
+BATCH_SIZE = 64  # images or z-points in one call of the network outside of training
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,11 @@ class Autoencoder(nn.Module):
         """Return the pixels to pad before and after each row and column."""
         total = self.image.padded_size - self.image.size
         return total // 2, total - total // 2
+
+
+def decode_batches(model: Autoencoder, z: Tensor) -> np.ndarray:
+    """Return the images uint8 (n, size, size, channels) of z-points float32 (n, z_dim), of BATCH_SIZE at a time."""
+    return torch.cat([model.decode(batch.to(model.device)).cpu() for batch in z.split(BATCH_SIZE)]).numpy()
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from aecore.latent.points import StoredPoints, make_points
 from aecore.latent.samplers import LatentStats, fit_latent_stats, sample
 from aecore.metrics.distribution import NUM_REFERENCE, FrechetDistance, hog_features
 from aecore.metrics.pixel import psnr, ssim
-from aecore.model.autoencoder import ACTIVE_VARIANCE, Autoencoder, to_uint8
+from aecore.model.autoencoder import ACTIVE_VARIANCE, BATCH_SIZE, Autoencoder, decode_batches, to_uint8
 from aecore.model.corruptions import LATENT_NOISE, make_batch_noise, make_eval_pair
 from aecore.model.losses import loss_terms
 
@@ -27,7 +27,6 @@ EPOCH_SAMPLERS = ("normal", "gaussian")  # judged after some epochs: each costs 
 # Judged at the end. Without sphere, which scores as normal does but in few dimensions: tests/benchmarks/README.md.
 STORED_SAMPLERS = ("normal", "diagonal", "gaussian", "gmm")
 NUM_PREVIEWS = 10  # images of each kind on an epoch's sheet
-BATCH = 64  # images or z-points a call of the model
 DIVERGENCE_FIX = "try a smaller optim.lr, or optim.clip=1000"
 
 
@@ -107,8 +106,7 @@ class SampleEvaluator:
             latents = fit_latent_stats(z, n_components=0)
             samplers = EPOCH_SAMPLERS
         for sampler in samplers:
-            z = sample(sampler, NUM_SAMPLES, latents, seed=self.recipe.optim.seed).to(model.device)
-            decoded = torch.cat([model.decode(batch) for batch in z.split(BATCH)]).cpu().numpy()
+            decoded = decode_batches(model, sample(sampler, NUM_SAMPLES, latents, seed=self.recipe.optim.seed))
             metrics[f"hog_frechet_{sampler}"] = self.frechet_distance(hog_features(decoded))
             images[sampler] = decoded[:NUM_PREVIEWS]
         return metrics, images
@@ -134,7 +132,7 @@ def encode_points(
     z_points, images, splits, columns = [], [], [], []
     for split, limit in points_per_split(recipe, loaders).items():
         originals = loaders[split].spaced_images(limit)
-        for step, batch in enumerate(originals.split(BATCH)):
+        for step, batch in enumerate(originals.split(BATCH_SIZE)):
             z_points.append(model.encode(make_eval_pair(recipe, Batch.whole(batch), step)[0]).mean.cpu())
         images.append(originals.cpu().numpy())
         splits.append(torch.full((len(originals),), SPLITS.index(split), dtype=torch.uint8))
@@ -161,7 +159,7 @@ def draw_train_points(model: Autoencoder, recipe: Recipe, train: Loader, limit: 
     FloatingPointError if one is not finite: nothing else says so of a dataset without validation images.
     """
     z_points: list[Tensor] = []
-    for step, images in enumerate(train.spaced_images(limit).split(BATCH)):
+    for step, images in enumerate(train.spaced_images(limit).split(BATCH_SIZE)):
         batch = Batch.whole(images)
         posterior = model.encode(make_eval_pair(recipe, batch, step)[0])
         noise = make_batch_noise(recipe.optim.seed, batch, step, LATENT_NOISE).normal(model.z_dim)
