@@ -371,8 +371,15 @@ def test_sigterm_during_the_start_leaves_nothing(ray_cluster, champion, monkeypa
 
 @pytest.mark.ray
 def test_an_interrupt_before_the_controller_runs_leaves_nothing(ray_cluster, champion, monkeypatch):
-    statuses = [SimpleNamespace(proxies={})]  # of no running Serve; the next query is interrupted
-    monkeypatch.setattr("ray.serve.status", lambda: statuses.pop() if statuses else signal.raise_signal(signal.SIGINT))
+    answers = iter([SimpleNamespace(proxies={}), KeyboardInterrupt()])  # of no running Serve; then it is interrupted
+
+    def status() -> SimpleNamespace:
+        answer = next(answers)
+        if isinstance(answer, KeyboardInterrupt):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("ray.serve.status", status)
     with pytest.raises(KeyboardInterrupt):
         start_endpoint(port=free_port())
     assert "SERVE_CONTROLLER_ACTOR" not in actor_names()
