@@ -61,7 +61,8 @@ def ingest(
         split: one of RULES; by default official if the source has one, else hash.
         limit: maximum number of images.
         shard_rows: images in a shard.
-        max_bad: number of bad images that are skipped and listed in rejects.jsonl; one more is an error.
+        max_bad: number of bad images that are skipped and listed in rejects.jsonl; one more is an error. Those that a
+            finished dataset lists already are allowed.
         progress: called with the images done and their total, first with 0 when a worker is ready.
 
     Returns uri, digest, counts (per split), split_rule, classes and attributes (their number and first names), notes,
@@ -90,14 +91,20 @@ def ingest(
     )  # fmt: skip
     root_existed = fs.get_file_info(root).type is not pafs.FileType.NotFound
     with _locked(uri):
-        records = _records_of_manifest(spec, find_manifest(fs, root), options, uri)
+        finished = find_manifest(fs, root)
+        records = _records_of_manifest(spec, finished, options, uri)
+        if finished:
+            max_bad = max(max_bad, _listed_rejects(finished))
         _discard_other_plan(spec)
         tasks = _make_tasks(source, shard_rows, records)
         connect()
         started = time.perf_counter()
         results = _write_all(spec, tasks, max_bad, progress)
         seconds = time.perf_counter() - started
-        _check_rejects(spec, results, max_bad, root_existed)
+        if len(_rejects(results)) > max_bad:
+            if not finished:  # a manifest lists these shards
+                _delete_written(spec, results, root_existed)
+            raise _too_many_bad(_rejects(results), max_bad)
         manifest = _finish(spec, source, options, results)
     return {
         "uri": uri,
@@ -217,7 +224,7 @@ def _records_of_manifest(
             "choose another --to"
         )
     rejects: list[Reject] = []
-    if manifest.options.get("rejects"):
+    if _listed_rejects(manifest):
         try:
             lines = read_bytes(spec.fs, f"{spec.root}/{REJECTS}").decode().splitlines()
         except FileNotFoundError:
@@ -230,6 +237,12 @@ def _records_of_manifest(
         for shards in manifest.splits.values()
         for shard in shards
     }
+
+
+def _listed_rejects(manifest: Manifest) -> int:
+    """Return the number of bad images that rejects.jsonl of a finished ingest lists."""
+    n_rejects = manifest.options.get("rejects")
+    return n_rejects if isinstance(n_rejects, int) else 0
 
 
 def _discard_other_plan(spec: IngestSpec) -> None:
@@ -298,15 +311,10 @@ def _write_all(
     return [results[task.path] for task in tasks if task.path in results]
 
 
-def _check_rejects(spec: IngestSpec, results: list[ShardResult], max_bad: int, root_existed: bool) -> None:
-    """Raise ValueError, and delete what this ingest has written, if there are more than `max_bad` bad images."""
-    rejects = _rejects(results)
-    if len(rejects) <= max_bad:
-        return
-    _delete_written(spec, results, root_existed)
+def _too_many_bad(rejects: list[Reject], max_bad: int) -> ValueError:
     examples = "; ".join(f"{reject.name}: {reject.reason}" for reject in rejects[:3])
     more = f" (and {len(rejects) - 3} more)" if len(rejects) > 3 else ""
-    raise ValueError(f"{len(rejects)} bad images, {max_bad} allowed (--max-bad): {examples}{more}")
+    return ValueError(f"{len(rejects)} bad images, {max_bad} allowed (--max-bad): {examples}{more}")
 
 
 def _rejects(results: list[ShardResult]) -> list[Reject]:

@@ -181,6 +181,37 @@ def test_bad_images_up_to_max_bad_are_skipped_and_listed(tmp_path: Path):
     assert "empty (0 bytes)" in rejects
 
 
+@pytest.mark.parametrize("lost", ["rejects.jsonl", "train-00000.parquet", "rejected"])
+@pytest.mark.usefixtures("in_process")
+def test_repair_without_max_bad_allows_the_bad_images_that_the_dataset_lists(tmp_path: Path, lost: str):
+    write_zip_with_bad_images(tmp_path / "bad.zip")
+    root = tmp_path / "to"
+    options: dict[str, Any] = {"size": 32, "shard_rows": 8}
+    ingest("folder", str(tmp_path / "bad.zip"), str(root), max_bad=2, **options)
+    files = read_files(root)
+    rejected = json.loads(files["rejects.jsonl"].splitlines()[0])["shard"]
+    (root / lost.replace("rejected", rejected)).unlink()
+    assert ingest("folder", str(tmp_path / "bad.zip"), str(root), **options)["rejects"] == 2
+    assert read_files(root) == files
+
+
+@pytest.mark.usefixtures("in_process")
+def test_refused_repair_deletes_no_shard_of_the_dataset(tmp_path: Path):
+    """An image of the same length is no other source, but does not decode any more."""
+    for i in range(40):
+        (tmp_path / f"{i:02d}.png").write_bytes(encode_image(draw_face(0, i, 32)[0], "png"))
+    root = tmp_path / "to"
+    ingest("folder", str(tmp_path), str(root), size=32, shard_rows=8)
+    shard = load_manifest(FS, str(root)).splits["train"][1]
+    name = read_shard(FS, str(root), shard)["name"][0].as_py()
+    (tmp_path / name).write_bytes(bytes((tmp_path / name).stat().st_size))
+    (root / shard.path).write_bytes(b"damage")
+    files = set(read_files(root))
+    with pytest.raises(ValueError, match="1 bad images, 0 allowed"):
+        ingest("folder", str(tmp_path), str(root), size=32, shard_rows=8)
+    assert files <= set(read_files(root))
+
+
 @pytest.mark.usefixtures("in_process")
 def test_failing_storage_is_reported_in_one_line(tmp_path: Path):
     (tmp_path / "file").write_text("")
