@@ -7,10 +7,12 @@ and options alone.
 
 import json
 import logging
+import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,8 @@ from aecore.data.images import ENCODINGS, JPEG_QUALITY, Crop
 from aecore.data.io import read_bytes, read_json, sha256, write_atomic, write_json
 from aecore.data.shards import Manifest, Shard, find_manifest, save_manifest
 from aecore.data.sources import Source, SourceOptions, open_source
-from aecore.data.splits import RULES
-from aecore.errors import printable
+from aecore.data.splits import RULES, SPLITS
+from aecore.errors import list_names, printable
 from cluster.lock import hold_lock
 from cluster.ray_connection import connect
 from cluster.storage import check_uri, describe_s3_error
@@ -29,7 +31,8 @@ from jobs.ingest.pool import write_shards
 from jobs.ingest.shard_task import RECORDS, IngestSpec, Reject, ShardError, ShardRecord, ShardResult, ShardTask
 
 REJECTS = "rejects.jsonl"
-LOCK = "lock"  # in the folder of the records
+LOCK = ".lock/ingest"  # below the dataset's root, in a folder of its own: the records' folder is deleted under the lock
+SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.parquet")
 FIRST_NAMES = 10  # of classes, attributes and entries passed over, in the result
 log = logging.getLogger(__name__)
 
@@ -69,7 +72,7 @@ def ingest(
     passed_over (number and first names of the source's other entries, by reason), bytes, images_per_second, shards,
     skipped_shards, rejects (their number) and unchanged (no shard had to be written).
     Raises ValueError if an option is invalid, the source is unreadable, more than `max_bad` images are bad, storage
-    fails, or another process writes to `uri`.
+    fails, another process writes to `uri`, or shards of no ingest lie there.
     """
     _check_options(
         size=size, shard_rows=shard_rows, max_bad=max_bad, encoding=encoding, quality=quality, split=split, seed=seed
@@ -89,13 +92,13 @@ def ingest(
         fs=fs, root=root, plan=plan, size=source.size, channels=source.channels, crop=crop_rule, encoding=encoding,
         quality=quality,
     )  # fmt: skip
-    root_existed = fs.get_file_info(root).type is not pafs.FileType.NotFound
-    with _locked(uri):
+    with _locked(uri, spec):
         finished = find_manifest(fs, root)
         records = _records_of_manifest(spec, finished, options, uri)
         if finished:
             max_bad = max(max_bad, _listed_rejects(finished))
-        _discard_other_plan(spec)
+        else:
+            _discard_other_plan(spec, uri)
         tasks = _make_tasks(source, shard_rows, records)
         connect()
         started = time.perf_counter()
@@ -103,7 +106,7 @@ def ingest(
         seconds = time.perf_counter() - started
         if len(_rejects(results)) > max_bad:
             if not finished:  # a manifest lists these shards
-                _delete_written(spec, results, root_existed)
+                _delete_written(spec, results)
             raise _too_many_bad(_rejects(results), max_bad)
         manifest = _finish(spec, source, options, results)
     return {
@@ -148,14 +151,21 @@ def _open_source(dataset: str, uri: str | None, **options: Any) -> Source:
 
 
 @contextmanager
-def _locked(uri: str) -> Iterator[None]:
-    """Hold the lock of the dataset at `uri` in the block, and raise an error of its storage as ValueError."""
-    lock_uri = f"{uri.rstrip('/')}/{RECORDS}/{LOCK}"
+def _locked(uri: str, spec: IngestSpec) -> Iterator[None]:
+    """Hold the lock of the dataset at `uri` in the block, and raise an error of its storage as ValueError.
+
+    A local folder that did not exist before is deleted if it is empty at the end.
+    """
+    root_existed = spec.fs.get_file_info(spec.root).type is not pafs.FileType.NotFound
     try:
-        with hold_lock(lock_uri, f"the dataset {uri} is being written", "choose another --to"):
+        with hold_lock(f"{uri.rstrip('/')}/{LOCK}", f"the dataset {uri} is being written", "choose another --to"):
             yield
     except OSError as error:
         raise ValueError(f"cannot write to {uri}: {describe_s3_error(error)}") from error
+    finally:
+        if not root_existed and isinstance(spec.fs, pafs.LocalFileSystem):
+            with suppress(OSError):  # it holds the dataset
+                os.rmdir(spec.root)
 
 
 def _describe_source(source: Source) -> dict[str, Any]:
@@ -245,25 +255,33 @@ def _listed_rejects(manifest: Manifest) -> int:
     return n_rejects if isinstance(n_rejects, int) else 0
 
 
-def _discard_other_plan(spec: IngestSpec) -> None:
-    """Delete shards and records of an unfinished ingest that had other options, and store this ingest's plan."""
+def _discard_other_plan(spec: IngestSpec, uri: str) -> None:
+    """Delete shards and records of an unfinished ingest that had other options, and store this ingest's plan.
+
+    Raises ValueError if there are shards but no records: they may be the source.
+    """
     try:
         stored_plan = read_json(spec.fs, spec.plan_path)
     except (FileNotFoundError, ValueError):
         stored_plan = None
     if stored_plan == spec.plan:
         return
-    for path in _list_records(spec):
-        shard_path = path.rsplit("/", 1)[-1].removesuffix(".json")
-        if shard_path.endswith(".parquet"):
-            _delete(spec.fs, f"{spec.root}/{shard_path}")
+    records = _list_records(spec)
+    root_files = spec.fs.get_file_info(pafs.FileSelector(spec.root, allow_not_found=True))
+    shards = [info.path for info in root_files if SHARD_NAME.fullmatch(info.base_name)]
+    if shards and not records:
+        raise ValueError(
+            f"{uri} holds {list_names(path.rpartition('/')[2] for path in shards)}, which this ingest would overwrite: "
+            "choose another --to, or delete them if they are of a dataset without its manifest"
+        )
+    for path in shards + records:
         _delete(spec.fs, path)
     write_json(spec.fs, spec.plan_path, spec.plan)
 
 
 def _list_records(spec: IngestSpec) -> list[str]:
     selector = pafs.FileSelector(f"{spec.root}/{RECORDS}", allow_not_found=True)
-    return [info.path for info in spec.fs.get_file_info(selector) if info.is_file and info.base_name != LOCK]
+    return [info.path for info in spec.fs.get_file_info(selector) if info.is_file]
 
 
 def _delete(fs: pafs.FileSystem, path: str) -> None:
@@ -321,16 +339,14 @@ def _rejects(results: list[ShardResult]) -> list[Reject]:
     return [reject for result in results for reject in result.record.rejects]
 
 
-def _delete_written(spec: IngestSpec, results: list[ShardResult], root_existed: bool) -> None:
-    """Delete the shards and records of this run, and the folders that it made."""
+def _delete_written(spec: IngestSpec, results: list[ShardResult]) -> None:
+    """Delete the shards and records of this run."""
     for result in results:
         if not result.skipped:
             _delete(spec.fs, f"{spec.root}/{result.record.shard.path}")
             _delete(spec.fs, spec.record_path(result.record.shard.path))
     if not any(path.endswith(".parquet.json") for path in _list_records(spec)):
         spec.fs.delete_dir(f"{spec.root}/{RECORDS}")
-    if not root_existed and not spec.fs.get_file_info(pafs.FileSelector(spec.root, allow_not_found=True)):
-        spec.fs.delete_dir(spec.root)
 
 
 def _finish(spec: IngestSpec, source: Source, options: dict[str, Any], results: list[ShardResult]) -> Manifest:
@@ -350,7 +366,8 @@ def _finish(spec: IngestSpec, source: Source, options: dict[str, Any], results: 
         splits={split: tuple(entries) for split, entries in shards.items()},
     )
     save_manifest(spec.fs, spec.root, manifest)
-    spec.fs.delete_dir(f"{spec.root}/{RECORDS}")
+    if _list_records(spec):
+        spec.fs.delete_dir(f"{spec.root}/{RECORDS}")
     for info in spec.fs.get_file_info(pafs.FileSelector(spec.root)):
         if info.base_name.startswith(".") and info.base_name.endswith(".tmp"):
             _delete(spec.fs, info.path)

@@ -13,10 +13,11 @@ import pytest
 
 from aecore.data.dataset import Dataset
 from aecore.data.images import encode_image
-from aecore.data.shards import load_manifest, read_shard
+from aecore.data.shards import Manifest, load_manifest, read_shard
 from aecore.data.synthetic_faces import draw_face
 from cluster.lock import LockedError
 from jobs.cli import main
+from jobs.ingest import job
 from jobs.ingest.job import ingest
 from tests.jobs.ingest.in_process import patch_ingest
 
@@ -144,9 +145,40 @@ def test_interrupted_run_resumes(tmp_path: Path, dataset: Path):
 def test_interrupted_run_with_other_options_is_discarded(tmp_path: Path, dataset: Path):
     with pytest.raises(KeyboardInterrupt):
         ingest_faces(tmp_path, shard_rows=8, progress=interrupt_after_two_shards)
+    # Killed between a shard and its record.
+    next(path for path in tmp_path.glob(".ingest/*.parquet.json") if "00001" in path.name).unlink()
+    (tmp_path / "train-00099.parquet").write_bytes(b"")
     ingest_faces(tmp_path)
-    assert set(read_files(dataset)) <= set(read_files(tmp_path))
-    assert (tmp_path / "manifest.json").read_bytes() == (dataset / "manifest.json").read_bytes()
+    assert read_files(tmp_path) == read_files(dataset)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_target_with_shards_of_no_ingest_is_refused(tmp_path: Path, dataset: Path):
+    """Such as the source itself."""
+    shutil.copy(dataset / "train-00000.parquet", tmp_path)
+    files = read_files(tmp_path)
+    for target in (tmp_path, f"{tmp_path}/../{tmp_path.name}/"):
+        with pytest.raises(ValueError, match=r"holds train-00000.parquet, which this ingest would overwrite: choose"):
+            ingest("parquet", str(tmp_path), str(target), size=32, split="hash")
+    assert read_files(tmp_path) == files
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_lock_is_held_until_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    locked = []
+
+    def check_lock(*arguments: Any) -> Manifest:
+        manifest = finish(*arguments)
+        with pytest.raises(LockedError):
+            ingest_faces(tmp_path / "to")
+        locked.append(True)
+        return manifest
+
+    finish = job._finish
+    monkeypatch.setattr(job, "_finish", check_lock)
+    ingest_faces(tmp_path / "to")
+    assert locked
+    assert not [path for path in (tmp_path / "to").iterdir() if path.name.startswith(".")]
 
 
 def write_zip_with_bad_images(path: Path) -> None:
