@@ -11,12 +11,13 @@ from aecore.data.remote_path import RemotePath
 from aecore.errors import list_names
 
 
-def read_parquet_columns(root: RemotePath, files: list[str]) -> tuple[pa.Table, list[str] | None, str]:
+def read_parquet_columns(root: RemotePath, files: list[str]) -> tuple[pa.Table, list[str] | None, str, list[str]]:
     """Return the rows of the sorted `files`, the split of each row if the files' names have splits, and the column.
 
     The table has `name` (FILE/ROW), `label` and `class` if the images have labels, `identity` for `celeb_id`, and the
-    numbers of each image. Raises ValueError when files are damaged or differ in columns, when only some have a split,
-    or when they are of several configurations.
+    numbers of each image. The last value is notes: the columns that are not read. Raises ValueError when files are
+    damaged or differ in columns, when a column is there twice, when only some files have a split, or when they are of
+    several configurations.
     """
     split_by_file = {file: _split_of_file(file) for file in files}
     without_split = [file for file, split in split_by_file.items() if split is None]
@@ -34,11 +35,9 @@ def read_parquet_columns(root: RemotePath, files: list[str]) -> tuple[pa.Table, 
         if differing := [file for file in files if not schemas[file].equals(schema)]:
             raise ValueError(f"{root}: {list_names(differing)} has other columns than {files[0]}")
         column = _image_column(schema, root)
-        columns = [
-            field.name for field in schema
-            if field.name not in ("name", column)
-            and (_is_number(field.type) or (field.name == "label" and _is_text(field.type)))
-        ]  # fmt: skip
+        columns = _attribute_columns(schema, column)
+        if repeated := sorted(name for name in {column, *columns} if schema.names.count(name) > 1):
+            raise ValueError(f"{root}: there are two columns {list_names(repeated)}; rename or remove one")
         tables = [pq.read_table(f"{root.path}/{file}", columns=columns, filesystem=root.fs) for file in files]
     except pa.ArrowInvalid as error:
         raise ValueError(f"{root} holds a damaged Parquet file: {error}") from error
@@ -48,22 +47,23 @@ def read_parquet_columns(root: RemotePath, files: list[str]) -> tuple[pa.Table, 
     ]
     if not names:
         raise ValueError(f"{root}: the Parquet files have no rows")
-    rows, class_names = pa.concat_tables(tables), _class_names(schema)
-    if "label" in columns and _is_text(schema.field("label").type):
-        class_names = sorted(rows["label"].unique().drop_null().to_pylist())
-        labels = pc.call_function(
-            "index_in", [rows["label"]], pc.SetLookupOptions(value_set=pa.array(class_names, rows["label"].type))
-        )
-        rows = rows.set_column(columns.index("label"), "label", labels)
-    table = pa.table({"name": names})
-    for name in columns:
-        values = rows[name].cast(pa.int8()) if pa.types.is_boolean(rows[name].type) else rows[name]
-        table = table.append_column("identity" if name == "celeb_id" else name, values)
-    if "label" in columns:
-        labels = table["label"].to_pylist()
+    rows = pa.concat_tables(tables)
+    values = {name: rows[name].cast(_stored_type(rows[name].type)) for name in columns}
+    if "label" not in values and "class" in values and _is_text(values["class"].type):
+        values = {"label": values.pop("class"), **values}
+    class_names = []
+    if "label" in values and _is_text(values["label"].type):
+        class_names = sorted(values["label"].unique().drop_null().to_pylist())
+        options = pc.SetLookupOptions(value_set=pa.array(class_names, pa.string()))
+        values["label"] = pc.call_function("index_in", [values["label"]], options)
+    elif "label" in values and pa.types.is_integer(values["label"].type):
+        class_names = _class_names(schema)
+    if "label" in values:
+        labels = values["label"].to_pylist()
+        classes = values["class"].to_pylist() if "class" in values else labels
         unlabelled = [  # Hugging Face's test splits without labels have -1; a float may be any number
-            name for name, label in zip(names, labels, strict=True)
-            if label is None or (isinstance(label, int) and label < 0)
+            name for name, label, label_class in zip(names, labels, classes, strict=True)
+            if label is None or label_class is None or (isinstance(label, int) and label < 0)
         ]  # fmt: skip
         if unlabelled:
             raise ValueError(
@@ -71,9 +71,13 @@ def read_parquet_columns(root: RemotePath, files: list[str]) -> tuple[pa.Table, 
                 f"{unlabelled[0]}: move these files away, or remove the column"
             )
         if class_names and max(labels) < len(class_names):
-            table = table.append_column("class", pa.array([class_names[label] for label in labels]))
+            values["class"] = pa.array([class_names[label] for label in labels])
+    stored = {"identity" if name == "celeb_id" else name: column_values for name, column_values in values.items()}
+    table = pa.table({"name": names, **stored})
+    ignored = [name for name in schema.names if name not in (column, *columns)]
+    notes = [f"columns that are not read: {list_names(ignored)}"] if ignored else []
     splits = [split for file, n in zip(files, counts, strict=True) for split in [split_by_file[file]] * n]
-    return table, None if without_split else splits, column
+    return table, None if without_split else splits, column, notes
 
 
 def _split_of_file(file: str) -> str | None:
@@ -96,12 +100,39 @@ def _image_column(schema: pa.Schema, root: RemotePath) -> str:
     )
 
 
+def _attribute_columns(schema: pa.Schema, image_column: str) -> list[str]:
+    """Return the columns that a shard takes: numbers, and `label` and `class` also as text.
+
+    `class` is left out if the labels have names, `identity` if there is `celeb_id`: a shard has each name once.
+    """
+    types = {field.name: _stored_type(field.type) for field in schema}
+    columns = [
+        name for name in schema.names
+        if name not in ("name", "image", image_column)
+        and (_is_number(types[name]) or (name in ("label", "class") and _is_text(types[name])))
+    ]  # fmt: skip
+    if "label" in columns and (_is_text(types["label"]) or _class_names(schema) or not _is_text(types.get("class"))):
+        columns = [name for name in columns if name != "class"]
+    if "celeb_id" in columns:
+        columns = [name for name in columns if name != "identity"]
+    return columns
+
+
+def _stored_type(type: pa.DataType) -> pa.DataType:
+    """Return the type in which a shard stores a column: that of a categorical column's values, int8 for a boolean."""
+    if pa.types.is_dictionary(type):
+        type = type.value_type
+    if pa.types.is_large_string(type) or pa.types.is_string_view(type):
+        return pa.string()
+    return pa.int8() if pa.types.is_boolean(type) else type
+
+
 def _is_number(type: pa.DataType) -> bool:
-    return pa.types.is_integer(type) or pa.types.is_floating(type) or pa.types.is_boolean(type)
+    return pa.types.is_integer(type) or pa.types.is_floating(type)
 
 
-def _is_text(type: pa.DataType) -> bool:
-    return pa.types.is_string(type) or pa.types.is_large_string(type)
+def _is_text(type: pa.DataType | None) -> bool:
+    return type == pa.string()
 
 
 def _class_names(schema: pa.Schema) -> list[str]:

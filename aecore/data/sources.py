@@ -325,7 +325,7 @@ def parquet(options: SourceOptions) -> SourceListing:
     files = sorted(name for name in tree.files if name.endswith(".parquet")) if tree else []
     if tree is None or not files:
         raise ValueError(f"{base} holds no Parquet files; --source takes {expected}")
-    items, splits, column = read_parquet_columns(tree.path, files)
+    items, splits, column, notes = read_parquet_columns(tree.path, files)
     fingerprint = _fingerprint("parquet", {name: tree.files[name] for name in files})
     return SourceListing(
         items,
@@ -335,6 +335,7 @@ def parquet(options: SourceOptions) -> SourceListing:
         size=96,
         fingerprint=fingerprint,
         split_origin="the names of the Parquet files",
+        notes=notes,
         passed_over=tree.passed_over | {"not Parquet": sorted(tree.files.keys() - set(files))},
     )
 

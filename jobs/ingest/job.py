@@ -80,6 +80,7 @@ def ingest(
     crop_rule = Crop.parse(crop)
     fs, root = check_uri(uri)
     source = _open_source(dataset, source_uri, limit=limit, seed=seed, size=size, split=split, download=download)
+    description = _describe_source(source)
     _warn_of_skipped(source_uri, source)
     encoding, quality = _resolve_encoding(encoding, quality, source.size)
     options = {
@@ -113,7 +114,7 @@ def ingest(
         "uri": uri,
         "digest": manifest.digest,
         "counts": {split: manifest.count(split) for split in manifest.splits},
-        **_describe_source(source),
+        **description,
         **_describe_results(results, seconds),
         "unchanged": bool(records) and all(result.skipped for result in results),
     }
@@ -173,7 +174,9 @@ def _describe_source(source: Source) -> dict[str, Any]:
     tables = [table for table in source.splits.values() if table.num_rows]
     columns = tables[0].column_names if tables else []
     class_column = next((column for column in ("class", "label") if column in columns), None)
-    classes = {value for table in tables for value in table[class_column].unique().to_pylist()} if class_column else ()
+    classes = {
+        value for table in tables if class_column for value in table[class_column].drop_null().unique().to_pylist()
+    }
     return {
         "split_rule": source.split_text,
         "classes": _count_names(sorted(classes)),

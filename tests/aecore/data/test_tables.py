@@ -59,6 +59,7 @@ def test_parquet_of_hugging_face(tmp_path: Path, train: str, test: str):
             assert (row["label"], row["class"]) == (row["identity"] % 2, ["cat", "dog"][row["identity"] % 2])
             assert row["Smiling"] == (row["identity"] < 7)
     assert source.passed_over == {"not Parquet": ["README.md"]}
+    assert source.notes == ["columns that are not read: text"]
     assert "ingest parquet" in refusal("folder", tmp_path)
     assert "ingest parquet" in refusal("celeba", tmp_path)
 
@@ -89,6 +90,71 @@ def test_parquet_with_classes_as_text(tmp_path: Path):
     assert sorted((row["name"], row["class"], row["label"]) for row in rows) == [
         (f"all/{i:06d}", name, int(name == "dog")) for i, name in enumerate(classes)
     ]
+
+
+def read_columns(path: Path, **columns) -> dict[str, list]:
+    """Return the columns that `parquet` reads beside those of nine images, in the order of the images."""
+    images = [{"bytes": picture(i)} for i in range(9)]
+    pq.write_table(pa.table({"photo": images, **columns}), path / "all.parquet")
+    tables = open_source("parquet", SourceOptions(str(path))).splits.values()
+    table = pa.concat_tables(list(tables)).sort_by("name").drop_columns("name")
+    assert len(set(table.column_names)) == table.num_columns
+    return table.to_pydict()
+
+
+CLASSES = ["dog", "cat", "dog"] * 3
+LABELS = [int(name == "dog") for name in CLASSES]
+
+
+@pytest.mark.parametrize("name", ["label", "class"])
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(CLASSES),
+        pa.array(CLASSES).dictionary_encode(),  # pandas' Categorical
+        pa.array(CLASSES).dictionary_encode().cast(pa.dictionary(pa.int8(), pa.large_string())),
+        pa.array(CLASSES, pa.large_string()),
+        pa.array(CLASSES, pa.string_view()),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_parquet_with_classes_in_each_type_of_text(tmp_path: Path, name: str, column: pa.Array):
+    assert read_columns(tmp_path, **{name: column}) == {"label": LABELS, "class": CLASSES}
+
+
+def test_parquet_of_zpoint_keeps_its_classes(tmp_path: Path):
+    assert read_columns(tmp_path, label=LABELS, **{"class": CLASSES}) == {"label": LABELS, "class": CLASSES}
+    with pytest.raises(ValueError, match="1 of 9 images have no label, such as all/000008"):
+        read_columns(tmp_path, label=LABELS, **{"class": [*CLASSES[:8], None]})
+
+
+@pytest.mark.parametrize(
+    ("columns", "read"),
+    [
+        ({"label": CLASSES, "class": LABELS}, {"label": LABELS, "class": CLASSES}),
+        ({"label": CLASSES, "class": CLASSES[::-1]}, {"label": LABELS, "class": CLASSES}),
+        ({"label": LABELS, "class": LABELS}, {"label": LABELS}),
+        ({"age": LABELS, "image": LABELS, "name": LABELS}, {"age": LABELS}),
+        ({"celeb_id": LABELS, "identity": LABELS[::-1]}, {"identity": LABELS}),
+        ({"age": pa.array(LABELS).dictionary_encode()}, {"age": LABELS}),
+    ],
+)
+def test_parquet_gives_each_column_once(tmp_path: Path, columns: dict, read: dict):
+    assert read_columns(tmp_path, **columns) == read
+
+
+def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path: Path):
+    images = [{"bytes": picture(i)} for i in range(3)]
+    table = pa.table([images, [1, 2, 3], [4, 5, 6]], ["image", "age", "age"])
+    pq.write_table(table, tmp_path / "all.parquet")
+    assert "there are two columns age; rename or remove one" in refusal("parquet", tmp_path)
+
+
+def test_parquet_with_names_of_labels_that_are_no_integers(tmp_path: Path):
+    write_parquet(tmp_path / "all.parquet", range(9))
+    table = pq.read_table(tmp_path / "all.parquet")
+    pq.write_table(table.set_column(1, "label", table["label"].cast(pa.float32())), tmp_path / "all.parquet")
+    assert open_source("parquet", SourceOptions(str(tmp_path))).splits["train"].column_names == ["name", "label"]
 
 
 @pytest.mark.parametrize("labels", [[0, 1, -1], [0, None, 1], ["cat", None, "dog"]])

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 
 from aecore.data.dataset import Dataset
@@ -331,6 +333,14 @@ def test_ingest_prints_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert result["classes"]["count"] == 12
     assert {reason: names["count"] for reason, names in result["passed_over"].items()} == {"hidden": 1, "text": 21}
     assert not caplog.records
+
+
+@pytest.mark.usefixtures("in_process")
+def test_classes_of_some_images_are_counted(tmp_path: Path):
+    images = [encode_image(draw_face(0, i, 16)[0], "png") for i in range(12)]
+    pq.write_table(pa.table({"image": images, "class": [0, 1, None] * 4}), tmp_path / "all.parquet")
+    result = ingest("parquet", str(tmp_path), str(tmp_path / "to"), size=16, split="hash")
+    assert result["classes"] == {"count": 2, "first": ["0", "1"]}
 
 
 @pytest.mark.usefixtures("in_process")
