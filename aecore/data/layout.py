@@ -1,6 +1,7 @@
 """The rule by which the folders of an image set give splits and classes; the same for folders and zips.
 
-1. Masks and thumbnails are passed over: a folder of masks beside images, their folder or splits, a file `X_mask.png`
+1. Masks and thumbnails are passed over: a folder of MASK_FOLDERS or `train_masks` beside images, their folder or
+   splits, another folder with `mask` in its name if most of its files are named as these images, a file `X_mask.png`
    beside `X`, a folder of THUMBNAIL_FOLDERS beside anything else.
 2. Folders that hold all images are neither split nor class: `photos/photos/train/cat/1.png` is `train/cat/1.png`.
 3. The first folders are splits if they are named so (`split_of`), else classes; below splits the next folders are
@@ -11,8 +12,9 @@
 import os
 import re
 import unicodedata
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from aecore.errors import list_names
@@ -28,6 +30,7 @@ MASK_FOLDERS = {
     "annotation", "annotations", "ground_truth", "groundtruth", "gt", "label", "labels", "mask", "masks",
     "segmentation", "segmentationclass", "segmentationobject", "segmentations", "trimaps",
 }  # fmt: skip
+MASK_WORDS = {"mask", "masks"}
 THUMBNAIL_FOLDERS = {"thumbnail", "thumbnails", "thumbs"}
 _SEPARATORS = re.compile(r"[-._ 0-9]+")
 _MASK_STEM = re.compile(r"(.+)[_-]masks?([_-]?\d+)?", re.IGNORECASE)
@@ -105,17 +108,24 @@ def _pass_over_masks(names: list[str]) -> tuple[list[str], dict[str, list[str]]]
     reasons = {}
     for parent, siblings in children.items():
         image_folders = {name for name in siblings if _words(name) & IMAGE_FOLDERS or name.lower() in SPLIT_WORDS}
+        masks = {name for name in siblings if _words(name) & MASK_WORDS and not _is_mask_folder(name)}
+        if masks:
+            masks = _named_as_images(_below(names, parent), masks, image_folders)
         for folder in siblings:
             beside_images = parent in holders or image_folders - {folder}
             path = f"{parent}/{folder}" if parent else folder
             if folder.lower() in THUMBNAIL_FOLDERS and (len(siblings) > 1 or parent in holders):
                 reasons[path] = "thumbnail"
-            elif beside_images and (folder.lower() in MASK_FOLDERS or _words(folder) & {"mask", "masks"}):
+            elif beside_images and (_is_mask_folder(folder) or folder in masks):
                 reasons[path] = "mask"
+    reason_by_holder = {
+        holder: next((reasons[path] for path in _folders_above(f"{holder}/") if path in reasons), None)
+        for holder in holders
+    }
     images, passed_over = [], defaultdict(list)
     stems = {os.path.splitext(name)[0] for name in names}
     for name in names:
-        reason = next((reason for path, reason in reasons.items() if name.startswith(f"{path}/")), None)
+        reason = reason_by_holder[name.rpartition("/")[0]]
         if reason is None and (match := _MASK_STEM.fullmatch(os.path.splitext(name)[0])) and match[1] in stems:
             reason = "mask"
         if reason is None:
@@ -123,6 +133,50 @@ def _pass_over_masks(names: list[str]) -> tuple[list[str], dict[str, list[str]]]
         else:
             passed_over[reason].append(name)
     return images, passed_over
+
+
+def _is_mask_folder(name: str) -> bool:
+    """Return True for one of MASK_FOLDERS and for a name that only says whose masks it holds: `train_masks`."""
+    words = _words(name)
+    return name.lower() in MASK_FOLDERS or (
+        bool(words & MASK_WORDS) and words <= MASK_WORDS | IMAGE_FOLDERS | SPLIT_WORDS.keys() | {""}
+    )
+
+
+def _named_as_images(paths: list[str], masks: set[str], image_folders: set[str]) -> set[str]:
+    """Return those of the folders `masks` most of whose files are named as an image beside them.
+
+    `paths` are of all files in the folder that holds `masks`; an image is there or in one of `image_folders`.
+    `with_mask` and `without_mask` are classes: their files have names of their own.
+    """
+    image_folders_by_stem: dict[str, set[str]] = defaultdict(set)
+    stems: dict[str, list[str]] = defaultdict(list)  # of the files in each of `masks`
+    for path in paths:
+        folder, stem = _top(path) if "/" in path else "", os.path.splitext(path.rpartition("/")[2])[0]
+        if not folder or folder in image_folders:
+            image_folders_by_stem[stem.lstrip("0")].add(folder)
+        if folder in masks:
+            stems[folder].append(stem)
+
+    def is_of_image(stem: str, folder: str) -> bool:
+        """Return True for the stem of an image, also with more behind it: `00012_hair` is of `12`."""
+        starts = (stem[: match.start()].lstrip("0") for match in re.finditer(r"[-_. ]|$", stem))
+        return any(image_folders_by_stem.get(start, set()) - {folder} for start in starts)
+
+    return {folder for folder in masks if 2 * sum(is_of_image(s, folder) for s in stems[folder]) > len(stems[folder])}
+
+
+def _below(names: list[str], folder: str) -> list[str]:
+    """Return those of the sorted paths `names` that lie in `folder`, relative to it."""
+    if not folder:
+        return names
+    first, last = (bisect_left(names, folder + end) for end in ("/", "0"))  # 0 follows the slash
+    return [name[len(folder) + 1 :] for name in names[first:last]]
+
+
+def _folders_above(path: str) -> Iterator[str]:
+    """Yield the folders that hold `path`, the outermost first."""
+    yield from (path[: match.start()] for match in re.finditer("/", path))
 
 
 def _words(name: str) -> set[str]:

@@ -206,7 +206,7 @@ def _warn_of_skipped(uri: str | None, source: Source) -> None:
     """Log a warning if more files were passed over than images read, except text and what systems leave behind."""
     skipped = {
         reason: names for reason, names in source.passed_over.items()
-        if reason not in ("hidden", "text", "mask", "thumbnail")
+        if reason not in ("hidden", "text", "thumbnail")
     }  # fmt: skip
     n_skipped, n_images = sum(map(len, skipped.values())), sum(table.num_rows for table in source.splits.values())
     if n_skipped > n_images:

@@ -1,6 +1,7 @@
 """Layouts of image folders as people have them: each is read by the stated rule or refused (tests/cases.md)."""
 
 import os
+import time
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -71,6 +72,15 @@ def test_layouts_that_the_rule_reads(folders: tuple[str, ...], splits: dict | No
         (make("x/x/train", "x/train"), "train/ name splits, but x/"),
         (make("thumbs", "thumbnails"), "all images are masks or thumbnails .*: thumbnails/0.png, .* 3 more; rename"),
         (make("image_masks", "mask_images"), "all images are masks or thumbnails of others"),
+        (
+            ["logo.png", *make("with_mask", "without_mask")],
+            "logo.png outside of the class folders with_mask/, without_m",
+        ),
+        (["a.png", "1.png", *make("with_mask", "without_mask", count=4)], "1.png, a.png outside of the class folders"),
+        (
+            ["train/0_a.png", *make("with_mask", "without_mask")],
+            "train/ name splits, but with_mask/, without_mask/ beside them do not",
+        ),
     ],
 )
 def test_ambiguous_layouts_are_refused_and_the_files_named(names: list[str], message: str):
@@ -93,7 +103,20 @@ def test_a_split_folder_without_images_is_refused_and_an_empty_class_folder_list
         (make("images", "masks"), 3, 3),
         (make("train", "train_masks", "test"), 3, 6),  # Carvana
         (make("train/good", "test/good", "ground_truth/bad"), 3, 6),  # MVTec AD
-        (make("CelebA-HQ-img", "CelebAMask-HQ-mask-anno/0"), 3, 3),
+        (
+            [
+                "CelebA-HQ-img/0.jpg",
+                "CelebA-HQ-img/12.jpg",
+                "CelebAMask-HQ-mask-anno/0/00000_hair.png",
+                "CelebAMask-HQ-mask-anno/0/00012_hair.png",
+                "CelebAMask-HQ-mask-anno/0/00012_nose.png",
+            ],
+            3,
+            2,
+        ),
+        (["train/a_1.jpg", "train/a_2.jpg", "train_masks/a_1_mask.gif", "train_masks/a_2_mask.gif"], 2, 2),  # Carvana
+        (["images/img_1.jpg", "images/img_2.jpg", "image_masks/mask_1.jpg"], 1, 2),
+        (["1.png", "2.png", "hair_masks/1.png", "hair_masks/x.png", "hair_masks/2.png"], 3, 2),
         (["benign/1.png", "benign/1_mask.png", "benign/1_mask_1.png", "normal/2.png"], 2, 2),  # BUSI
         (make("train/images", "train/masks", "test/images"), 3, 6),
         (["1.png", "2.png", "masks/1.png", "masks/2.png"], 2, 2),
@@ -101,6 +124,7 @@ def test_a_split_folder_without_images_is_refused_and_an_empty_class_folder_list
         (make("mask_images"), 0, 3),  # the set itself
         (make("mask_images/a", "mask_images/b"), 0, 6),
         (make("with_mask", "without_mask"), 0, 6),
+        (make("images/face_mask", "images/face"), 0, 6),
     ],
 )
 def test_masks_are_passed_over(names: list[str], masks: int, kept: int):
@@ -108,6 +132,16 @@ def test_masks_are_passed_over(names: list[str], masks: int, kept: int):
     assert len(layout.passed_over.get("mask", [])) == masks
     assert len(layout.names) == kept
     assert not any("mask" in name.split("/")[0] for name in layout.classes or [] if masks)
+
+
+def test_many_folders_of_masks_are_passed_over_in_linear_time():
+    """A folder for each person, as medical sets have it; a product of folders and images would take minutes."""
+    names = sorted(f"{i:04d}/{kind}/{j}.png" for i in range(4000) for kind in ("images", "masks") for j in range(2))
+    start = time.process_time()
+    assert len(read(names).passed_over["mask"]) == 8000
+    names = sorted(f"{i:04d}_{kind}/{i}.png" for i in range(4000) for kind in ("img", "mask"))
+    assert len(read(names).passed_over["mask"]) == 4000
+    assert time.process_time() - start < 4
 
 
 def test_thumbnails_are_passed_over():

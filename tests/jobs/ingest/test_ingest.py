@@ -351,3 +351,12 @@ def test_ingest_warns_if_more_is_passed_over_than_read(tmp_path: Path, caplog: p
         (tmp_path / f"{i}.jxl").write_bytes(b"\0\0\0\x0cJXL \r\n\x87\n")
     ingest("folder", str(tmp_path), str(tmp_path / "to"), size=16)
     assert "9 entries passed over, 3 images read: no JPEG XL decoder" in caplog.text
+
+
+@pytest.mark.usefixtures("in_process")
+def test_ingest_warns_if_it_reads_fewer_images_than_masks(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "masks").mkdir()
+    for name in ("1", "masks/a", "masks/b"):
+        (tmp_path / f"{name}.png").write_bytes(encode_image(draw_face(0, 0, 16)[0], "png"))
+    ingest("folder", str(tmp_path), str(tmp_path / "to"), size=16, split="hash")
+    assert "2 entries passed over, 1 images read: mask" in caplog.text
