@@ -2,11 +2,10 @@
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from aecore.data.dataset import Dataset
+from aecore.data.dataset import Dataset, shard_offsets
 
 NOT_ATTRIBUTES = {"name", "image", "identity", "label", "class"}
 MAX_CLASSES = 100
@@ -15,14 +14,18 @@ MAX_CLASSES = 100
 def read_attributes(dataset: Dataset, split: str, rows: np.ndarray) -> dict[str, Tensor]:
     """Read the attributes of `rows` (n,) of a split in stored order: name to values, float32 (n,).
 
-    Image columns are not read. Raises OSError when a shard is missing.
+    Only shards that hold one of `rows` are read. Raises ValueError when one is missing or damaged, UnreadShardError
+    when storage fails.
     """
-    paths = [f"{dataset.root}/{shard.path}" for shard in dataset.shards(split)]
-    if not paths:
+    if not len(rows):
         return {}
-    columns = [name for name in pq.read_schema(paths[0], filesystem=dataset.fs).names if name not in ("name", "image")]
-    tables = [pq.read_table(path, columns=columns, filesystem=dataset.fs) for path in paths]
-    return extract_attributes(pa.concat_tables(tables).take(pa.array(rows)))
+    shards = dataset.shards(split)
+    offsets = shard_offsets(shards)
+    needed, position = np.unique(np.searchsorted(offsets, rows, side="right") - 1, return_inverse=True)  # (n,)
+    needed_shards = [shards[index] for index in needed]
+    table = pa.concat_tables(dataset.read_shard(shard).drop_columns(["name", "image"]) for shard in needed_shards)
+    local_rows = rows - offsets[needed][position] + shard_offsets(needed_shards)[position]
+    return extract_attributes(table.take(local_rows))
 
 
 def extract_attributes(table: pa.Table) -> dict[str, Tensor]:

@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from aecore.data.attributes import extract_attributes, read_attributes
 from aecore.data.dataset import Dataset
@@ -22,7 +25,9 @@ def test_each_class_is_an_attribute():
     assert attribute_lists(label=list(range(500))) == {}
 
 
-def test_attributes_are_read_across_shards(tmp_path):
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    """Return a dataset of three shards of four rows; the height of a row is its index."""
     shards = []
     for index in range(3):
         rows = pa.table({"name": list("abcd"), "height": np.arange(4.0) + 4 * index})
@@ -30,6 +35,18 @@ def test_attributes_are_read_across_shards(tmp_path):
     manifest = Manifest(
         dataset="made", options={}, size=8, channels=1, encoding="png", splits={"train": tuple(shards), "valid": ()}
     )
-    attributes = read_attributes(Dataset(FS, str(tmp_path), manifest), "train", np.array([0, 5, 11]))
-    assert attributes["height"].tolist() == [0, 5, 11]
-    assert read_attributes(Dataset(FS, str(tmp_path), manifest), "valid", np.array([], np.int64)) == {}
+    return Dataset(FS, str(tmp_path), manifest)
+
+
+@pytest.mark.parametrize("rows", [[0, 5, 11], [3, 4, 8], [11, 2, 2, 9], [6]])
+def test_attributes_are_read_across_shards(dataset: Dataset, rows: list[int]):
+    assert read_attributes(dataset, "train", np.array(rows))["height"].tolist() == rows
+    assert read_attributes(dataset, "valid", np.array([], np.int64)) == {}
+
+
+def test_attributes_of_a_damaged_shard_are_refused(dataset: Dataset):
+    path = Path(dataset.root) / "1.parquet"
+    path.write_bytes(path.read_bytes().replace(np.float64(5).tobytes(), np.float64(50).tobytes()))
+    assert read_attributes(dataset, "train", np.array([0, 11]))["height"].tolist() == [0, 11]
+    with pytest.raises(ValueError, match=r"shard 1.parquet is damaged"):
+        read_attributes(dataset, "train", np.array([0, 5, 11]))
