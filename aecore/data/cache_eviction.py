@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
@@ -23,7 +24,7 @@ def allocate(entry: Path, size: int, max_bytes: int | None) -> None:
     """Allocate `size` bytes of disk for `entry/images.u8`, evicting other entries if `max_bytes` requires it.
 
     Without `max_bytes` the entries may take half of the free disk space and of what they take already. Raises
-    CacheSpaceError when that is too little, OSError when the disk is full.
+    CacheSpaceError when that is too little, without an eviction; OSError when the disk is full.
     """
     folder = entry.parent
     with open(folder / ".lock", "wb") as lock:
@@ -40,14 +41,19 @@ def allocate(entry: Path, size: int, max_bytes: int | None) -> None:
             raise CacheSpaceError(
                 f"decoded, {entry.name} takes {_format(size)}, {exceeded}: {fix} or stream it with data.cache=none"
             )
-        for path in sorted(other_sizes, key=_last_used):
-            if sum(other_sizes.values()) + size > max_bytes and _evict(path):
-                del other_sizes[path]
-        if (in_use := sum(other_sizes.values())) + size > max_bytes:
-            raise CacheSpaceError(
-                f"decoded, {entry.name} takes {_format(size)}, with the {_format(in_use)} of other datasets in use "
-                f"{exceeded}: wait for their runs to end, or {fix}"
-            )
+        if sum(other_sizes.values()) + size > max_bytes:
+            with ExitStack() as locks:
+                idle = [path for path in sorted(other_sizes, key=_last_used) if _lock_idle(path, locks)]
+                in_use = sum(other_sizes[path] for path in other_sizes.keys() - idle)
+                if in_use + size > max_bytes:
+                    raise CacheSpaceError(
+                        f"decoded, {entry.name} takes {_format(size)}, with the {_format(in_use)} of other datasets in "
+                        f"use {exceeded}: wait for their runs to end, or {fix}"
+                    )
+                while sum(other_sizes.values()) + size > max_bytes:
+                    path = idle.pop(0)
+                    shutil.rmtree(path)
+                    del other_sizes[path]
         entry.mkdir(exist_ok=True)
         _extend(entry / "images.u8", size)
 
@@ -64,14 +70,14 @@ def _extend(path: Path, size: int) -> None:
             raise
 
 
-def _evict(entry: Path) -> bool:
-    with open(f"{entry}.lock", "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        shutil.rmtree(entry, ignore_errors=True)
-        return not entry.exists()
+def _lock_idle(entry: Path, locks: ExitStack) -> bool:
+    """Keep others from using the cache entry until `locks` is closed, or return False if it is in use."""
+    lock = locks.enter_context(open(f"{entry}.lock", "ab"))  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _last_used(entry: Path) -> float:

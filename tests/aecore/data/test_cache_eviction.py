@@ -6,11 +6,13 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 
 from aecore.data import node_cache
+from aecore.data.cache_eviction import CacheSpaceError, allocate, mark_in_use
 from aecore.data.dataset import Dataset
 from aecore.data.node_cache import open_cache
 from tests.synthetic_dataset import make_dataset, noise_images
@@ -143,6 +145,22 @@ def test_the_least_recently_used_entry_is_evicted_and_one_in_use_stays(tmp_path)
     with pytest.raises(ValueError, match=r"0.0 MB of other datasets in use .*ZPOINT_CACHE_MAX"):
         fill(tmp_path, datasets["a"], limit)
     assert len(all_in_use) == 3
+
+
+def test_nothing_is_evicted_for_a_split_that_does_not_fit_all_the_same(tmp_path):
+    def open_entry(name: str, size: int) -> IO[bytes]:
+        lock = mark_in_use(tmp_path / name)
+        allocate(tmp_path / name, size, max_bytes=100)
+        return lock
+
+    open_entry("idle", 50).close()
+    in_use = open_entry("in_use", 40)
+    with pytest.raises(CacheSpaceError, match="other datasets in use"):
+        open_entry("too_large", 61)
+    assert (tmp_path / "idle" / "images.u8").exists()
+    open_entry("fits", 60).close()
+    assert not (tmp_path / "idle").exists()
+    in_use.close()
 
 
 def test_a_split_over_the_limit_is_refused(tmp_path, dataset):
