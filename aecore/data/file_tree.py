@@ -44,6 +44,7 @@ class FileTree:
     path: RemotePath
     mtime_ns: int | None  # of a zip
     files: dict[str, int] = field(default_factory=dict)  # by relative path: length in a folder, CRC-32 in a zip
+    modified_ns: dict[str, int] = field(default_factory=dict)  # by relative path: times of the files in a folder
     folders: set[str] = field(default_factory=set)  # that hold a file, or are empty, or are broken links
     passed_over: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     repeated: list[str] = field(default_factory=list)  # pairs of paths that are one folder by a link: `a and b`
@@ -169,7 +170,7 @@ def _walk(tree: FileTree) -> None:
                     tree.folders.add(name)
                     continue
                 if stat.S_ISREG(info.st_mode):
-                    tree.files[name] = info.st_size
+                    tree.files[name], tree.modified_ns[name] = info.st_size, info.st_mtime_ns
                 elif not stat.S_ISDIR(info.st_mode):
                     tree.passed_over["device"].append(name)
                 elif (key := (info.st_dev, info.st_ino)) in above:
@@ -188,7 +189,7 @@ def _list_objects(tree: FileTree) -> None:
         if (litter := _litter_in(name)) is not None:
             hidden.add(litter)
         elif info.is_file:
-            tree.files[name] = info.size or 0
+            tree.files[name], tree.modified_ns[name] = info.size or 0, info.mtime_ns or 0
         else:
             tree.folders.add(name)
     tree.passed_over["hidden"].extend(sorted(hidden))

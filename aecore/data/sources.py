@@ -55,6 +55,7 @@ class SourceListing:
     split_origin: str = ""  # of the official splits: the folders or list that give them
     notes: list[str] = field(default_factory=list)  # what a reader of the dataset should know
     passed_over: dict[str, list[str]] = field(default_factory=dict)  # entries of the source, by reason
+    modified_ns: Callable[[str], int] = lambda name: 0  # of an item's file; 0 if the fingerprint has its content
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Source:
     split_text: str  # the rule, and what gave the splits
     notes: list[str] = field(default_factory=list)  # as in SourceListing
     passed_over: dict[str, list[str]] = field(default_factory=dict)  # as in SourceListing
+    modified_ns: Callable[[str], int] = lambda name: 0  # as in SourceListing
 
     def read(self, split: str, indices: Sequence[int]) -> Iterator[Item]:
         """Yield the items of `split` at `indices`: files' bytes, or pixels as uint8 (H, W, 1 or 3)."""
@@ -103,6 +105,7 @@ def open_source(dataset: str, options: SourceOptions) -> Source:
         split_text=_describe_split(rule, listing, splits),
         notes=listing.notes + ([] if splits["train"].num_rows else ["no images to train on"]),
         passed_over={reason: sorted(names) for reason, names in listing.passed_over.items() if names},
+        modified_ns=listing.modified_ns,
     )
 
 
@@ -213,6 +216,7 @@ def celeba(options: SourceOptions) -> SourceListing:
         split_origin=file or "",
         notes=notes,
         passed_over=files.tree.passed_over,
+        modified_ns=lambda name: files.tree.modified_ns.get(files.prefix + name, 0),
     )
 
 
@@ -241,6 +245,7 @@ def folder(options: SourceOptions) -> SourceListing:
         split_origin=f"the folders {list_names((f'{name}/' for name in layout.split_folders), limit=9)}",
         notes=layout.notes + repeated,
         passed_over={**tree.passed_over, **layout.passed_over},
+        modified_ns=lambda name: tree.modified_ns.get(layout.prefix + name, 0),
     )
 
 
@@ -327,16 +332,18 @@ def parquet(options: SourceOptions) -> SourceListing:
         raise ValueError(f"{base} holds no Parquet files; --source takes {expected}")
     items, splits, column, notes = read_parquet_columns(tree.path, files)
     fingerprint = _fingerprint("parquet", {name: tree.files[name] for name in files})
+    reader_key = _fingerprint(fingerprint, [tree.modified_ns[name] for name in files])
     return SourceListing(
         items,
         splits,
-        ParquetReader(tree.path, column, fingerprint),
+        ParquetReader(tree.path, column, reader_key),
         channels=3,
         size=96,
         fingerprint=fingerprint,
         split_origin="the names of the Parquet files",
         notes=notes,
         passed_over=tree.passed_over | {"not Parquet": sorted(tree.files.keys() - set(files))},
+        modified_ns=lambda name: tree.modified_ns[f"{name.rpartition('/')[0]}.parquet"],
     )
 
 

@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 
 from aecore.data.images import ENCODINGS, JPEG_QUALITY, Crop
 from aecore.data.io import read_bytes, read_json, sha256, write_atomic, write_json
-from aecore.data.shards import Manifest, Shard, find_manifest, save_manifest
+from aecore.data.shards import MANIFEST, Manifest, Shard, find_manifest, save_manifest
 from aecore.data.sources import Source, SourceOptions, open_source
 from aecore.data.splits import RULES, SPLITS
 from aecore.errors import list_names, printable
@@ -101,6 +101,10 @@ def ingest(
         else:
             _discard_other_plan(spec, uri)
         tasks = _make_tasks(source, shard_rows, records)
+        if finished:
+            _warn_of_edited(spec, source, tasks, uri)
+        else:
+            _discard_outdated_records(spec, source, tasks)
         connect()
         started = time.perf_counter()
         results = _write_all(spec, tasks, max_bad, progress)
@@ -269,7 +273,7 @@ def _discard_other_plan(spec: IngestSpec, uri: str) -> None:
         stored_plan = None
     if stored_plan == spec.plan:
         return
-    records = _list_records(spec)
+    records = [info.path for info in _list_records(spec)]
     root_files = spec.fs.get_file_info(pafs.FileSelector(spec.root, allow_not_found=True))
     shards = [info.path for info in root_files if SHARD_NAME.fullmatch(info.base_name)]
     if shards and not records:
@@ -282,9 +286,9 @@ def _discard_other_plan(spec: IngestSpec, uri: str) -> None:
     write_json(spec.fs, spec.plan_path, spec.plan)
 
 
-def _list_records(spec: IngestSpec) -> list[str]:
+def _list_records(spec: IngestSpec) -> list[pafs.FileInfo]:
     selector = pafs.FileSelector(f"{spec.root}/{RECORDS}", allow_not_found=True)
-    return [info.path for info in spec.fs.get_file_info(selector) if info.is_file]
+    return [info for info in spec.fs.get_file_info(selector) if info.is_file]
 
 
 def _delete(fs: pafs.FileSystem, path: str) -> None:
@@ -301,6 +305,34 @@ def _make_tasks(source: Source, shard_rows: int, records: dict[str, ShardRecord]
             path = f"{split}-{index:05d}.parquet"
             tasks.append(ShardTask(path, items, source.reader, records.get(path)))
     return tasks
+
+
+def _discard_outdated_records(spec: IngestSpec, source: Source, tasks: list[ShardTask]) -> None:
+    """Delete the records of an unfinished ingest whose images were edited since: their shards are written again.
+
+    The fingerprint has the length of a file, which an edited BMP, PPM or Parquet file often keeps.
+    """
+    recorded_ns = {info.path: info.mtime_ns or 0 for info in _list_records(spec)}
+    for task in tasks:
+        path = spec.record_path(task.path)
+        if path in recorded_ns and _edited_since(recorded_ns[path], source, task):
+            _delete(spec.fs, path)
+
+
+def _warn_of_edited(spec: IngestSpec, source: Source, tasks: list[ShardTask], uri: str) -> None:
+    """Log a warning if images were edited since the dataset was finished: it is not written again."""
+    finished_ns = spec.fs.get_file_info(f"{spec.root}/{MANIFEST}").mtime_ns or 0
+    if edited := [name for task in tasks for name in _edited_since(finished_ns, source, task)]:
+        log.warning(
+            "%s is older than %d images of its source, such as %s; if they were edited, read them with another --to",
+            uri, len(edited), printable(edited[0]),
+        )  # fmt: skip
+
+
+def _edited_since(time_ns: int, source: Source, task: ShardTask) -> list[str]:
+    """Return the names of the items of `task` whose files are newer. A time in the future is no edit's."""
+    now_ns = time.time_ns()
+    return [name for name in task.items["name"].to_pylist() if time_ns < source.modified_ns(name) <= now_ns]
 
 
 def _write_all(
@@ -348,7 +380,7 @@ def _delete_written(spec: IngestSpec, results: list[ShardResult]) -> None:
         if not result.skipped:
             _delete(spec.fs, f"{spec.root}/{result.record.shard.path}")
             _delete(spec.fs, spec.record_path(result.record.shard.path))
-    if not any(path.endswith(".parquet.json") for path in _list_records(spec)):
+    if not any(info.base_name.endswith(".parquet.json") for info in _list_records(spec)):
         spec.fs.delete_dir(f"{spec.root}/{RECORDS}")
 
 

@@ -16,6 +16,7 @@ import pytest
 from aecore.data.dataset import Dataset
 from aecore.data.images import encode_image
 from aecore.data.shards import Manifest, load_manifest, read_shard
+from aecore.data.sources import SourceOptions, open_source
 from aecore.data.synthetic_faces import draw_face
 from cluster.lock import LockedError
 from jobs.cli import main
@@ -152,6 +153,48 @@ def test_interrupted_run_with_other_options_is_discarded(tmp_path: Path, dataset
     (tmp_path / "train-00099.parquet").write_bytes(b"")
     ingest_faces(tmp_path)
     assert read_files(tmp_path) == read_files(dataset)
+
+
+def write_images(folder: Path, value: int) -> None:
+    """Write images whose files have the same length, whatever `value` their pixels have."""
+    folder.mkdir(exist_ok=True)
+    for i in range(40):
+        (folder / f"{i:02d}.ppm").write_bytes(b"P6 16 16 255\n" + bytes([value]) * 768)
+
+
+def write_parquet(folder: Path, value: int) -> None:
+    folder.mkdir(exist_ok=True)
+    images = [b"P6 16 16 255\n" + bytes([value]) * 768] * 40
+    pq.write_table(pa.table({"image": images, "age": [value] * 40}), folder / "all.parquet", compression="none")
+
+
+@pytest.mark.parametrize(("kind", "write"), [("folder", write_images), ("parquet", write_parquet)])
+@pytest.mark.usefixtures("in_process")
+def test_images_edited_before_an_ingest_resumes_are_read_again(tmp_path: Path, kind: str, write):
+    source, root = tmp_path / "source", tmp_path / "to"
+    options: dict[str, Any] = {"size": 16, "shard_rows": 8, "split": "hash"}
+    write(source, 10)
+    fingerprint = open_source(kind, SourceOptions(str(source))).fingerprint
+    with pytest.raises(KeyboardInterrupt):
+        ingest(kind, str(source), str(root), progress=interrupt_after_two_shards, **options)
+    write(source, 200)
+    assert open_source(kind, SourceOptions(str(source))).fingerprint == fingerprint
+    assert ingest(kind, str(source), str(root), **options)["skipped_shards"] == 0
+    assert {int(pixels[0, 0, 0]) for _, pixels in read_train_images(root)} == {200}
+
+
+@pytest.mark.usefixtures("in_process")
+def test_images_newer_than_their_dataset_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    source, root = tmp_path / "source", tmp_path / "to"
+    write_images(source, 10)
+    os.utime(source / "01.ppm", (2**32, 2**32))  # a wrong clock
+    assert not ingest("folder", str(source), str(root), size=16)["unchanged"]
+    assert ingest("folder", str(source), str(root), size=16)["unchanged"]
+    assert not caplog.records
+    write_images(source / "..", 0)
+    os.replace(tmp_path / "07.ppm", source / "07.ppm")
+    assert ingest("folder", str(source), str(root), size=16)["unchanged"]
+    assert "is older than 1 images of its source, such as 07.ppm; if they were edited, read them with" in caplog.text
 
 
 @pytest.mark.usefixtures("in_process")
