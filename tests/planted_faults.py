@@ -43,6 +43,7 @@ RUNNER = "tests/jobs/tune/test_runner.py"
 SEARCH_SPACE = "tests/aecore/test_search_space.py"
 LAYOUT = "tests/aecore/data/test_layout.py"
 REMOTE_PATH = "tests/aecore/data/test_remote_path.py"
+INGEST = "tests/jobs/ingest/test_ingest.py"
 LOCK = "tests/cluster/test_lock.py"
 NETWORK = "tests/cluster/test_network.py"
 CLIENT = "tests/serving/client/test_client.py"
@@ -1124,6 +1125,37 @@ PLANTED = (
         "a claim's images have no metrics below them", "jobs/claims/verdicts.py",
         """return format_rate_short(_rate(scores)), f"{scores['hog_frechet']:.2f}\"""", 'return ("", "")',
         ("tests/jobs/claims/test_verdicts.py",),
+    ),
+    Fault(
+        "a refused repair deletes shards of its dataset", "jobs/ingest/job.py",
+        "if not finished:  # a manifest lists these shards", "if True:", (INGEST,),
+    ),
+    Fault(
+        "an ingest overwrites its source", "jobs/ingest/job.py", "if shards and not records:", "if False:", (INGEST,),
+    ),
+    Fault(
+        "an ingest deletes its own lock", "jobs/ingest/job.py", '".lock/ingest"', '".ingest/lock"', (INGEST,),
+    ),
+    Fault(
+        "a resumed ingest mixes old and new images", "jobs/ingest/job.py",
+        "            _discard_outdated_records(spec, source, tasks)\n", "            pass\n", (INGEST,),
+    ),
+    Fault(
+        "a shard has a column twice", "aecore/data/parquet.py",
+        'if "celeb_id" in columns:', "if False:", ("tests/aecore/data/test_tables.py",),
+    ),
+    Fault(
+        "classes such as with_mask are masks", "aecore/data/layout.py",
+        "return {folder for folder in masks if 2 * sum(is_of_image(s, folder) for s in stems[folder]) > "
+        "len(stems[folder])}", "return masks", (LAYOUT,),
+    ),
+    Fault(
+        "attributes are those of other rows", "aecore/data/attributes.py",
+        " + shard_offsets(needed_shards)[position]", "", ("tests/aecore/data/test_attributes.py",),
+    ),
+    Fault(
+        "the cache evicts for a split that does not fit", "aecore/data/cache_eviction.py",
+        "if in_use + size > max_bytes:", "if False:", ("tests/aecore/data/test_cache_eviction.py",),
     ),
 )  # fmt: skip
 
