@@ -1141,7 +1141,7 @@ PLANTED = (
         "            _discard_outdated_records(spec, source, tasks)\n", "            pass\n", (INGEST,),
     ),
     Fault(
-        "a shard has a column twice", "aecore/data/parquet.py",
+        "the identities are those of another column", "aecore/data/parquet.py",
         'if "celeb_id" in columns:', "if False:", ("tests/aecore/data/test_tables.py",),
     ),
     Fault(
