@@ -1138,7 +1138,7 @@ PLANTED = (
     ),
     Fault(
         "a resumed ingest mixes old and new images", "jobs/ingest/job.py",
-        "            _discard_outdated_records(spec, source, tasks)\n", "            pass\n", (INGEST,),
+        "_discard_records(spec, edited)", "pass", (INGEST,),
     ),
     Fault(
         "the identities are those of another column", "aecore/data/parquet.py",

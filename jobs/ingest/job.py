@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 
 from aecore.data.images import ENCODINGS, JPEG_QUALITY, Crop
 from aecore.data.io import read_bytes, read_json, sha256, write_atomic, write_json
-from aecore.data.shards import MANIFEST, Manifest, Shard, find_manifest, save_manifest
+from aecore.data.shards import Manifest, Shard, find_manifest, save_manifest
 from aecore.data.sources import Source, SourceOptions, open_source
 from aecore.data.splits import RULES, SPLITS
 from aecore.errors import list_names, printable
@@ -101,10 +101,11 @@ def ingest(
         else:
             _discard_other_plan(spec, uri)
         tasks = _make_tasks(source, shard_rows, records)
-        if finished:
-            _warn_of_edited(spec, source, tasks, uri)
-        else:
-            _discard_outdated_records(spec, source, tasks)
+        if edited := _find_edited(spec, source, tasks):
+            if finished:
+                _warn_of_edited(uri, edited)
+            else:
+                _discard_records(spec, edited)
         connect()
         started = time.perf_counter()
         results = _write_all(spec, tasks, max_bad, progress)
@@ -307,32 +308,37 @@ def _make_tasks(source: Source, shard_rows: int, records: dict[str, ShardRecord]
     return tasks
 
 
-def _discard_outdated_records(spec: IngestSpec, source: Source, tasks: list[ShardTask]) -> None:
-    """Delete the records of an unfinished ingest whose images were edited since: their shards are written again.
+def _find_edited(spec: IngestSpec, source: Source, tasks: list[ShardTask]) -> dict[str, list[str]]:
+    """Return, by shard path, the names of the images whose files are newer than their shard.
 
-    The fingerprint has the length of a file, which an edited BMP, PPM or Parquet file often keeps.
+    The fingerprint has the length of a file, which an edited BMP, PPM or Parquet file often keeps. A time in the future
+    is no edit's.
     """
-    recorded_ns = {info.path: info.mtime_ns or 0 for info in _list_records(spec)}
-    for task in tasks:
-        path = spec.record_path(task.path)
-        if path in recorded_ns and _edited_since(recorded_ns[path], source, task):
-            _delete(spec.fs, path)
-
-
-def _warn_of_edited(spec: IngestSpec, source: Source, tasks: list[ShardTask], uri: str) -> None:
-    """Log a warning if images were edited since the dataset was finished: it is not written again."""
-    finished_ns = spec.fs.get_file_info(f"{spec.root}/{MANIFEST}").mtime_ns or 0
-    if edited := [name for task in tasks for name in _edited_since(finished_ns, source, task)]:
-        log.warning(
-            "%s is older than %d images of its source, such as %s; if they were edited, read them with another --to",
-            uri, len(edited), printable(edited[0]),
-        )  # fmt: skip
-
-
-def _edited_since(time_ns: int, source: Source, task: ShardTask) -> list[str]:
-    """Return the names of the items of `task` whose files are newer. A time in the future is no edit's."""
     now_ns = time.time_ns()
-    return [name for name in task.items["name"].to_pylist() if time_ns < source.modified_ns(name) <= now_ns]
+    root_files = spec.fs.get_file_info(pafs.FileSelector(spec.root, allow_not_found=True))
+    written_ns = {info.base_name: info.mtime_ns or 0 for info in root_files}
+    edited = {
+        task.path: [
+            name for name in task.items["name"].to_pylist()
+            if written_ns[task.path] < source.modified_ns(name) <= now_ns
+        ]
+        for task in tasks if task.path in written_ns
+    }  # fmt: skip
+    return {path: names for path, names in edited.items() if names}
+
+
+def _warn_of_edited(uri: str, edited: dict[str, list[str]]) -> None:
+    names = [name for shard_names in edited.values() for name in shard_names]
+    log.warning(
+        "%s is older than %d images of its source, such as %s; if they were edited, read them with another --to",
+        uri, len(names), printable(names[0]),
+    )  # fmt: skip
+
+
+def _discard_records(spec: IngestSpec, shard_paths: Iterable[str]) -> None:
+    """Delete the records of shards, which are then written again."""
+    for path in shard_paths:
+        _delete(spec.fs, spec.record_path(path))
 
 
 def _write_all(
