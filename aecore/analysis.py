@@ -195,17 +195,17 @@ def measure_sweep(model: StudiedModel, sampler: str) -> Measurement:
 def measure_tasks(model: StudiedModel) -> Measurement:
     """Compare input and output of each task with the clean held-out images; the model's own task as it was trained.
 
-    Colour images also get the PSNR of their chroma, and as a baseline `mean_chroma_psnr`: the chroma of the mean
-    training image, which needs no input image. Arrays are (3, n, size, size, channels): clean, input, output.
+    A baseline is the mean training image, which needs no input image: its PSNR is `mean_psnr`. Colour images also get
+    the PSNR of their chroma. Arrays are (3, n, size, size, channels): clean, input, output.
     """
     trained_task, metrics, arrays = model.saved.recipe.task, {}, {}
     images = model.scored_images
     clean = to_float(torch.from_numpy(images))
     has_colour = clean.shape[1] == 3
-    baseline = {}
+    mean_image = torch.from_numpy(model.train_images.mean(0, dtype=np.float64) / 255.0).float().permute(2, 0, 1)[None]
+    baseline = {"mean_psnr": _psnr(mean_image, clean)}
     if has_colour:
-        mean_image = torch.from_numpy(model.train_images.mean(0, dtype=np.float64) / 255.0).float().permute(2, 0, 1)
-        baseline["mean_chroma_psnr"] = _chroma_psnr(mean_image[None], clean)
+        baseline["mean_chroma_psnr"] = _chroma_psnr(mean_image, clean)
     for kind, settings in TASKS.items():
         if kind == "recolor" and not has_colour:
             continue

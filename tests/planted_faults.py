@@ -622,8 +622,20 @@ PLANTED = (
     ),
     Fault(
         "reconstruct always holds", "jobs/claims/verdicts.py",
-        'return Verdict(_is_near_real(run, "reconstructions"), evidence, rows)',
-        "return Verdict(True, evidence, rows)", (VERDICTS,),
+        'holds = _is_near_real(run, "reconstructions") and task["psnr"] >= task["mean_psnr"] + VISIBLE_PSNR',
+        "holds = True", (VERDICTS,),
+    ),
+    Fault(
+        "reconstruct holds for one constant image", "jobs/claims/verdicts.py",
+        ' and task["psnr"] >= task["mean_psnr"] + VISIBLE_PSNR', "", (VERDICTS,),
+    ),
+    Fault(
+        "a task holds for one constant image", "jobs/claims/verdicts.py",
+        'baseline = max(task["input_psnr"], task["mean_psnr"])', 'baseline = task["input_psnr"]', (VERDICTS,),
+    ),
+    Fault(
+        "a task may be worse than its input", "jobs/claims/verdicts.py",
+        'baseline = max(task["input_psnr"], task["mean_psnr"])', 'baseline = task["mean_psnr"]', (VERDICTS,),
     ),
     Fault(
         "visible psnr 1.5", "jobs/claims/verdicts.py",

@@ -16,7 +16,7 @@ from aecore.analysis import Measurement
 from aecore.data.io import read_bytes, write_atomic
 
 # Increase it when a measurement changes, or when a measurement, sampler, task or metric is added.
-VERSION = 4
+VERSION = 5
 METRICS_ENTRY = "figures.json"
 
 

@@ -125,7 +125,7 @@ def test_num_samples_is_at_most_the_count_of_held_out_images(many_faces: Path):
 
 def test_stored_measurements_of_earlier_versions_are_reused():
     options = {"limit": 6_000, "judged": 256}
-    assert measurement_path("run", "samplers", options) == "run/study/samplers-68f7899a.npz"
+    assert measurement_path("run", "samplers", options) == "run/study/samplers-a3d9a7e5.npz"
 
 
 @pytest.mark.usefixtures("digests_as_charts")
