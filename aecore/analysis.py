@@ -60,8 +60,8 @@ class Measurement:
 class StudiedModel:
     """A finished model, real images of its dataset, and the metric suite that compares with them.
 
-    `train_images` and `held_out_images` are uint8 (n, size, size, channels). `num_samples` images are decoded and
-    scored for each sampler and sweep value. `encode_train_images` returns q(z|x) of the training images; by default
+    `train_images` and `held_out_images` are uint8 (n, size, size, channels). As many images as are held out are decoded
+    and scored for each sampler and sweep value. `encode_train_images` returns q(z|x) of the training images; by default
     `train_images` are encoded in this process.
     """
 
@@ -69,7 +69,6 @@ class StudiedModel:
     train_images: np.ndarray
     held_out_images: np.ndarray
     metric_suite: MetricSuite
-    num_samples: int
     encode_train_images: Callable[[], DiagonalGaussian] | None = None
 
     @cached_property
@@ -93,14 +92,9 @@ class StudiedModel:
         return "gmm_weights" in self.saved.latents
 
     @cached_property
-    def scored_images(self) -> np.ndarray:
-        """Return at most `num_samples` held-out images, evenly spaced: a split may be stored class by class."""
-        return self.held_out_images[evenly_spaced(len(self.held_out_images), self.num_samples)]
-
-    @cached_property
     def held_out_z(self) -> Tensor:
-        """Return the z-points of `scored_images`: means of q(z|x)."""
-        return self.encode(self.corrupt(self.scored_images)).mean
+        """Return the z-points of the held-out images: means of q(z|x)."""
+        return self.encode(self.corrupt(self.held_out_images)).mean
 
     def corrupt(self, images: np.ndarray, task: Any = None) -> Tensor:
         """Return the encoder's input for `task`, by default the model's: float (n, channels, size, size) in [0, 1]."""
@@ -120,8 +114,8 @@ class StudiedModel:
         return self.metric_suite(images), images[:IMAGES_STORED]
 
     def sample(self, sampler: str, **parameters: float) -> Tensor:
-        """Return `num_samples` z-points of a sampler."""
-        return sample(sampler, self.num_samples, self.latent_stats, SEED, **parameters)
+        """Return z-points of a sampler, as many as there are held-out images."""
+        return sample(sampler, len(self.held_out_images), self.latent_stats, SEED, **parameters)
 
     @cached_property
     def z_by_sampler(self) -> dict[str, Tensor]:
@@ -163,7 +157,7 @@ def _concatenate(posteriors: list[DiagonalGaussian]) -> DiagonalGaussian:
 
 def measure_real_images(model: StudiedModel) -> Measurement:
     """Score real held-out images: the best that a sampler can reach."""
-    images = model.scored_images
+    images = model.held_out_images
     return Measurement(model.metric_suite(images), {"pictures": images[:IMAGES_STORED]})
 
 
@@ -178,7 +172,7 @@ def measure_samplers(model: StudiedModel) -> Measurement:
 def measure_inception(model: StudiedModel, score_images: Callable[[np.ndarray], dict[str, float]]) -> Measurement:
     """Score real held-out images and each sampler's images by `score_images` of `aecore.metrics.inception`."""
     samplers = {name: score_images(model.decode(z)) for name, z in model.z_by_sampler.items()}
-    return Measurement({"real": score_images(model.scored_images), "samplers": samplers})
+    return Measurement({"real": score_images(model.held_out_images), "samplers": samplers})
 
 
 def measure_sweep(model: StudiedModel, sampler: str) -> Measurement:
@@ -199,7 +193,7 @@ def measure_tasks(model: StudiedModel) -> Measurement:
     the PSNR of their chroma. Arrays are (3, n, size, size, channels): clean, input, output.
     """
     trained_task, metrics, arrays = model.saved.recipe.task, {}, {}
-    images = model.scored_images
+    images = model.held_out_images
     clean = to_float(torch.from_numpy(images))
     has_colour = clean.shape[1] == 3
     mean_image = torch.from_numpy(model.train_images.mean(0, dtype=np.float64) / 255.0).float().permute(2, 0, 1)[None]

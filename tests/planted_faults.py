@@ -37,6 +37,7 @@ SETTINGS = "tests/cluster/test_settings.py"
 STORAGE = "tests/cluster/test_storage.py"
 VERDICTS = "tests/jobs/claims/test_verdicts.py"
 FINDINGS = "tests/jobs/study/test_findings.py"
+MEASUREMENTS = "tests/jobs/study/test_measurements.py"
 STOPPING = "tests/jobs/train/test_stopping.py"
 SELECTION = "tests/jobs/tune/test_selection.py"
 RUNNER = "tests/jobs/tune/test_runner.py"
@@ -1168,6 +1169,10 @@ PLANTED = (
     Fault(
         "the cache evicts for a split that does not fit", "aecore/data/cache_eviction.py",
         "if in_use + size > max_bytes:", "if False:", ("tests/aecore/data/test_cache_eviction.py",),
+    ),
+    Fault(
+        "real images are scored on no more than the limit", "jobs/study/images.py",
+        "held_out_split(dataset.manifest), num_samples)", "held_out_split(dataset.manifest), limit)", (MEASUREMENTS,),
     ),
 )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """All metrics of a set of decoded images against a dataset's real images, by name.
 
-    suite = MetricSuite(train, test)             # uint8 (n, size, size, channels)
+    suite = MetricSuite(train)                   # uint8 (n, size, size, channels)
     suite(decoded)                               # {"faces": 0.94, "hog_frechet": 1.4, ...}
-    suite.real                                   # the metrics of the test images: the bound that decoded ones approach
+    suite(held_out)                              # the bound that decoded images approach
 
 To add a metric, write a function and list it in METRICS.
 """
@@ -26,22 +26,18 @@ SWD_REFERENCE = 512  # training images that the sliced Wasserstein distance comp
 class MetricSuite:
     """The metrics of one dataset. Features of the real images are computed once, when a metric first needs them."""
 
-    def __init__(self, train: np.ndarray, test: np.ndarray, labels: np.ndarray | None = None):
-        """`train` and `test`: real images uint8 (n, size, size, channels), at least 64 each.
+    def __init__(self, train: np.ndarray, labels: np.ndarray | None = None):
+        """`train`: at least 64 training images uint8 (n, size, size, channels).
 
-        At most 2,048 evenly spaced ones of each are used. With `labels` (n,) int of all of `train` a classifier
-        replaces the face detector.
+        Images are compared with at most 2,048 evenly spaced ones of them. With `labels` (n,) int of all of `train` a
+        classifier replaces the face detector.
         """
-        self.train, self.test = (images[evenly_spaced(len(images), NUM_REFERENCE)] for images in (train, test))
+        self.train = train[evenly_spaced(len(train), NUM_REFERENCE)]
         self._labelled = None if labels is None else (train, labels)
 
     def __call__(self, images: np.ndarray) -> dict[str, float]:
         """Return all metrics of decoded images uint8 (n, size, size, channels)."""
         return {name: value for metric in METRICS.values() for name, value in metric(self, images).items()}
-
-    @cached_property
-    def real(self) -> dict[str, float]:
-        return self(self.test)
 
     @cached_property
     def train_features(self) -> np.ndarray:

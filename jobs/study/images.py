@@ -39,15 +39,15 @@ def check_image_count(manifest: Manifest, limit: int) -> None:
         )
 
 
-def read_images(dataset: Dataset, limit: int) -> StudyImages:
-    """Read at most `limit` and MAX_IN_PROCESS images of the training and of the held-out split.
+def read_images(dataset: Dataset, limit: int, num_samples: int) -> StudyImages:
+    """Read at most `limit` and MAX_IN_PROCESS training images, and `num_samples` held-out images.
 
     Raises ValueError naming a damaged shard.
     """
     limit = min(limit, MAX_IN_PROCESS)
     train = dataset.images("train", limit)
-    held_out = dataset.images(held_out_split(dataset.manifest), limit)
-    return StudyImages(train, held_out, MetricSuite(train, held_out, read_labels(dataset, limit)))
+    held_out = dataset.images(held_out_split(dataset.manifest), num_samples)
+    return StudyImages(train, held_out, MetricSuite(train, read_labels(dataset, limit)))
 
 
 def read_labels(dataset: Dataset, limit: int) -> np.ndarray | None:

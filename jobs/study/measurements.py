@@ -74,7 +74,7 @@ class StudyDataset:
         """Return the real images, which are read once."""
         from jobs.study.images import read_images
 
-        return read_images(self.dataset, self.options["limit"])
+        return read_images(self.dataset, self.options["limit"], self.options["judged"])
 
 
 def open_study_dataset(runs: list[FinishedRun], limit: int, num_samples: int) -> StudyDataset:
@@ -148,10 +148,7 @@ class MeasuredRun:
 
         fs, root = self.run.store.folder
         images, saved = self.study_dataset.images, load_model(fs, f"{root}/model", default_device())
-        return StudiedModel(
-            saved, images.train, images.held_out, images.metric_suite, self.options["judged"],
-            self._make_cluster_encoder(),
-        )  # fmt: skip
+        return StudiedModel(saved, images.train, images.held_out, images.metric_suite, self._make_cluster_encoder())
 
     def _make_cluster_encoder(self) -> "Callable[[], DiagonalGaussian] | None":
         """Return a function that encodes the training images on the cluster; None if one process can do it."""

@@ -10,25 +10,23 @@ import torch
 from aecore import analysis
 from aecore.analysis import Measurement, StudiedModel
 from aecore.config import Recipe
-from aecore.data.shuffle import evenly_spaced
 from aecore.data.synthetic_faces import draw_face
 from aecore.latent.samplers import fit_latent_stats, sample
 from aecore.metrics.suite import MetricSuite
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.training.checkpoint import SavedModel
 
-IMAGES_PER_SPLIT, SIZE, Z_DIM, NUM_SAMPLES = 72, 16, 4, 12
+TRAIN_COUNT, SIZE, Z_DIM, NUM_SAMPLES = 72, 16, 4, 12
 
 
 def make_model(channels: int = 3, **recipe_sections) -> StudiedModel:
     recipe = Recipe.model_validate({"model": {"z_dim": Z_DIM, "channels": (4, 4, 4, 4)}, **recipe_sections})
-    faces = np.stack([draw_face(0, index, SIZE)[0] for index in range(2 * IMAGES_PER_SPLIT)])[..., :channels]
+    faces = np.stack([draw_face(0, index, SIZE)[0] for index in range(TRAIN_COUNT + NUM_SAMPLES)])[..., :channels]
     network = build_model(recipe, ImageShape(SIZE, channels)).eval().requires_grad_(False)
-    z = torch.randn(IMAGES_PER_SPLIT, Z_DIM, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(TRAIN_COUNT, Z_DIM, generator=torch.Generator().manual_seed(0))
     latent_stats = fit_latent_stats(z, {"smile": z[:, 0]})
-    train, held_out = faces[:IMAGES_PER_SPLIT], faces[IMAGES_PER_SPLIT:]
-    saved = SavedModel(network, recipe, latent_stats, {})
-    return StudiedModel(saved, train, held_out, MetricSuite(train, held_out), NUM_SAMPLES)
+    train, held_out = faces[:TRAIN_COUNT], faces[TRAIN_COUNT:]
+    return StudiedModel(SavedModel(network, recipe, latent_stats, {}), train, held_out, MetricSuite(train))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -106,7 +104,7 @@ def test_each_task_is_measured_and_the_trained_task_with_its_own_settings():
 def test_mean_training_image_is_a_baseline_of_each_task():
     model = make_model(channels=1)
     mean_image = model.train_images.mean(0) / 255
-    errors = np.square(model.scored_images / 255 - mean_image).mean((1, 2, 3))
+    errors = np.square(model.held_out_images / 255 - mean_image).mean((1, 2, 3))
     for task in analysis.measure_tasks(model).metrics.values():
         assert task["mean_psnr"] == pytest.approx(-10 * np.log10(errors).mean(), abs=1e-4)
 
@@ -148,9 +146,9 @@ def test_directions_are_decoded_at_evenly_spaced_sds_around_the_mean(model: Stud
 
 
 def test_z_points_are_drawn_from_the_posterior_of_the_training_images(model: StudiedModel, z_points: Measurement):
-    assert z_points.metrics["encoded"] == IMAGES_PER_SPLIT
+    assert z_points.metrics["encoded"] == TRAIN_COUNT
     assert sum(z_points.metrics["radius_shares"]) == pytest.approx(1)
-    assert z_points.arrays["plane"].shape == z_points.arrays["tsne"].shape == (IMAGES_PER_SPLIT, 2)
+    assert z_points.arrays["plane"].shape == z_points.arrays["tsne"].shape == (TRAIN_COUNT, 2)
     assert (make_model().train_z == model.train_z).all()
     assert (model.train_z != model.posterior.mean).any()
     assert make_model(loss={"kl_factor": 0}).posterior.logvar is None
@@ -179,9 +177,7 @@ def test_mixture_is_fitted_if_none_is_stored(model: StudiedModel, samplers: Meas
 
 def test_inception_scores_the_same_images_as_the_other_metrics(model: StudiedModel, samplers: Measurement):
     measurement = analysis.measure_inception(model, lambda images: {"fid": float(images.mean())})
-    spaced = model.held_out_images[evenly_spaced(len(model.held_out_images), NUM_SAMPLES)]
-    assert (model.scored_images == spaced).all()  # not only the first classes of a split
-    assert measurement.metrics["real"] == {"fid": spaced.mean()}
+    assert measurement.metrics["real"] == {"fid": model.held_out_images.mean()}
     assert set(measurement.metrics["samplers"]) == set(samplers.metrics)
     normal = sample("normal", NUM_SAMPLES, model.saved.latents, analysis.SEED)
     assert measurement.metrics["samplers"]["normal"] == {"fid": model.decode(normal).mean()}

@@ -8,7 +8,7 @@ import pytest
 
 from aecore.config import check_recipe
 from jobs.dataset import open_dataset
-from jobs.study.images import check_image_count, held_out_split
+from jobs.study.images import check_image_count, held_out_split, read_images
 from jobs.study.measurements import FinishedRun, find_finished_run, make_options, open_study_dataset
 
 
@@ -50,6 +50,14 @@ def test_as_many_images_are_scored_as_there_are_held_out_ones(many_faces: Path):
     manifest = open_dataset(str(many_faces)).manifest
     assert make_options(manifest, 6_000, 256) == {"limit": 6_000, "judged": 64}
     assert make_options(manifest, 6_000, 12)["judged"] == 12
+
+
+def test_held_out_images_are_evenly_spaced_and_as_many_as_are_scored_whatever_the_limit(many_faces: Path):
+    """Distances of few real images to many do not compare with those of as many decoded ones."""
+    dataset = open_dataset(str(many_faces))
+    images = read_images(dataset, 16, 32)
+    assert len(images.train) == 16
+    assert (images.held_out == dataset.images("test")[::2]).all()  # not only the first classes of a split
 
 
 def test_unfinished_run_is_not_studied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
