@@ -684,6 +684,23 @@ PLANTED = (
         "psnr_falls = all(", "psnr_falls = any(", (VERDICTS,),
     ),
     Fault(
+        "kl-factor: a fall by nothing", "jobs/claims/verdicts.py",
+        "_psnr(smaller) - _psnr(larger) >= EQUAL_PSNR", "_psnr(smaller) > _psnr(larger)", (VERDICTS,),
+    ),
+    Fault(
+        "vae-origin: a fall by one image", "jobs/claims/verdicts.py",
+        'rates[20.0] < rates[1.0] and rates_differ(rates[20.0], rates[1.0], run.options["judged"])',
+        "rates[20.0] < rates[1.0]", (VERDICTS,),
+    ),
+    Fault(
+        "vae-origin: the rate may rise", "jobs/claims/verdicts.py",
+        "rates[20.0] < rates[1.0] and rates_differ", "rates_differ", (VERDICTS,),
+    ),
+    Fault(
+        "the noise of a claim may be overridden", "jobs/claims/job.py",
+        '"loss.kl_factor", "task.")', '"loss.kl_factor", "task.kind")', ("tests/jobs/claims/test_claims.py",),
+    ),
+    Fault(
         "kl-factor: no significance", "jobs/claims/verdicts.py",
         'last_rate > first_rate and rates_differ(last_rate, first_rate, first.options["judged"])',
         "last_rate > first_rate", (VERDICTS,),

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from jobs.claims.verdicts import Verdict
 
 GENERATED_FACES, GENERATED_OVERRIDES = 4_000, ["optim.batch=16"]  # a small dataset needs small batches
-CLAIM_KEYS = ("model.z_dim", "loss.kl_factor", "task.kind")  # recipe keys that the claims themselves set
+# Recipe keys that the claims' texts and datasets set; "task." stands for all keys of the task.
+CLAIM_KEYS = ("data.uri", "model.z_dim", "loss.kl_factor", "task.")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
         key, _, value = argument.partition("=")
         if key in DATASETS:
             datasets[key] = value
-        elif key in CLAIM_KEYS:
+        elif key.startswith(CLAIM_KEYS):
             raise ValueError(f"{key} is set by the claims themselves: leave it out")
         elif "." in key:
             overrides.append(argument)

@@ -61,7 +61,10 @@ def test_report_that_another_command_writes_is_refused(refused: Callable, many_f
         (["mnist=x", "--only", "denoise"], "--only denoise: no such claim on these datasets; they have z-dim-mnist"),
         (["faces={faces}", "optim.epochs=0"], "optim.epochs"),
         (["faces={faces}", "name=mine"], "'name=mine' is neither"),
-        (["faces={faces}", "model.z_dim=100"], "model.z_dim is set by the claims themselves: leave it out"),
+        *(
+            (["faces={faces}", f"{key}=1"], f"{key} is set by the claims themselves: leave it out")
+            for key in ("model.z_dim", "loss.kl_factor", "task.kind", "task.sigma", "task.keep", "data.uri")
+        ),
     ],
 )
 def test_invalid_arguments_are_refused_before_any_training(

@@ -119,7 +119,7 @@ THRESHOLDS: list[tuple[str, int, str, float, float]] = [
     ("ae-random", 0, "samplers.normal.RATE", 0.1, 0.101),
     *(("ae-random", 0, f"cube.{index}.RATE", 0.1, 0.101) for index in range(6)),
     ("vae-origin", 0, "cube.1.RATE", 0.501, 0.5),
-    ("vae-origin", 0, "cube.5.RATE", 0.749, 0.75),
+    ("vae-origin", 0, "cube.5.RATE", 0.66, 0.68),  # of 256 images: a significant difference from 0.75, and none
     ("vae-sphere", 0, "samplers.sphere.RATE", 0.501, 0.5),
     ("vae-radius", 0, "points.mean_radius", 10.99, 11.01),
     ("vae-radius", 0, "points.mean_radius", 9.01, 8.99),
@@ -128,9 +128,10 @@ THRESHOLDS: list[tuple[str, int, str, float, float]] = [
     ("one-region", 0, "points.mean_abs_correlation", 2.01 * INDEPENDENT, 1.99 * INDEPENDENT),
     ("one-region", 0, "points.core_distance", 0.0299, 0.03),
     ("fitted", 0, "samplers.gaussian.RATE", *NEAR_REAL),
-    ("kl-factor", 0, PSNR, 23.01, 23.0),
-    ("kl-factor", 1, PSNR, 22.01, 22.0),
-    ("kl-factor", 2, PSNR, 22.99, 23.0),
+    ("vae-origin", 0, "cube.5.RATE", 0.1, 0.99),  # more faces at boundary 20
+    ("kl-factor", 0, PSNR, 23.11, 23.09),
+    ("kl-factor", 1, PSNR, 22.11, 22.09),
+    ("kl-factor", 2, PSNR, 22.89, 22.91),
     ("kl-factor", 2, "samplers.normal.RATE", 0.1, 0.09),  # of 256 images: a significant difference from 0.05, and none
     ("kl-factor", 0, "samplers.normal.RATE", 0.5, 0.99),  # more faces with the smallest factor
     ("z-dim-faces", 0, PSNR, 20.5, 20.51),
