@@ -417,7 +417,30 @@ PLANTED = (
     ),
     Fault(
         "one standard error makes a difference", "jobs/study/metrics.py",
-        "abs(a - b) > 2 *", "abs(a - b) > 1 *", (FINDINGS,),
+        "limit = 2.0 if", "limit = 1.0 if", (FINDINGS,),
+    ),
+    Fault(
+        "the extremes of many rates are compared as two", "jobs/study/metrics.py",
+        "2.0 if n_compared == 2", "2.0 if n_compared", (FINDINGS,),
+    ),
+    Fault(
+        "the best of many runs is compared as one of two", "jobs/study/findings.py",
+        'rates_differ(rates[best], rates[worst], study["judged"], len(rates))',
+        'rates_differ(rates[best], rates[worst], study["judged"])', (FINDINGS,),
+    ),
+    Fault(
+        "the best of many samplers is compared as one of two", "jobs/study/findings.py",
+        'study["judged"], len(scores_by_pair))', 'study["judged"])', (FINDINGS,),
+    ),
+    Fault(
+        "the best fit is compared as one of two", "jobs/study/findings.py",
+        "rates_differ(rates[best], normal_rate, num_samples, len(rates) + 1)",
+        "rates_differ(rates[best], normal_rate, num_samples)", (FINDINGS,),
+    ),
+    Fault(
+        "the most copied sampler is compared as one of two", "jobs/study/findings.py",
+        "rates_differ(rates[worst], real_rate, num_samples, len(rates) + 1)",
+        "rates_differ(rates[worst], real_rate, num_samples)", (FINDINGS,),
     ),
     Fault(
         "nearly all is written as all", "jobs/study/metrics.py", "0.995 <= rate < 1", "0.9999 <= rate < 1", (FINDINGS,),
@@ -1315,7 +1338,7 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     (
         "jobs/study/findings.py",
         "rates[worst] < real_rate -> (rates[worst] <= real_rate) in "
-        "if rates[worst] < real_rate or not rates_differ(rates[worst], real_rate, num_samples):",
+        "if rates[worst] < real_rate or not rates_differ(rates[worst], real_rate, num_samples, len(rates) + 1):",
         "equal rates do not differ",
     ),
     (

@@ -98,7 +98,7 @@ def describe_fits(run: RunMetrics, num_samples: int) -> str:
         f"{format_rate(normal_rate)} of the images of {run['run']} from N(0, 1) show {RATE_TARGETS[key]}, and "
         f"{format_rate(rates[best])} of those from {FITTED_SAMPLERS[best]} fitted to its z-points"
     )
-    if not rates_differ(rates[best], normal_rate, num_samples):
+    if not rates_differ(rates[best], normal_rate, num_samples, len(rates) + 1):
         return f"{text}: no significant difference."
     return f"{text}." if rates[best] > normal_rate else f"{text}: no fit is as good as N(0, 1)."
 
@@ -151,7 +151,7 @@ def describe_copies(run: RunMetrics, num_samples: int) -> str | None:
     real_rate = run["real"]["copied"]
     rates = {sampler: scores["copied"] for sampler, scores in run["samplers"].items() if sampler != "reconstructions"}
     worst = max(rates, key=lambda sampler: rates[sampler])
-    if rates[worst] < real_rate or not rates_differ(rates[worst], real_rate, num_samples):
+    if rates[worst] < real_rate or not rates_differ(rates[worst], real_rate, num_samples, len(rates) + 1):
         return None
     return f"{format_rate(rates[worst])} of {run['run']}'s images from {worst} are close copies of a training image."
 
@@ -162,7 +162,7 @@ def compare_normal_samples(study: StudyMetrics) -> str:
     rates = {run["run"]: run["samplers"]["normal"][key] for run in runs}
     best, *lower = sorted(rates, key=lambda name: -rates[name])
     worst = lower[-1]
-    if not rates_differ(rates[best], rates[worst], study["judged"]):
+    if not rates_differ(rates[best], rates[worst], study["judged"], len(rates)):
         return (
             f"From N(0, 1), the models show {RATE_TARGETS[key]} in {format_rate(rates[worst])} to "
             f"{format_rate(rates[best])} of the images: no significant difference."
@@ -188,7 +188,7 @@ def compare_samplers(study: StudyMetrics) -> str:
         f"Of all samplers, {nearest[1]} of {nearest[0]} has the lowest HOG-Frechet distance "
         f"({nearest_scores['hog_frechet']:.2f}; {format_rate(nearest_scores[key])} show {RATE_TARGETS[key]})"
     )
-    if not rates_differ(best_scores[key], nearest_scores[key], study["judged"]):
+    if not rates_differ(best_scores[key], nearest_scores[key], study["judged"], len(scores_by_pair)):
         return f"{text}; none shows {RATE_TARGETS[key]} significantly more often."
     return (
         f"{text}, {best[1]} of {best[0]} shows {RATE_TARGETS[key]} most often ({format_rate(best_scores[key])}; "

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, studentized_range
 
 StudyMetrics = dict[str, Any]  # the content of metrics.json: options, `dataset`, and `runs`, a list of RunMetrics
 RunMetrics = dict[str, Any]  # a run's summary, and the metrics of each of aecore.analysis.MEASUREMENTS by name
@@ -21,10 +21,15 @@ def rate_key(scores: Mapping[str, float]) -> str:
     return next(key for key in RATE_TARGETS if key in scores)
 
 
-def rates_differ(a: float, b: float, n: int) -> bool:
-    """Return True if two rates, each of `n` images, differ by over two standard errors (Agresti and Caffo 2000)."""
+def rates_differ(a: float, b: float, n: int, n_compared: int = 2) -> bool:
+    """Return True if two rates, each of `n` images, differ by over two standard errors (Agresti and Caffo 2000).
+
+    Of `n_compared` rates the extremes lie further apart by chance: if the two were chosen among them by their values,
+    the limit is that of the studentized range at 5 % (Tukey 1949).
+    """
     a, b = ((rate * n + 1) / (n + 2) for rate in (a, b))
-    return abs(a - b) > 2 * ((a * (1 - a) + b * (1 - b)) / (n + 2)) ** 0.5
+    limit = 2.0 if n_compared == 2 else studentized_range.ppf(0.95, n_compared, np.inf) / 2**0.5
+    return abs(a - b) > limit * ((a * (1 - a) + b * (1 - b)) / (n + 2)) ** 0.5
 
 
 def confidence_interval(rate: float, n: int) -> tuple[float, float]:

@@ -164,7 +164,8 @@ def describe_method(study: StudyMetrics) -> list[str]:
     return [
         f"Each sampler and each sweep value was scored on {study['judged']:,} images, each step between two images on "
         f"{run['ways']['pairs']}. Bands and bars of rates are 95 % intervals (Wilson 1927). Two rates differ "
-        "significantly if they lie more than two standard errors apart (Agresti and Caffo 2000).",
+        "significantly if they lie more than two standard errors apart (Agresti and Caffo 2000). For the best or worst "
+        "of several rates the limit is higher, that of the studentized range (Tukey 1949).",
         f"The z-points are those of {count} training images, drawn from q(z|x). Held-out images are of the "
         f"{dataset['held_out']} split.",
         *(text for key, text in DEFINITIONS.items() if key in run["real"]),
