@@ -424,6 +424,10 @@ PLANTED = (
         "2.0 if n_compared == 2", "2.0 if n_compared", (FINDINGS,),
     ),
     Fault(
+        "the mean radius of N(0, 1) is sqrt(z_dim)", "jobs/study/findings.py",
+        'chi(run["z_dim"]).mean()', 'run["points"]["sqrt_z_dim"]', (FINDINGS,),
+    ),
+    Fault(
         "the best of many runs is compared as one of two", "jobs/study/findings.py",
         'rates_differ(rates[best], rates[worst], study["judged"], len(rates))',
         'rates_differ(rates[best], rates[worst], study["judged"])', (FINDINGS,),

@@ -1,5 +1,7 @@
 """Write the findings of a study as plain sentences. A sentence appears only if the metrics support it."""
 
+from scipy.stats import chi
+
 from jobs.study.metrics import RATE_TARGETS, RunMetrics, StudyMetrics, format_rate, rate_key, rates_differ
 
 FITTED_SAMPLERS = {
@@ -115,9 +117,9 @@ def describe_correlations(run: RunMetrics, num_samples: int) -> str | None:
 
 
 def describe_radius(run: RunMetrics) -> str:
-    mean, expected = run["points"]["mean_radius"], run["points"]["sqrt_z_dim"]
+    mean, expected = run["points"]["mean_radius"], chi(run["z_dim"]).mean()  # for few dimensions below sqrt(z_dim)
     text = f"The z-points of {run['run']} have a mean distance of {mean:.1f} from the origin"
-    normal = f"that of N(0, 1), sqrt({run['z_dim']}) = {expected:.1f}"
+    normal = f"that of N(0, 1), {expected:.1f}"
     if abs(mean / expected - 1) <= RADIUS_TOLERANCE:
         return f"{text}, close to {normal}."
     return f"{text}, {mean / expected:.1f} times {normal}."

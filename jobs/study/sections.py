@@ -253,7 +253,7 @@ def _z_point_table(study: StudyMetrics) -> Table:
 # The key of a z-point metric: its row header, and the format of a value.
 Z_POINT_ROWS: dict[str, tuple[str, Callable[[float], str]]] = {
     "mean_radius": ("mean radius", "{:.1f}".format),
-    "sqrt_z_dim": ("sqrt(z_dim), the radius of N(0, 1)", "{:.1f}".format),
+    "sqrt_z_dim": ("sqrt(z_dim), the root mean square radius of N(0, 1)", "{:.1f}".format),
     "centre_radius": ("distance of the mean from the origin", "{:.2f}".format),
     "within_20": ("values with |x| < 20", format_rate),
     "mean_sd": ("sd per latent dimension, mean", "{:.2f}".format),

@@ -59,18 +59,21 @@ def test_correlations_are_mentioned_only_if_they_raise_the_rate(diagonal: float,
 
 
 @pytest.mark.parametrize(
-    ("mean", "comparison"),
+    ("z_dim", "mean", "comparison"),
     [
-        (10.99, "close to that of N(0, 1)"),
-        (11.01, "1.1 times that of N(0, 1)"),
-        (9.01, "close to that of N(0, 1)"),
-        (8.99, "0.9 times that of N(0, 1)"),
-        (88.0, "8.8 times that of N(0, 1)"),
-        (2.0, "0.2 times that of N(0, 1)"),
+        (100, 10.97, "close to that of N(0, 1), 10.0."),
+        (100, 10.98, "1.1 times that of N(0, 1), 10.0."),
+        (100, 8.98, "close to that of N(0, 1), 10.0."),
+        (100, 8.97, "0.9 times that of N(0, 1), 10.0."),
+        (100, 88.0, "8.8 times that of N(0, 1), 10.0."),
+        (100, 2.0, "0.2 times that of N(0, 1), 10.0."),
+        (2, 1.2533, "close to that of N(0, 1), 1.3."),  # sqrt(pi / 2); sqrt(z_dim) is 1.4
+        (2, 1.4142, "1.1 times that of N(0, 1), 1.3."),
     ],
 )
-def test_mean_radius_is_compared_with_n01(mean: float, comparison: str):
+def test_mean_radius_is_compared_with_that_of_n01(z_dim: int, mean: float, comparison: str):
     run = make_run()
+    run["z_dim"] = z_dim
     run["points"]["mean_radius"] = mean
     assert f"have a mean distance of {mean:.1f} from the origin, {comparison}" in findings_text(run)
 
