@@ -1215,6 +1215,10 @@ PLANTED = (
         "if in_use + size > max_bytes:", "if False:", ("tests/aecore/data/test_cache_eviction.py",),
     ),
     Fault(
+        "measurements of a shorter training count for the continued one", "jobs/study/measurements.py",
+        ' | {"epochs": run.recipe.optim.epochs}', "", (MEASUREMENTS,),
+    ),
+    Fault(
         "real images are scored on no more than the limit", "jobs/study/images.py",
         "held_out_split(dataset.manifest), num_samples)", "held_out_split(dataset.manifest), limit)", (MEASUREMENTS,),
     ),

@@ -108,7 +108,9 @@ class MeasuredRun:
     """
 
     def __init__(self, run: FinishedRun, study_dataset: StudyDataset, *, fresh: bool = False) -> None:
-        self.run, self.study_dataset, self.options, self.fresh = run, study_dataset, study_dataset.options, fresh
+        self.run, self.study_dataset, self.fresh = run, study_dataset, fresh
+        # With the epochs, since a killed `train` that continues a run may leave the measurements of the shorter one.
+        self.options = study_dataset.options | {"epochs": run.recipe.optim.epochs}
         self._measurements: dict[str, Measurement] = {}  # by path
 
     def measure(self, name: str) -> "Measurement":

@@ -1,15 +1,25 @@
 """Which runs, images and options a study measures."""
 
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.fs as pafs
 import pytest
 
+from aecore import analysis
 from aecore.config import check_recipe
 from jobs.dataset import open_dataset
 from jobs.study.images import check_image_count, held_out_split, read_images
-from jobs.study.measurements import FinishedRun, find_finished_run, make_options, open_study_dataset
+from jobs.study.measurements import (
+    FinishedRun,
+    MeasuredRun,
+    StudyDataset,
+    find_finished_run,
+    make_options,
+    open_study_dataset,
+)
 
 
 def make_run(name: str, uri: Path, digest: str) -> FinishedRun:
@@ -58,6 +68,24 @@ def test_held_out_images_are_evenly_spaced_and_as_many_as_are_scored_whatever_th
     images = read_images(dataset, 16, 32)
     assert len(images.train) == 16
     assert (images.held_out == dataset.images("test")[::2]).all()  # not only the first classes of a split
+
+
+def test_measurements_of_a_shorter_training_are_not_those_of_the_continued_one(
+    many_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A training that is killed as it begins to go on leaves them in the run's folder."""
+    calls = itertools.count(1)
+    monkeypatch.setattr(analysis, "MEASUREMENTS", {"real": lambda _: analysis.Measurement(next(calls))})
+    monkeypatch.setattr(MeasuredRun, "_model", None)
+    dataset = open_dataset(str(many_faces))
+    study_dataset = StudyDataset(dataset, make_options(dataset.manifest, 64, 12))
+    store: Any = SimpleNamespace(name="a", folder=(pafs.LocalFileSystem(), str(tmp_path)))
+    measured = []
+    for epochs in (10, 20, 20):
+        recipe = check_recipe({"data": {"uri": str(many_faces)}, "optim": {"epochs": epochs}})
+        run = FinishedRun(store, recipe, dataset.manifest.digest)
+        measured.append(MeasuredRun(run, study_dataset).measure("real").metrics)
+    assert measured == [1, 2, 2]
 
 
 def test_unfinished_run_is_not_studied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
