@@ -1219,6 +1219,18 @@ PLANTED = (
         ' | {"epochs": run.recipe.optim.epochs}', "", (MEASUREMENTS,),
     ),
     Fault(
+        "the dots of many runs lie in the next sampler's row", "jobs/study/charts.py",
+        "step = min(0.22, 0.8 / len(series))", "step = 0.22", ("tests/jobs/study/test_charts.py",),
+    ),
+    Fault(
+        "the labels of matrices are cut", "jobs/study/charts.py",
+        "panel_height=3.6", "panel_height=3.0", ("tests/jobs/study/test_charts.py",),
+    ),
+    Fault(
+        "a legend of many runs takes the chart's height", "jobs/study/charts.py",
+        "+ added_rows * LEGEND_ROW_HEIGHT", "+ 0 * LEGEND_ROW_HEIGHT", ("tests/jobs/study/test_charts.py",),
+    ),
+    Fault(
         "real images are scored on no more than the limit", "jobs/study/images.py",
         "held_out_split(dataset.manifest), num_samples)", "held_out_split(dataset.manifest), limit)", (MEASUREMENTS,),
     ),

@@ -5,6 +5,7 @@ the SVG each colour is a CSS variable, since dark ink is unreadable on a dark pa
 """
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ SEQUENTIAL_COLORMAP = "cividis"  # of even lightness steps, and readable with an
 MIN_COLOUR_LIMIT = 0.25  # of a matrix: without it the strongest of weak correlations would look strong
 DPI = 150
 PANEL_TITLE_WIDTH = 26  # characters in a line
+MAX_COLUMNS = 3  # of panels: the page shows a chart in the width of a card
+LEGEND_ROWS, LEGEND_ROW_HEIGHT = 3, 0.2  # rows that a figure has room for; inches that it grows by for each one more
 STYLE: dict[Any, Any] = {
     "font.size": 9.5, "font.family": "sans-serif", "axes.titlesize": 10.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
@@ -114,9 +117,10 @@ def dot_chart(
 ) -> Chart:
     """Draw labelled rows with a dot for each series. In a series `x` is the value and `y` the index of the row."""
     with rc_context(STYLE):
-        fig, axes = _new_figure(height=1.1 + 0.32 * len(row_labels))
+        fig, axes = _new_figure(height=1.1 + max(0.32, 0.1 * len(series)) * len(row_labels))
+        step = min(0.22, 0.8 / len(series))  # keeps equal values of two series visible, and all of a row together
         for index, dots in enumerate(series):
-            shift = (index - (len(series) - 1) / 2) * 0.22  # keeps equal values of two series visible
+            shift = (index - (len(series) - 1) / 2) * step
             heights = [row + shift for row in dots.y]
             marker = MARKERS[index % len(MARKERS)]
             axes.plot(dots.x, heights, marker, color=_colour(index), label=dots.name, clip_on=False, zorder=3, ms=7)
@@ -179,15 +183,15 @@ def scatter_chart(
     name: str, title: str, panels: Sequence[tuple[str, np.ndarray]], x: Axis, y: Axis,
     reference: Reference | None = None,
 ) -> Chart:  # fmt: skip
-    """Draw labelled panels of points `(n, 2)` side by side, each with axes of its own."""
+    """Draw labelled panels of points `(n, 2)`, each with axes of its own."""
     with rc_context(STYLE):
-        fig, all_axes = _new_figure(len(panels), width=max(5.4, 2.9 * len(panels)), height=3.1)
+        fig, all_axes = _new_panels(len(panels), panel_height=2.8)
         for index, (axes, (label, points)) in enumerate(zip(all_axes, panels, strict=True)):
             axes.scatter(*points.T, s=7, alpha=0.45, linewidths=0, color=_colour(index))
             if reference:
                 axes.plot(reference.x, reference.y, "+", color=INK, ms=11, mew=2, label=reference.label)
             axes.set_title(fill(label, PANEL_TITLE_WIDTH), fontweight="normal")
-            _format_axes(axes, x, y if index == 0 else Axis(""))
+            _format_axes(axes, x, y if axes.get_subplotspec().is_first_col() else Axis(""))
             if not x.label:  # a map without coordinates
                 axes.set(xticks=[], yticks=[])
         return _render(fig, name, title)
@@ -196,7 +200,7 @@ def scatter_chart(
 def matrix_chart(
     name: str, title: str, panels: Sequence[tuple[str, np.ndarray]], axis: Axis, value_label: str
 ) -> Chart:
-    """Draw labelled panels of matrices `(n, n)` side by side, values from -1 to 1, rows and columns on `axis`.
+    """Draw labelled panels of matrices `(n, n)`, values from -1 to 1, rows and columns on `axis`.
 
     The panels share one colour scale, labelled `value_label`, up to the greatest absolute value off the diagonals. The
     diagonals are blank.
@@ -205,13 +209,13 @@ def matrix_chart(
     limit = max([MIN_COLOUR_LIMIT, *(float(np.nanmax(np.abs(matrix))) for matrix in matrices if len(matrix) > 1)])
     colours = ScalarMappable(Normalize(-limit, limit), DIVERGING_COLORMAP)
     with rc_context(STYLE):
-        fig, all_axes = _new_figure(len(panels), width=max(5.4, 2.9 * len(panels) + 0.9), height=3.3)
-        for index, (axes, (label, _), matrix) in enumerate(zip(all_axes, panels, matrices, strict=True)):
+        fig, all_axes = _new_panels(len(panels), panel_height=3.6, margin=0.9)
+        for axes, (label, _), matrix in zip(all_axes, panels, matrices, strict=True):
             side = (0.5, len(matrix) + 0.5)  # the first row is number 1
             axes.imshow(matrix, colours.cmap, colours.norm, extent=(*side, *side[::-1]))
             axes.set_title(fill(label, PANEL_TITLE_WIDTH), fontweight="normal")
             axes.grid(visible=False)
-            _format_axes(axes, axis, axis if index == 0 else Axis(""))
+            _format_axes(axes, axis, axis if axes.get_subplotspec().is_first_col() else Axis(""))
             for mpl_axis in (axes.xaxis, axes.yaxis):
                 mpl_axis.set_major_locator(MaxNLocator(5, integer=True))
         colour_bar: Any = fig.colorbar(colours, ax=all_axes, label=value_label, shrink=0.8)
@@ -228,11 +232,22 @@ def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def _new_figure(columns: int | None = None, width: float = 5.4, height: float = 3.3) -> tuple[Figure, Any]:
-    """Return a figure with its axes: an array of them if `columns` is given."""
+def _new_figure(width: float = 5.4, height: float = 3.3, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+    """Return a figure with its axes: an array (rows, columns) if there are several."""
     fig = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(fig)
-    return fig, fig.subplots() if columns is None else np.atleast_1d(fig.subplots(1, columns))
+    return fig, fig.subplots(rows, columns)
+
+
+def _new_panels(count: int, panel_height: float, margin: float = 0.0) -> tuple[Figure, list[Any]]:
+    """Return a figure with the axes of `count` panels, in rows of up to MAX_COLUMNS; `margin` is beside them."""
+    rows = math.ceil(count / MAX_COLUMNS)
+    columns = math.ceil(count / rows)
+    fig, all_axes = _new_figure(max(5.4, 2.9 * columns + margin), 0.3 + panel_height * rows, rows, columns)
+    all_axes = np.ravel(all_axes)
+    for axes in all_axes[count:]:
+        axes.remove()
+    return fig, list(all_axes[:count])
 
 
 def _format_axes(axes: Any, x: Axis, y: Axis, references: Sequence[Reference] = ()) -> None:
@@ -266,6 +281,8 @@ def _add_legend(fig: Figure, axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
         columns = 1 if max(map(len, labels)) > 32 else 2
+        added_rows = max(0, math.ceil(len(handles) / columns) - LEGEND_ROWS)
+        fig.set_figheight(fig.get_figheight() + added_rows * LEGEND_ROW_HEIGHT)
         fig.legend(
             handles, labels, loc="outside lower left", ncols=columns, handlelength=2.2, columnspacing=1.2
         )  # fmt: skip

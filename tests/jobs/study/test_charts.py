@@ -4,11 +4,14 @@ import base64
 import io
 import re
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
+from jobs.study import charts as charts_module
 from jobs.study.charts import (
     COLOURS,
     INK,
@@ -61,6 +64,61 @@ def test_long_panel_titles_stay_inside_the_chart():
     pixels = np.asarray(Image.open(io.BytesIO(chart.png)).convert("L"))
     assert pixels.min() < 100
     assert (pixels[:, -6:] == 255).all()
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Return the list of the figures that the test draws."""
+    drawn, new_figure = [], charts_module._new_figure
+
+    def record_figure(*args: Any, **kwargs: Any) -> tuple[Figure, Any]:
+        fig, axes = new_figure(*args, **kwargs)
+        drawn.append(fig)
+        return fig, axes
+
+    monkeypatch.setattr(charts_module, "_new_figure", record_figure)
+    return drawn
+
+
+@pytest.mark.parametrize("n_runs", [1, 5, 6, 12])
+def test_dots_of_each_row_lie_in_it_and_apart(figures: list[Figure], n_runs: int):
+    dots = [Series(f"run {run}", [0.5, 0.5], [0, 1]) for run in range(n_runs)]
+    dot_chart("d", "Dots", ["x", "y"], RATE_AXIS, dots, Reference("real", x=0.9))
+    [axes] = figures[0].axes
+    heights = np.array([line.get_ydata() for line in axes.lines[:n_runs]], float)  # (run, row)
+    assert np.abs(heights - [0, 1]).max() <= 0.4
+    row_height = axes.get_position().height * figures[0].get_figheight() / 2
+    assert (np.diff(heights, axis=0) * row_height > 0.04).all()  # inches
+
+
+def test_legend_of_many_runs_leaves_the_lines_their_height(figures: list[Figure]):
+    for n_runs in (2, 8):
+        lines = [Series(f"celeba-vae-{run:08x} (kl_factor 0.25)", [1, 2], [0.1, 0.9]) for run in range(n_runs)]
+        line_chart("l", "Lines", Axis("radius"), RATE_AXIS, lines, [Reference("real images", y=0.95)])
+    few, many = (fig.axes[0].get_position().height * fig.get_figheight() for fig in figures)
+    assert many > 0.9 * few
+
+
+@pytest.mark.parametrize("n_runs", [1, 2, 3, 8])
+def test_labels_and_titles_of_matrices_are_whole_and_apart(n_runs: int):
+    """Nothing is drawn at the lower edge, nor just below the chart's title."""
+    panels = [("faces-near-ae-bf4f14e0 (kl_factor 1e-06)", np.eye(64))] * n_runs
+    chart = matrix_chart("m", "Matrices", panels, Axis("latent dimension"), "correlation")
+    rows_with_ink = np.any(np.asarray(Image.open(io.BytesIO(chart.png)).convert("L")) < 200, axis=1)
+    assert not rows_with_ink[-6:].any()
+    title_end = rows_with_ink.argmax() + 22  # pixels: the height of the title's letters
+    assert rows_with_ink[title_end - 10]
+    assert not rows_with_ink[title_end : title_end + 10].any()
+
+
+def test_panels_of_many_runs_are_wrapped(figures: list[Figure]):
+    for n_runs in (3, 4, 8):
+        scatter_chart("s", "Points", [("run", np.zeros((9, 2)))] * n_runs, Axis("mean"), Axis("sd"))
+    assert [len(fig.axes) for fig in figures] == [3, 4, 8]
+    columns = [len({round(axes.get_position().x0, 2) for axes in fig.axes}) for fig in figures]
+    assert columns == [3, 2, 3]
+    y_labels = [axes.get_ylabel() for axes in figures[2].axes]
+    assert y_labels == ["sd", "", ""] * 2 + ["sd", ""]
 
 
 def test_chart_is_a_png_and_an_svg_without_fixed_size(charts: list[Chart]):
