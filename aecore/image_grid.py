@@ -4,7 +4,7 @@ import io
 import math
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 GAP, MARGIN, TITLE_HEIGHT = 2, 8, 14  # in pixels
 TEXT_COLOUR, BACKGROUND = (40, 40, 40), (255, 255, 255)
@@ -36,15 +36,19 @@ def tile(images: np.ndarray) -> np.ndarray:
     return cells.reshape(rows * height, columns * width, channels)
 
 
-def titled_sheet(sections: list[tuple[str, list[np.ndarray]]]) -> np.ndarray:
-    """Return the `grid` of each section under its title, one below the other; uint8 (H, W, 3)."""
+def titled_sheet(sections: list[tuple[str, list[np.ndarray]]], heading: str = "") -> np.ndarray:
+    """Return the `grid` of each section under its title, one below the other under the heading; uint8 (H, W, 3)."""
+    font = ImageFont.load_default(TITLE_HEIGHT - 2)
     grids = [(title, grid(rows)) for title, rows in sections]
-    width = max(image.shape[1] for _, image in grids) + 2 * MARGIN
-    height = sum(image.shape[0] + TITLE_HEIGHT + 2 * MARGIN for _, image in grids)
+    texts = [heading, *(title for title, _ in grids)]
+    width = math.ceil(max(*(image.shape[1] for _, image in grids), *map(font.getlength, texts))) + 2 * MARGIN
+    top = TITLE_HEIGHT + MARGIN // 2 if heading else 0
+    height = top + sum(image.shape[0] + TITLE_HEIGHT + 2 * MARGIN for _, image in grids)
     sheet = Image.new("RGB", (width, height), BACKGROUND)
-    draw, top = ImageDraw.Draw(sheet), 0
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN // 2), heading, fill=TEXT_COLOUR, font=font)
     for title, image in grids:
-        draw.text((MARGIN, top + MARGIN // 2), title, fill=TEXT_COLOUR, font_size=TITLE_HEIGHT - 2)
+        draw.text((MARGIN, top + MARGIN // 2), title, fill=TEXT_COLOUR, font=font)
         sheet.paste(Image.fromarray(image), (MARGIN, top + TITLE_HEIGHT + MARGIN))
         top += image.shape[0] + TITLE_HEIGHT + 2 * MARGIN
     return np.asarray(sheet)

@@ -161,7 +161,8 @@ def _write_report(
     files = {}
     for result in results:
         name, verdict = result.claim.name, result.verdict
-        files |= {f"{name}.png": image_rows_png(verdict.image_rows)} if verdict.image_rows else {}
+        if verdict.image_rows:
+            files[f"{name}.png"] = image_rows_png(result.claim.text, IMAGE_HEADERS, verdict.image_rows)
         files |= {f"{name}-{chart.name}.png": chart.png for chart in verdict.charts}
     claims_json = {
         "claims": [

@@ -28,9 +28,10 @@ def make_report(study: StudyMetrics, arrays: Sequence[RunArrays]) -> tuple[dict[
     files = {METRICS_FILE: (json.dumps(study, indent=1, sort_keys=True) + "\n").encode()}
     for section in sections:
         files |= {f"chart-{chart.name}.png": chart.png for chart in section.charts}
-        tables = [table for group in section.image_tables for table in group]
-        for table_number, table in enumerate(tables, 1):
-            files[f"pictures-{section.id}-{table_number}.png"] = image_rows_png(table.rows)
+        for table in (table for group in section.image_tables for table in group):
+            files[f"pictures-{table.name}.png"] = image_rows_png(
+                f"{table.title}, by {table.label_header}", table.headers, table.rows
+            )
     page = render_page(
         "study.html.j2", run_names=", ".join(run["run"] for run in study["runs"]), dataset=describe_dataset(study),
         model_table=make_model_table(study), findings=findings, sections=sections, method=describe_method(study),
@@ -39,9 +40,13 @@ def make_report(study: StudyMetrics, arrays: Sequence[RunArrays]) -> tuple[dict[
     return files, findings
 
 
-def image_rows_png(rows: Sequence[ImageRow]) -> bytes:
-    """Return a PNG with the rows of images below one another, each under its label and cells."""
-    return to_png(titled_sheet([("  ".join([row.label, *row.cells]), [row.images]) for row in rows]))
+def image_rows_png(title: str, headers: Sequence[str], rows: Sequence[ImageRow]) -> bytes:
+    """Return a PNG with the rows of images below one another, each under its label and its cells with their headers."""
+    sections = []
+    for row in rows:
+        cells = [f"{header} {cell}" for header, cell in zip(headers, row.cells, strict=False)]  # some rows have none
+        sections.append((", ".join([row.label, *cells]), [row.images]))
+    return to_png(titled_sheet(sections, title))
 
 
 def render_page(template: str, **values: Any) -> str:

@@ -35,13 +35,17 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """Rows of images of the run `run_index` of the study, None for several runs. `headers` are those of the cells."""
+    """Rows of images of the run `run_index` of the study, None for several runs. `headers` are those of the cells.
+
+    `name` is that of the table's PNG.
+    """
 
     run_index: int | None
     title: str
     label_header: str
     headers: Sequence[str]
     rows: Sequence[ImageRow]
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,11 @@ def make_sections(study: StudyMetrics, arrays: Sequence[RunArrays]) -> list[Sect
     """Return the sections in order. `arrays` has the arrays of each run."""
     runs = study["runs"]
 
-    def image_tables(rows: ImageRows, label_header: str, headers: Sequence[str]) -> list[ImageTable]:
+    def image_tables(name: str, rows: ImageRows, label_header: str, headers: Sequence[str]) -> list[ImageTable]:
         return [
-            ImageTable(index, run_label(run), label_header, headers, list(rows(run, run_arrays)))
+            ImageTable(
+                index, run_label(run), label_header, headers, list(rows(run, run_arrays)), f"{name}-{run['run']}"
+            )
             for index, (run, run_arrays) in enumerate(zip(runs, arrays, strict=True))
         ]
 
@@ -79,7 +85,7 @@ def make_sections(study: StudyMetrics, arrays: Sequence[RunArrays]) -> list[Sect
 
     def sweep_tables(sampler: str) -> list[ImageTable]:
         parameter, _ = SWEEPS[sampler]
-        tables = image_tables(lambda run, arrays: _sweep_rows(run, arrays, sampler), parameter, metric_headers)
+        tables = image_tables(sampler, lambda run, arrays: _sweep_rows(run, arrays, sampler), parameter, metric_headers)
         return [replace(table, title=f"{sampler}: {table.title}") for table in tables]
 
     return [
@@ -87,7 +93,7 @@ def make_sections(study: StudyMetrics, arrays: Sequence[RunArrays]) -> list[Sect
             "samplers", "Samplers",
             "A sampler chooses z-points. A row shows its first ten images; the metrics are those of all its images.",
             study_charts.sampler_charts(study),
-            [image_tables(_sampler_rows, "sampler", metric_headers)], _inception_tables(study),
+            [image_tables("samplers", _sampler_rows, "sampler", metric_headers)], _inception_tables(study),
         ),
         Section(
             "cube", "The cube", "Each column is one z-point; from row to row it moves outwards.",
@@ -110,20 +116,20 @@ def make_sections(study: StudyMetrics, arrays: Sequence[RunArrays]) -> list[Sect
             "Held-out images, the encoder's input for each task, and the decoder's output. The metrics compare input "
             "and output with the clean images; the column colours compares only the chroma (Cb and Cr). Each model was "
             "trained for one of the tasks.",
-            image_tables=[image_tables(_task_rows, "task", _task_headers(runs[0]))],
+            image_tables=[image_tables("tasks", _task_rows, "task", _task_headers(runs[0]))],
         ),
         Section(
             "ways", "Between two images",
             "From the z-point of one test image (left) to that of another: on the straight line, on the arc around "
             "the mean z-point, and from neighbour to neighbour among z-points of training images.",
-            study_charts.interpolation_charts(study), [image_tables(_interpolation_rows, "path", [])],
+            study_charts.interpolation_charts(study), [image_tables("ways", _interpolation_rows, "path", [])],
         ),
         Section(
             "directions", "Directions",
             "The mean z-point, moved along the first principal axes of the z-points and along the dataset's "
             f"attributes, from -{runs[0]['directions']['sds']:g} to {runs[0]['directions']['sds']:g} standard "
             "deviations.",
-            image_tables=[image_tables(_direction_rows, "direction", [])],
+            image_tables=[image_tables("directions", _direction_rows, "direction", [])],
         ),
         Section(
             "points", "The z-points",

@@ -26,15 +26,25 @@ def test_grid_has_a_row_for_each_array_and_gaps_of_two_white_pixels(channels):
 
 
 def test_sheet_has_each_grid_below_its_title():
-    first, second = shades(10, 20), shades(30)
+    first, second = shades(10, 20, 30, 40, 50, 60, 70, 80), shades(30)
     sheet = titled_sheet([("first", [first]), ("second", [second])])
-    assert sheet.shape == (2 * (14 + 16 + 4), 10 + 16, 3)
-    assert (sheet[22:26, 8:18] == grid([first])).all()
+    assert sheet.shape == (2 * (14 + 16 + 4), 46 + 16, 3)
+    assert (sheet[22:26, 8:54] == grid([first])).all()
     assert (sheet[56:60, 8:12] == grid([second])).all()
     for title in (sheet[4:22], sheet[38:56]):
         assert (title != BACKGROUND).any()
-    for blank in (sheet[:4], sheet[26:38], sheet[60:], sheet[22:26, :8], sheet[22:26, 18:]):
+    for blank in (sheet[:4], sheet[26:38], sheet[60:], sheet[22:26, :8], sheet[22:26, 54:]):
         assert (blank == BACKGROUND).all()
+
+
+def test_heading_stands_above_the_sections_and_the_sheet_is_as_wide_as_its_longest_text():
+    sections = [("a title that is longer than its images", [shades(10)])]
+    sheet, headed = titled_sheet(sections), titled_sheet(sections, "the run")
+    assert (headed[18:] == sheet).all()
+    assert (headed[4:18] != BACKGROUND).any()
+    assert (sheet[:, -8:] == BACKGROUND).all()
+    assert (sheet[:, -14:-8] != BACKGROUND).any()
+    assert titled_sheet([("", [shades(10)])], "the run").shape[1] < headed.shape[1]
 
 
 def test_png_decodes_to_the_same_pixels():
