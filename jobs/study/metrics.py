@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest, studentized_range
 
+from aecore.metrics.distribution import NUM_REFERENCE
+
 StudyMetrics = dict[str, Any]  # the content of metrics.json: options, `dataset`, and `runs`, a list of RunMetrics
 RunMetrics = dict[str, Any]  # a run's summary, and the metrics of each of aecore.analysis.MEASUREMENTS by name
 RunArrays = Mapping[str, Mapping[str, np.ndarray]]  # a run's arrays by measurement and name
@@ -72,8 +74,9 @@ DEFINITIONS = {
     "2020); higher is more varied.",
     "swd": "SWD: the sliced Wasserstein distance to training images on Laplacian pyramids (Karras 2018), times 1000; "
     "lower is better.",
-    "nearest_train": "nearest: the distance to the nearest training image divided by the mean distance to the next 50 "
-    "(Carlini 2023), median. copied: the rate of images with a ratio below a third.",
+    "nearest_train": f"nearest: the distance to the nearest of at most {NUM_REFERENCE:,} evenly spaced training images "
+    "divided by the mean distance to the next 50 (Carlini 2023), median. copied: the rate of images with a ratio below "
+    "a third; copies of the other training images are not counted.",
     "fid": "FID (Heusel 2017) and KID (Binkowski 2018): distances to training images in the features of an Inception "
     "network; lower is better. FID falls as the number of images grows: compare it only within this report.",
     "precision": "precision: the share of decoded images inside the manifold of the training images in these features. "

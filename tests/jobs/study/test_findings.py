@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aecore.metrics.distribution import NUM_REFERENCE
 from jobs.study.findings import make_findings
-from jobs.study.metrics import column_headers, format_cells, format_rate, rates_differ
+from jobs.study.metrics import DEFINITIONS, column_headers, format_cells, format_rate, rates_differ
 
 BOUNDARIES = (0.5, 1, 5, 20)
 
@@ -143,6 +144,10 @@ def test_copies_are_mentioned_only_if_there_are_more_than_among_real_images():
     text = findings_text(make_run(gmm=scores(0.9, copied=0.3)))
     assert "30 % of a's images from gmm are close copies" in text
     assert "copies" not in findings_text(make_run(gmm=scores(0.9, copied=0.001)))
+
+
+def test_definition_of_copies_says_with_how_many_training_images_they_are_compared():
+    assert f"the nearest of at most {NUM_REFERENCE:,} evenly spaced training images" in DEFINITIONS["nearest_train"]
 
 
 def test_several_runs_are_compared():
