@@ -682,6 +682,10 @@ PLANTED = (
         "CORRELATED = 2.0 ", "CORRELATED = 1.0 ", (VERDICTS,),
     ),
     Fault(
+        "correlated at 0.03", "jobs/claims/verdicts.py",
+        "MIN_CORRELATION = 0.05 ", "MIN_CORRELATION = 0.03 ", (VERDICTS,),
+    ),
+    Fault(
         "core 0.06", "jobs/claims/verdicts.py",
         "NEAR_NORMAL_CORE = 0.03 ", "NEAR_NORMAL_CORE = 0.06 ", (VERDICTS,),
     ),

@@ -97,8 +97,8 @@ CLAIMS = (
     Claim(
         "one-region", "faces", "An AE's z-points form one region: off-centre, correlated, near-normal.",
         "they are one connected part and cluster no better than one Gaussian; their mean is further from the origin "
-        "than a tenth of the mean radius; correlations are over twice those of independent dimensions; the core is "
-        "less than 0.03 from normal",
+        "than a tenth of the mean radius; the mean |correlation| is over 0.05 and over twice that of independent "
+        "dimensions; the core is less than 0.03 from normal",
         ("near-ae",), verdicts.check_one_region,
     ),
     Claim(

@@ -30,6 +30,7 @@ NEAR_REAL = 0.9  # of the rate of real images: images of a good decoder show as 
 ALMOST_NONE = 0.1  # a rate: the face detector also hits a few images that show no face
 OFF_CENTRE = 0.1  # of the mean radius: less is no offset of the whole region
 CORRELATED = 2.0  # times the mean |correlation| of independent dimensions, which comes from the finite sample
+MIN_CORRELATION = 0.05  # mean |correlation|: the other limit falls to 0 as the sample grows
 NEAR_NORMAL_CORE = 0.03  # normal values have 0, uniform ones 0.05: see aecore.latent.stats.core_distance
 CUBES_SHOWN = (1.0, 5.0, 20.0)  # boundaries
 IMAGE_HEADERS = ("shown", "HOG-Frechet")  # of the cells of `_cells`
@@ -155,7 +156,7 @@ def check_one_region(runs: Runs) -> Verdict:
     holds = (
         points["coherent"]
         and points["centre_radius"] > OFF_CENTRE * points["mean_radius"]
-        and points["mean_abs_correlation"] > CORRELATED * independent
+        and points["mean_abs_correlation"] > max(CORRELATED * independent, MIN_CORRELATION)
         and points["core_distance"] < NEAR_NORMAL_CORE
     )
     evidence = (
