@@ -122,13 +122,19 @@ def test_page_retries_an_overloaded_endpoint_and_reports_an_unreachable_one(open
     assert not page.locator("#notice").is_visible()
 
 
-def test_page_waits_as_long_as_an_overloaded_endpoint_asks_for(open_page, page_url):
-    page = open_page(page_url, allowed="Failed to load resource")
+def record_samples(page) -> list[Any]:
+    """Stop the clock of a page that is idle; return the list of the samples that it requests from now on."""
     image_urls(page, "#samples")
     wait_until_idle(page)
     page.clock.install()
     requests: list[Any] = []
     page.on("request", lambda request: request.url.endswith("/sample") and requests.append(request))
+    return requests
+
+
+def test_page_waits_as_long_as_an_overloaded_endpoint_asks_for(open_page, page_url):
+    page = open_page(page_url, allowed="Failed to load resource")
+    requests = record_samples(page)
     overloaded = {"status": 503, "headers": {"Retry-After": "20"}, "body": "{}"}
     page.route("**/sample", lambda route: route.fulfill(**overloaded), times=1)
     page.get_by_role("button", name="New samples").click()
@@ -144,11 +150,7 @@ def test_page_waits_as_long_as_an_overloaded_endpoint_asks_for(open_page, page_u
 def test_page_does_not_repeat_a_request_that_took_the_endpoint_too_long(open_page, page_url):
     """That is a 503 without Retry-After."""
     page = open_page(page_url, allowed="Failed to load resource")
-    image_urls(page, "#samples")
-    wait_until_idle(page)
-    page.clock.install()
-    requests: list[Any] = []
-    page.on("request", lambda request: request.url.endswith("/sample") and requests.append(request))
+    requests = record_samples(page)
     page.route("**/sample", lambda route: route.fulfill(status=503, body='{"detail": "the request took 30 s"}'))
     page.get_by_role("button", name="New samples").click()
     page.wait_for_selector("text=the request took 30 s")
