@@ -10,6 +10,8 @@ INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c c
 COMPILE = $(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib aecore cluster jobs serving || true
 PYTEST = $(VENV)/bin/pytest -n 2 --dist loadgroup --durations 20
 SOURCES = aecore cluster jobs serving tests docs
+# pytest rewrites the assertions of each test's file and of its plugins: 8 of 20 seconds of collection without bytecode.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-faults test-hosts mutants docs install install-dev install-servers clean
 
