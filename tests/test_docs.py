@@ -18,6 +18,7 @@ from aecore.data.synthetic_faces import draw_face
 from jobs.cli import main, make_parser
 from jobs.recipes import RECIPES
 from jobs.train.job import train
+from tests.benchmarks.scaling import predict
 from tests.serving.app_client import make_client
 from tests.serving.app_server import Z_DIM, make_slot, serve_app
 from tests.synthetic_dataset import make_dataset
@@ -159,3 +160,7 @@ def test_the_readme_fits_on_a_page():
     lines = PAGES["README.md"].splitlines()
     assert len(lines) <= 150
     assert max(map(len, lines)) <= 100
+
+
+def test_scaling_table_is_the_prediction():
+    assert predict() in (REPO / "docs" / "scaling.md").read_text()

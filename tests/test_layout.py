@@ -1,6 +1,7 @@
 """Check the import directions between packages, and which modules a light command must not load."""
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.util import cache_from_source, find_spec
@@ -56,7 +57,15 @@ def test_importing_a_package_or_light_module_loads_nothing_heavy(module: str):
 def test_installed_packages_have_bytecode(package: str):
     """Without it and with PYTHONDONTWRITEBYTECODE each process compiles its imports: Ray starts half as fast."""
     source = find_spec(package).origin  # pyright: ignore[reportOptionalMemberAccess]
-    assert Path(cache_from_source(str(source))).exists()
+    modules = list(Path(str(source)).parent.rglob("*.py"))  # of which the tests import a part, and so compile it
+    assert sum(Path(cache_from_source(str(module))).exists() for module in modules) > 0.95 * len(modules)
+
+
+def test_the_gpu_script_takes_eight_minutes_at_most():
+    script = (REPO / "tests/benchmarks/gpu.sh").read_text()
+    limits = [int(limit) for limit in re.findall(r'^ +part "[^"]+" (\d+) ', script, re.MULTILINE)]
+    assert len(limits) == 7
+    assert sum(limits) + limits[-1] <= 480  # the last part, a campaign, runs twice
 
 
 def test_help_and_the_start_of_a_training_load_no_more_than_they_need():

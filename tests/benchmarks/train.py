@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
@@ -27,6 +28,7 @@ sys.path.insert(0, str(REPO))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 
 from aecore.config import Recipe, check_recipe  # noqa: E402
 from aecore.data.loaders import DeviceLoader, NodeLoader  # noqa: E402
@@ -49,7 +51,7 @@ class Setting:
             "model": {"z_dim": 200},
             "optim": {"batch": args.batch, "epochs": 10_000, "precision": args.precision, "compile": args.compile},
         })  # fmt: skip
-        faces = [draw_face(0, index, args.size)[0] for index in range(min(args.images, 4_000))]
+        faces = [draw_face(0, index, args.size)[0] for index in range(min(args.images, 500))]  # 6 ms each
         self.images = np.stack([faces[index % len(faces)] for index in range(args.images)])
         self.shape = ImageShape(args.size, 3)
         loop.configure_cuda(self.device, self.recipe.optim.deterministic)
@@ -59,13 +61,19 @@ class Setting:
             torch.cuda.synchronize()
 
 
-def bare_step(setting: Setting) -> Rate:
+def bare_step(setting: Setting, channels: int = 3) -> Rate:
     """Run forward, loss, backward and fused Adam on one random batch on the device, and nothing else.
 
-    With `--compile on`, network and loss are compiled, without a CUDA graph.
+    With `--compile on`, network and loss are compiled, without a CUDA graph. With more than 3 `channels` the input of
+    the first convolution is padded with zeros: tensor cores take multiples of 4 or 8.
     """
     batch, device = setting.recipe.optim.batch, setting.device
-    model = build_model(setting.recipe, setting.shape).to(device)
+    model = build_model(setting.recipe, setting.shape)
+    if channels > 3:
+        first = torch.nn.Conv2d(channels, setting.recipe.model.channels[0], 3, stride=2, padding=1)
+        model.encoder[0] = first.to(memory_format=torch.channels_last)
+        model.encoder.register_forward_pre_hook(lambda _, x: F.pad(x[0], (0, 0, 0, 0, 0, channels - 3)))
+    model = model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     size = setting.shape.size
     images = torch.rand(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
@@ -265,9 +273,15 @@ def time_fractions(run: Path, workers: int) -> str:
     )
 
 
-CONTENDERS = {
+OWN_CONTENDERS = {
     "bare step, resident random batch": bare_step,
     "zpoint's loop": zpoint_fit,
+}
+PADDED_CONTENDERS = {
+    "bare step, input padded to 4 channels": partial(bare_step, channels=4),
+    "bare step, input padded to 8 channels": partial(bare_step, channels=8),
+}
+PEERS = {
     "ImageFolder + DataLoader loop": tutorial,
     "pythae's trainer": pythae,
 }
@@ -282,13 +296,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="other loops too")
+    parser.add_argument("--padded", action="store_true", help="bare steps with a padded input too")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", default="off", choices=["off", "on", "auto"])
     parser.add_argument("--whole", type=int, default=0, metavar="EPOCHS")
     parser.add_argument("--epochs", type=int, default=0, help="of a whole run by aecore alone")
     args = parser.parse_args()
     setting, contenders = Setting(args), {}
-    for name, make_rate in list(CONTENDERS.items())[: None if args.peers else 2]:
+    makers = OWN_CONTENDERS | (PADDED_CONTENDERS if args.padded else {}) | (PEERS if args.peers else {})
+    for name, make_rate in makers.items():
         try:
             contenders[name] = make_rate(setting)
         except ImportError as error:
