@@ -931,7 +931,11 @@ PLANTED = (
     ),
     Fault(
         "a campaign is ranked while another process runs it", "jobs/tune/job.py",
-        "with lock_campaign(campaign.campaign), record_campaign", "with record_campaign", (RUNNER,),
+        "with lock_campaign(run.campaign.campaign):", "if True:", (RUNNER,),
+    ),
+    Fault(
+        "a campaign is not read again under its lock", "jobs/tune/job.py",
+        "            run = _open_run(recipe, stem, manifest)  #", "            #", (RUNNER,),
     ),
     Fault(
         "a campaign whose run was deleted in MLflow is not logged", "jobs/tune/records.py",

@@ -7,7 +7,6 @@ extends it: finished trials are not repeated, and an interrupted one resumes fro
 import logging
 import os
 import warnings
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -27,17 +26,17 @@ from jobs.tune.live import live_display
 from jobs.tune.metrics import CampaignMetrics
 from jobs.tune.packing import trials_per_gpu
 from jobs.tune.records import record_campaign
-from jobs.tune.runner import BUDGET, CampaignRun, Listener
+from jobs.tune.runner import BUDGET, CampaignRun
 
 log = logging.getLogger(__name__)
 
 
-def tune(recipe: Recipe, stem: str, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
+def tune(recipe: Recipe, stem: str) -> dict[str, Any]:
     """Run the recipe's search and choose the best decoder by the rule of `jobs.tune.selection`.
 
-    `listeners` are called with the Campaign after each change. Returns the content of the campaign's file; a campaign
-    without further trials is ranked anew and not run. Its `exit_status` is 1 if a trial is lost. Raises ValueError for
-    a wrong recipe or dataset, RuntimeError if no trial finishes.
+    Returns the content of the campaign's file; a campaign without further trials is ranked anew and not run. Its
+    `exit_status` is 1 if a trial is lost. Raises ValueError for a wrong recipe or dataset, LockedError if another
+    process runs the campaign, RuntimeError if no trial finishes.
     """
     manifest = open_dataset(recipe.data.uri).manifest
     if not (manifest.splits.get("valid") and manifest.count("valid")):
@@ -45,24 +44,46 @@ def tune(recipe: Recipe, stem: str, listeners: Sequence[Listener] = ()) -> dict[
         raise ValueError(f"the dataset at {uri} has no images to rank trials by (split 'valid'): ingest more images")
     check_uri(settings().store)
     tracking.check_tracking_uri()
-    campaign = open_campaign(recipe, stem, manifest)
-    if not CampaignRun(campaign, recipe, manifest).has_work():
-        _rank_again(campaign, recipe, manifest)
-        return _result(campaign, already_finished=True)
-    with lock_campaign(campaign.campaign):
-        _run(campaign, recipe, manifest, listeners)
-    return _result(campaign, already_finished=False)
+    run = _open_run(recipe, stem, manifest)
+    already_finished = not run.has_work()
+    if not already_finished or _changes_when_ranked(run):
+        with lock_campaign(run.campaign.campaign):
+            run = _open_run(recipe, stem, manifest)  # another command may have written the file before this lock
+            already_finished = not run.has_work()
+            if already_finished:
+                _rank_again(run)
+            else:
+                _run(run)
+    return _result(run.campaign, already_finished)
 
 
-def _run(campaign: Campaign, recipe: Recipe, manifest: Manifest, listeners: Sequence[Listener]) -> None:
+def _open_run(recipe: Recipe, stem: str, manifest: Manifest) -> CampaignRun:
+    return CampaignRun(open_campaign(recipe, stem, manifest), recipe, manifest)
+
+
+def _changes_when_ranked(run: CampaignRun) -> bool:
+    """Rank a campaign that has no trial left to train; return True if its file changes or it has no MLflow run."""
+    stored = run.campaign.to_json()
+    run.close()
+    return run.campaign.to_json() != stored or not run.campaign.run_id
+
+
+def _rank_again(run: CampaignRun) -> None:
+    """Rank a campaign that has no trial left to train, and record the result."""
+    run.close()
+    with record_campaign(run.campaign, run.recipe):
+        pass
+
+
+def _run(run: CampaignRun) -> None:
     """Run the trials that are left, and choose the best one."""
     connect()
-    run = CampaignRun(campaign, recipe, manifest)
-    with record_campaign(campaign, recipe) as record, live_display(campaign) as display:
-        run.listeners = [record, display, CampaignMetrics(), *listeners]
+    campaign = run.campaign
+    with record_campaign(campaign, run.recipe) as record, live_display(campaign) as display:
+        run.listeners = [record, display, CampaignMetrics()]
         try:
             run.begin()
-            _search(run, recipe, manifest)
+            _search(run)
         finally:
             run.close()
     if (run.refused or run.withheld) and not any(trial.state in ("finished", "stopped") for trial in campaign.trials):
@@ -91,18 +112,6 @@ def explain_no_best(campaign: Campaign) -> str:
     return f"{', '.join(reasons)}; {', or '.join(fix for fix, applies in fixes.items() if applies)}"
 
 
-def _rank_again(campaign: Campaign, recipe: Recipe, manifest: Manifest) -> None:
-    """Rank a campaign that has no trial left to train, and log to MLflow what it lacks.
-
-    Raises LockedError if another process runs the campaign: one with a larger budget has trials left.
-    """
-    stored = campaign.to_json()
-    CampaignRun(campaign, recipe, manifest).close()
-    if campaign.to_json() != stored or not campaign.run_id:
-        with lock_campaign(campaign.campaign), record_campaign(campaign, recipe):
-            pass
-
-
 def _refuse(run: CampaignRun) -> None:
     """Raise the user's mistake that ended each trial, and delete what they left, if they have trained nothing."""
     campaign = run.campaign
@@ -114,7 +123,7 @@ def _refuse(run: CampaignRun) -> None:
     raise ValueError(list((run.withheld | run.refused).values())[-1])
 
 
-def _search(run: CampaignRun, recipe: Recipe, manifest: Manifest) -> None:
+def _search(run: CampaignRun) -> None:
     """Run the trials that are left."""
     _quiet_tune()
     from ray import tune as ray_tune
@@ -122,11 +131,12 @@ def _search(run: CampaignRun, recipe: Recipe, manifest: Manifest) -> None:
     from jobs.tune.adapters import CampaignCallback, CampaignScheduler, CampaignSearcher
     from jobs.tune.trial import run_trial
 
-    campaign, several = run.campaign, recipe.scale.max_workers > 1
+    campaign, recipe = run.campaign, run.recipe
+    several = recipe.scale.max_workers > 1
     fs, root = open_uri(settings().store)
     resources, parallel = trial_resources(recipe)
     if "GPU" in resources and not several:
-        resources["GPU"] /= trials_per_gpu(recipe, manifest)
+        resources["GPU"] /= trials_per_gpu(recipe, run.manifest)
     campaign.unit = "GPU" if has_gpu() else "core"
     devices = resources.get("GPU", resources.get("CPU", 0.0))
     # A trial with several workers only waits for them; Tune refuses a request for no resources at all.

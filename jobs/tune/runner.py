@@ -34,10 +34,9 @@ Listener = Callable[[Campaign], None]
 class CampaignRun:
     """The trials of one command, by Tune's trial ids in `running`; `listeners` are called after each change."""
 
-    def __init__(
-        self, campaign: Campaign, recipe: Recipe, manifest: Manifest, listeners: Sequence[Listener] = ()
-    ) -> None:
-        self.campaign, self.recipe, self.manifest, self.listeners = campaign, recipe, manifest, listeners
+    def __init__(self, campaign: Campaign, recipe: Recipe, manifest: Manifest) -> None:
+        self.campaign, self.recipe, self.manifest = campaign, recipe, manifest
+        self.listeners: Sequence[Listener] = ()
         self.search, self.space = recipe.search, recipe.search.dimensions
         self.running: dict[str, Trial] = {}
         self.refused: dict[str, str] = {}  # the user's mistake that ended a run

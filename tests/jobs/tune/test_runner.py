@@ -5,19 +5,20 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any
 
 import pytest
 
-from aecore.config import Optim, check_recipe, load_recipe
+from aecore.config import Optim, Recipe, check_recipe, load_recipe
 from aecore.data.shards import Manifest
 from aecore.training.checkpoint import RETRY_SECONDS
 from cluster.lock import LockedError
 from jobs.dataset import open_dataset
 from jobs.run_store import find_run
-from jobs.tune import runner
+from jobs.tune import job, runner
 from jobs.tune.campaign import (
     Campaign,
     Trial,
@@ -245,6 +246,35 @@ def test_smaller_budget_does_not_rank_a_campaign_that_another_process_runs(tiny:
     with lock_campaign("mine"), pytest.raises(LockedError, match="campaign 'mine' is being run by pid"):
         tune(recipe, "tiny")
     assert read_campaign("mine") == campaign
+
+
+@pytest.mark.parametrize("trials", [1, 9])  # a command that only ranks the campaign, and one that trains
+def test_command_starts_from_what_another_one_has_written_before_the_lock(
+    trials: int, tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Before, it read the file before it had the lock, and wrote it without the other command's last trials."""
+    recipe = load_recipe(Path(tiny), [f"data.uri={faces}", "name=shared", f"search.trials={trials}"])
+    campaign = open_campaign(recipe, "tiny", open_dataset(str(faces)).manifest)
+    campaign.trials = make_campaign(2).trials
+    recorded: list[Campaign] = []
+
+    @contextmanager
+    def lock_after_another_command(name: str) -> Iterator[None]:
+        write_campaign(campaign)
+        with lock_campaign(name):
+            yield
+
+    def record_campaign(campaign: Campaign, recipe: Recipe) -> Any:
+        recorded.append(campaign)
+        raise InterruptedError
+
+    write_campaign(replace(campaign, trials=campaign.trials[:1]))
+    monkeypatch.setattr(job, "lock_campaign", lock_after_another_command)
+    monkeypatch.setattr(job, "connect", lambda: None)
+    monkeypatch.setattr(job, "record_campaign", record_campaign)
+    with pytest.raises(InterruptedError):
+        tune(recipe, "tiny")
+    assert [trial.run for trial in recorded[0].trials] == [trial.run for trial in campaign.trials]
 
 
 def test_worse_half_is_stopped_at_the_rungs_and_the_front_goes_on():
