@@ -926,6 +926,10 @@ PLANTED = (
         "None if trial in self._resumable else self._values(trial)", "self._values(trial)", (RUNNER,),
     ),
     Fault(
+        "listeners see the campaign while it changes", "jobs/tune/runner.py",
+        "copy.deepcopy(self.campaign)", "self.campaign", (RUNNER,),
+    ),
+    Fault(
         "the runs of a lost driver are locked one after the other", "jobs/tune/runner.py",
         "ThreadPoolExecutor(len(interrupted))", "ThreadPoolExecutor(1)", (RUNNER,),
     ),

@@ -30,9 +30,9 @@
     note           what limits the choice, such as noise between seeds; else ""
     hypervolume    area that the front dominates (dB times distance) after each trial's end, from the worst values seen
 
-`read_campaign` returns it as a `Campaign`. While a campaign runs, `CampaignRun` calls each of its `listeners` with the
-Campaign after each change; a listener must return quickly and must not change it. The running trials' steps are on the
-progress board under the name of their run (`cluster.progress`).
+`read_campaign` returns it as a `Campaign`. While a campaign runs, `CampaignRun` calls each of its `listeners` with
+a copy of the Campaign after each change; a listener must return quickly and must not change it. The running trials'
+steps are on the progress board under the name of their run (`cluster.progress`).
 """
 
 import json

@@ -53,14 +53,14 @@ class CampaignDisplay:
     """A listener of a campaign that shows it, or gives the lines of its table."""
 
     def __init__(self, campaign: Campaign) -> None:
-        self.campaign = copy.deepcopy(campaign)
+        self.campaign = copy.deepcopy(campaign)  # the thread that draws must not see a change half made
         self.bar = Bar(campaign.campaign, "epochs")
         self._ended = {trial.run for trial in campaign.trials if trial.state != "running"}
         self._first: dict[str, tuple[float, int]] = {}  # time and images of the first state seen of a running trial
 
     def __call__(self, campaign: Campaign) -> None:
         """Take the campaign after a change. Without a terminal, print a line for each trial that has ended."""
-        self.campaign = copy.deepcopy(campaign)  # the thread that draws must not see a change half made
+        self.campaign = campaign
         if sys.stderr.isatty():
             return
         for trial in campaign.trials:

@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from aecore.config import Recipe, flatten_keys
-from aecore.data.io import write_json
 from aecore.errors import one_line
 from aecore.training.checkpoint import retry_storage
 from cluster import tracking
 from jobs.run_store import RunStore, find_run, stored_run
-from jobs.tune.campaign import Campaign, Trial, campaign_file, from_json, write_campaign
+from jobs.tune.campaign import Campaign, Trial, write_campaign
 from jobs.tune.mlflow_overview import CampaignOverview, log_report
 
 log = logging.getLogger(__name__)
@@ -71,9 +70,8 @@ def record_campaign(campaign: Campaign, recipe: Recipe) -> Iterator[Callable[[Ca
     mlflow = Latest("campaign-mlflow", mlflow_runs.sync)
 
     def listener(campaign: Campaign) -> None:
-        content = campaign.to_json()
-        file.put(content)
-        mlflow.put(content)
+        file.put(campaign)
+        mlflow.put(campaign)
 
     try:
         yield listener
@@ -102,9 +100,9 @@ def _write_report(campaign: Campaign) -> dict[str, bytes]:
         return {}
 
 
-def _write(content: dict[str, Any]) -> bool:
+def _write(campaign: Campaign) -> bool:
     try:
-        write_json(*campaign_file(content["campaign"]), content)
+        write_campaign(campaign)
     except OSError as error:
         log.warning("cannot write the campaign's file: %s; the campaign continues", one_line(error))
         return False
@@ -122,9 +120,9 @@ class MlflowRuns:
         self._stores: dict[str, RunStore] = {}
         self._synced: dict[str, tuple[str, int]] = {}  # state and epoch of each run that MLflow has
 
-    def sync(self, content: dict[str, Any]) -> bool:
+    def sync(self, campaign: Campaign) -> bool:
         """Log what MLflow lacks of the campaign; return False at the first failure, of which the first is logged."""
-        warn, campaign = not self._failed, from_json(content)
+        warn = not self._failed
         done = tracking.best_effort("take the campaign", lambda: self._sync(campaign, warn), False, warn=warn)
         self._failed = not done
         return done

@@ -3,6 +3,7 @@
 Ray Tune drives it through the adapters in `jobs.tune.adapters`; all calls come from the driver's main thread.
 """
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ Listener = Callable[[Campaign], None]
 
 
 class CampaignRun:
-    """The trials of one command, by Tune's trial ids in `running`; `listeners` are called after each change."""
+    """The trials of one command, by Tune's trial ids in `running`; each change is copied to the `listeners`."""
 
     def __init__(self, campaign: Campaign, recipe: Recipe, manifest: Manifest) -> None:
         self.campaign, self.recipe, self.manifest = campaign, recipe, manifest
@@ -335,5 +336,6 @@ class CampaignRun:
         return model.psnr, model.distance
 
     def _changed(self) -> None:
+        snapshot = copy.deepcopy(self.campaign)  # for the threads of listeners, which must not see a change half made
         for listener in self.listeners:
-            listener(self.campaign)
+            listener(snapshot)

@@ -1,5 +1,6 @@
 """The threads that keep a campaign's file and MLflow runs: they wait for a silent MLflow, and the search does not."""
 
+import copy
 import os
 import shutil
 import threading
@@ -75,7 +76,7 @@ def run_campaign(
             else:
                 store.save_epoch(epoch, METRICS, [], None, "1 x CPU")
                 trial.record(epoch, METRICS)
-            record(campaign)
+            record(copy.deepcopy(campaign))
         at_the_end()
         if state != "running":
             trial.end("finished")

@@ -538,6 +538,16 @@ def test_trials_share_the_cluster(monkeypatch, nodes: list, search: dict, worker
     assert trial_resources(check_recipe({"search": search, "scale": {"workers": workers}})) == expected
 
 
+def test_listeners_get_the_campaign_as_it_was_at_each_change():
+    """They read it in their own threads, while the command changes it."""
+    trainings = Trainings()
+    snapshots: list[Campaign] = []
+    trainings.run.listeners = [snapshots.append]
+    trainings.train(trainings.next(), 20, 5)
+    assert [campaign.trials[0].epoch for campaign in snapshots] == [*range(EPOCHS + 1), EPOCHS]
+    assert snapshots[-1] == trainings.campaign
+
+
 @pytest.mark.parametrize(
     ("search", "totals"), [({"trials": 4}, (40, 10)), ({"trials": 4, "space": {"model.z_dim": [2]}}, (10, 10))]
 )
