@@ -38,9 +38,9 @@ from tests.planted_faults import EQUIVALENT, PLANTED, Fault  # noqa: E402
 
 GENERATED_FROM = (  # beside aecore: modules without Ray, MLflow or sockets
     "cluster/lock.py", "cluster/network.py", "cluster/settings.py", "cluster/storage.py", "jobs/claims/verdicts.py",
-    "jobs/study/findings.py", "jobs/study/metrics.py", "jobs/train/stopping.py", "jobs/tune/plan.py",
-    "jobs/tune/selection.py", "jobs/tune/stopping.py", "jobs/tune/table.py", "serving/http/decoding.py",
-    "serving/http/encoding.py", "serving/http/operations.py", "serving/http/schemas.py",
+    "jobs/study/findings.py", "jobs/study/metrics.py", "jobs/train/stopping.py", "jobs/tune/campaign.py",
+    "jobs/tune/plan.py", "jobs/tune/selection.py", "jobs/tune/stopping.py", "jobs/tune/table.py",
+    "serving/http/decoding.py", "serving/http/encoding.py", "serving/http/operations.py", "serving/http/schemas.py",
     "serving/runtime/admission.py", "serving/runtime/batching.py", "serving/runtime/model_loading.py",
     "serving/runtime/model_slot.py",
 )  # fmt: skip
@@ -78,6 +78,9 @@ TESTS = {  # of a module whose tests are not only tests/.../test_MODULE.py
     "aecore/metrics/face_detector.py": ("tests/aecore/metrics/test_suite.py", "tests/aecore/metrics/test_faces.py"),
     "jobs/claims/verdicts.py": ("tests/jobs/claims/test_verdicts.py",),
     "jobs/study/metrics.py": ("tests/jobs/study/test_findings.py",),
+    "jobs/tune/campaign.py": (
+        "tests/jobs/tune/test_runner.py", "tests/jobs/tune/test_table.py", "tests/jobs/tune/test_lookup.py",
+    ),
     "jobs/tune/stopping.py": ("tests/jobs/tune/test_runner.py", "tests/jobs/tune/test_plan.py"),
     "serving/http/decoding.py": (
         "tests/serving/http/test_decoding.py", "tests/serving/http/test_api.py",

@@ -1150,8 +1150,8 @@ PLANTED = (
         "while page.token:", "while False:", ("tests/cluster/test_mlflow_runs.py",),
     ),
     Fault(
-        "the first seed of a point has no label", "jobs/tune/table.py",
-        '{"optim.seed": campaign.recipe["optim"]["seed"]}', '{"optim.seed": ""}', ("tests/jobs/tune/test_table.py",),
+        "the first seed of a point has no label", "jobs/tune/campaign.py",
+        '{"optim.seed": self.recipe["optim"]["seed"]}', '{"optim.seed": ""}', ("tests/jobs/tune/test_table.py",),
     ),
     Fault(
         "the node cache is opened to append", "aecore/data/cache_eviction.py",

@@ -42,7 +42,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyarrow.fs as pafs
 
@@ -67,6 +67,7 @@ from jobs.tune.selection import (
 
 JUDGED_METRICS = ("valid_psnr", "valid_active_units", *(f"hog_frechet_{sampler}" for sampler in SAMPLERS))
 State = Literal["running", "finished", "stopped", "diverged", "lost"]
+STATES: tuple[State, ...] = get_args(State)  # in the order in which the trials that are not on the front are listed
 
 
 @dataclass
@@ -154,13 +155,58 @@ class Campaign:
         """Return the trial with this run, None if there is none."""
         return next((trial for trial in self.trials if trial.run == run), None)
 
+    def sorted_trials(self) -> list[Trial]:
+        """Return the trials: the front by falling PSNR, then the others by state and distance."""
+
+        def rank(trial: Trial) -> tuple[float, ...]:
+            if trial.run in self.pareto_front:
+                return (-1, self.pareto_front.index(trial.run))
+            model = self.score(trial)
+            return (STATES.index(trial.state), model.distance if model else math.inf)
+
+        return sorted(self.trials, key=rank)
+
+    def short_name(self, run: str) -> str:
+        """Return a run's name without the stem that all runs of the campaign share."""
+        return run.removeprefix(f"{self.stem}-")
+
     def count(self, state: State) -> int:
         """Return the number of trials in this state."""
         return sum(trial.state == state for trial in self.trials)
 
+    def label_state(self, state: State) -> str:
+        """Return the label of a trial's state: one that was training when its command ended is interrupted."""
+        return "interrupted" if state == "running" and self.state != "running" else state
+
+    def searched_keys(self) -> list[str]:
+        """Return the searched recipe keys; with replicates, optim.seed too."""
+        keys = sorted(self.search["space"])  # as the campaign's file has them
+        seeds = "optim.seed" not in keys and any(trial.replicate_of for trial in self.trials)
+        return [*keys, "optim.seed"] if seeds else keys
+
+    def searched_values(self, trial: Trial) -> dict[str, Any]:
+        """Return the value of each of the `searched_keys`; the seed of a point's first trial is the recipe's."""
+        values = {"optim.seed": self.recipe["optim"]["seed"]} | trial.point
+        return {key: values[key] for key in self.searched_keys()}
+
+    def key_names(self) -> dict[str, str]:
+        """Return the last part of each searched key, or all of it if two keys share that part."""
+        keys = self.searched_keys()
+        last = [key.rpartition(".")[2] for key in keys]
+        return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
+
+    def steps_per_second(self, trial: Trial) -> float | None:
+        """Return the optimizer steps per second of the trial's last epoch, None before it."""
+        rate = trial.metrics.get("images_per_second")
+        return rate and rate / trial.point.get("optim.batch", self.recipe["optim"]["batch"])
+
     def device_hours(self) -> float:
         """Return the GPU hours, or core hours, of all trials until now."""
         return sum(trial.seconds * trial.devices for trial in self.trials) / 3600
+
+    def score(self, trial: Trial) -> ScoredModel | None:
+        """Return the scores of the trial's last judged epoch, None before the first one."""
+        return score(trial.run, trial.judged[-1], self.search["sampler"]) if trial.judged else None
 
     def scores(self) -> list[ScoredModel]:
         """Return the scores of the finished trials."""
@@ -170,8 +216,7 @@ class Campaign:
         """Return the scores of each point's finished seeds; most points have one seed."""
         points: dict[str, list[ScoredModel]] = {}
         for trial in self.trials:
-            if trial.state == "finished" and trial.judged:
-                model = score(trial.run, trial.judged[-1], self.search["sampler"])
+            if trial.state == "finished" and (model := self.score(trial)) is not None:
                 points.setdefault(trial.replicate_of or trial.run, []).append(model)
         return list(points.values())
 

@@ -11,7 +11,7 @@ from jobs.study.charts import COLOURS, Axis, Chart, Reference, Series, line_char
 from jobs.tune.campaign import Campaign, Trial
 from jobs.tune.plan import distribution, to_param
 from jobs.tune.selection import score
-from jobs.tune.table import format_value, key_names, score_trial, searched_values, short_name
+from jobs.tune.table import format_value
 
 PSNR_AXIS, DISTANCE_AXIS = Axis("PSNR (dB)"), Axis("distance")
 MIN_RANKED = 20  # trials from which on the importance of a key is estimated
@@ -25,12 +25,12 @@ IDLE_SECONDS = 60.0  # without a training, from which on the timeline leaves a g
 
 def pareto_chart(campaign: Campaign) -> Chart:
     """Chart the PSNR and the distance of each trial: the Pareto front, the slack of the rule and its choice."""
-    names = key_names(campaign)
+    names = campaign.key_names()
     points: dict[str, list[tuple[float, float, str]]] = {"Pareto front": [], "chosen": [], "dominated": []}
     for trial in campaign.trials:
-        if (model := score_trial(campaign, trial)) is None:
+        if (model := campaign.score(trial)) is None:
             continue
-        label = ", ".join(map(format_value, searched_values(campaign, trial).values()))
+        label = ", ".join(map(format_value, campaign.searched_values(trial).values()))
         point = (model.psnr, model.distance, label)
         if trial.run == campaign.best:
             points["chosen"].append(point)
@@ -74,9 +74,9 @@ def curve_charts(campaign: Campaign) -> list[Chart]:
 
 def map_charts(campaign: Campaign) -> list[Chart]:
     """Chart distance and PSNR over each pair of searched numbers, the most important ones; over a single one too."""
-    space, names = searched_space(campaign), key_names(campaign)
+    space, names = searched_space(campaign), campaign.key_names()
     keys = [key for key in list(importance(campaign)) or list(space) if is_numeric(space[key])][:MAX_MAPPED_KEYS]
-    trials = [(trial, model) for trial in campaign.trials if (model := score_trial(campaign, trial)) is not None]
+    trials = [(trial, model) for trial in campaign.trials if (model := campaign.score(trial)) is not None]
     if not trials:
         return []
     metrics = (
@@ -114,7 +114,7 @@ def timeline_chart(campaign: Campaign) -> Chart:
     for state, bars in states.items():
         rows, starts, ends = zip(*bars, strict=True)
         series.append(Series(state, ends, rows, band=(starts, ends)))
-    labels = [short_name(campaign, trial.run) for trial in trials]
+    labels = [campaign.short_name(trial.run) for trial in trials]
     return span_chart("timeline", "When each trial trained", labels, Axis("minutes", from_zero=True), series)
 
 
@@ -122,7 +122,7 @@ def importance_chart(campaign: Campaign) -> Chart | None:
     """Chart the importance of each searched key, None with too few trials."""
     if not (importances := importance(campaign)):
         return None
-    labels = [key_names(campaign)[key] for key in importances]
+    labels = [campaign.key_names()[key] for key in importances]
     x = Axis("share of the importance", percent=True, ticks=(0, 0.25, 0.5, 0.75, 1))
     return span_chart("importance", "Importance of the searched keys", labels, x,
                       [Series("importance", list(importances.values()), range(len(importances)))])  # fmt: skip
@@ -143,7 +143,7 @@ def importance(campaign: Campaign) -> dict[str, float]:
     Empty with under MIN_RANKED trials or with a single key.
     """
     space = searched_space(campaign)
-    models = [(t, score_trial(campaign, t)) for t in campaign.trials if not t.replicate_of]
+    models = [(t, campaign.score(t)) for t in campaign.trials if not t.replicate_of]
     scored = [(trial, model) for trial, model in models if model is not None]
     if len(scored) < MIN_RANKED or len(space) < 2:
         return {}
@@ -193,5 +193,5 @@ def is_numeric(dimension: Dimension) -> bool:
 
 def point_label(campaign: Campaign, trial: Trial) -> str:
     """Return a trial's searched values, for a legend."""
-    names = key_names(campaign)
-    return ", ".join(f"{names[key]} {format_value(v)}" for key, v in searched_values(campaign, trial).items())
+    names = campaign.key_names()
+    return ", ".join(f"{names[key]} {format_value(v)}" for key, v in campaign.searched_values(trial).items())

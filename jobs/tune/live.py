@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from aecore.search_space import grid_size, parse_space
 from cluster.progress import Bar, read_states
 from jobs.tune.campaign import Campaign, Trial
-from jobs.tune.table import Row, format_rows, key_names, sort_trials, steps_per_second, trial_cells
+from jobs.tune.table import Row, format_rows, trial_cells
 
 DRAW_SECONDS = 0.5
 MIN_ROWS = 3  # trials that a low terminal shows
@@ -77,7 +77,7 @@ class CampaignDisplay:
         running = [trial.run for trial in campaign.trials if trial.state == "running"]
         # A trial also publishes the fill of its node's cache, in other units.
         states = {run: state for run, state in read_states(running).items() if state[2].startswith("epoch ")}
-        trials = sorted(sort_trials(campaign), key=lambda trial: trial.state != "running")
+        trials = sorted(campaign.sorted_trials(), key=lambda trial: trial.state != "running")
         visible = trials[: max(MIN_ROWS, rows - 4)]
         cells = [trial_cells(campaign, trial) | self._live_cells(trial, states.get(trial.run)) for trial in visible]
         lines = format_rows(campaign, cells, columns - 1)
@@ -98,7 +98,7 @@ class CampaignDisplay:
         cells = {"epoch": f"{trial.epochs * done / total:.1f}/{trial.epochs}"}
         if done > first and now > start:
             metrics = {"images_per_second": (done - first) / (now - start)}
-            steps = steps_per_second(self.campaign, Trial(trial.run, trial.point, trial.epochs, metrics=metrics))
+            steps = self.campaign.steps_per_second(Trial(trial.run, trial.point, trial.epochs, metrics=metrics))
             cells["steps/s"] = f"{steps:.3g}"
         return cells
 
@@ -122,7 +122,7 @@ def count_epochs(campaign: Campaign, states: Mapping[str, tuple[int, int, str]])
 def describe_end(campaign: Campaign, trial: Trial) -> str:
     """Return the line that says how a trial has ended."""
     cells = trial_cells(campaign, trial)
-    point = ", ".join(f"{name} {cells[name]}" for name in key_names(campaign).values())
+    point = ", ".join(f"{name} {cells[name]}" for name in campaign.key_names().values())
     values = ", ".join(
         f"{name} {cells[name]}" for name in ("epoch", "PSNR", "distance", "active", "min") if cells[name]
     )

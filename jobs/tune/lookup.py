@@ -8,7 +8,7 @@ from cluster.settings import settings
 from cluster.storage import check_uri, open_uri
 from jobs.run_store import resolve_name
 from jobs.tune.campaign import Campaign, is_run_now, read_campaign
-from jobs.tune.table import format_summary, short_name
+from jobs.tune.table import format_summary
 
 
 def find_campaign(name: str) -> Campaign:
@@ -26,7 +26,7 @@ def find_trial(name: str, run: str) -> str:
     """Return the name of a campaign's run, given whole or without the stem that all its runs share."""
     campaign = find_campaign(name)
     for trial in campaign.trials:
-        if run in (trial.run, short_name(campaign, trial.run)):
+        if run in (trial.run, campaign.short_name(trial.run)):
             return trial.run
     raise ValueError(f"campaign '{name}' has no run '{run}': see `zpoint campaign {name}`")
 

@@ -1,8 +1,6 @@
 """The states of a campaign's trials on Ray's exporter, which Prometheus scrapes as `ray_zpoint_campaign_trials`."""
 
-from typing import get_args
-
-from jobs.tune.campaign import Campaign, State
+from jobs.tune.campaign import STATES, Campaign
 
 
 class CampaignMetrics:
@@ -14,5 +12,5 @@ class CampaignMetrics:
         self._trials = Gauge("zpoint_campaign_trials", "trials of the campaign in this state", ("campaign", "state"))
 
     def __call__(self, campaign: Campaign) -> None:
-        for state in get_args(State):
+        for state in STATES:
             self._trials.set(campaign.count(state), {"campaign": campaign.campaign, "state": state})

@@ -9,7 +9,7 @@ from cluster import tracking
 from jobs.tune.campaign import Campaign, Trial
 from jobs.tune.report import PAGE_FILE, PARETO_FILE
 from jobs.tune.selection import SAMPLERS
-from jobs.tune.table import describe_best, format_summary, promote_command, score_trial, sort_trials, trial_cells
+from jobs.tune.table import describe_best, format_summary, promote_command, trial_cells
 
 TABLE_FILE = "trials.json"
 NOTE_LIMIT = 5_000  # characters of a tag's value that every MLflow store accepts
@@ -35,7 +35,7 @@ class CampaignOverview:
                 if trial.run in trial_run_ids and logged.get(key) != value:
                     client.set_tag(trial_run_ids[trial.run], key, value)
                     logged[key] = value
-            model = score_trial(campaign, trial)
+            model = campaign.score(trial)
             if model is not None and trial.run in trial_run_ids and logged.get(DISTANCE) != str(model.distance):
                 client.log_metric(trial_run_ids[trial.run], DISTANCE, model.distance, step=trial.epoch)
                 logged[DISTANCE] = str(model.distance)
@@ -64,7 +64,7 @@ def summarize(campaign: Campaign) -> dict[str, float]:
     if campaign.hypervolume:
         metrics["hypervolume"] = campaign.hypervolume[-1]
     best = campaign.trial(campaign.best)
-    if best is not None and (model := score_trial(campaign, best)) is not None:
+    if best is not None and (model := campaign.score(best)) is not None:
         metrics |= {"best_psnr": model.psnr, "best_distance": model.distance}
     return metrics
 
@@ -82,7 +82,7 @@ def describe(campaign: Campaign) -> str:
         head += [f"Best: {describe_best(campaign)}.", "", f"    {promote_command(campaign)}", ""]
     for title, text in {"Rule": campaign.rule, "Note": campaign.note}.items():
         head += [f"{title}: {text}.", ""] if text else []
-    rows = [trial_cells(campaign, trial) for trial in sort_trials(campaign)]
+    rows = [trial_cells(campaign, trial) for trial in campaign.sorted_trials()]
     if not rows:
         return "\n".join(head)
     lines = [f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
@@ -100,7 +100,7 @@ def describe(campaign: Campaign) -> str:
 
 def make_table(campaign: Campaign) -> dict[str, Any]:
     """Return the trials in the form of MLflow's tables."""
-    trials = sort_trials(campaign)
+    trials = campaign.sorted_trials()
     rows = [
         {"run": trial.run, "state": trial.state, "reason": trial.reason, "epoch": trial.epoch, **trial.point}
         | {"front": trial.run in campaign.pareto_front, "best": trial.run == campaign.best}

@@ -17,20 +17,9 @@ from jobs.run_store import find_run
 from jobs.study.report import render_page
 from jobs.study.sections import ImageRow, ImageTable, Section
 from jobs.tune import campaign_charts
-from jobs.tune.campaign import Campaign, Trial
+from jobs.tune.campaign import STATES, Campaign, Trial
 from jobs.tune.selection import score
-from jobs.tune.table import (
-    ORDER,
-    describe_best,
-    describe_hours,
-    key_names,
-    label_state,
-    promote_command,
-    searched_keys,
-    searched_values,
-    sort_trials,
-    trial_cells,
-)
+from jobs.tune.table import describe_best, describe_hours, promote_command, trial_cells
 
 log = logging.getLogger(__name__)
 PAGE_FILE, PARETO_FILE = "campaign.html", "chart-pareto.png"
@@ -58,10 +47,10 @@ def make_report(campaign: Campaign, folder: str, decode: "Decoder | None" = None
     commands, recipe = trial_commands(campaign, folder)
     if recipe is not None:
         files[f"{campaign.stem}.yaml"] = recipe
-    trials = sort_trials(campaign)
+    trials = campaign.sorted_trials()
     page = render_page(
         "campaign.html.j2", campaign=campaign, sections=sections, hours=describe_hours(campaign),
-        states={label_state(campaign, state): campaign.count(state) for state in ORDER},
+        states={campaign.label_state(state): campaign.count(state) for state in STATES},
         best=describe_best(campaign) if campaign.best else "", promote=promote_command(campaign),
         space=campaign.search["space"], columns=list(trial_cells(campaign, trials[0])) if trials else [],
         rows=[(trial, list(trial_cells(campaign, trial).values()), commands[trial.run]) for trial in trials],
@@ -113,7 +102,7 @@ def image_tables(campaign: Campaign, decode: Decoder) -> list[ImageTable]:
     """Return tables of decoded z-points: of N(0, 1) for each finished or stopped trial, of its best sampler for each
     finished one.
     """
-    keys, names = ordered_keys(campaign), key_names(campaign)
+    keys, names = ordered_keys(campaign), campaign.key_names()
     header, normal, best = ", ".join(names[key] for key in keys), [], []
     trials = [trial for trial in campaign.trials if trial.state in ("finished", "stopped") and trial.judged]
     for trial in sorted(trials, key=lambda trial: sample_order(campaign, trial)):
@@ -136,12 +125,12 @@ def image_tables(campaign: Campaign, decode: Decoder) -> list[ImageTable]:
 
 def ordered_keys(campaign: Campaign) -> list[str]:
     """Return the searched keys, kl_factor first."""
-    return sorted(searched_keys(campaign), key=lambda key: key != "loss.kl_factor")
+    return sorted(campaign.searched_keys(), key=lambda key: key != "loss.kl_factor")
 
 
 def sample_order(campaign: Campaign, trial: Trial) -> list[Any]:
     """Return the sort key of a trial's images: its searched values, numbers before texts."""
-    values = searched_values(campaign, trial)
+    values = campaign.searched_values(trial)
     return [(isinstance(values[key], str), values[key]) for key in ordered_keys(campaign)]
 
 

@@ -20,7 +20,7 @@ from cluster.lock import LockedError
 from jobs.run_store import lock_run, open_run, run_name, stored_run
 from jobs.tune.campaign import Campaign, State, Trial
 from jobs.tune.plan import PointPlan
-from jobs.tune.selection import rank_by_rule, score
+from jobs.tune.selection import rank_by_rule
 from jobs.tune.stopping import reason_to_stop
 
 log = logging.getLogger(__name__)
@@ -330,10 +330,8 @@ class CampaignRun:
 
     def _values(self, trial: Trial) -> tuple[float, float] | None:
         """Return the trial's objectives at its last judged epoch."""
-        if not trial.judged:
-            return None
-        model = score(trial.run, trial.judged[-1], self.search.sampler)
-        return model.psnr, model.distance
+        model = self.campaign.score(trial)
+        return (model.psnr, model.distance) if model else None
 
     def _changed(self) -> None:
         snapshot = copy.deepcopy(self.campaign)  # for the threads of listeners, which must not see a change half made

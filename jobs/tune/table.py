@@ -4,23 +4,21 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.tune.campaign import Campaign, State, Trial
-from jobs.tune.selection import SAMPLER_TITLES, ScoredModel, score
+from jobs.tune.campaign import STATES, Campaign, Trial
+from jobs.tune.selection import SAMPLER_TITLES
 
 Row = dict[str, str]  # a trial's cells by column
 WIDTH = 80
 LEFT_ALIGNED, METRICS = ("", "run", "state"), ("PSNR", "distance", "active", "steps/s", "min")
 OPTIONAL = ("min", "steps/s", "active", "epoch")  # columns that a narrow terminal lacks, the first of them first
 MIN_HEADER = 5  # characters of a column's header that are kept
-# Of the trials that are not on the front.
-ORDER: tuple[State, ...] = ("running", "finished", "stopped", "diverged", "lost")
 
 
 def format_campaign(campaign: Campaign, width: int = WIDTH) -> str:
     """Return the table of all trials, the rule, the best run and the command that promotes it."""
-    trials = sort_trials(campaign)
+    trials = campaign.sorted_trials()
     lines = [format_summary(campaign), *format_rows(campaign, [trial_cells(campaign, t) for t in trials], width)]
-    lines += [f"{short_name(campaign, trial.run)} {trial.state}: {trial.reason}" for trial in trials if trial.reason]
+    lines += [f"{campaign.short_name(trial.run)} {trial.state}: {trial.reason}" for trial in trials if trial.reason]
     lines += [f"runs are named {campaign.stem}-RUN; * Pareto front, > best by the rule"]
     if campaign.best:
         lines.append(f"best: {describe_best(campaign)}")
@@ -32,13 +30,8 @@ def format_campaign(campaign: Campaign, width: int = WIDTH) -> str:
 
 def format_summary(campaign: Campaign) -> str:
     """Return the state of the campaign and of its trials in one line."""
-    counts = [f"{campaign.count(state)} {label_state(campaign, state)}" for state in ORDER if campaign.count(state)]
+    counts = [f"{campaign.count(state)} {campaign.label_state(state)}" for state in STATES if campaign.count(state)]
     return ", ".join([f"campaign {campaign.campaign}: {campaign.state}", *counts, describe_hours(campaign)])
-
-
-def label_state(campaign: Campaign, state: State) -> str:
-    """Return the label of a trial's state: one that was training when its command ended is interrupted."""
-    return "interrupted" if state == "running" and campaign.state != "running" else state
 
 
 def describe_hours(campaign: Campaign) -> str:
@@ -51,7 +44,7 @@ def describe_best(campaign: Campaign) -> str:
     """Return the best run with its point and its scores."""
     trial = campaign.trial(campaign.best)
     assert trial is not None
-    model = score_trial(campaign, trial)
+    model = campaign.score(trial)
     assert model is not None
     point = ", ".join(f"{key} {format_value(value)}" for key, value in trial.point.items())
     sampler = SAMPLER_TITLES[model.sampler]
@@ -62,7 +55,7 @@ def promote_command(campaign: Campaign) -> str:
     """Return the command that promotes the best run, "" if there is none yet."""
     if not campaign.best:
         return ""
-    run = "" if campaign.state == "finished" else f" --run {short_name(campaign, campaign.best)}"
+    run = "" if campaign.state == "finished" else f" --run {campaign.short_name(campaign.best)}"
     return f"zpoint promote {campaign.campaign}{run}"
 
 
@@ -71,7 +64,7 @@ def format_rows(campaign: Campaign, rows: Sequence[Row], width: int = WIDTH) -> 
 
     A narrow table lacks the columns of OPTIONAL that do not fit; then its headers are cut.
     """
-    columns, gap = ["", "run", "state", "epoch", *key_names(campaign).values(), *METRICS], 2
+    columns, gap = ["", "run", "state", "epoch", *campaign.key_names().values(), *METRICS], 2
     dropped = list(OPTIONAL)
 
     def widths(header: int | None = None) -> list[int]:
@@ -93,69 +86,21 @@ def format_rows(campaign: Campaign, rows: Sequence[Row], width: int = WIDTH) -> 
 
 def trial_cells(campaign: Campaign, trial: Trial) -> Row:
     """Return the cells of a trial by column: the mark of the front, run, state, epoch, searched values and metrics."""
-    model = score_trial(campaign, trial)
-    metrics, names = trial.metrics, key_names(campaign)
-    steps = steps_per_second(campaign, trial)
+    model = campaign.score(trial)
+    metrics, names = trial.metrics, campaign.key_names()
+    steps = campaign.steps_per_second(trial)
     return {
         "": ">" if trial.run == campaign.best else "*" if trial.run in campaign.pareto_front else "",
-        "run": short_name(campaign, trial.run),
-        "state": label_state(campaign, trial.state),
+        "run": campaign.short_name(trial.run),
+        "state": campaign.label_state(trial.state),
         "epoch": f"{trial.epoch}/{trial.epochs}",
-        **{names[key]: format_value(value) for key, value in searched_values(campaign, trial).items()},
+        **{names[key]: format_value(value) for key, value in campaign.searched_values(trial).items()},
         "PSNR": f"{metrics['valid_psnr']:.1f}" if "valid_psnr" in metrics else "",
         "distance": f"{model.distance:.2f}" if model else "",
         "active": f"{metrics['valid_active_units']:.0f}" if "valid_active_units" in metrics else "",
         "steps/s": f"{steps:.3g}" if steps else "",
         "min": f"{trial.seconds / 60:.1f}",
     }
-
-
-def sort_trials(campaign: Campaign) -> list[Trial]:
-    """Return the trials: the front by falling PSNR, then the others by state and distance."""
-
-    def rank(trial: Trial) -> tuple[float, ...]:
-        if trial.run in campaign.pareto_front:
-            return (-1, campaign.pareto_front.index(trial.run))
-        model = score_trial(campaign, trial)
-        return (ORDER.index(trial.state), model.distance if model else float("inf"))
-
-    return sorted(campaign.trials, key=rank)
-
-
-def score_trial(campaign: Campaign, trial: Trial) -> ScoredModel | None:
-    """Return the scores of the trial's last judged epoch, None before the first one."""
-    return score(trial.run, trial.judged[-1], campaign.search["sampler"]) if trial.judged else None
-
-
-def searched_keys(campaign: Campaign) -> list[str]:
-    """Return the searched recipe keys; with replicates, optim.seed too."""
-    keys = sorted(campaign.search["space"])  # as the campaign's file has them
-    seeds = "optim.seed" not in keys and any(trial.replicate_of for trial in campaign.trials)
-    return [*keys, "optim.seed"] if seeds else keys
-
-
-def searched_values(campaign: Campaign, trial: Trial) -> dict[str, Any]:
-    """Return the value of each of the `searched_keys`; the seed of a point's first trial is the recipe's."""
-    values = {"optim.seed": campaign.recipe["optim"]["seed"]} | trial.point
-    return {key: values[key] for key in searched_keys(campaign)}
-
-
-def key_names(campaign: Campaign) -> dict[str, str]:
-    """Return the last part of each searched key, or all of it if two keys share that part."""
-    keys = searched_keys(campaign)
-    last = [key.rpartition(".")[2] for key in keys]
-    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
-
-
-def short_name(campaign: Campaign, run: str) -> str:
-    """Return a run's name without the stem that all runs of the campaign share."""
-    return run.removeprefix(f"{campaign.stem}-")
-
-
-def steps_per_second(campaign: Campaign, trial: Trial) -> float | None:
-    """Return the optimizer steps per second of the trial's last epoch, None before it."""
-    rate = trial.metrics.get("images_per_second")
-    return rate and rate / trial.point.get("optim.batch", campaign.recipe["optim"]["batch"])
 
 
 def format_value(value: Any) -> str:

@@ -12,7 +12,7 @@ from jobs.tune.campaign import Campaign
 from jobs.tune.campaign_charts import point_label
 from jobs.tune.live import CampaignDisplay, Screen, describe_end, live_display
 from jobs.tune.mlflow_overview import NOTE_LIMIT, describe, make_table, summarize, trial_tags
-from jobs.tune.table import format_campaign, format_rows, sort_trials, trial_cells
+from jobs.tune.table import format_campaign, format_rows, trial_cells
 from tests.jobs.tune.made_campaigns import make_campaign
 
 WIDE_SPACE = {
@@ -27,7 +27,7 @@ def campaign() -> Campaign:
 
 
 def table(campaign: Campaign, width: int = 80) -> list[str]:
-    return format_rows(campaign, [trial_cells(campaign, trial) for trial in sort_trials(campaign)], width)
+    return format_rows(campaign, [trial_cells(campaign, trial) for trial in campaign.sorted_trials()], width)
 
 
 def test_table_has_each_metric_of_each_trial_and_marks_the_front(campaign: Campaign):
