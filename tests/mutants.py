@@ -81,7 +81,7 @@ TESTS = {  # of a module whose tests are not only tests/.../test_MODULE.py
     "jobs/tune/campaign.py": (
         "tests/jobs/tune/test_runner.py", "tests/jobs/tune/test_table.py", "tests/jobs/tune/test_lookup.py",
     ),
-    "jobs/tune/stopping.py": ("tests/jobs/tune/test_runner.py", "tests/jobs/tune/test_plan.py"),
+    "jobs/tune/stopping.py": ("tests/jobs/tune/test_stopping.py", "tests/jobs/tune/test_runner.py"),
     "serving/http/decoding.py": (
         "tests/serving/http/test_decoding.py", "tests/serving/http/test_api.py",
         "tests/serving/http/test_api_images.py",

@@ -879,15 +879,16 @@ PLANTED = (
         "all(model.alive for model in models)", "any(model.alive for model in models)", (SELECTION,),
     ),
     Fault(
-        "a front that is cut by the half goes on", "jobs/tune/selection.py",
-        "(ranks <= ranks[row]).sum() <=", "(ranks < ranks[row]).sum() <", (SELECTION,),
+        "a front that is cut by the half goes on", "jobs/tune/stopping.py",
+        "(ranks <= ranks[row]).sum() <=", "(ranks < ranks[row]).sum() <", ("tests/jobs/tune/test_stopping.py",),
     ),
     Fault(
         "the last epoch is a rung", "jobs/tune/stopping.py",
-        "if epoch < optim.epochs]", "]", (RUNNER,),
+        "if epoch < optim.epochs]", "]", ("tests/jobs/tune/test_stopping.py",),
     ),
     Fault(
-        "a trial is compared at one rung", "jobs/tune/stopping.py", "NUM_RUNGS = 2", "NUM_RUNGS = 1", (RUNNER,),
+        "a trial is compared at one rung", "jobs/tune/stopping.py", "NUM_RUNGS = 2", "NUM_RUNGS = 1",
+        ("tests/jobs/tune/test_stopping.py",),
     ),
     Fault(
         "a model counts as dead during the KL's warm-up", "jobs/tune/stopping.py",

@@ -4,7 +4,7 @@ import numpy as np
 
 from aecore.config import Optim, Recipe
 from jobs.tune.campaign import Campaign, Trial
-from jobs.tune.selection import in_better_half, score
+from jobs.tune.selection import score
 
 NUM_RUNGS = 2
 
@@ -33,3 +33,30 @@ def reason_to_stop(campaign: Campaign, trial: Trial, recipe: Recipe) -> str:
     if in_better_half(costs, [t.run for t in reached].index(trial.run)):
         return ""
     return f"in the worse half of {len(reached)} trials at epoch {trial.epoch}"
+
+
+def nondominated_ranks(costs: np.ndarray) -> np.ndarray:
+    """Return the number of each point's front, 0 for the Pareto front, int (n,); `costs` (n, k) are minimised.
+
+    A front is the points that no other point dominates once the fronts before it are removed (Deb 2002). Equal points
+    share a front.
+    """
+    no_worse = np.all(costs[:, None] <= costs[None], axis=2)  # (n, n): i is no worse than j in each objective
+    dominates = no_worse & np.any(costs[:, None] < costs[None], axis=2)
+    ranks = np.full(len(costs), -1)
+    front = 0
+    while (ranks < 0).any():
+        remaining = ranks < 0
+        dominated = np.any(dominates[remaining], axis=0)
+        ranks[remaining & ~dominated] = front
+        front += 1
+    return ranks
+
+
+def in_better_half(costs: np.ndarray, row: int) -> bool:
+    """Return True if point `row` of `costs` (n, k) is on the Pareto front or in a front within the better half.
+
+    Points of one front are alike: it belongs to the better half if it lies there whole.
+    """
+    ranks = nondominated_ranks(costs)
+    return bool(ranks[row] == 0 or (ranks <= ranks[row]).sum() <= len(costs) / 2)

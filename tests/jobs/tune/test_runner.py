@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aecore.config import Optim, Recipe, check_recipe, load_recipe
+from aecore.config import Recipe, check_recipe, load_recipe
 from aecore.data.shards import Manifest
 from aecore.training.checkpoint import RETRY_SECONDS
 from cluster.lock import LockedError
@@ -31,7 +31,7 @@ from jobs.tune.campaign import (
 from jobs.tune.job import explain_no_best, trial_env, trial_resources, tune
 from jobs.tune.live import count_epochs
 from jobs.tune.runner import BUDGET, CHECKPOINT_SECONDS, CampaignRun
-from jobs.tune.stopping import reason_to_stop, rungs
+from jobs.tune.stopping import reason_to_stop
 from tests.jobs.tune.made_campaigns import make_campaign
 
 MANIFEST = Manifest(dataset="x", options={}, size=16, channels=3, encoding="png", splits={})
@@ -283,13 +283,6 @@ def test_worse_half_is_stopped_at_the_rungs_and_the_front_goes_on():
     assert campaign.trials[3].reason == "in the worse half of 4 trials at epoch 2"
     assert campaign.trials[5].reason == "in the worse half of 3 trials at epoch 4"  # it was third of six at epoch 2
     assert [trial.epoch for trial in campaign.trials] == [10, 2, 10, 2, 2, 4]
-
-
-def test_rungs_are_the_first_two_judged_epochs_and_never_the_last():
-    assert rungs(Optim(epochs=10)) == [2, 4]
-    assert rungs(Optim(epochs=1)) == []
-    for epochs in range(2, 30):
-        assert epochs not in rungs(Optim(epochs=epochs))
 
 
 def test_model_without_active_units_is_dead_only_after_the_warmup_of_the_kl():
