@@ -37,9 +37,10 @@ if __name__ == "__main__":
 from tests.planted_faults import EQUIVALENT, PLANTED, Fault  # noqa: E402
 
 GENERATED_FROM = (  # beside aecore: modules without Ray, MLflow or sockets
-    "cluster/lock.py", "cluster/network.py", "cluster/settings.py", "cluster/storage.py", "jobs/claims/verdicts.py",
-    "jobs/study/findings.py", "jobs/study/metrics.py", "jobs/train/stopping.py", "jobs/tune/campaign.py",
-    "jobs/tune/plan.py", "jobs/tune/selection.py", "jobs/tune/stopping.py", "jobs/tune/table.py",
+    "cluster/lock.py", "cluster/network.py", "cluster/settings.py", "cluster/signals.py", "cluster/storage.py",
+    "jobs/claims/verdicts.py", "jobs/study/findings.py", "jobs/study/metrics.py", "jobs/train/stopping.py",
+    "jobs/tune/campaign.py", "jobs/tune/plan.py", "jobs/tune/selection.py", "jobs/tune/stopping.py",
+    "jobs/tune/table.py",
     "serving/http/decoding.py", "serving/http/encoding.py", "serving/http/operations.py", "serving/http/schemas.py",
     "serving/runtime/admission.py", "serving/runtime/batching.py", "serving/runtime/model_loading.py",
     "serving/runtime/model_slot.py",

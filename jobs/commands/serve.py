@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.ray_connection import connect
 from cluster.settings import settings
-from jobs.train.stopping import interruptible
+from cluster.signals import interruptible
 
 
 def serve(

@@ -10,11 +10,11 @@ from aecore.data.dataset import Dataset
 from cluster.progress import Bar, watch
 from cluster.ray_connection import connect
 from cluster.settings import settings
+from cluster.signals import interruptible
 from cluster.storage import check_uri
 from cluster.tracking import check_tracking_uri
 from jobs.dataset import open_dataset
 from jobs.run_store import RunStore, check_existing_run, lock_run, open_run, run_name, stored_run
-from jobs.train.stopping import StopRequest, interruptible
 
 
 def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
@@ -75,6 +75,7 @@ def _train_on_ray(recipe: Recipe, dataset: Dataset, run_store: RunStore) -> None
 
 def _train_in_process(recipe: Recipe, dataset: Dataset, run_store: RunStore) -> None:
     from aecore.model.autoencoder import default_device
+    from jobs.train.stopping import StopRequest
     from jobs.train.worker import Worker, train_loop
 
     stop = StopRequest()

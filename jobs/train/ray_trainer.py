@@ -33,6 +33,7 @@ from cluster.progress import publish, publish_warning
 from cluster.ray_compat import end_worker_groups, leave_out_nodes, own_state_api, set_run_id
 from cluster.ray_connection import uses_local_ray
 from cluster.settings import apply_env, exported_env, settings
+from cluster.signals import interruptible
 from cluster.storage import CLOCK_FIX, describe_s3_error, open_uri
 from jobs.run_store import RunStore, delete_folder
 from jobs.train.placement import (
@@ -42,7 +43,7 @@ from jobs.train.placement import (
     worker_capacity,
     worker_resources,
 )
-from jobs.train.stopping import PROCESS_STOP, SAVE_TIMEOUT_SECONDS, interruptible, stop_this_process
+from jobs.train.stopping import PROCESS_STOP, SAVE_TIMEOUT_SECONDS, stop_this_process
 
 log = logging.getLogger(__name__)
 RESIZE_SECONDS = 60.0  # between two checks whether the cluster has resources for more workers

@@ -1,20 +1,17 @@
 """Saving and stopping of a training: by steps, by the clock, at Ctrl-C, before a node is lost."""
 
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from types import FrameType
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # `zpoint serve` imports this module before it starts Ray, and pyarrow would delay that
-    import torch
+import torch
+import torch.distributed as dist
 
-    from aecore.config import Checkpoints
-    from aecore.data.shuffle import World
+from aecore.config import Checkpoints
+from aecore.data.shuffle import World
 
 SYNC_SECONDS = 1.0  # between two exchanges of the workers' actions
 SAVE_TIMEOUT_SECONDS = 4.0  # for a worker's last checkpoint: Ray Train kills the worker after 5
@@ -77,7 +74,7 @@ class StopConsensus:
     """
 
     def __init__(
-        self, plan: "Checkpoints", world: "World", device: "torch.device", local_action: Callable[[], Action], step: int
+        self, plan: Checkpoints, world: World, device: torch.device, local_action: Callable[[], Action], step: int
     ) -> None:
         self.plan, self.world, self.device, self.local_action = plan, world, device, local_action
         self._stride, self._next_sync = 1, step + 1
@@ -106,38 +103,6 @@ class StopConsensus:
     def _max_over_workers(self, action: Action, stride: int) -> tuple[Action, int]:
         if self.world.size == 1:
             return action, stride
-        import torch
-        import torch.distributed as dist
-
         values = torch.tensor([action, stride], device=self.device)
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return Action(int(values[0])), int(values[1])
-
-
-def _handle_as_sigint(signum: int, frame: FrameType | None) -> None:
-    """Call the handler of SIGINT, or raise KeyboardInterrupt if SIGINT is ignored."""
-    handler = signal.getsignal(signal.SIGINT)
-    (handler if callable(handler) else signal.default_int_handler)(signum, frame)
-
-
-@contextmanager
-def interruptible(on_interrupt: Callable[[int, object], None] | None = None) -> Iterator[None]:
-    """Restore the signal handlers that Ray's libraries replace; inside, SIGTERM acts like Ctrl-C.
-
-    `on_interrupt` handles SIGINT inside. If SIGINT is ignored, as in a script's background process, SIGTERM raises
-    KeyboardInterrupt. Outside the main thread nothing changes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, _handle_as_sigint)
-    if on_interrupt:
-        signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield
-    except SystemExit:  # Ray Train's answer to Ctrl-C
-        raise KeyboardInterrupt from None
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)

@@ -16,11 +16,11 @@ from cluster import tracking
 from cluster.lock import LockedError
 from cluster.ray_connection import connect, has_gpu
 from cluster.settings import exported_env, settings
+from cluster.signals import interruptible
 from cluster.storage import check_uri, open_uri
 from jobs.dataset import open_dataset
 from jobs.run_store import delete_folder, find_run, lock_run
 from jobs.train.placement import worker_capacity, worker_resources
-from jobs.train.stopping import interruptible
 from jobs.tune.campaign import Campaign, discard, lock_campaign, open_campaign
 from jobs.tune.live import live_display
 from jobs.tune.metrics import CampaignMetrics

@@ -1,4 +1,4 @@
-"""Saving, stopping and signals of a training."""
+"""Saving and stopping of a training."""
 
 import signal
 import threading
@@ -9,8 +9,9 @@ import torch
 
 from aecore.config import Checkpoints
 from aecore.data.shuffle import World
+from cluster.signals import interruptible
 from jobs.train import stopping
-from jobs.train.stopping import Action, StopConsensus, StopRequest, interruptible
+from jobs.train.stopping import Action, StopConsensus, StopRequest
 
 EVERY_3_STEPS = Checkpoints(every=3, minutes=0)
 NEVER = Checkpoints(every=0, minutes=0)
@@ -115,26 +116,15 @@ def test_stop_request_waits_until_the_training_has_saved():
     stop.request(timeout_s=10)  # without a training it returns at once
 
 
-def test_signal_handlers_are_restored():
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+def test_first_signal_requests_the_stop_and_a_second_one_interrupts():
     stop = StopRequest()
     with interruptible(stop.on_signal), stop.active():
         signal.raise_signal(signal.SIGTERM)
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
 def test_signal_without_an_active_training_interrupts_at_once():
     with pytest.raises(KeyboardInterrupt), interruptible(StopRequest().on_signal):
         signal.raise_signal(signal.SIGTERM)
-
-
-def test_sigterm_interrupts_if_sigint_is_ignored():
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with pytest.raises(KeyboardInterrupt), interruptible():
-            signal.raise_signal(signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGINT, handler)

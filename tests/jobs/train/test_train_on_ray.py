@@ -16,11 +16,11 @@ import pytest
 import jobs.train.ray_trainer
 from aecore.config import load_recipe
 from cluster import tracking
+from cluster.signals import interruptible
 from cluster.storage import open_uri
 from jobs.dataset import open_dataset
 from jobs.run_store import RunStore, find_run
 from jobs.train import placement
-from jobs.train.stopping import interruptible
 from serving.runtime.registry import find_model_version, read_model
 from tests.jobs.runs import has_checkpoint, logged_epochs, model_bytes
 from tests.sockets import command_line, descendants, listening_addresses
