@@ -14,16 +14,16 @@ OPTIONAL = ("min", "steps/s", "active", "epoch")  # columns that a narrow termin
 MIN_HEADER = 5  # characters of a column's header that are kept
 
 
-def format_campaign(campaign: Campaign, width: int = WIDTH) -> str:
+def format_campaign(campaign: Campaign) -> str:
     """Return the table of all trials, the rule, the best run and the command that promotes it."""
     trials = campaign.sorted_trials()
-    lines = [format_summary(campaign), *format_rows(campaign, [trial_cells(campaign, t) for t in trials], width)]
+    lines = [format_summary(campaign), *format_rows(campaign, [trial_cells(campaign, t) for t in trials])]
     lines += [f"{campaign.short_name(trial.run)} {trial.state}: {trial.reason}" for trial in trials if trial.reason]
     lines += [f"runs are named {campaign.stem}-RUN; * Pareto front, > best by the rule"]
     if campaign.best:
         lines.append(f"best: {describe_best(campaign)}")
     lines += [f"rule: {campaign.rule}", *([f"note: {campaign.note}"] if campaign.note else [])]
-    text = "\n".join(line for long in lines for line in (textwrap.wrap(long, width, subsequent_indent="  ") or [""]))
+    text = "\n".join(line for long in lines for line in (textwrap.wrap(long, WIDTH, subsequent_indent="  ") or [""]))
     command = promote_command(campaign)
     return f"{text}\nnext: {command}" if command else text
 
