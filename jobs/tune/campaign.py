@@ -254,7 +254,10 @@ class Campaign:
 def from_json(content: Mapping[str, Any]) -> Campaign:
     """Return the campaign that a file holds. Raises ValueError for the file of an earlier version."""
     if "recipe" not in content:
-        raise ValueError(f"campaign '{content.get('campaign')}' was written by zpoint 0.2: give another name=...")
+        raise ValueError(
+            f"the file of campaign '{content.get('campaign')}' has no field 'recipe', since an earlier version of "
+            "zpoint wrote it: give another name=..."
+        )
     field_names = {item.name for item in fields(Campaign)}
     campaign = Campaign(**{key: value for key, value in content.items() if key in field_names})
     campaign.trials = [Trial(**trial) for trial in content["trials"]]

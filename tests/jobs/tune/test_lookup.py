@@ -2,9 +2,12 @@
 
 from types import SimpleNamespace
 
+import pytest
+
+from aecore.data.io import read_json, write_json
 from jobs.commands.runs import _status
 from jobs.run_store import lock_run, stored_run
-from jobs.tune.campaign import lock_campaign, write_campaign
+from jobs.tune.campaign import campaign_file, lock_campaign, read_campaign, write_campaign
 from jobs.tune.lookup import find_campaign, list_campaigns
 from jobs.tune.table import format_campaign
 from tests.jobs.tune.made_campaigns import START, make_campaign
@@ -26,6 +29,16 @@ def test_a_killed_campaign_is_unfinished_and_its_trial_interrupted():
     assert any(line.split()[2] == "interrupted" for line in lines if len(line.split()) > 2)
     assert max(map(len, lines)) <= 80
     assert list_campaigns()[0]["state"] == "unfinished"
+
+
+def test_file_of_an_earlier_version_is_refused_by_what_it_lacks():
+    write_campaign(make_campaign(1))
+    fs, path = campaign_file("faces")
+    content = read_json(fs, path)
+    del content["recipe"]
+    write_json(fs, path, content)
+    with pytest.raises(ValueError, match=r"the file of campaign 'faces' has no field 'recipe'.* another name="):
+        read_campaign("faces")
 
 
 def test_a_run_whose_driver_died_is_killed():
