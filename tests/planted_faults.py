@@ -1114,8 +1114,24 @@ PLANTED = (
         ("tests/jobs/train/test_placement.py",),
     ),
     Fault(
+        "a process keeps its free memory", "cluster/memory.py",
+        "malloc_trim(0)", "pass", ("tests/cluster/test_memory.py",),
+    ),
+    Fault(
         "a trial's process keeps its free memory", "jobs/tune/trial.py",
-        "malloc_trim(0)", "pass", ("tests/jobs/tune/test_trial.py",),
+        "        release_memory()", "        pass", ("tests/jobs/tune/test_trial.py",),
+    ),
+    Fault(
+        "a replica keeps the memory of a replaced model", "serving/runtime/model_reload.py",
+        "            release_memory()", "            pass", ("tests/serving/runtime/test_model_reload.py",),
+    ),
+    Fault(
+        "Optuna logs each point of a search", "jobs/tune/plan.py",
+        "optuna.logging.set_verbosity(optuna.logging.WARNING)", "pass", ("tests/jobs/tune/test_plan.py",),
+    ),
+    Fault(
+        "Optuna logs each trial of a report's chart", "jobs/tune/campaign_charts.py",
+        "    quiet_optuna()\n", "", ("tests/jobs/tune/test_report.py",),
     ),
     Fault(
         "a campaign that has ended is running in MLflow", "jobs/tune/mlflow_overview.py",

@@ -9,7 +9,7 @@ from aecore.data.shuffle import evenly_spaced
 from aecore.search_space import Choices, Dimension, parse_space
 from jobs.study.charts import COLOURS, Axis, Chart, Reference, Series, line_chart, span_chart, value_chart
 from jobs.tune.campaign import Campaign, Trial
-from jobs.tune.plan import distribution, to_param
+from jobs.tune.plan import distribution, quiet_optuna, to_param
 from jobs.tune.selection import score
 from jobs.tune.table import format_value
 
@@ -149,7 +149,7 @@ def importance(campaign: Campaign) -> dict[str, float]:
         return {}
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    quiet_optuna()
     study = optuna.create_study(directions=["maximize", "minimize"])
     distributions = {key: distribution(dimension) for key, dimension in space.items()}
     for trial, model in scored:

@@ -6,7 +6,6 @@ extends it: finished trials are not repeated, and an interrupted one resumes fro
 
 import logging
 import os
-import warnings
 from contextlib import suppress
 from typing import Any
 
@@ -200,6 +199,5 @@ def _quiet_tune() -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # hog_frechet_normal is not in each epoch
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # else a relative ZPOINT_HOME would name another folder
-    warnings.filterwarnings("ignore", module="optuna")
     for name in ("ray.tune", "ray.train"):  # tracebacks of trials and of the storage, which a campaign reports itself
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -13,6 +13,14 @@ SOBOL_POINTS = 256  # drawn at once
 MAX_LISTED = 10_000  # points of a finite space that are searched for one that has not been tried
 
 
+def quiet_optuna() -> None:
+    """Silence Optuna's log lines of each trial and its warnings of experimental parts."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", module="optuna")
+
+
 class PointPlan:
     """Chooses a search's next point from the results of the earlier ones; no point is chosen twice.
 
@@ -25,8 +33,7 @@ class PointPlan:
     def __init__(self, space: dict[str, Dimension], first: Sequence[Point], trials: int, seed: int) -> None:
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        warnings.filterwarnings("ignore", module="optuna")
+        quiet_optuna()
         self.space = space
         self.searched = {key: dimension for key, dimension in space.items() if dimension.size > 1}
         self.is_grid = is_grid(space, trials)

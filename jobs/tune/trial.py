@@ -1,6 +1,5 @@
 """One trial of a campaign, in its own process: a run that is trained as `zpoint train` trains it."""
 
-import ctypes
 import os
 from contextlib import closing
 from functools import partial
@@ -10,6 +9,7 @@ from aecore.config import Recipe
 from aecore.data.cache_eviction import CacheSpaceError
 from aecore.data.dataset import Dataset
 from aecore.errors import one_line
+from cluster.memory import release_memory
 from cluster.progress import publish
 from cluster.settings import apply_env, settings
 from cluster.storage import open_uri
@@ -47,17 +47,6 @@ def run_trial(config: dict[str, Any], *, recipe: Recipe, env: dict[str, str], gp
         ray_tune.report({"outcome": "finished"})
     finally:
         release_memory()
-
-
-def release_memory() -> None:
-    """Return the memory that malloc keeps free to the system.
-
-    The process trains one trial after the other, each in a new thread; without it the process grows by about 50 MB a
-    trial of MNIST and 130 MB of faces of 96x96, since glibc keeps a heap for each thread.
-    """
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own: no other C library has it
-    if malloc_trim:
-        malloc_trim(0)
 
 
 def _train(recipe: Recipe, run_store: RunStore, gpu_share: float) -> None:

@@ -7,12 +7,12 @@ after RETRY_SECONDS loading is tried again. If MLflow does not answer, nothing c
 Serve's `user_config` would not do: it changes only on a redeploy, and the alias moves in MLflow without one.
 """
 
-import ctypes
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
 
+from cluster.memory import release_memory
 from cluster.settings import hide_credentials
 from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_slot import ModelSlot, ServedModel
@@ -46,7 +46,7 @@ def follow_alias(slot: ModelSlot, alias: str, load: LoadFn, save_served: SaveFn,
     while not sleeper.wait(POLL_SECONDS):
         polls_since_swap += 1
         if polls_since_swap == DRAIN_POLLS:
-            _release_memory()
+            release_memory()
         try:
             version, unreachable = find_model_version(alias), False
         except Exception as error:
@@ -87,13 +87,6 @@ def update_slot(
     metrics.set_served_version(version.alias, version.name, version.version, swap=True)
     save_served(version)
     log.warning("serving %s/%s instead of %s", version.name, version.version, old_label)
-
-
-def _release_memory() -> None:
-    """Return freed memory to the system: glibc keeps it, 60 MB more at each swap of a 25 MB model."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 def _refuse(version: ModelVersion, error: Exception) -> dict[str, str]:

@@ -27,6 +27,20 @@ def choose(plan: PointPlan) -> dict:
     return point
 
 
+def test_optuna_logs_and_warns_of_nothing(caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder):
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    optuna.logging.enable_propagation()
+    try:
+        plan = plan_with()
+        point = choose(plan)
+        plan.tell(point, values_at(point))
+    finally:
+        optuna.logging.disable_propagation()
+    assert (caplog.messages, recwarn.list) == ([], [])
+
+
 def test_grid_has_each_point_once():
     plan = plan_with(4, space={"a": [1, 2], "b": ["x", "y"]})
     points = [plan.next() for _ in range(4)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import boto3
 import numpy as np
+import optuna
 import pytest
 import torch
 
@@ -193,7 +194,9 @@ def test_importance_needs_20_trials_and_finds_the_key_that_matters():
         good = trial.point["loss.kl_factor"] > 1
         trial.judged[-1] |= {"valid_psnr": 20.0 + good + index / 1000, "hog_frechet_normal": 5.0 - good + index / 1000}
         trial.judged[-1]["hog_frechet_gaussian"] = 9.0
+    optuna.logging.set_verbosity(optuna.logging.INFO)
     shares = importance(campaign)
+    assert optuna.logging.get_verbosity() == optuna.logging.WARNING
     assert list(shares) == ["loss.kl_factor", "model.z_dim"]
     assert shares["loss.kl_factor"] > 0.6
     assert sum(shares.values()) == pytest.approx(1)

@@ -1,28 +1,11 @@
 """The process of a trial, which trains one after the other."""
 
-from pathlib import Path
-
 import pytest
 
 from aecore.config import Recipe, check_recipe
 from aecore.data.cache_eviction import CacheSpaceError
 from jobs.run_store import RunStore
 from jobs.tune import trial
-
-
-def anonymous_mb() -> float:
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
-    return int(line.split()[1]) / 1000
-
-
-def test_memory_between_blocks_in_use_returns_to_the_system():
-    blocks = [bytes(1_000) for _ in range(100_000)]
-    last = blocks[-1]
-    del blocks
-    before = anonymous_mb()
-    trial.release_memory()
-    assert before - anonymous_mb() > 50
-    assert last
 
 
 @pytest.mark.parametrize("error", [None, ValueError("epochs"), FloatingPointError("nan"), RuntimeError("lost")])

@@ -137,7 +137,7 @@ def test_memory_is_released_once_the_old_models_requests_have_ended(slot, monkey
 
     monkeypatch.setattr("serving.runtime.model_reload.find_model_version", find)
     monkeypatch.setattr("serving.runtime.model_reload.POLL_SECONDS", 0.001)
-    monkeypatch.setattr("serving.runtime.model_reload._release_memory", lambda: released_at.append(len(alias_versions)))
+    monkeypatch.setattr("serving.runtime.model_reload.release_memory", lambda: released_at.append(len(alias_versions)))
     with pytest.raises(SystemExit):
         follow_alias(slot, "champion", load, ignore, EndpointMetrics())
     assert released_at == [DRAIN_POLLS + 4, 3]  # polls that remain: once after the start, once after the swap
