@@ -23,6 +23,7 @@ from jobs.tune.campaign import (
     Campaign,
     Trial,
     campaign_file,
+    discard,
     lock_campaign,
     open_campaign,
     read_campaign,
@@ -153,6 +154,14 @@ def test_storage_is_asked_once_when_a_killed_command_wrote_the_file(monkeypatch:
     campaign.close_spans()
     assert requests == [campaign.campaign]
     assert [trial.spans[-1] for trial in campaign.trials[-2:]] == [[1000.0, 1360.0]] * 2
+
+
+def test_discarded_campaign_has_no_file():
+    campaign = Trainings().campaign
+    discard(campaign)  # without a file yet
+    write_campaign(campaign)
+    discard(campaign)
+    assert read_campaign(campaign.campaign) is None
 
 
 def test_diverged_trial_is_not_tried_again():
