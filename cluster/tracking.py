@@ -206,11 +206,6 @@ def delete_run(run_id: str) -> None:
         best_effort("delete the run", lambda: client().delete_run(run_id))
 
 
-def failure_status(error: BaseException) -> str:
-    """Return the status of a run that ended with `error`: KILLED after Ctrl-C, else FAILED."""
-    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-
-
 def find_runs(filter_string: str = "") -> list[Any]:
     """Return zpoint's runs as `mlflow.entities.Run`, newest first."""
     ids = [e.experiment_id for e in client().search_experiments() if e.name.split(" ")[0] == "zpoint"]

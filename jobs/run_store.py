@@ -117,15 +117,10 @@ class RunStore:
             return 0
 
     def start_mlflow_run(self) -> None:
-        """Set the MLflow run to RUNNING, and create it if there is none."""
-        self.ensure_mlflow_run()
+        """Set the MLflow run to RUNNING; create it if there is none, restore a deleted one. Log failures."""
+        tracking.best_effort("open the run", self._open_mlflow_run)
         if self.synced_epoch >= 0:
             tracking.set_status(self.run_id, "RUNNING")
-
-    def ensure_mlflow_run(self, *, warn: bool = True) -> None:
-        """Create the MLflow run that run.json describes unless MLflow has it; restore a deleted one. Log failures."""
-        if self.synced_epoch < 0:
-            tracking.best_effort("open the run", self._open_mlflow_run, warn=warn)
 
     def _open_mlflow_run(self) -> None:
         if not self.run_id or not tracking.reopen_run(self.run_id):
@@ -178,7 +173,7 @@ class RunStore:
             self.discard()
             raise
         except BaseException as error:
-            self.end_mlflow_run(tracking.failure_status(error))
+            self.end_mlflow_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         self.end_mlflow_run("FINISHED")
 
@@ -246,9 +241,7 @@ def _lock_uri(store: str, name: str) -> str:
     return f"{store}/locks/run-{name}"
 
 
-def open_run(
-    recipe: Recipe, stem: str, manifest: Manifest, *, fresh: bool = False, tags: dict[str, str] | None = None
-) -> RunStore:
+def open_run(recipe: Recipe, stem: str, manifest: Manifest, *, fresh: bool = False) -> RunStore:
     """Return the run of `recipe` on `manifest`, an existing one or a new one; `fresh` deletes an existing one.
 
     A recipe with more epochs than the existing run continues it.
@@ -264,12 +257,11 @@ def open_run(
     run = check_existing_run(recipe, name, manifest)
     if run is None:
         # By its key an MLflow run is found again that was created just before a kill, and so is not in run.json.
-        labels = {"zpoint.run": name, "zpoint.uri": uri, "zpoint.dataset": manifest.digest, "zpoint.recipe": stem}
-        labels |= lineage_tags() | (tags or {})
+        tags = {"zpoint.run": name, "zpoint.uri": uri, "zpoint.dataset": manifest.digest, "zpoint.recipe": stem}
+        tags |= lineage_tags() | {tracking.KEY_TAG: secrets.token_hex(8)}
         run = {
             "name": name, "digest": recipe.digest(manifest.digest), "dataset": manifest.digest, "run_id": "",
-            "tags": labels | {tracking.KEY_TAG: secrets.token_hex(8)}, "recipe": recipe.model_dump(mode="json"),
-            "images": manifest.summary,
+            "tags": tags, "recipe": recipe.model_dump(mode="json"), "images": manifest.summary,
         }  # fmt: skip
         write_json(fs, f"{root}/run.json", run)
     elif run["recipe"]["optim"]["epochs"] != recipe.optim.epochs:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,12 @@ def test_mlflow_run_created_just_before_a_kill_is_found_again(monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr(tracking, "create_run", create_and_die)
         with pytest.raises(KeyboardInterrupt):
-            open_run(RECIPE, "t", MANIFEST).ensure_mlflow_run()
+            open_run(RECIPE, "t", MANIFEST).start_mlflow_run()
     run_store = open_run(RECIPE, "t", MANIFEST)
-    run_store.ensure_mlflow_run()
+    run_store.start_mlflow_run()
     assert [run.info.run_id for run in tracking.find_runs()] == [run_store.run_id]
     fresh = open_run(RECIPE, "t", MANIFEST, fresh=True)
-    fresh.ensure_mlflow_run()
+    fresh.start_mlflow_run()
     assert {run.info.run_id for run in tracking.find_runs()} == {run_store.run_id, fresh.run_id}
 
 
@@ -120,9 +121,21 @@ def test_each_epoch_is_logged_once_with_the_time_of_its_file_and_its_images(monk
 
 
 @pytest.mark.usefixtures("tracking")
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (KeyboardInterrupt(), "KILLED"), (RuntimeError(), "FAILED")]
+)
+def test_mlflow_run_ends_as_its_training_does(error: BaseException | None, status: str):
+    run_store = open_run(RECIPE, "t", MANIFEST)
+    with suppress(type(error)) if error else nullcontext(), run_store.mlflow_run():
+        if error:
+            raise error
+    assert tracking.client().get_run(run_store.run_id).info.status == status
+
+
+@pytest.mark.usefixtures("tracking")
 def test_run_that_has_begun_is_not_discarded():
     run_store = open_run(RECIPE, "t", MANIFEST)
-    run_store.ensure_mlflow_run()
+    run_store.start_mlflow_run()
     (Path(run_store.uri) / "checkpoints").mkdir()
     run_store.discard()
     assert (Path(run_store.uri) / "run.json").exists()
