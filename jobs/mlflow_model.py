@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 
 import aecore
 from aecore.data.io import read_bytes
-from jobs.run_store import RunStore
+from jobs.run_store import RunStore, epoch_path
 from jobs.tune.selection import SAMPLERS
 
 if TYPE_CHECKING:  # torch
@@ -57,7 +57,7 @@ def write_mlflow_model(folder: Path, run_store: RunStore, saved: "SavedModel", a
         (folder / name).write_bytes(read_bytes(fs, f"{root}/model/{name}"))
     if saved.points:
         (folder / POINTS_FILE).write_bytes(read_bytes(fs, f"{root}/model/{POINTS_FILE}"))
-    sheet = f"{root}/epochs/epoch-{saved.recipe.optim.epochs:03d}.png"
+    sheet = f"{root}/{epoch_path(saved.recipe.optim.epochs, 'png')}"
     if fs.get_file_info(sheet).type is not pafs.FileType.NotFound:
         (folder / SAMPLES).write_bytes(read_bytes(fs, sheet))
 

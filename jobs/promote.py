@@ -43,8 +43,7 @@ def promote(name: str, alias: str = "champion", run: str | None = None) -> dict[
     elif best := find_best_run(name):
         promoted, sampler, choice = best.run, best.sampler, f"Best run of campaign {name} by the rule: {best.rule}."
     run_store = find_run(promoted)
-    if not run_store.finished():
-        raise ValueError(f"run '{run_store.name}' has not finished: start its command again, then promote it")
+    run_store.check_finished()
     saved = _load(run_store)
     _log_to_mlflow(run_store)
     sampler = sampler or score(run_store.name, saved.metrics, "best").sampler
@@ -63,11 +62,8 @@ def _load(run_store: RunStore) -> "SavedModel":
     """Return the run's model. Raises ValueError unless it loads and decodes: a broken one must not be served."""
     import torch
 
-    from aecore.training.checkpoint import load_model
-
-    fs, root = run_store.folder
     try:
-        saved = load_model(fs, f"{root}/model")
+        saved = run_store.load_model()
         saved.model.decode(torch.zeros(1, saved.model.z_dim))
         return saved
     except Exception as error:  # of any kind: the run's files cause it

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 
@@ -24,6 +24,11 @@ from cluster.lineage import lineage_tags
 from cluster.lock import hold_lock, is_locked
 from cluster.settings import settings
 from cluster.storage import open_uri
+
+if TYPE_CHECKING:
+    import torch
+
+    from aecore.training.checkpoint import SavedModel
 
 SYNC_SECONDS = 2.0  # between two checks for a finished epoch
 MAX_SYNC_SECONDS = 60.0  # the longest wait after MLflow has failed
@@ -58,11 +63,11 @@ class RunStore:
         An epoch that is trained again keeps its first files, since MLflow may have them.
         """
         fs, root = self.folder
-        path = f"{root}/epochs/epoch-{epoch:03d}"
-        if fs.get_file_info(f"{path}.json").type is pafs.FileType.NotFound:
+        path = f"{root}/{epoch_path(epoch, 'json')}"
+        if fs.get_file_info(path).type is pafs.FileType.NotFound:
             if png:
-                write_atomic(fs, f"{path}.png", png)
-            write_json(fs, f"{path}.json", {"metrics": metrics, "kl_components": kl_per_dim, "devices": devices})
+                write_atomic(fs, f"{root}/{epoch_path(epoch, 'png')}", png)
+            write_json(fs, path, {"metrics": metrics, "kl_components": kl_per_dim, "devices": devices})
 
     def epochs(self, after: int = 0) -> dict[int, dict[str, float]]:
         """Return the metrics of each epoch later than `after`, in order."""
@@ -92,7 +97,7 @@ class RunStore:
     def epoch_metrics(self, epoch: int) -> dict[str, float]:
         """Return the metrics of one epoch. Raises FileNotFoundError if it has not ended yet."""
         fs, root = self.folder
-        return read_json(fs, f"{root}/epochs/epoch-{epoch:03d}.json")["metrics"]
+        return read_json(fs, f"{root}/{epoch_path(epoch, 'json')}")["metrics"]
 
     def exists(self) -> bool:
         """Return if the store has the run."""
@@ -115,6 +120,18 @@ class RunStore:
             return read_json(fs, f"{root}/model/config.json")["recipe"]["optim"]["epochs"]
         except (FileNotFoundError, NotADirectoryError):
             return 0
+
+    def check_finished(self) -> None:
+        """Raise ValueError unless the run has finished."""
+        if not self.finished():
+            raise ValueError(f"run '{self.name}' has not finished: repeat the command that trains it, to resume it")
+
+    def load_model(self, device: "torch.device | str" = "cpu") -> "SavedModel":
+        """Load the model of a finished run. Raises as `aecore.training.checkpoint.load_model`."""
+        from aecore.training.checkpoint import load_model  # here, since torch is slow to import
+
+        fs, root = self.folder
+        return load_model(fs, f"{root}/model", device)
 
     def start_mlflow_run(self) -> None:
         """Set the MLflow run to RUNNING; create it if there is none, restore a deleted one. Log failures."""
@@ -148,12 +165,12 @@ class RunStore:
         fs, root = self.folder
         client = tracking.client()
         for epoch, epoch_file in self._epoch_files(after=self.synced_epoch).items():
-            name = f"epoch-{epoch:03d}"
-            time_ms = fs.get_file_info(f"{root}/epochs/{name}.json").mtime_ns // 1_000_000
+            time_ms = fs.get_file_info(f"{root}/{epoch_path(epoch, 'json')}").mtime_ns // 1_000_000
             tracking.log_metrics(self.run_id, epoch_file["metrics"], epoch, time_ms)
-            for folder, file in (("epochs", f"{name}.json"), ("pictures", f"{name}.png")):
+            for folder, extension in (("epochs", "json"), ("pictures", "png")):
+                path = f"{root}/{epoch_path(epoch, extension)}"
                 with suppress(FileNotFoundError):  # most epochs have no images
-                    tracking.log_files(self.run_id, {file: read_bytes(fs, f"{root}/epochs/{file}")}, folder)
+                    tracking.log_files(self.run_id, {path.rpartition("/")[2]: read_bytes(fs, path)}, folder)
             if devices := epoch_file.get("devices"):  # earlier versions did not store them
                 client.set_tag(self.run_id, DEVICES_TAG, devices)
             client.set_tag(self.run_id, "zpoint.epoch", str(epoch))
@@ -211,6 +228,11 @@ class RunStore:
             return self.end_mlflow_run("FAILED")
         delete_folder(fs, root)
         tracking.delete_run(self.run_id)
+
+
+def epoch_path(epoch: int, extension: str) -> str:
+    """Return the path of an epoch's file in the folder of its run; `extension` is json or png."""
+    return f"epochs/epoch-{epoch:03d}.{extension}"
 
 
 def run_name(recipe: Recipe, stem: str, manifest: Manifest) -> str:

@@ -148,12 +148,10 @@ def _decode_in_process(run: str, dataset: str) -> list[np.ndarray]:
     from aecore.data.node_cache import open_cache
     from aecore.latent.samplers import sample
     from aecore.model.autoencoder import to_float
-    from aecore.training.checkpoint import load_model
     from jobs.dataset import open_dataset
 
     images = open_cache(settings().cache, open_dataset(dataset), "test")[:N_COLUMNS]
-    fs, root = find_run(run).folder
-    saved = load_model(fs, f"{root}/model")
+    saved = find_run(run).load_model()
     z = saved.model.encode(to_float(torch.from_numpy(np.array(images)))).mean
     reconstructions = saved.model.decode(z).numpy()
     samples = saved.model.decode(sample("normal", N_COLUMNS, saved.latents, seed=0)).numpy()

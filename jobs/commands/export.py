@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from aecore.data.io import write_atomic
 from aecore.model.autoencoder import Autoencoder
-from aecore.training.checkpoint import SavedModel, load_model
+from aecore.training.checkpoint import SavedModel
 from cluster.settings import absolute_uri
 from cluster.storage import check_uri, open_uri
 from jobs.run_store import find_run
@@ -116,10 +116,8 @@ def _load(name: str) -> tuple[SavedModel, str]:
         saved = read_model(version.source, version.tracking_uri)
         saved.model.cpu()
         return saved, f"{version.name}/{version.version}"
-    if not run_store.finished():
-        raise ValueError(f"run '{run_store.name}' has not finished: start its command again, then export it")
-    fs, root = run_store.folder
-    return load_model(fs, f"{root}/model"), run_store.name
+    run_store.check_finished()
+    return run_store.load_model(), run_store.name
 
 
 def _to_onnx(network: Decoder | Encoder) -> bytes:

@@ -44,8 +44,7 @@ class FinishedRun:
 def find_finished_run(name: str) -> FinishedRun:
     """Return the run `name`. Raises ValueError if it does not exist or has not finished."""
     store = find_run(name)
-    if not store.finished():
-        raise ValueError(f"run '{name}' has not finished: repeat its train command to resume it, then study it")
+    store.check_finished()
     fs, root = store.folder
     run_json = read_json(fs, f"{root}/run.json")
     return FinishedRun(store, stored_recipe(run_json["recipe"]), run_json["dataset"])
@@ -146,10 +145,8 @@ class MeasuredRun:
     def _model(self) -> "StudiedModel":
         from aecore.analysis import StudiedModel
         from aecore.model.autoencoder import default_device
-        from aecore.training.checkpoint import load_model
 
-        fs, root = self.run.store.folder
-        images, saved = self.study_dataset.images, load_model(fs, f"{root}/model", default_device())
+        images, saved = self.study_dataset.images, self.run.store.load_model(default_device())
         return StudiedModel(saved, images.train, images.held_out, images.metric_suite, self._make_cluster_encoder())
 
     def _make_cluster_encoder(self) -> "Callable[[], DiagonalGaussian] | None":

@@ -143,15 +143,15 @@ def decode_run(run: str, samplers: Sequence[str]) -> dict[str, np.ndarray]:
     import torch
 
     from aecore.latent.samplers import sample
-    from aecore.training.checkpoint import load_model, load_unfinished_model
+    from aecore.training.checkpoint import load_unfinished_model
 
     try:
         run_store = find_run(run)
-        fs, root = run_store.folder
         if run_store.finished():
-            saved = load_model(fs, f"{root}/model")
+            saved = run_store.load_model()
             model, latents = saved.model, saved.latents
         else:
+            fs, root = run_store.folder
             model = load_unfinished_model(fs, f"{root}/checkpoints")
             samplers, latents = ["normal"], {"mean": torch.zeros(model.z_dim)}
         return {name: model.decode(sample(name, NUM_IMAGES, latents, seed=SEED)).numpy() for name in samplers}

@@ -92,5 +92,5 @@ def test_unfinished_run_is_not_studied(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("ZPOINT_STORE", str(tmp_path))
     (tmp_path / "runs" / "a").mkdir(parents=True)
     (tmp_path / "runs" / "a" / "run.json").write_text('{"run_id": "", "recipe": {"optim": {"epochs": 1}}}')
-    with pytest.raises(ValueError, match="run 'a' has not finished: repeat its train command"):
+    with pytest.raises(ValueError, match="run 'a' has not finished: repeat the command that trains it"):
         find_finished_run("a")
