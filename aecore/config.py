@@ -25,6 +25,12 @@ Flag = Annotated[bool, Field(strict=True)]
 ZDim = Annotated[int, Field(strict=True, ge=2, le=1200)]
 MAX_WORKERS = 10_000
 SAMPLE_EVALUATIONS = 5  # in a run: one costs as much as some steps
+# The samplers that a training judges at its end, and how texts name them. Without sphere, which scores as normal does
+# but in few dimensions: tests/benchmarks/README.md.
+STORED_SAMPLERS = {
+    "normal": "N(0, 1)", "diagonal": "the fitted Gaussian without correlations", "gaussian": "the fitted Gaussian",
+    "gmm": "the fitted mixture of Gaussians",
+}  # fmt: skip
 Fill = Literal["black", "gray", "random"]
 TRAINED = ("data.flip", "model.", "task.", "loss.", "optim.")  # how a key that changes what is trained begins
 

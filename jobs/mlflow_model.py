@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow.fs as pafs
 
 import aecore
+from aecore.config import STORED_SAMPLERS
 from aecore.data.io import read_bytes
 from jobs.run_store import RunStore, epoch_path
-from jobs.tune.selection import SAMPLERS
 
 if TYPE_CHECKING:  # torch
     from aecore.training.checkpoint import SavedModel
@@ -27,7 +27,9 @@ SAMPLES = "samples.png"
 PACKAGES = (
     "numpy", "pillow", "pyarrow", "pydantic", "pyyaml", "safetensors", "scipy", "simplejpeg", "threadpoolctl", "torch",
 )  # fmt: skip
-SHOWN_METRICS = ("test_psnr", "test_ssim", "valid_psnr", "valid_active_units", *map("hog_frechet_{}".format, SAMPLERS))
+SHOWN_METRICS = (
+    "test_psnr", "test_ssim", "valid_psnr", "valid_active_units", *map("hog_frechet_{}".format, STORED_SAMPLERS),
+)  # fmt: skip
 
 
 def write_mlflow_model(folder: Path, run_store: RunStore, saved: "SavedModel", artifact_path: str) -> None:

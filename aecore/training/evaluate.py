@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aecore.config import Recipe
+from aecore.config import STORED_SAMPLERS, Recipe
 from aecore.data.loaders import Batch, Loader
 from aecore.data.shuffle import World
 from aecore.data.splits import SPLITS
@@ -24,8 +24,6 @@ from aecore.model.losses import loss_terms
 LATENT_IMAGES = 4_096  # training images whose z-points the stored latent statistics are fitted to
 NUM_SAMPLES = 256  # decoded z-points of each sampler
 EPOCH_SAMPLERS = ("normal", "gaussian")  # judged after some epochs: each costs as much as some steps
-# Judged at the end. Without sphere, which scores as normal does but in few dimensions: tests/benchmarks/README.md.
-STORED_SAMPLERS = ("normal", "diagonal", "gaussian", "gmm")
 NUM_PREVIEWS = 10  # images of each kind on an epoch's sheet
 DIVERGENCE_FIX = "try a smaller optim.lr, or optim.clip=1000"
 
@@ -100,7 +98,7 @@ class SampleEvaluator:
         """
         model, metrics = self.model, {}
         images = self._reconstructions()
-        latents, samplers = stored_latents, STORED_SAMPLERS
+        latents, samplers = stored_latents, tuple(STORED_SAMPLERS)
         if latents is None:
             z = draw_train_points(model, self.recipe, self.train, limit=2 * NUM_SAMPLES)
             latents = fit_latent_stats(z, n_components=0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from aecore.config import STORED_SAMPLERS
 from jobs.study.charts import Chart
 from jobs.study.findings import EQUAL_PSNR, HALF, RADIUS_TOLERANCE
 from jobs.study.measurements import MeasuredRun
@@ -175,17 +176,14 @@ def check_one_region(runs: Runs) -> Verdict:
 
 def check_fitted_gaussian(runs: Runs) -> Verdict:
     [run] = runs.values()
-    labels = {
-        "normal": "N(0, 1)", "diagonal": "fitted Gaussian without correlations",
-        "gaussian": "fitted Gaussian with correlations", "gmm": "fitted mixture",
-    }  # fmt: skip
-    scores = {sampler: _metrics(run, "samplers")[sampler] for sampler in labels}
+    scores, images = _metrics(run, "samplers"), _arrays(run, "samplers")
     rates_in_words = ", ".join(
-        f"{label} {format_rate(_rate(scores[sampler]))} (HOG-Frechet {scores[sampler]['hog_frechet']:.2f})"
-        for sampler, label in labels.items()
+        f"{title} {format_rate(_rate(scores[sampler]))} (HOG-Frechet {scores[sampler]['hog_frechet']:.2f})"
+        for sampler, title in STORED_SAMPLERS.items()
     )
-    images = _arrays(run, "samplers")
-    rows = tuple(ImageRow(label, images[sampler], _cells(scores[sampler])) for sampler, label in labels.items())
+    rows = tuple(
+        ImageRow(title, images[sampler], _cells(scores[sampler])) for sampler, title in STORED_SAMPLERS.items()
+    )
     evidence = f"images that show {_rate_target(run)}: {rates_in_words}"
     return Verdict(_is_near_real(run, "gaussian"), evidence, rows)
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aecore.config import Recipe
+from aecore.config import STORED_SAMPLERS, Recipe
 from aecore.data.attributes import read_attributes
 from aecore.data.dataset import Dataset
 from aecore.data.loaders import DeviceLoader, Loader, NodeLoader, StreamLoader
@@ -35,10 +35,7 @@ IMAGE_TITLES = {
     "originals": "validation images",
     "corrupted": "what the encoder sees of them",
     "reconstructions": "their reconstructions",
-    "normal": "decoded z-points from N(0, 1)",
-    "diagonal": "decoded z-points from the fitted Gaussian without correlations",
-    "gaussian": "decoded z-points from the fitted Gaussian",
-    "gmm": "decoded z-points from the fitted mixture of Gaussians",
+    **{sampler: f"decoded z-points from {title}" for sampler, title in STORED_SAMPLERS.items()},
 }
 
 

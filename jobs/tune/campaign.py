@@ -46,7 +46,7 @@ from typing import Any, Literal, get_args
 
 import pyarrow.fs as pafs
 
-from aecore.config import Recipe
+from aecore.config import STORED_SAMPLERS, Recipe
 from aecore.data.io import read_json, write_json
 from aecore.data.shards import Manifest
 from aecore.search_space import Point
@@ -54,7 +54,6 @@ from cluster.lock import hold_lock, is_locked
 from cluster.settings import settings
 from cluster.storage import open_uri
 from jobs.tune.selection import (
-    SAMPLERS,
     ScoredModel,
     choose_best,
     describe_noise,
@@ -65,7 +64,7 @@ from jobs.tune.selection import (
     score,
 )
 
-JUDGED_METRICS = ("valid_psnr", "valid_active_units", *(f"hog_frechet_{sampler}" for sampler in SAMPLERS))
+JUDGED_METRICS = ("valid_psnr", "valid_active_units", *(f"hog_frechet_{sampler}" for sampler in STORED_SAMPLERS))
 State = Literal["running", "finished", "stopped", "diverged", "lost"]
 STATES: tuple[State, ...] = get_args(State)  # in the order in which the trials that are not on the front are listed
 

@@ -5,10 +5,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from aecore.config import STORED_SAMPLERS
 from cluster import tracking
 from jobs.tune.campaign import Campaign, Trial
 from jobs.tune.report import PAGE_FILE, PARETO_FILE
-from jobs.tune.selection import SAMPLERS
 from jobs.tune.table import describe_best, format_summary, promote_command, trial_cells
 
 TABLE_FILE = "trials.json"
@@ -16,7 +16,7 @@ NOTE_LIMIT = 5_000  # characters of a tag's value that every MLflow store accept
 ENDED = ("finished", "stopped", "diverged", "lost")
 FRONT_TAG = "zpoint.front"
 DISTANCE = "distance"  # the metric by which the rule ranks a trial, for MLflow's charts
-DISTANCES = [f"hog_frechet_{sampler}" for sampler in SAMPLERS]
+DISTANCES = [f"hog_frechet_{sampler}" for sampler in STORED_SAMPLERS]
 
 
 class CampaignOverview:

@@ -5,11 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SAMPLER_TITLES = {
-    "normal": "N(0, 1)", "diagonal": "the Gaussian without correlations", "gaussian": "the fitted Gaussian",
-    "gmm": "the mixture of Gaussians",
-}  # fmt: skip
-SAMPLERS = tuple(SAMPLER_TITLES)  # whose distance a training measures at its end; before, of normal and gaussian alone
+from aecore.config import STORED_SAMPLERS
+
 RULE = (
     "of the models with active units whose validation PSNR is within {slack:g} dB of the best one's, the one whose "
     "decoded z-points {sampler} have the lowest Frechet distance to training images in HOG features"
@@ -39,7 +36,7 @@ def score(name: str, metrics: Mapping[str, float], sampler: str) -> ScoredModel:
 
     Raises KeyError if the samples were not judged at that epoch.
     """
-    distances = {name: metrics[key] for name in SAMPLERS if (key := f"hog_frechet_{name}") in metrics}
+    distances = {name: metrics[key] for name in STORED_SAMPLERS if (key := f"hog_frechet_{name}") in metrics}
     if sampler == "normal" or not distances:
         distances = {"normal": metrics["hog_frechet_normal"]}
     best = min(distances, key=distances.__getitem__)

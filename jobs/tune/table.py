@@ -4,8 +4,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from aecore.config import STORED_SAMPLERS
 from jobs.tune.campaign import STATES, Campaign, Trial
-from jobs.tune.selection import SAMPLER_TITLES
 
 Row = dict[str, str]  # a trial's cells by column
 WIDTH = 80
@@ -47,7 +47,7 @@ def describe_best(campaign: Campaign) -> str:
     model = campaign.score(trial)
     assert model is not None
     point = ", ".join(f"{key} {format_value(value)}" for key, value in trial.point.items())
-    sampler = SAMPLER_TITLES[model.sampler]
+    sampler = STORED_SAMPLERS[model.sampler]
     return f"{trial.run} ({point}): PSNR {model.psnr:.1f} dB, distance {model.distance:.2f} of {sampler}"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from aecore.config import check_recipe
+from aecore.config import STORED_SAMPLERS, check_recipe
 from aecore.data.loaders import NodeLoader
 from aecore.data.shuffle import BatchSampler, World
 from aecore.data.synthetic_faces import draw_face
@@ -17,7 +17,6 @@ from aecore.metrics.pixel import psnr, ssim
 from aecore.model.autoencoder import DiagonalGaussian, ImageShape, build_model, to_float
 from aecore.training.evaluate import (
     NUM_SAMPLES,
-    STORED_SAMPLERS,
     SampleEvaluator,
     draw_train_points,
     encode_points,

@@ -202,7 +202,7 @@ EVIDENCE = {
     "one-region": "the largest connected part holds 100 % of the z-points; the silhouette of their best clustering is "
     "0.10 (of one Gaussian 0.20); their mean is 5.0 from the origin, their mean radius 10.0; the mean |correlation| is "
     "0.30 (of independent dimensions 0.01); the core's distance from normal is 0.010",
-    "fitted": "images that show a face: N(0, 1) 75 % (HOG-Frechet 2.00), fitted Gaussian without correlations 75 %",
+    "fitted": "images that show a face: N(0, 1) 75 % (HOG-Frechet 2.00), the fitted Gaussian without correlations 75 %",
     "kl-factor": "by kl_factor: 1e-6: 24.0 dB, 5 %, HOG-Frechet 2.00; 1: 23.0 dB, 75 %, HOG-Frechet 2.00; 6: 22.0 dB, "
     "90 %",
     "z-dim-mnist": "by z_dim: 2: 12.0 dB, 75 %, 2.00; 4: 15.0 dB, 75 %, 2.00; 12: 18.0 dB, 75 %, 2.00; 32: 18.2 dB",

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import aecore
-from aecore.config import load_recipe
+from aecore.config import STORED_SAMPLERS, load_recipe
 from aecore.data.loaders import Batch, NodeLoader
 from aecore.data.node_cache import open_cache
 from aecore.data.shards import Manifest, load_manifest, save_manifest
@@ -22,7 +22,7 @@ from aecore.metrics.pixel import psnr
 from aecore.model.autoencoder import build_model, to_float
 from aecore.model.corruptions import make_eval_pair
 from aecore.training.checkpoint import load_checkpoint, load_model
-from aecore.training.evaluate import STORED_SAMPLERS, draw_train_points
+from aecore.training.evaluate import draw_train_points
 from cluster import tracking
 from cluster.progress import Bar
 from cluster.settings import settings
