@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from aecore.data.dataset import Dataset
 from aecore.data.shards import Manifest
@@ -51,12 +50,15 @@ def read_images(dataset: Dataset, limit: int, num_samples: int) -> StudyImages:
 
 
 def read_labels(dataset: Dataset, limit: int) -> np.ndarray | None:
-    """Return the labels int64 (n,) of the training images that `read_images` reads; None if there are under two."""
-    fs, labels_by_shard = dataset.fs, []
+    """Return the labels int64 (n,) of the training images that `read_images` reads; None if there are under two.
+
+    Raises ValueError naming a damaged shard.
+    """
+    labels_by_shard = []
     for shard, rows in dataset.spaced_rows("train", limit):
-        path = f"{dataset.root}/{shard.path}"
-        if "label" not in pq.read_schema(path, filesystem=fs).names:
+        table = dataset.read_shard(shard)
+        if "label" not in table.column_names:
             return None
-        labels_by_shard.append(pq.read_table(path, columns=["label"], filesystem=fs)["label"].to_numpy()[rows])
+        labels_by_shard.append(table["label"].to_numpy()[rows])
     labels = np.concatenate(labels_by_shard)
     return labels if len(np.unique(labels)) > 1 else None

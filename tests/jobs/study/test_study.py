@@ -256,3 +256,8 @@ def test_labels_belong_to_the_images_that_are_read(many_faces: Path, tmp_path: P
     assert labels.tolist() == list(range(0, 64, 4)) * 2
     faces = labelled.images("train", 32)
     assert all((face == draw_face(0, label, SIZE)[0]).all() for face, label in zip(faces, labels, strict=True))
+
+    other_labels = table.set_column(1, "label", [list(range(ROWS, 2 * ROWS))])
+    write_shard(FS, str(tmp_path), "1.parquet", shard_table(other_labels, images))
+    with pytest.raises(ValueError, match=r"shard 1\.parquet"):
+        read_labels(labelled, 32)
