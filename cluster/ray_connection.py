@@ -18,7 +18,7 @@ from typing import Any
 from cluster import ray_compat
 from cluster.lineage import COMMIT, code_commit
 from cluster.network import configure_libraries, is_loopback
-from cluster.settings import exported_env, secret_env, settings
+from cluster.settings import exported_env, settings, split_secrets
 
 log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 8
@@ -216,7 +216,7 @@ def _join(address: str) -> None:
     try:
         ray.init(
             address=address,
-            runtime_env=_secrets_hook(secret_env(exported_env())) if inside_job else _hide_secrets(runtime_env()),
+            runtime_env=_secrets_hook(split_secrets(exported_env())[1]) if inside_job else _hide_secrets(runtime_env()),
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -253,10 +253,8 @@ def _hide_secrets(environment: dict[str, Any]) -> dict[str, Any]:
 
     Ray shows `env_vars` in clear in its dashboard and logs, of a hook the name alone.
     """
-    env_vars = environment["env_vars"]
-    secrets = secret_env(env_vars)
-    public_vars = {name: value for name, value in env_vars.items() if name not in secrets}
-    return {**environment, "env_vars": public_vars, **_secrets_hook(secrets)}
+    public, secrets = split_secrets(environment["env_vars"])
+    return {**environment, "env_vars": public, **_secrets_hook(secrets)}
 
 
 def _secrets_hook(secrets: dict[str, str]) -> dict[str, Any]:

@@ -151,9 +151,10 @@ def apply_env(environment: dict[str, str]) -> None:
     os.environ.update(environment)
 
 
-def secret_env(environment: dict[str, str]) -> dict[str, str]:
-    """Return the variables of `environment` with a secret: keys, passwords, tokens and URLs that hold one."""
-    return {name: text for name, text in environment.items() if _is_secret(name) or hide_credentials(text) != text}
+def split_secrets(environment: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the public variables of `environment`, then the secrets: keys, passwords, tokens and URLs with one."""
+    secrets = {name: text for name, text in environment.items() if _is_secret(name) or hide_credentials(text) != text}
+    return {name: text for name, text in environment.items() if name not in secrets}, secrets
 
 
 def _is_secret(name: str) -> bool:

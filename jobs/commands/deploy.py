@@ -14,7 +14,7 @@ import yaml
 
 import serving
 from cluster.dashboard import connect_dashboard
-from cluster.settings import exported_env, secret_env
+from cluster.settings import exported_env, split_secrets
 from cluster.storage import describe_s3_error
 from serving.runtime.deployment import APP_NAME
 
@@ -90,8 +90,7 @@ def make_config(port: int, args: dict[str, Any]) -> dict[str, Any]:
     [application] = config["applications"]
     application["args"] = args
     environment = {name: text for name, text in exported_env().items() if name != "ZPOINT_HOME"}  # of this machine
-    public = {name: text for name, text in environment.items() if name not in secret_env(environment)}
-    application["runtime_env"] = {"env_vars": public}
+    application["runtime_env"] = {"env_vars": split_secrets(environment)[0]}
     return config
 
 

@@ -27,7 +27,7 @@ from cluster.dashboard import check_answers, connect_dashboard
 from cluster.network import is_loopback
 from cluster.ray_compat import fetch_actors
 from cluster.ray_connection import SECRETS_FILE, runtime_env
-from cluster.settings import EXPORTED_VARIABLES, expand_user, hide_credentials, secret_env
+from cluster.settings import EXPORTED_VARIABLES, expand_user, hide_credentials, split_secrets
 
 JOBS = ("ingest", "train", "tune", "study", "claims", "promote")
 CLUSTER_DOCTOR = ["doctor", "--cluster"]  # submits itself
@@ -73,10 +73,7 @@ def submit(
     command = shlex.join(["zpoint", *argv])
     environment = _job_runtime_env(on_this_machine)
     named = _parse_variables(variables)
-    secrets = secret_env(environment["env_vars"] | named)
-    environment["env_vars"] = {
-        name: text for name, text in (environment["env_vars"] | named).items() if name not in secrets
-    }
+    environment["env_vars"], secrets = split_secrets(environment["env_vars"] | named)
     _print_forwarded(environment["env_vars"], secrets, named)
 
     def send() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster import tracking
-from cluster.settings import apply_env, exported_env, hide_credentials, secret_env, settings
+from cluster.settings import apply_env, exported_env, hide_credentials, settings, split_secrets
 from cluster.storage import open_uri
 
 EXPORTED = (  # of docs/configuration.md: what a worker or a job on the cluster gets of the submitter's environment
@@ -258,7 +258,10 @@ def test_variables_with_a_secret_are_told_from_others():
         "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/token", "HF_TOKEN": "t", "ZPOINT_TOKEN": "t", "db_password": "p",
         "WANDB_API_KEY": "k", "KEYBOARD": "us",
     }  # fmt: skip
-    assert set(secret_env(environment)) == {
+    public, secrets = split_secrets(environment)
+    assert public | secrets == environment
+    assert set(secrets) == {
         "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI", "HF_TOKEN", "ZPOINT_TOKEN",
         "db_password", "WANDB_API_KEY",
     }  # fmt: skip
+    assert set(public) == environment.keys() - secrets.keys()
