@@ -319,20 +319,12 @@ def _add_cluster(add_command: Callable[..., Any]) -> None:
     doctor.add_argument("--cluster", action="store_true", help="check every node of the cluster at RAY_ADDRESS")
 
     submit = add_command("submit", _submit, "submit a job to a cluster through Ray Jobs", printing.format_submit)
-    submit.add_argument(
-        "--wait", action="store_true", help="follow the log until the job ends; submit it again if its node is lost"
-    )
-    submit.add_argument("--cpus", type=float, default=0, help="CPUs to reserve for the job's driver (default: 0)")
-    submit.add_argument("--gpus", type=float, default=0, help="GPUs to reserve for the job's driver (default: 0)")
-    submit.add_argument(
-        "--env", action="append", default=[], metavar="NAME[=VALUE]",
-        help="variable of the job's environment, by default with its value here; may be repeated",
-    )  # fmt: skip
+    _add_submit_options(submit)
     jobs = add_command("jobs", _jobs, "list the jobs of a cluster", printing.format_jobs)
     logs = add_command("logs", _logs, "print the log of a job", lambda r: r["logs"])
     logs.add_argument("--follow", action="store_true", help="follow the log until the job ends")
     stop = add_command("stop", _stop, "stop a job")
-    for command in (submit, jobs, logs, stop):
+    for command in (jobs, logs, stop):
         _add_address(command)
     for command in (logs, stop):
         command.add_argument("id", metavar="ID", help="job ID, as `zpoint jobs` lists it")
@@ -342,6 +334,19 @@ def _add_cluster(add_command: Callable[..., Any]) -> None:
         nargs=argparse.REMAINDER,
         help="ingest, train, tune, study, claims or promote, with its arguments",
     )
+
+
+def _add_submit_options(command: Any) -> None:
+    command.add_argument(
+        "--wait", action="store_true", help="follow the log until the job ends; submit it again if its node is lost"
+    )
+    command.add_argument("--cpus", type=float, default=0, help="CPUs to reserve for the job's driver (default: 0)")
+    command.add_argument("--gpus", type=float, default=0, help="GPUs to reserve for the job's driver (default: 0)")
+    command.add_argument(
+        "--env", action="append", default=[], metavar="NAME[=VALUE]",
+        help="variable of the job's environment, by default with its value here; may be repeated",
+    )  # fmt: skip
+    _add_address(command)
 
 
 def _add_address(command: Any) -> None:
@@ -521,16 +526,11 @@ def _submit(args: Any) -> Result:
 
     # argparse.REMAINDER takes all words after the job's name; options of submit itself may stand among them.
     parser = Parser(add_help=False)
-    parser.add_argument("--address", default=args.address)
-    parser.add_argument("--wait", action="store_true", default=args.wait)
-    parser.add_argument("--json", action="store_true", default=args.json)
-    parser.add_argument("--cpus", type=float, default=args.cpus)
-    parser.add_argument("--gpus", type=float, default=args.gpus)
-    parser.add_argument("--env", action="append", default=args.env)
-    options, job = parser.parse_known_args(args.job)
-    args.json = options.json
-    job += ["--json"] * (options.json and options.wait)
-    return submit(job, options.address, wait=options.wait, cpus=options.cpus, gpus=options.gpus, variables=options.env)
+    parser.add_argument("--json", action="store_true")
+    _add_submit_options(parser)
+    _, job = parser.parse_known_args(args.job, args)
+    job += ["--json"] * (args.json and args.wait)
+    return submit(job, args.address, wait=args.wait, cpus=args.cpus, gpus=args.gpus, variables=args.env)
 
 
 def _jobs(args: Any) -> Result:

@@ -196,6 +196,18 @@ def test_words_after_an_option_are_runs_too(monkeypatch: pytest.MonkeyPatch, zpo
     assert zpoint("study", "a", "--limit", "100", "b", "--fresh", "c") == {"runs": ["a", "b", "c"]}
 
 
+def test_options_of_submit_may_stand_before_and_after_its_job(zpoint, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        "jobs.commands.submit.submit", lambda job, address, **options: {"job": job, "address": address, **options}
+    )
+    before = ["submit", "--cpus", "2", "--env", "A=1", "--address", "http://head:8265"]
+    result = zpoint(*before, "train", "x", "--env", "B", "--wait", "--fresh", "--gpus", "1")
+    assert result == {
+        "job": ["train", "x", "--fresh", "--json"], "address": "http://head:8265",
+        "wait": True, "cpus": 2.0, "gpus": 1.0, "variables": ["A=1", "B"],
+    }  # fmt: skip
+
+
 def test_interrupted_command_says_that_it_resumes_only_if_it_does(monkeypatch: pytest.MonkeyPatch, capsys):
     """The same `submit --wait` would submit a second job."""
 
