@@ -23,7 +23,7 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.state import get_log
 
-from aecore.config import Recipe, Scale, check_recipe
+from aecore.config import Recipe, Scale
 from aecore.data.cache_eviction import CacheSpaceError
 from aecore.data.dataset import Dataset
 from aecore.data.shuffle import World
@@ -117,7 +117,7 @@ def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callback
         # Not in train_loop_config, which Ray's dashboard may show: the environment may hold keys.
         partial(
             train_loop_per_worker,
-            sections=recipe.model_dump(mode="json"),
+            recipe=recipe,
             run_store=run_store,
             env=exported_env(),
             torch_version=version("torch"),
@@ -250,9 +250,9 @@ def _log_last_lines(error: Any) -> None:
 
 
 def train_loop_per_worker(
-    *, sections: dict[str, Any], run_store: RunStore, env: dict[str, str], torch_version: str, report: bool
+    *, recipe: Recipe, run_store: RunStore, env: dict[str, str], torch_version: str, report: bool
 ) -> None:
-    """Train the recipe of `sections`, its JSON, in one worker of Ray Train.
+    """Train `recipe` in one worker of Ray Train.
 
     With `report`, pass each epoch's metrics to the callbacks. Without callbacks a report would only cost time: Ray
     Train takes one in two seconds, and an epoch on a GPU may be shorter.
@@ -261,7 +261,7 @@ def train_loop_per_worker(
     from jobs.train.worker import Worker, train_loop
 
     apply_env(env)
-    recipe, context = check_recipe(sections), ray.train.get_context()
+    context = ray.train.get_context()
     with _as_node_error(ValueError, OSError):
         _check_torch(torch_version)
         run_store.check_visible()

@@ -11,9 +11,9 @@ from aecore.data.dataset import Dataset
 from aecore.errors import one_line
 from cluster.memory import release_memory
 from cluster.progress import publish
-from cluster.settings import apply_env, settings
+from cluster.settings import apply_env
 from cluster.storage import open_uri
-from jobs.run_store import RunStore
+from jobs.run_store import RunStore, stored_run
 
 STOP_SECONDS = 600  # for a stopped trial to write its checkpoint before its process takes the next trial
 
@@ -29,8 +29,7 @@ def run_trial(config: dict[str, Any], *, recipe: Recipe, env: dict[str, str], gp
     apply_env(env)
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(STOP_SECONDS)
     recipe = recipe.at(config["point"])
-    # The driver keeps the MLflow run.
-    run_store = RunStore(config["run"], f"{settings().runs_uri}/{config['run']}", run_id="")
+    run_store = stored_run(config["run"])  # the driver keeps the MLflow run
     try:
         _train(recipe, run_store, gpu_share)
     except CacheSpaceError:  # of this node's disk, whose space other runs may free, and not of other nodes

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayTaskError
 
+from aecore.config import check_recipe
 from aecore.data.cache_eviction import CacheSpaceError
 from jobs.run_store import RunStore
 from jobs.train import ray_trainer
@@ -67,7 +68,7 @@ def test_store_that_fails_as_a_worker_opens_the_dataset_is_retried(monkeypatch: 
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
     with pytest.raises(ray_trainer.StoreAccessError, match="no answer from the S3 endpoint"):
         ray_trainer.train_loop_per_worker(
-            sections={"data": {"uri": "s3://bucket/faces"}}, run_store=RunStore("x", "/x", run_id=""),
+            recipe=check_recipe({"data": {"uri": "s3://bucket/faces"}}), run_store=RunStore("x", "/x", run_id=""),
             env={}, torch_version=ray_trainer.version("torch"), report=False,
         )  # fmt: skip
 
