@@ -30,6 +30,15 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def accepts_connections(host: str, port: int, timeout_s: float) -> bool:
+    """Return True if a server accepts TCP connections at `host` and `port` within `timeout_s`."""
+    try:
+        socket.create_connection((host, port), timeout_s).close()
+    except OSError:
+        return False
+    return True
+
+
 def find_interface(address: str) -> str:
     """Return the name of this host's network interface with the IPv4 address `address`, "" if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

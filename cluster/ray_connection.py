@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster import ray_compat
 from cluster.lineage import COMMIT, code_commit
-from cluster.network import configure_libraries, is_loopback
+from cluster.network import accepts_connections, configure_libraries, is_loopback
 from cluster.settings import exported_env, settings, split_secrets
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def check_reachable(address: str) -> None:
 
     unreachable = ValueError(f"no Ray answers at RAY_ADDRESS={address}; start one (`ray start --head`) or unset it")
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # the health check would need Ray's certificates
-        if not _accepts_connections(host, int(port)):
+        if not accepts_connections(host, int(port), CONNECT_TIMEOUT_S):
             raise unreachable
         return
     # As in Ray's own channels: a proxy of the environment is not for the cluster.
@@ -205,7 +205,9 @@ def _join(address: str) -> None:
     use_token(host)
     if address != "auto":
         check_reachable(address)
-        ray_compat.use_loopback(is_loopback(host) and not _accepts_connections(_outward_ip(), int(port)))
+        ray_compat.use_loopback(
+            is_loopback(host) and not accepts_connections(_outward_ip(), int(port), CONNECT_TIMEOUT_S)
+        )
     ray_compat.log_lost_nodes()
     ray_compat.ignore_uv_run()
     import ray
@@ -295,11 +297,3 @@ def _outward_ip() -> str:
             return probe.getsockname()[0]
         except OSError:
             return "127.0.0.1"
-
-
-def _accepts_connections(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError:
-        return False
-    return True

@@ -1,13 +1,12 @@
 """`zpoint models`: the model versions in MLflow's registry, newest first, and where they are served."""
 
-import socket
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from cluster import tracking
-from cluster.network import ENDPOINT_URL
+from cluster.network import ENDPOINT_URL, accepts_connections
 from cluster.settings import settings
 from serving.client import Client
 
@@ -33,7 +32,8 @@ def list_models(urls: Sequence[str] = ()) -> list[dict[str, Any]]:
 
 def _served_at(urls: Sequence[str]) -> list[tuple[str, str, str]]:
     """Return `URL (ALIAS)`, run_id and version of each model that the endpoints serve."""
-    if not urls and not _listens(ENDPOINT_URL):
+    default = urlsplit(ENDPOINT_URL)
+    if not urls and not accepts_connections(default.hostname or "", default.port or 80, timeout_s=1):
         return []
     served = []
     for url in urls or [ENDPOINT_URL]:
@@ -45,15 +45,6 @@ def _served_at(urls: Sequence[str]) -> list[tuple[str, str, str]]:
             if urls:
                 raise ValueError(f"no zpoint endpoint answers at {url}: {error}") from None
     return served
-
-
-def _listens(url: str) -> bool:
-    parts = urlsplit(url)
-    try:
-        socket.create_connection((parts.hostname, parts.port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def _describe(

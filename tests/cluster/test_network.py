@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from typing import ClassVar
 
 import pytest
 
-from cluster.network import configure_libraries, find_interface
+from cluster.network import accepts_connections, configure_libraries, find_interface
 from serving.client import AsyncClient, Client, EndpointError
 from tests.proxy import counting_proxy
 from tests.serving.app_server import make_slot, serve_app
@@ -257,3 +258,10 @@ def test_telemetry_is_off_unless_the_user_has_set_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
     configure_libraries()
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+
+
+def test_a_port_accepts_connections_while_a_server_listens_there():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert accepts_connections("127.0.0.1", port, timeout_s=1)
+    assert not accepts_connections("127.0.0.1", port, timeout_s=1)
