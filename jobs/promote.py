@@ -11,6 +11,7 @@ from cluster.lineage import COMMIT_TAG, JOB_TAG
 from cluster.settings import hide_credentials, settings
 from cluster.storage import check_uri
 from jobs.mlflow_model import describe, write_mlflow_model
+from jobs.mlflow_run import MlflowRun
 from jobs.run_store import RunStore, find_run, resolve_name
 from jobs.tune.campaign import find_best_run
 from jobs.tune.lookup import find_trial
@@ -76,7 +77,7 @@ def _log_to_mlflow(run_store: RunStore) -> None:
     """Log the run to MLflow if it is not there, or not whole. Raises ValueError if MLflow fails."""
     previous_id = run_store.run_id
     try:
-        run_store.log_epochs()
+        MlflowRun(run_store).log_epochs()
     except Exception as error:  # of any kind, by the tracking server
         cause = tracking.describe_full_database(error) or hide_credentials(one_line(error))
         raise ValueError(f"run '{run_store.name}' is not in MLflow, which cannot take it now: {cause}") from error

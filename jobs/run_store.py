@@ -1,4 +1,4 @@
-"""The folder of a run, `<store>/runs/<name>/`: the source of truth about a training, copied to MLflow.
+"""The folder of a run, `<store>/runs/<name>/`: the source of truth about a training. `jobs.mlflow_run` copies it.
 
 run.json               the recipe, the dataset's digest and summary, the tags and id of the MLflow run
 checkpoints/           see aecore.training.checkpoint
@@ -8,16 +8,14 @@ model/                 the finished model; without it the run resumes from its l
 
 import re
 import secrets
-import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 
-from aecore.config import Recipe, flatten_keys, stored_recipe
-from aecore.data.io import read_bytes, read_json, write_atomic, write_json
+from aecore.config import Recipe, stored_recipe
+from aecore.data.io import read_json, write_atomic, write_json
 from aecore.data.shards import Manifest
 from cluster import tracking
 from cluster.lineage import lineage_tags
@@ -30,20 +28,16 @@ if TYPE_CHECKING:
 
     from aecore.training.checkpoint import SavedModel
 
-SYNC_SECONDS = 2.0  # between two checks for a finished epoch
-MAX_SYNC_SECONDS = 60.0  # the longest wait after MLflow has failed
-DEVICES_TAG = "zpoint.devices"
 MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass
 class RunStore:
-    """One run's folder and its MLflow run, passed to every worker; `run_id` is '' until MLflow has created the run."""
+    """One run's folder, passed to every worker; `run_id` is '' until MLflow has created the run."""
 
     name: str
     uri: str
     run_id: str
-    synced_epoch: int = -1  # the last epoch that MLflow has, -1 until its run is open
 
     @property
     def folder(self) -> tuple[pafs.FileSystem, str]:
@@ -71,7 +65,7 @@ class RunStore:
 
     def epochs(self, after: int = 0) -> dict[int, dict[str, float]]:
         """Return the metrics of each epoch later than `after`, in order."""
-        return {epoch: file["metrics"] for epoch, file in self._epoch_files(after).items()}
+        return {epoch: file["metrics"] for epoch, file in self.epoch_files(after).items()}
 
     def last_metric(self, name: str, before: int) -> float:
         """Return the metric of the epoch before epoch `before`, 0 if there is none or it has no such metric."""
@@ -84,7 +78,8 @@ class RunStore:
         """Return the last epoch that has ended, 0 if none has."""
         return max(self._epoch_paths(), default=0)
 
-    def _epoch_files(self, after: int) -> dict[int, dict[str, Any]]:
+    def epoch_files(self, after: int) -> dict[int, dict[str, Any]]:
+        """Return the content of the JSON file of each epoch later than `after`, in order."""
         fs, _ = self.folder
         return {epoch: read_json(fs, path) for epoch, path in self._epoch_paths().items() if epoch > after}
 
@@ -132,102 +127,6 @@ class RunStore:
 
         fs, root = self.folder
         return load_model(fs, f"{root}/model", device)
-
-    def start_mlflow_run(self) -> None:
-        """Set the MLflow run to RUNNING; create it if there is none, restore a deleted one. Log failures."""
-        tracking.best_effort("open the run", self._open_mlflow_run)
-        if self.synced_epoch >= 0:
-            tracking.set_status(self.run_id, "RUNNING")
-
-    def _open_mlflow_run(self) -> None:
-        if not self.run_id or not tracking.reopen_run(self.run_id):
-            fs, root = self.folder
-            run = read_json(fs, f"{root}/run.json")
-            recipe = {key: value for key, value in run["recipe"].items() if key != "search"}
-            self.run_id = tracking.create_run(self.name, flatten_keys(recipe), run["tags"])
-            if images := run.get("images"):  # earlier versions did not store them
-                tracking.log_dataset(self.run_id, images["dataset"], recipe["data"]["uri"], run["dataset"], images)
-            write_json(fs, f"{root}/run.json", run | {"run_id": self.run_id})
-        self.synced_epoch = int(tracking.get_run(self.run_id).data.tags.get("zpoint.epoch", 0))
-
-    def sync_to_mlflow(self, *, warn: bool = True) -> bool:
-        """Log the epochs that MLflow lacks, one point each however often this is called; return if it has all now.
-
-        A failure is logged if `warn`, and raises nothing.
-        """
-        task = "take the epochs' metrics; they are logged when it answers, or by the same command again"
-        return tracking.best_effort(task, self.log_epochs, False, warn=warn)
-
-    def log_epochs(self) -> bool:
-        """Log the epochs that MLflow lacks. Raises what MLflow raises."""
-        if self.synced_epoch < 0:
-            self._open_mlflow_run()
-        fs, root = self.folder
-        client = tracking.client()
-        for epoch, epoch_file in self._epoch_files(after=self.synced_epoch).items():
-            time_ms = fs.get_file_info(f"{root}/{epoch_path(epoch, 'json')}").mtime_ns // 1_000_000
-            tracking.log_metrics(self.run_id, epoch_file["metrics"], epoch, time_ms)
-            for folder, extension in (("epochs", "json"), ("pictures", "png")):
-                path = f"{root}/{epoch_path(epoch, extension)}"
-                with suppress(FileNotFoundError):  # most epochs have no images
-                    tracking.log_files(self.run_id, {path.rpartition("/")[2]: read_bytes(fs, path)}, folder)
-            if devices := epoch_file.get("devices"):  # earlier versions did not store them
-                client.set_tag(self.run_id, DEVICES_TAG, devices)
-            client.set_tag(self.run_id, "zpoint.epoch", str(epoch))
-            self.synced_epoch = epoch
-        return True
-
-    @contextmanager
-    def mlflow_run(self) -> Iterator[None]:
-        """Log the training in the block to MLflow, and end the run there as FINISHED, FAILED or KILLED.
-
-        A user's mistake, a ValueError, that kept the training from starting deletes the run.
-        """
-        try:
-            with self.background_sync():
-                yield
-        except ValueError:
-            self.discard()
-            raise
-        except BaseException as error:
-            self.end_mlflow_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        self.end_mlflow_run("FINISHED")
-
-    @contextmanager
-    def background_sync(self) -> Iterator[None]:
-        """Log each epoch to MLflow from a thread soon after it is written; the training never waits for MLflow."""
-        stop = threading.Event()
-
-        def sync() -> None:
-            if stop.wait(SYNC_SECONDS):  # at once, MLflow's import would delay that of Ray
-                return
-            self.start_mlflow_run()
-            seconds, synced = SYNC_SECONDS, self.synced_epoch >= 0
-            while not stop.wait(seconds):
-                synced = self.sync_to_mlflow(warn=synced)  # of a row of failures only the first is logged
-                seconds = SYNC_SECONDS if synced else min(2 * seconds, MAX_SYNC_SECONDS)
-
-        thread = threading.Thread(target=sync, name="mlflow-sync", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-
-    def end_mlflow_run(self, status: str) -> None:
-        """Log the last epochs and end the MLflow run as FINISHED, FAILED or KILLED."""
-        if self.sync_to_mlflow():
-            tracking.set_status(self.run_id, status)
-
-    def discard(self) -> None:
-        """Delete a run that a user's mistake kept from starting; end one that has begun as FAILED."""
-        fs, root = self.folder
-        if fs.get_file_info(f"{root}/checkpoints").type is not pafs.FileType.NotFound:
-            return self.end_mlflow_run("FAILED")
-        delete_folder(fs, root)
-        tracking.delete_run(self.run_id)
 
 
 def epoch_path(epoch: int, extension: str) -> str:

@@ -14,6 +14,7 @@ from cluster.signals import interruptible
 from cluster.storage import check_uri
 from cluster.tracking import check_tracking_uri
 from jobs.dataset import open_dataset
+from jobs.mlflow_run import MlflowRun
 from jobs.run_store import RunStore, check_existing_run, lock_run, open_run, run_name, stored_run
 
 
@@ -37,9 +38,9 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
             _check_resources(recipe, dataset)
         run_store = open_run(recipe, stem, dataset.manifest, fresh=fresh)
         if already_finished:
-            run_store.end_mlflow_run("FINISHED")
+            MlflowRun(run_store).end("FINISHED")
         else:
-            with run_store.mlflow_run():
+            with MlflowRun(run_store).log_training():
                 if recipe.scale.workers == 0:
                     _train_in_process(recipe, dataset, run_store)
                 else:

@@ -18,6 +18,7 @@ from cluster.settings import exported_env, settings
 from cluster.signals import interruptible
 from cluster.storage import check_uri, open_uri
 from jobs.dataset import open_dataset
+from jobs.mlflow_run import MlflowRun
 from jobs.run_store import delete_folder, find_run, lock_run
 from jobs.train.placement import worker_capacity, worker_resources
 from jobs.tune.campaign import Campaign, discard, lock_campaign, open_campaign
@@ -116,7 +117,7 @@ def _refuse(run: CampaignRun) -> None:
     campaign = run.campaign
     for name in run.refused:
         with suppress(LockedError), lock_run(name):
-            find_run(name).discard()
+            MlflowRun(find_run(name)).discard()
     discard(campaign)
     tracking.delete_run(campaign.run_id)
     raise ValueError(list((run.withheld | run.refused).values())[-1])

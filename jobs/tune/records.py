@@ -14,7 +14,8 @@ from aecore.config import Recipe, flatten_keys
 from aecore.errors import one_line
 from aecore.training.checkpoint import retry_storage
 from cluster import tracking
-from jobs.run_store import RunStore, find_run, stored_run
+from jobs.mlflow_run import MlflowRun
+from jobs.run_store import find_run, stored_run
 from jobs.tune.campaign import Campaign, Trial, write_campaign
 from jobs.tune.mlflow_overview import CampaignOverview, log_report
 
@@ -117,7 +118,7 @@ class MlflowRuns:
         self.report: dict[str, bytes] = {}  # its files, once they are written
         self._overview = CampaignOverview()
         self._started, self._failed = False, False
-        self._stores: dict[str, RunStore] = {}
+        self._mlflow_runs: dict[str, MlflowRun] = {}
         self._synced: dict[str, tuple[str, int]] = {}  # state and epoch of each run that MLflow has
 
     def sync(self, campaign: Campaign) -> bool:
@@ -133,7 +134,7 @@ class MlflowRuns:
         for trial in campaign.trials:
             if self._synced.get(trial.run) != (trial.state, trial.epoch) and not self._sync_trial(trial, warn):
                 return False
-        run_ids = {run: store.run_id for run, store in self._stores.items()}
+        run_ids = {run: mlflow_run.run_id for run, mlflow_run in self._mlflow_runs.items()}
         self._overview.sync(campaign, self.campaign.run_id, run_ids)
         if campaign.state != "running":
             self._end(campaign)
@@ -151,32 +152,32 @@ class MlflowRuns:
         self._started = True
 
     def _sync_trial(self, trial: Trial, warn: bool) -> bool:
-        if trial.run not in self._stores:
+        if trial.run not in self._mlflow_runs:
             if not stored_run(trial.run).exists():
                 return True  # the storage failed when the run was to be opened
-            self._stores[trial.run] = find_run(trial.run)
-        client, store = tracking.client(), self._stores[trial.run]
-        if not store.sync_to_mlflow(warn=warn):
+            self._mlflow_runs[trial.run] = MlflowRun(find_run(trial.run))
+        client, mlflow_run = tracking.client(), self._mlflow_runs[trial.run]
+        if not mlflow_run.sync(warn=warn):
             return False
         if trial.run not in self._synced:
-            tags = client.get_run(store.run_id).data.tags
+            tags = client.get_run(mlflow_run.run_id).data.tags
             if "mlflow.parentRunId" not in tags:  # else another campaign has trained it
-                client.set_tag(store.run_id, "mlflow.parentRunId", self.campaign.run_id)
-                client.set_tag(store.run_id, "zpoint.campaign", self.campaign.campaign)
+                client.set_tag(mlflow_run.run_id, "mlflow.parentRunId", self.campaign.run_id)
+                client.set_tag(mlflow_run.run_id, "zpoint.campaign", self.campaign.campaign)
             self._synced[trial.run] = (tags.get("zpoint.state", ""), 0)
         if self._synced[trial.run][0] != trial.state:
-            client.set_tag(store.run_id, "zpoint.state", trial.state)
+            client.set_tag(mlflow_run.run_id, "zpoint.state", trial.state)
             if trial.state == "running":
-                client.update_run(store.run_id, "RUNNING")
+                client.update_run(mlflow_run.run_id, "RUNNING")
             else:
-                client.set_terminated(store.run_id, STATUS[trial.state])
+                client.set_terminated(mlflow_run.run_id, STATUS[trial.state])
         self._synced[trial.run] = (trial.state, trial.epoch)
         return True
 
     def _end(self, campaign: Campaign) -> None:
         for trial in campaign.trials:
-            if trial.state == "running" and trial.run in self._stores:  # interrupted
-                tracking.client().set_terminated(self._stores[trial.run].run_id, "KILLED")
+            if trial.state == "running" and trial.run in self._mlflow_runs:  # interrupted
+                tracking.client().set_terminated(self._mlflow_runs[trial.run].run_id, "KILLED")
         run_id, content = self.campaign.run_id, campaign.to_json() | {"run_id": self.campaign.run_id}
         log_report(run_id, self.report)
         tracking.log_files(run_id, {"campaign.json": json.dumps(content, indent=1).encode()}, "")

@@ -19,7 +19,7 @@ from aecore.config import Recipe, check_recipe
 from aecore.errors import one_line
 from aecore.training.checkpoint import list_checkpoints
 from cluster import tracking as mlflow
-from jobs import run_store
+from jobs import mlflow_run
 from jobs.promote import promote
 from jobs.run_store import find_run
 from jobs.train import stopping
@@ -87,8 +87,8 @@ def checkpoint_steps(run: str) -> list[int]:
 
 def epochs_in_mlflow(run: str) -> list[int]:
     """Return the logged epochs of the run, which has one MLflow run."""
-    (mlflow_run,) = mlflow.find_runs(f"tags.`zpoint.run` = '{run}'")
-    return logged_epochs(mlflow_run.info.run_id, "valid_loss")
+    (logged_run,) = mlflow.find_runs(f"tags.`zpoint.run` = '{run}'")
+    return logged_epochs(logged_run.info.run_id, "valid_loss")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -216,8 +216,8 @@ def test_training_survives_a_full_disk_of_mlflow(
 def test_mlflow_that_recovers_gets_all_epochs(
     hooks: Hooks, recipe, mlflow_template: Path, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(run_store, "SYNC_SECONDS", 0.05)
-    monkeypatch.setattr(run_store, "MAX_SYNC_SECONDS", 0.1)
+    monkeypatch.setattr(mlflow_run, "SYNC_SECONDS", 0.05)
+    monkeypatch.setattr(mlflow_run, "MAX_SYNC_SECONDS", 0.1)
     server = tmp_path / "server"
     server.write_text("a file: no database can be below it")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{server}/mlflow.db")
