@@ -35,6 +35,7 @@ REQUESTS = sorted(
     {line for _, line in SHELL if re.match(r"curl .*:8000/|zpoint (decode|sample|reconstruct|interpolate) ", line)}
 )
 ZPOINT = [(page, line.split("#")[0]) for page, line in SHELL if line.startswith("zpoint ")]
+SCRIPTS = [(page, block) for page, text in PAGES.items() for block in re.findall(r"(?s)```sh\n(.*?)```", text)]
 PYTHON = [(page, block) for page, text in PAGES.items() for block in re.findall(r"(?s)```python\n(.*?)```", text)]
 
 
@@ -51,6 +52,12 @@ def test_shell_lines_are_valid_bash(page: str):
     script = "\n".join(line for name, line in SHELL if name == page)
     checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize(("page", "script"), SCRIPTS)
+def test_scripts_are_valid_bash(page: str, script: str):
+    checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
+    assert not checked.stderr, page  # bash only warns of a here-document without an end
 
 
 def test_every_make_target_exists():
