@@ -1,4 +1,4 @@
-"""Tags of an MLflow run that tell what made it: code, image, packages and job.
+"""Tags of an MLflow run for the lineage of its model: code, image, packages and job.
 
 `zpoint submit` and a process that joins a cluster send the commit of their code along, since the nodes get no .git.
 """
@@ -9,9 +9,9 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-COMMIT = "ZPOINT_COMMIT"  # of the code that a job runs; "-dirty" at its end if files differ from it
+from cluster.settings import settings
+
 COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's own
-IMAGE = "ZPOINT_IMAGE"  # name of the container image that a process runs in; cluster/deploy/Dockerfile sets it
 JOB_TAG, IMAGE_TAG = "zpoint.job", "zpoint.image"
 PACKAGES = ("zpoint", "torch", "ray", "pyarrow")
 REPO = Path(__file__).resolve().parent.parent
@@ -20,13 +20,13 @@ REPO = Path(__file__).resolve().parent.parent
 def lineage_tags() -> dict[str, str]:
     """Return the commit of this code, its image, the versions of packages and the job that runs it, as far as known."""
     versions = {f"zpoint.version.{name}": version(name) for name in PACKAGES}
-    tags = {COMMIT_TAG: code_commit(), JOB_TAG: submitted_job(), IMAGE_TAG: os.environ.get(IMAGE, "")}
+    tags = {COMMIT_TAG: code_commit(), JOB_TAG: submitted_job(), IMAGE_TAG: settings().image}
     return versions | {name: text for name, text in tags.items() if text}
 
 
 def code_commit() -> str:
     """Return the commit of this code, with "-dirty" if files differ from it; "" if it is not in a git repository."""
-    if commit := os.environ.get(COMMIT, ""):
+    if commit := settings().commit:
         return commit
     if not (REPO / ".git").exists():
         return ""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import ray_compat
-from cluster.lineage import COMMIT, code_commit
+from cluster.lineage import code_commit
 from cluster.network import accepts_connections, configure_libraries, is_loopback
 from cluster.settings import exported_env, settings, split_secrets
 
@@ -81,7 +81,7 @@ def head_node() -> dict[str, Any]:
 def runtime_env() -> dict[str, Any]:
     """Return a Ray runtime environment with the source of our packages and the settings that workers need."""
     root = Path(__file__).resolve().parent.parent
-    env_vars = exported_env() | ({COMMIT: commit} if (commit := code_commit()) else {})
+    env_vars = exported_env() | ({"ZPOINT_COMMIT": commit} if (commit := code_commit()) else {})
     return {"py_modules": [str(root / name) for name in PACKAGES], "env_vars": env_vars}
 
 

@@ -1,4 +1,4 @@
-"""The environment variables that zpoint reads."""
+"""The settings of zpoint, which are environment variables."""
 
 import os
 import re
@@ -17,6 +17,8 @@ class Settings:
     cpus: int | None  # ZPOINT_CPUS: CPUs of a local Ray
     debug: bool  # ZPOINT_DEBUG: a failed command prints its traceback
     token: str  # ZPOINT_TOKEN: bearer token of the endpoint
+    commit: str  # ZPOINT_COMMIT: commit of the code, with "-dirty" at its end if files differ from it
+    image: str  # ZPOINT_IMAGE: container image that a process runs in; cluster/deploy/Dockerfile sets it
     tracking_uri: str  # MLFLOW_TRACKING_URI
     ray_address: str  # RAY_ADDRESS
     s3_endpoint: str  # AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL
@@ -47,6 +49,8 @@ def settings() -> Settings:
         cpus=int(cpus) if cpus else None,
         debug=bool(_read("ZPOINT_DEBUG")),
         token=_check_token(_read("ZPOINT_TOKEN")),
+        commit=_read("ZPOINT_COMMIT"),
+        image=_read("ZPOINT_IMAGE"),
         tracking_uri=_expand_sqlite(_read("MLFLOW_TRACKING_URI", _sqlite_uri(home / "mlflow.db"))),
         ray_address=_read("RAY_ADDRESS"),
         s3_endpoint=_read("AWS_ENDPOINT_URL_S3") or _read("AWS_ENDPOINT_URL"),

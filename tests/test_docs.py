@@ -76,8 +76,9 @@ def endpoint_url() -> Iterator[str]:
 def test_every_request_to_the_endpoint_is_answered(line: str, endpoint_url: str, tmp_path: Path, monkeypatch):
     """With the images and z-points that the line names; it writes a file of images, z-points or JSON."""
     monkeypatch.chdir(tmp_path)
-    for name in ("face.jpg", "photo.jpg", "other.jpg", "photo.heic"):  # an endpoint reads them by their content
-        Path(name).write_bytes(encode_image(draw_face(0, 0, 32)[0], "jpeg"))
+    for name in ("face.jpg", "face.png", "photo.jpg", "other.jpg", "start.png", "end.png", "photo.heic"):
+        if f"--out {name}" not in line:  # an endpoint reads images by their content
+            Path(name).write_bytes(encode_image(draw_face(0, 0, 32)[0], "jpeg"))
     np.save("z.npy", np.random.default_rng(0).normal(size=(2, Z_DIM)).astype(np.float32))
     inputs = set(tmp_path.iterdir())
     if line.startswith("curl"):
@@ -127,6 +128,13 @@ def test_the_notebook_runs_on_a_finished_run(tmp_path: Path, monkeypatch):
     exec(compile(code, "latent_space.ipynb", "exec"), {})
 
 
+def test_the_notebook_names_the_folder_that_has_no_run():
+    cells = json.loads((REPO / "docs" / "latent_space.ipynb").read_text())["cells"]
+    [load, *_] = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    with pytest.raises(FileNotFoundError, match="no finished run in .*/runs: train one"):
+        exec(compile(load, "latent_space.ipynb", "exec"), {})
+
+
 @pytest.mark.parametrize("name", ["configuration.md", "cli.md"])
 def test_generated_tables_are_current(name: str):
     spec = importlib.util.spec_from_file_location("generate", REPO / "docs" / "generate.py")
@@ -141,6 +149,9 @@ def test_configuration_lists_every_environment_variable():
     code = (REPO / "cluster" / "settings.py").read_text()
     variables = set(re.findall(r'"((?:ZPOINT|MLFLOW_TRACKING|RAY_ADDRESS|AWS)\w*)"', code))
     assert "ZPOINT_HOME" in variables
+    sources = [path for package in ("aecore", "cluster", "jobs", "serving") for path in (REPO / package).rglob("*.py")]
+    elsewhere = {name for path in sources for name in re.findall(r'"(ZPOINT_[A-Z_]+)"', path.read_text())}
+    assert elsewhere <= variables, "read it in cluster/settings.py"
     assert not {name for name in variables if f"`{name}`" not in PAGES["docs/configuration.md"]}
 
 

@@ -16,7 +16,7 @@ from cluster.ray_connection import runtime_env
 def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a git repository with one commit, which holds this code."""
     monkeypatch.setattr(lineage, "REPO", tmp_path)
-    monkeypatch.delenv(lineage.COMMIT, raising=False)
+    monkeypatch.delenv("ZPOINT_COMMIT", raising=False)
     (tmp_path / "code.py").write_text("a = 1\n")
     identity = ("-c", "user.name=me", "-c", "user.email=me@example.org")
     for argv in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "first"), ("tag", "v1")):
@@ -27,10 +27,10 @@ def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_commit_of_the_code_is_known_and_whether_files_differ(repo: Path, monkeypatch: pytest.MonkeyPatch):
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repo, capture_output=True, text=True).stdout.strip()
     assert code_commit() == head
-    assert runtime_env()["env_vars"][lineage.COMMIT] == head
+    assert runtime_env()["env_vars"]["ZPOINT_COMMIT"] == head
     (repo / "code.py").write_text("a = 2\n")
     assert code_commit() == f"{head}-dirty"
-    monkeypatch.setenv(lineage.COMMIT, "abc")  # that of the submitter
+    monkeypatch.setenv("ZPOINT_COMMIT", "abc")  # that of the submitter
     assert code_commit() == lineage_tags()["mlflow.source.git.commit"] == "abc"
 
 
@@ -38,7 +38,7 @@ def test_code_without_git_has_no_commit(repo: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(lineage.subprocess, "run", lambda *a, **k: (_ for _ in ()).throw(FileNotFoundError("git")))
     assert code_commit() == ""
     shutil.rmtree(repo / ".git")
-    assert lineage.COMMIT not in runtime_env()["env_vars"]
+    assert "ZPOINT_COMMIT" not in runtime_env()["env_vars"]
     assert "mlflow.source.git.commit" not in lineage_tags()
 
 
