@@ -187,8 +187,8 @@ def _add_training(add_command: Callable[..., Any]) -> None:
         "overrides",
         nargs="*",
         metavar="DATASET=URI|section.key=value",
-        help="datasets to use (default: generated faces) and recipe keys to override, except those that a claim's run "
-        "fixes: z_dim, kl_factor, and optim.batch=32 of vae and near-ae",
+        help="datasets to use (default: generated faces), and recipe keys to override. data.uri, model.z_dim, "
+        "loss.kl_factor and task.* are refused; optim.batch does not apply to VAEs and the near-AE, which take 32",
     )
     claims.add_argument("--only", action="append", metavar="CLAIM", help="check this claim only; may be repeated")
     claims.add_argument(
@@ -228,7 +228,8 @@ def _add_training(add_command: Callable[..., Any]) -> None:
 def _add_num_samples(command: Any) -> None:
     command.add_argument(
         "--num-samples", type=_positive_int, default=256, metavar="N",
-        help="images decoded and scored for each sampler and sweep value (default: 256)",
+        help="images decoded and scored for each sampler and sweep value, at most the number of held-out images "
+        "(default: 256)",
     )  # fmt: skip
     command.add_argument("--judged", action=_RenamedOption, const="--num-samples", help=argparse.SUPPRESS)
 
@@ -420,7 +421,7 @@ def _study(args: Any) -> Result:
     from cluster.progress import Bar
     from jobs.study.job import study
 
-    with closing(Bar("study", "parts")) as bar:
+    with closing(Bar("study", "measurements")) as bar:
         return study(
             args.runs, args.out, limit=args.limit, num_samples=args.num_samples, inception=args.inception,
             fresh=args.fresh, progress=bar.update,

@@ -131,7 +131,7 @@ def test_the_notebook_runs_on_a_finished_run(tmp_path: Path, monkeypatch):
 def test_the_notebook_names_the_folder_that_has_no_run():
     cells = json.loads((REPO / "docs" / "latent_space.ipynb").read_text())["cells"]
     [load, *_] = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    with pytest.raises(FileNotFoundError, match="no finished run in .*/runs: train one"):
+    with pytest.raises(FileNotFoundError, match=r"no finished run in .*/runs: train one"):
         exec(compile(load, "latent_space.ipynb", "exec"), {})
 
 

@@ -2,7 +2,15 @@
 
 from scipy.stats import chi
 
-from jobs.study.metrics import RATE_TARGETS, RunMetrics, StudyMetrics, format_rate, rate_key, rates_differ
+from jobs.study.metrics import (
+    INTERPOLATIONS,
+    RATE_TARGETS,
+    RunMetrics,
+    StudyMetrics,
+    format_rate,
+    rate_key,
+    rates_differ,
+)
 
 FITTED_SAMPLERS = {
     "diagonal": "a Gaussian without correlations", "gaussian": "a full Gaussian", "gmm": "a mixture of Gaussians",
@@ -139,8 +147,8 @@ def describe_region(run: RunMetrics) -> str:
 
 
 def describe_interpolation(run: RunMetrics) -> str:
-    key, pairs = rate_key(run["real"]), run["ways"]["pairs"]
-    rates = [step[key] for step in run["ways"]["ways"]["straight"]]
+    key, pairs = rate_key(run["real"]), run[INTERPOLATIONS]["pairs"]
+    rates = [step[key] for step in run[INTERPOLATIONS][INTERPOLATIONS]["straight"]]
     middle, ends = rates[len(rates) // 2], (rates[0] + rates[-1]) / 2
     text = (
         f"Halfway on the straight line between two test images, {format_rate(middle)} of the images of {run['run']} "

@@ -14,6 +14,7 @@ from jobs.study.metrics import (
     DEFINITIONS,
     IMAGE_TABLE_KEYS,
     INCEPTION_KEYS,
+    INTERPOLATIONS,
     RunArrays,
     RunMetrics,
     StudyMetrics,
@@ -119,10 +120,10 @@ def make_sections(study: StudyMetrics, arrays: Sequence[RunArrays]) -> list[Sect
             image_tables=[image_tables("tasks", _task_rows, "task", _task_headers(runs[0]))],
         ),
         Section(
-            "ways", "Between two images",
+            "interpolation", "Between two images",
             "From the z-point of one test image (left) to that of another: on the straight line, on the arc around "
             "the mean z-point, and from neighbour to neighbour among z-points of training images.",
-            study_charts.interpolation_charts(study), [image_tables("ways", _interpolation_rows, "path", [])],
+            study_charts.interpolation_charts(study), [image_tables("interpolation", _interpolation_rows, "path", [])],
         ),
         Section(
             "directions", "Directions",
@@ -169,7 +170,7 @@ def describe_method(study: StudyMetrics) -> list[str]:
     count = f"{encoded:,}" if encoded == train_count else f"{encoded:,} of {train_count:,}"
     return [
         f"Each sampler and each sweep value was scored on {study['judged']:,} images, each step between two images on "
-        f"{run['ways']['pairs']}. Bands and bars of rates are 95 % intervals (Wilson 1927). Two rates differ "
+        f"{run[INTERPOLATIONS]['pairs']}. Bands and bars of rates are 95 % intervals (Wilson 1927). Two rates differ "
         "significantly if they lie more than two standard errors apart (Agresti and Caffo 2000). For the best or worst "
         "of several rates the limit is higher, that of the studentized range (Tukey 1949).",
         f"The z-points are those of {count} training images, drawn from q(z|x). Held-out images are of the "
@@ -235,8 +236,8 @@ def _similarity_cells(task: RunMetrics, prefix: str = "") -> list[str]:
 
 
 def _interpolation_rows(run: RunMetrics, arrays: RunArrays) -> Iterator[ImageRow]:
-    images_by_path = arrays["ways"]
-    paths = list(run["ways"]["ways"])
+    images_by_path = arrays[INTERPOLATIONS]
+    paths = list(run[INTERPOLATIONS][INTERPOLATIONS])
     for pair in range(len(images_by_path[paths[0]])):
         for path in paths:
             yield ImageRow(f"{pair + 1}, {path}", images_by_path[path][pair])

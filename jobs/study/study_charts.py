@@ -18,6 +18,7 @@ from jobs.study.charts import (
     scatter_chart,
 )
 from jobs.study.metrics import (
+    INTERPOLATIONS,
     RATE_TARGETS,
     RunArrays,
     RunMetrics,
@@ -89,9 +90,14 @@ def interpolation_charts(study: StudyMetrics) -> list[Chart]:
     x = Axis("position on the path", percent=True, ticks=QUARTERS)
     real = Reference("real test images", y=runs[0]["real"][key])
     charts = []
-    for path in runs[0]["ways"]["ways"]:
-        series = [_metric_series(run, run["ways"]["ways"][path], "t", key, run["ways"]["pairs"]) for run in runs]
-        charts.append(line_chart(f"way-{path}", f"{title} {PATH_LABELS.get(path, path)}", x, y, series, [real]))
+    interpolations = [run[INTERPOLATIONS] for run in runs]
+    for path in interpolations[0][INTERPOLATIONS]:
+        series = [
+            _metric_series(run, interpolation[INTERPOLATIONS][path], "t", key, interpolation["pairs"])
+            for run, interpolation in zip(runs, interpolations, strict=True)
+        ]
+        label = PATH_LABELS.get(path, path)
+        charts.append(line_chart(f"interpolation-{path}", f"{title} {label}", x, y, series, [real]))
     return charts
 
 

@@ -23,6 +23,7 @@ from aecore.data.dataset import Dataset
 from aecore.data.images import encode_image
 from aecore.data.shards import shard_table, write_shard
 from aecore.data.synthetic_faces import draw_face
+from aecore.latent.interpolation import INTERPOLATIONS
 from aecore.metrics import inception
 from cluster import tracking
 from jobs.cli import main
@@ -105,7 +106,8 @@ def test_study_writes_one_page_without_external_resources(zpoint: Callable, two_
         Image.open(path).load()
     charts = {path.stem for path in folder.glob("chart-*.png")}
     assert charts >= {f"chart-{name}-hog_frechet" for name in (*analysis.SWEEPS, "samplers")}
-    tables = (*analysis.SWEEPS, "samplers", "tasks", "ways", "directions")
+    assert charts >= {f"chart-interpolation-{path}" for path in INTERPOLATIONS}
+    tables = (*analysis.SWEEPS, "samplers", "tasks", "interpolation", "directions")
     assert {path.name for path in folder.glob("pictures-*.png")} == {
         f"pictures-{table}-{run}.png" for table in tables for run in two_runs
     }
