@@ -93,7 +93,7 @@ def proxies() -> dict[str, str]:
 
 
 def describe_proxy_error() -> str:
-    """Return what is wrong with the first unusable proxy and how to mend it, in one line; "" if all are usable."""
+    """Return the fault of the first unusable proxy and its fix, in one line; "" if all are usable."""
     for name, value in proxies().items():
         label = f"{name}={hide_credentials(value)}"
         try:

@@ -182,7 +182,7 @@ def choose_ray_folder() -> Path:
         os.environ["RAY_TMPDIR"] = os.environ["TMPDIR"] = str(parent)
         tempfile.tempdir = None  # read TMPDIR anew
     if reason:
-        raise ValueError(f"a local Ray has no folder for its logs: {parent} is {reason}; mend it or set RAY_TMPDIR")
+        raise ValueError(f"a local Ray has no folder for its logs: {parent} is {reason}; correct it or set RAY_TMPDIR")
     return parent / "ray"
 
 

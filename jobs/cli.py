@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import closing, redirect_stdout
 from functools import partial
+from importlib.metadata import version
 from typing import Any, NoReturn, TextIO
 
 from aecore.errors import one_line
@@ -93,6 +94,7 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="zpoint", description="Train autoencoders on a Ray cluster, search their settings, and serve the best one."
     )
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show zpoint's version and exit")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     def add_command(
@@ -232,6 +234,14 @@ def _add_num_samples(command: Any) -> None:
         "(default: 256)",
     )  # fmt: skip
     command.add_argument("--judged", action=_RenamedOption, const="--num-samples", help=argparse.SUPPRESS)
+
+
+class _ShowVersion(argparse.Action):
+    """Print the version of the installed package, which is read only then, and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        print(f"zpoint {version('zpoint')}")
+        parser.exit()
 
 
 class _RenamedOption(argparse.Action):

@@ -53,7 +53,7 @@ class Inception:
         try:
             from torch_fidelity.utils import create_feature_extractor  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise ValueError("FID and KID need the package torch-fidelity: `pip install 'zpoint[inception]'`") from error
+            raise ValueError("FID and KID need torch-fidelity: `pip install 'zpoint[inception]'`") from error
         try:
             self._network = create_feature_extractor(
                 "inception-v3-compat", [LAYER], cuda=torch.cuda.is_available(), verbose=False,

@@ -149,7 +149,7 @@ class CheckpointWriter:
         OSError.
         """
         if self._last_write and self._last_write.done():
-            self._last_write.result()  # an error that a retry does not mend
+            self._last_write.result()  # not an OSError: a retry would fail again
         with self._lock:
             self._pending_calls += [before_write] if before_write else []
             self._pending = snapshot

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from textwrap import fill
 from urllib.error import HTTPError
@@ -26,6 +27,7 @@ MIN_PROCESSES = 1024  # of this user; Ray's have some hundred threads
 MIN_SHARED_BYTES = 200e6
 MIN_FREE_BYTES = 10e9  # an installation takes 6e9, CelebA in 96x96 1e9
 FULL_BYTES = 100e6  # free space with which no training ends
+REINSTALL_TORCH = "in zpoint's folder: `pip install --force-reinstall -c constraints.txt torch torchvision`"
 
 
 @dataclass(frozen=True)
@@ -34,21 +36,22 @@ class Check:
 
     name: str
     ok: bool | None
-    what: str  # the finding
-    mend: str = ""  # the fix
+    finding: str
+    fix: str = ""
 
 
 def doctor() -> list[Check]:
     """Run all checks: about 10 seconds, no internet. Raises nothing."""
     configure_libraries()
     checks: dict[str, tuple[Callable[[], Check], str]] = {
+        "zpoint": (_check_zpoint, "install it: `make install`"),
         "settings": (_check_settings, "correct the variable"),
         "python": (_check_python, "make a new environment with Python 3.11 or 3.12"),
-        "torch": (_check_torch, "install torch and torchvision together, from the same index: `pip install zpoint`"),
+        "torch": (_check_torch, REINSTALL_TORCH),
         "gpu": (_check_gpu, "repair the driver until `nvidia-smi` lists the GPU"),
         "disk": (_check_disk, "set ZPOINT_HOME to a writable folder"),
         "cache": (_check_cache, "set ZPOINT_CACHE to a writable folder"),
-        "limits": (_check_limits, "mend it in this shell; a hard limit is the administrator's"),
+        "limits": (_check_limits, "raise it in this shell; a hard limit is the administrator's"),
         "ray": (_check_ray, ""),
         "storage": (_check_storage, ""),
         "mlflow": (_check_mlflow, ""),
@@ -72,9 +75,9 @@ def render(checks: list[Check]) -> str:
     labels = {True: "ok", False: "BROKEN", None: "note"}
     lines = []
     for check in checks:
-        lines.append(_wrap(f"{labels[check.ok]:<7}{check.name:<9} {check.what}"))
-        if check.mend:
-            lines.append(_wrap(f"{'':<17}fix: {check.mend}"))
+        lines.append(_wrap(f"{labels[check.ok]:<7}{check.name:<9} {check.finding}"))
+        if check.fix:
+            lines.append(_wrap(f"{'':<17}fix: {check.fix}"))
     broken = sum(check.ok is False for check in checks)
     return "\n".join([*lines, f"{broken} broken" if broken else "all in order"])
 
@@ -99,16 +102,20 @@ def _fix(name: str) -> str:
     return "set ZPOINT_HOME to a writable folder on a local disk, or MLFLOW_TRACKING_URI to a server"
 
 
+def _check_zpoint() -> Check:
+    return Check("zpoint", True, f"{version('zpoint')} at {Path(__file__).resolve().parents[2]}")
+
+
 def _check_settings() -> Check:
     current = settings()
     return Check("settings", True, f"home {current.home}, store {current.store}")
 
 
 def _check_python() -> Check:
-    version = f"Python {platform.python_version()} at {sys.executable}"
+    finding = f"Python {platform.python_version()} at {sys.executable}"
     if (3, 11) <= sys.version_info[:2] <= (3, 12):
-        return Check("python", True, version)
-    return Check("python", None, f"{version}; tested are 3.11 and 3.12", "make an environment with one of them")
+        return Check("python", True, finding)
+    return Check("python", None, f"{finding}; tested are 3.11 and 3.12", "make an environment with one of them")
 
 
 def _check_torch() -> Check:
@@ -180,7 +187,7 @@ def _check_ray() -> Check:
     import ray
 
     try:
-        version = ray.get(ray.remote(num_cpus=0)(platform.python_version).remote(), timeout=60)
+        python_version = ray.get(ray.remote(num_cpus=0)(platform.python_version).remote(), timeout=60)
         nodes, cpus = len(ray.nodes()), int(ray.cluster_resources().get("CPU", 0))
     finally:
         if not was_connected:
@@ -188,8 +195,8 @@ def _check_ray() -> Check:
     cluster = f"at {settings().ray_address} joined" if settings().ray_address else "started and stopped here"
     elapsed_s = time.monotonic() - start
     finding = f"Ray {ray.__version__} {cluster}: {nodes} node(s), {cpus} CPUs, a task in {elapsed_s:.1f} s"
-    if version != platform.python_version():
-        return Check("ray", None, f"{finding}, on Python {version}", f"use Python {version} here too")
+    if python_version != platform.python_version():
+        return Check("ray", None, f"{finding}, on Python {python_version}", f"use Python {python_version} here too")
     return Check("ray", True, finding)
 
 

@@ -14,7 +14,7 @@
         run          name of the run: `zpoint train` with the point's keys names it the same
         point        value of each searched key; of a replicate optim.seed too
         state        running; finished; stopped by the scheduler or a budget; diverged: its loss was not finite;
-                     lost: it failed more often than scale.max_failures, or with an error that a retry does not mend
+                     lost: it failed more often than scale.max_failures, or by an error that a retry would repeat
         reason       why it was stopped, diverged or lost; else ""
         epoch        finished epochs, of `epochs`
         metrics      of its last epoch: valid_psnr, valid_active_units, train_loss, images_per_second and so on

@@ -55,9 +55,9 @@ def test_ingest(cluster: Cluster):
 def test_the_doctor_checks_every_node_from_the_laptop(cluster: Cluster):
     process = cluster.zpoint("doctor", "--cluster", "--json")
     checks = {check["name"]: check for check in json.loads(process.stdout)["checks"]}
-    assert checks["nodes"]["what"] == "3 answered"
+    assert checks["nodes"]["finding"] == "3 answered"
     assert [check for check in checks.values() if check["ok"] is False] == []
-    assert "MB/s between two nodes" in checks["network"]["what"]
+    assert "MB/s between two nodes" in checks["network"]["finding"]
 
 
 def test_ddp_over_two_hosts_fills_the_cache_of_each_once(cluster: Cluster):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import uuid
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -287,6 +288,13 @@ def test_json_result_is_all_of_stdout(tiny: str, written_faces: Path):
     assert process.stdout.count("\n") == 1
     assert set(result) == {"run", "uri", "run_id", "already_finished", "seconds", "metrics"}
     assert "48/48 images" in process.stderr
+
+
+def test_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--version"])
+    assert exit_info.value.code == 0
+    assert capsys.readouterr().out == f"zpoint {version('zpoint')}\n"
 
 
 def test_help_takes_under_1500_ms_and_imports_nothing_heavy():

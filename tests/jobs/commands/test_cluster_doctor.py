@@ -22,7 +22,7 @@ def report(host: str, **changes: Any) -> dict[str, Any]:
 def test_equal_healthy_nodes_are_in_order():
     checks = check_reports([report("w1"), report("w2")])
     assert {check.ok for check in checks} == {True}
-    assert [check.mend for check in checks if check.mend] == []
+    assert [check.fix for check in checks if check.fix] == []
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_the_node_that_differs_is_named_with_a_fix(changes: dict[str, Any], name
     checks = check_reports([report("w1"), report("w2", **changes)])
     [check] = [check for check in checks if check.ok is not True]
     assert (check.name, check.ok) == (name, ok)
-    assert text in check.what
-    assert check.mend
+    assert text in check.finding
+    assert check.fix
 
 
 @pytest.mark.parametrize("offset_s", [-600.0, -1.0, 0.0, 1.0, 600.0])
@@ -62,7 +62,7 @@ def test_a_clock_is_off_by_at_least_what_the_way_cannot_explain(offset_s: float)
 
 def test_a_node_without_an_answer_is_named():
     [check] = [check for check in check_reports([report("w1")], ["10.0.0.7"]) if not check.ok]
-    assert "10.0.0.7" in check.what
+    assert "10.0.0.7" in check.finding
 
 
 def test_without_a_cluster_it_is_refused(monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,8 @@ from jobs.commands import doctor as doctor_module
 from jobs.commands.doctor import Check, _check_mlflow, check_server, doctor, render
 
 REPO = Path(__file__).parents[3]
-NAMES = ["settings", "python", "torch", "gpu", "disk", "cache", "limits", "ray", "storage", "mlflow", "network"]
+NAMES = ["zpoint", "settings", "python", "torch", "gpu", "disk", "cache", "limits", "ray", "storage", "mlflow"]
+NAMES += ["network"]
 
 
 @pytest.mark.usefixtures("ray_cluster", "tracking")
@@ -22,6 +24,7 @@ def test_all_checks_pass_here():
     checks = doctor()
     assert [check.name for check in checks] == NAMES
     assert [check for check in checks if check.ok is False] == []
+    assert checks[0].finding == f"{version('zpoint')} at {REPO}"
     text = render(checks)
     assert text.endswith("all in order")
     assert len(text.splitlines()) >= len(NAMES) + 1
@@ -54,7 +57,7 @@ def test_each_broken_check_names_its_fix_and_no_password(tmp_path):
     result = json.loads(process.stdout)
     broken = {check["name"]: check for check in result["checks"] if check["ok"] is False}
     assert set(broken) == {"disk", "cache", "ray", "storage", "mlflow"}
-    assert all(check["what"] and check["mend"] for check in broken.values())
+    assert all(check["finding"] and check["fix"] for check in broken.values())
     assert "secret" not in process.stdout + process.stderr
     assert result["text"].endswith("5 broken")
 
@@ -65,7 +68,7 @@ def test_mlflows_troubles_are_found(monkeypatch: pytest.MonkeyPatch):
     tracking.client().delete_experiment(tracking.experiment_id())
     check = _check_mlflow()
     assert check.ok is None
-    assert "the experiment 'zpoint' is deleted in MLflow" in check.what
+    assert "the experiment 'zpoint' is deleted in MLflow" in check.finding
     tracking.experiment_id()  # as the next training does
     assert _check_mlflow().ok
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:geheim@host/db")
@@ -94,9 +97,9 @@ def test_limits_and_proxies_are_found_and_no_variable_is_blamed_that_is_not_set(
         TMPDIR="/tmp/" + "x" * 80, HTTP_PROXY="socks5://me:secret@127.0.0.1:1",
     )  # fmt: skip
     assert set(findings) == {"limits", "ray", "network"}
-    assert "`ulimit -n` allows 100" in findings["limits"]["what"]
-    assert findings["ray"]["what"] == findings["limits"]["what"]
-    assert "HTTP_PROXY=socks5://***@127.0.0.1:1 needs a SOCKS package" in findings["network"]["what"]
+    assert "`ulimit -n` allows 100" in findings["limits"]["finding"]
+    assert findings["ray"]["finding"] == findings["limits"]["finding"]
+    assert "HTTP_PROXY=socks5://***@127.0.0.1:1 needs a SOCKS package" in findings["network"]["finding"]
     text = str(findings)
     assert not [name for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "AWS_", "secret") if name in text]
 
@@ -106,12 +109,12 @@ def test_the_fix_of_a_failed_check_names_only_variables_that_are_set(tmp_path):
     home = {"ZPOINT_HOME": str(tmp_path / "file"), "ZPOINT_CACHE": str(tmp_path), "RAY_ADDRESS": "127.0.0.1:1"}
     findings = run_doctor(**home)
     assert set(findings) == {"disk", "ray", "storage", "mlflow"}
-    assert "RAY_ADDRESS" in findings["ray"]["mend"]
-    assert "ZPOINT_STORE" not in findings["storage"]["mend"]
-    assert "unset" not in findings["mlflow"]["mend"]
+    assert "RAY_ADDRESS" in findings["ray"]["fix"]
+    assert "ZPOINT_STORE" not in findings["storage"]["fix"]
+    assert "unset" not in findings["mlflow"]["fix"]
     findings = run_doctor(**home, ZPOINT_STORE=str(tmp_path / "file"), MLFLOW_TRACKING_URI="http://127.0.0.1:1")
-    assert "ZPOINT_STORE" in findings["storage"]["mend"]
-    assert "MLFLOW_TRACKING_URI" in findings["mlflow"]["mend"]
+    assert "ZPOINT_STORE" in findings["storage"]["fix"]
+    assert "MLFLOW_TRACKING_URI" in findings["mlflow"]["fix"]
 
 
 def test_full_disks_are_found_and_named(monkeypatch: pytest.MonkeyPatch):
@@ -119,7 +122,7 @@ def test_full_disks_are_found_and_named(monkeypatch: pytest.MonkeyPatch):
     home = settings().home
     fix = "free some space, or set ZPOINT_HOME to a larger disk"
     assert doctor_module._check_disk() == Check("disk", False, f"5 MB free at {home}", fix)
-    assert doctor_module._check_cache().what == f"5 MB free at {home.parent}/cache"
+    assert doctor_module._check_cache().finding == f"5 MB free at {home.parent}/cache"
 
     def fail(error: Exception) -> Callable[[], Check]:
         def check() -> Check:
@@ -132,9 +135,9 @@ def test_full_disks_are_found_and_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor_module, "_check_storage", fail(OSError(28, "No space left on device", "/s/doctor-1")))
     monkeypatch.setattr(doctor_module, "_check_mlflow", fail(RuntimeError("(sqlite3) database or disk is full [SQL:")))
     checks = {check.name: check for check in doctor() if check.ok is False}
-    assert checks["storage"].what == "/s/doctor-1: No space left on device"
-    assert checks["mlflow"].what == f"no space left on the disk of {home}/mlflow.db"
-    assert {check.mend for check in checks.values()} == {"free some space there"}
+    assert checks["storage"].finding == "/s/doctor-1: No space left on device"
+    assert checks["mlflow"].finding == f"no space left on the disk of {home}/mlflow.db"
+    assert {check.fix for check in checks.values()} == {"free some space there"}
 
 
 def test_lines_have_80_columns():
@@ -145,5 +148,7 @@ def test_lines_have_80_columns():
 def test_wrong_settings_end_the_checks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ZPOINT_CPUS", "many")
     checks = doctor()
-    assert [(check.name, check.ok) for check in checks] == [("settings", False), ("network", True)]
-    assert "many" in checks[0].what
+    assert [(check.name, check.ok) for check in checks] == [
+        ("zpoint", True), ("settings", False), ("network", True)
+    ]  # fmt: skip
+    assert "many" in checks[1].finding
