@@ -192,7 +192,7 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
         return self._run(self._thumbnails(str(version)))
 
     def decode_at(self, x: float, y: float, k: int = 8, *, version: Version = "") -> ImagesT:
-        """Return the image uint8 (1, size, size, channels) at a place of the map of `points`, with its `z`.
+        """Return the image uint8 (1, size, size, channels) at a position on the map of `points`, with its `z`.
 
         `z` is the mean of the k stored z-points nearest on the map, weighted by the inverse squared distance.
         """
@@ -518,7 +518,7 @@ def _pin(version: Version, z: np.ndarray) -> str:
 
 def _parse_images(responses: Sequence[httpx2.Response]) -> Images:
     bodies = [response.json() for response in responses]
-    corrupted = [_read_images(body["seen"]) for body in bodies if "seen" in body]
+    corrupted = [_read_images(body["corrupted"]) for body in bodies if "corrupted" in body]
     return Images(
         np.concatenate([_read_images(body["images"]) for body in bodies]),
         np.concatenate([np.array(body["z"], np.float32) for body in bodies]),

@@ -5,11 +5,11 @@
 | POST /v1/decode | z | images |
 | POST /v1/sample | {"sampler": null, "n": 1, "seed": null, "parameters": {}} | images; JSON also z, seed, faces |
 | POST /v1/encode | images | z |
-| POST /v1/reconstruct | images; task, seed, parameters | images; JSON also seen, z, seed |
+| POST /v1/reconstruct | images; task, seed, parameters | images; JSON also corrupted, z, seed |
 | POST /v1/interpolate | two z or two images; steps, path | images; JSON also z |
 | POST /v1/neighbours | z; k | JSON: the nearest stored points, thumbnails |
 | GET /v1/points | attribute | JSON: the 2-D map of the stored points |
-| GET /v1/points/thumbnails | | WebP: their thumbnails on one sheet |
+| GET /v1/points/thumbnails | | WebP: their thumbnail sheet |
 | POST /v1/points/at | {"x": 0, "y": 0, "k": 8} | image; JSON also z, the nearest stored points |
 | POST /v1/frames | images | JSON: the square around each one's face, framed as in the stored points |
 | POST /v1/convert | one image | the image upright, at most 1,024 pixels a side |
@@ -228,7 +228,7 @@ async def reconstruct(request: Request) -> Response:
         task = operations.resolve_task(options)
         corrupted = await asyncio.to_thread(operations.corrupt_images, task, images, seed)
     z = await model.encode(corrupted)
-    fields = {"seen": corrupted, "z": z, "seed": seed}
+    fields = {"corrupted": corrupted, "z": z, "seed": seed}
     return await _images_response(model, await model.decode(z), media_type, fields)
 
 
@@ -274,7 +274,7 @@ async def neighbours(request: Request) -> schemas.NeighboursResponse:
 
 @model_routes.get("/points", responses=schemas.responses("the map of the stored points", 401, 404, 409, 422))
 def get_points(request: Request) -> schemas.PointsResponse:  # not async: FastAPI runs it in a thread
-    """Return the 2-D map of real images: places in [-1, 1], splits, attributes, and the grid of the sprites."""
+    """Return the 2-D map of real images: positions in [-1, 1], splits, attributes, the grid of the thumbnail sheet."""
     points = _stored_points(request)
     with _client_errors():
         options = _merge_options(request, schemas.PointsOptions, {})
@@ -284,10 +284,10 @@ def get_points(request: Request) -> schemas.PointsResponse:  # not async: FastAP
 @model_routes.get(
     "/points/thumbnails",
     response_class=Response,
-    responses=schemas.responses("the sprites", 304, 401, 404, 409, 422, media_types=(WEBP,)),
+    responses=schemas.responses("the thumbnail sheet", 304, 401, 404, 409, 422, media_types=(WEBP,)),
 )
 async def get_thumbnails(request: Request) -> Response:
-    """Return the thumbnails of the stored points on one sheet, in the order of /v1/points; unchanged by ETag: 304."""
+    """Return the thumbnail sheet of the stored points, in the order of /v1/points; unchanged by ETag: 304."""
     points = _stored_points(request)
     with _client_errors():
         _merge_options(request, schemas.Options, {})
@@ -305,7 +305,7 @@ async def get_thumbnails(request: Request) -> Response:
     openapi_extra=schemas.request_inputs(schemas.PointsAtRequest, options=schemas.PointsAtRequest, required=False),
 )
 async def points_at(request: Request) -> Response:
-    """Decode the z-point of a place on the map; JSON has the stored points nearest to it there, too."""
+    """Decode the z-point of a position on the map; JSON has the stored points nearest to it there, too."""
     points, model = _stored_points(request), request.state.model
     media_type = _accepted_media_type(request, IMAGE_RESPONSES)
     _check_content_type(request, JSON)

@@ -152,7 +152,7 @@ def find_neighbours(z: np.ndarray, options: NeighboursOptions, points: StoredPoi
 
 
 def find_on_map(options: PointsAtRequest, points: StoredPoints) -> tuple[np.ndarray, list[StoredImage]]:
-    """Return the z-point (1, z_dim) of a place on the map, and the stored points nearest to it there."""
+    """Return the z-point (1, z_dim) of a position on the map, and the stored points nearest to it there."""
     xy = torch.tensor([[options.x, options.y]])
     distances, rows = points.nearest_on_map(xy, options.k)
     nearest = [_stored_image(points, row, d) for d, row in zip(distances[0].tolist(), rows[0].tolist(), strict=True)]

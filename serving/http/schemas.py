@@ -97,7 +97,7 @@ class PointsOptions(Options):
 
 
 class PointsAtRequest(NeighboursOptions):
-    x: float = Field(default=0.0, ge=-10, le=10, description="place on the map of /v1/points, which fills [-1, 1]")
+    x: float = Field(default=0.0, ge=-10, le=10, description="position on the map of /v1/points, which fills [-1, 1]")
     y: float = Field(default=0.0, ge=-10, le=10)
 
 
@@ -113,7 +113,7 @@ class SampleResponse(ImagesResponse):
 
 
 class ReconstructResponse(ImagesResponse):
-    seen: list[Base64] = Field(description="the corrupted images that the encoder gets: PNG files in base64")
+    corrupted: list[Base64] = Field(description="the corrupted images that the encoder gets: PNG files in base64")
     z: Z
     seed: int
 
@@ -128,7 +128,7 @@ class EncodeResponse(BaseModel):
 
 
 class StoredImage(BaseModel):
-    index: int = Field(description="row of /v1/points, and cell of its sprites")
+    index: int = Field(description="row of /v1/points, and cell of the thumbnail sheet")
     distance: float
     split: str = Field(description="train or test")
     attributes: dict[str, float | None]
@@ -174,7 +174,7 @@ class PointsResponse(BaseModel):
     splits: list[str]
     attributes: list[str]
     values: list[float | None] | None = Field(description="of the attribute that the request names")
-    sprites: SpriteGrid = Field(description="of /v1/points/thumbnails")
+    sprites: SpriteGrid = Field(description="of the thumbnail sheet at /v1/points/thumbnails")
 
 
 class PrincipalAxis(BaseModel):

@@ -42,7 +42,7 @@ class AdmissionControl:
     def admit(self, n_items: int) -> Iterator[None]:
         """Count a request's items as pending inside the block. Raises Overloaded if it would wait too long."""
         # Per item of full batches: an item alone costs many times its share of one, and more on a busy machine. So the
-        # first batch of a new version, often of one item, refuses nobody.
+        # first batch of a new version, often of one item, leads to no refusal.
         wait_s = self._pending_items * self._recent_seconds / max(self._recent_items, self._batch_size)
         if wait_s > self._max_wait_s:
             self._metrics.count_shed(self._operation)

@@ -25,11 +25,13 @@ class EndpointMetrics:
         self._seconds = make(
             Histogram, "request_seconds", "from the first byte to the last", "route", buckets=SECONDS_BUCKETS
         )
-        self._items = make(Counter, "items", "z-points decoded, images encoded or searched for faces", "work")
-        self._batch_items = make(Histogram, "batch_items", "items in one batch", "work", buckets=BATCH_SIZE_BUCKETS)
-        self._busy_seconds = make(Counter, "busy_seconds", "time in the model or the face detector", "work")
-        self._waiting_items = make(Gauge, "waiting_items", "items of requests that are not answered yet", "work")
-        self._shed = make(Counter, "shed", "requests refused with 503 because the server is overloaded", "work")
+        self._items = make(Counter, "items", "z-points decoded, images encoded or searched for faces", "operation")
+        self._batch_items = make(
+            Histogram, "batch_items", "items in one batch", "operation", buckets=BATCH_SIZE_BUCKETS
+        )
+        self._busy_seconds = make(Counter, "busy_seconds", "time in the model or the face detector", "operation")
+        self._waiting_items = make(Gauge, "waiting_items", "items of requests that are not answered yet", "operation")
+        self._shed = make(Counter, "shed", "requests refused with 503 because the server is overloaded", "operation")
         self._swaps = make(Counter, "swaps", "swaps of the model after the alias moved")
         self._refused_versions = make(Counter, "refused_versions", "versions of the alias that did not load")
         self._model = make(Gauge, "model", "1 for the version that is served", "alias", "name", "version")

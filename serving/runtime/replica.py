@@ -166,7 +166,7 @@ def app(args: dict[str, Any]) -> Any:
             f"not {', '.join(args)}"
         )
     if not settings().token:
-        raise ValueError("serving on a cluster needs a token: set ZPOINT_TOKEN in the runtime environment")
+        raise ValueError("serving on a cluster needs a token: set ZPOINT_TOKEN where Ray is started on each node")
     return build_application(find_versions(aliases), settings().token, (min_replicas, max_replicas), options)
 
 

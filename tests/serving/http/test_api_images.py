@@ -71,7 +71,7 @@ def test_reconstruct_corrupts_by_the_task_and_returns_the_corrupted_images(task)
     body = http.post(
         "/v1/reconstruct", json={"images": files, "task": task, "seed": 4}, headers={"accept": JSON}
     ).json()
-    corrupted = np.stack([read_image(base64.b64decode(text)) for text in body["seen"]])
+    corrupted = np.stack([read_image(base64.b64decode(text)) for text in body["corrupted"]])
     images = np.stack([read_image(base64.b64decode(text)) for text in body["images"]])
     z = MODEL.encode(torch.from_numpy(corrupted).permute(0, 3, 1, 2) / 255).mean
     np.testing.assert_allclose(body["z"], z.numpy(), atol=1e-4)
@@ -81,7 +81,7 @@ def test_reconstruct_corrupts_by_the_task_and_returns_the_corrupted_images(task)
     )
     assert from_query.headers["x-zpoint-seed"] == "4"
     uncorrupted = http.post("/v1/reconstruct", json={"images": files, "seed": 4}, headers={"accept": JSON}).json()
-    assert (body["seen"] == uncorrupted["seen"]) == (task == "reconstruct")
+    assert (body["corrupted"] == uncorrupted["corrupted"]) == (task == "reconstruct")
 
 
 NOISY_TASKS = ("task=denoise", "task=drop", "task=drop&fill=random", "task=inpaint", "task=inpaint&fill=random")
@@ -100,11 +100,11 @@ def test_a_seed_repeats_the_noise_of_a_task_and_another_changes_it(query):
 
     first = corrupt("&seed=3")
     assert corrupt("&seed=3").content == first.content
-    assert corrupt("&seed=4").json()["seen"] != first.json()["seen"]
-    seen = first.json()["seen"]
-    assert seen[0] != seen[1]  # equal images get noise of their own
+    assert corrupt("&seed=4").json()["corrupted"] != first.json()["corrupted"]
+    corrupted = first.json()["corrupted"]
+    assert corrupted[0] != corrupted[1]  # equal images get noise of their own
     unseeded = corrupt()
-    assert corrupt().json()["seen"] != unseeded.json()["seen"]
+    assert corrupt().json()["corrupted"] != unseeded.json()["corrupted"]
     assert corrupt(f"&seed={unseeded.headers['x-zpoint-seed']}").content == unseeded.content
 
 
@@ -130,7 +130,7 @@ def test_reconstruct_takes_parameters_of_the_task_from_the_query():
     def post(query):
         return make_client().post(f"/v1/reconstruct?{query}", content=make_image_file(), headers=headers)
 
-    black = read_image(base64.b64decode(post("task=drop&keep=0&fill=black").json()["seen"][0]))
+    black = read_image(base64.b64decode(post("task=drop&keep=0&fill=black").json()["corrupted"][0]))
     assert not black.any()
     is_problem(post("task=drop&keep=2"), 422, "keep")
     is_problem(post("task=drop&boundary=1"), 422, "boundary")

@@ -38,7 +38,7 @@ def test_other_routes_are_answered_while_requests_wait_for_the_detector(detector
             options = [{"seed": seed, "count_faces": True} for seed in range(n_counts)]
             counts = [asyncio.ensure_future(http.post("/v1/sample", json=one)) for one in options]
             async with asyncio.timeout(20):
-                while metrics.samples().get(("zpoint_waiting_items", (("work", "faces"),))) != n_counts:
+                while metrics.samples().get(("zpoint_waiting_items", (("operation", "faces"),))) != n_counts:
                     await asyncio.sleep(0.01)
                 plain = await http.post("/v1/sample", json={})
             detector.set()
@@ -65,7 +65,7 @@ def test_counts_that_would_wait_longer_than_ten_seconds_are_refused(detector):
     assert results[:11] == [64] * 11
     assert [type(result) for result in results[11:]] == [Overloaded] * 3
     assert (after, kept) == (64, 64)  # the overload has passed
-    assert 'zpoint_shed_total{replica="1",work="faces"} 3.0' in metrics.exposition().decode().splitlines()
+    assert 'zpoint_shed_total{replica="1",operation="faces"} 3.0' in metrics.exposition().decode().splitlines()
 
 
 def test_a_refused_count_is_a_503_with_retry_after(monkeypatch):
