@@ -133,7 +133,7 @@ def holdings() -> list[Holding]:
 
 
 def describe_holdings(held: list[Holding]) -> str:
-    """Return who holds how much, as in `endpoint zpoint 1 CPU, train-1129-101500-ab12 2 CPU`."""
+    """Return the resources of each holder, as in `endpoint zpoint 1 CPU, train-1129-101500-ab12 2 CPU`."""
     totals: dict[str, dict[str, float]] = {}
     for holding in held:
         total = totals.setdefault(holding.holder, {})

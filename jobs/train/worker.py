@@ -110,7 +110,7 @@ def train_loop(
                 means = "  ".join(f"{key} {mean:,.{0 if mean >= 1000 else 1}f}" for key, mean in event.metrics.items())
                 text = f"epoch {state.epochs + 1}/{recipe.optim.epochs}  {means}"
                 if event.samples == event.total_samples:
-                    text += "  the model is measured next"
+                    text += "  evaluating on the test images"
                 worker.show_progress(event.samples, event.total_samples, text)
                 if worker.observe_step is not None:
                     worker.observe_step(event)

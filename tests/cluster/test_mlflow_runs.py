@@ -1,4 +1,4 @@
-"""What the driver writes to MLflow: runs, parameters, metrics, their experiment, and failures that stop nothing."""
+"""The driver's writes to MLflow: runs, parameters, metrics, their experiment, and failures that stop nothing."""
 
 import math
 import os

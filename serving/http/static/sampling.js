@@ -169,9 +169,9 @@ function explain(of, sampler, distance) {
     if (isFitted) return "These numbers are drawn where this model put the training images, so more of them are a picture.";
     const where = distance < 0.7 * radius ? "far inside" : distance > 1.4 * radius ? "far outside" : "between";
     return (
-      `Nothing told this model where to put its pictures: they lie about ${formatNumber(radius)} from the origin. ` +
-      `These samples lie at ${formatNumber(distance)}, ${where} them, where it never saw a picture. ` +
-      "There it mixes all that it knows: gray or brown squares, blur or noise in place of a picture."
+      `This model was trained with almost no prior: its training images lie about ${formatNumber(radius)} from the origin. ` +
+      `These samples lie at ${formatNumber(distance)}, ${where} them, in a region without training images. ` +
+      "Points there decode to gray or brown squares, blur or noise."
     );
   }
   const filled = of.recipe.loss.kl_factor < WEAK ? radius : Math.max(radius, priorRadius);

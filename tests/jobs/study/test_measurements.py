@@ -1,4 +1,4 @@
-"""Which runs, images and options a study measures."""
+"""The runs, images and options that a study measures."""
 
 import itertools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What devices a training has, and how much of them."""
+"""The devices of a training, and its share of them."""
 
 from pathlib import Path
 

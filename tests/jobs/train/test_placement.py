@@ -1,4 +1,4 @@
-"""What a worker gets of a cluster, beside endpoints and other jobs."""
+"""The resources of a worker on a cluster, beside endpoints and other jobs."""
 
 import pickle
 from collections.abc import Callable

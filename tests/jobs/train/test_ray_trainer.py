@@ -1,4 +1,4 @@
-"""What the driver and the workers of a training do around Ray Train, without a Ray."""
+"""The driver and the workers of a training around Ray Train, without a Ray."""
 
 import os
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""How Ray Tune's callbacks report failures to a campaign, without Ray."""
+"""Ray Tune's callbacks report failures to a campaign, without Ray."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a replica serves and runs with, without Ray."""
+"""The models and the runtime environment of a replica, without Ray."""
 
 import socket
 from dataclasses import replace
