@@ -84,7 +84,7 @@ def test_metrics_count_the_waiting_items_of_all_models_and_name_each_served_vers
         metrics.set_served_version(alias, "zpoint", version, swap=False)
     metrics.set_served_version("near-ae", "zpoint", "3", swap=True)
     lines = metrics.exposition().decode().splitlines()
-    assert 'zpoint_waiting_items{replica="1",operation="decode"} 4.0' in lines
+    assert 'zpoint_waiting_items{operation="decode",replica="1"} 4.0' in lines
     assert [line for line in lines if line.startswith("zpoint_model{")] == [
         'zpoint_model{alias="champion",name="zpoint",replica="1",version="1"} 1.0',
         'zpoint_model{alias="near-ae",name="zpoint",replica="1",version="3"} 1.0',

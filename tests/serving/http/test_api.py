@@ -228,7 +228,7 @@ def test_waiting_items_return_to_zero_after_the_response():
     slot.current = LoadedModel(INFO, MODEL, metrics=metrics)
     http = make_client(slot, metrics=metrics)
     assert post_decode(http, make_z(100)).status_code == 200
-    assert 'zpoint_waiting_items{replica="1",operation="decode"} 0.0' in http.get("/metrics").text
+    assert 'zpoint_waiting_items{operation="decode",replica="1"} 0.0' in http.get("/metrics").text
 
 
 def test_overload_is_a_503_with_retry_after():

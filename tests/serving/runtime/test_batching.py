@@ -136,10 +136,10 @@ def test_refused_requests_are_counted(clock):
     metrics = EndpointMetrics("1")
     assert [isinstance(result, Overloaded) for result in asyncio.run(run())] == [False, False, True, True, True]
     lines = metrics.exposition().decode().splitlines()
-    assert 'zpoint_shed_total{replica="1",operation="encode"} 3.0' in lines
-    assert 'zpoint_items_total{replica="1",operation="encode"} 3.0' in lines
-    assert 'zpoint_busy_seconds_total{replica="1",operation="encode"} 3.0' in lines
-    assert 'zpoint_waiting_items{replica="1",operation="encode"} 0.0' in lines
+    assert 'zpoint_shed_total{operation="encode",replica="1"} 3.0' in lines
+    assert 'zpoint_items_total{operation="encode",replica="1"} 3.0' in lines
+    assert 'zpoint_busy_seconds_total{operation="encode",replica="1"} 3.0' in lines
+    assert 'zpoint_waiting_items{operation="encode",replica="1"} 0.0' in lines
 
 
 def test_requests_beyond_max_wait_are_refused_and_admitted_ones_are_answered(clock):

@@ -65,7 +65,7 @@ def test_counts_that_would_wait_longer_than_ten_seconds_are_refused(detector):
     assert results[:11] == [64] * 11
     assert [type(result) for result in results[11:]] == [Overloaded] * 3
     assert (after, kept) == (64, 64)  # the overload has passed
-    assert 'zpoint_shed_total{replica="1",operation="faces"} 3.0' in metrics.exposition().decode().splitlines()
+    assert 'zpoint_shed_total{operation="faces",replica="1"} 3.0' in metrics.exposition().decode().splitlines()
 
 
 def test_a_refused_count_is_a_503_with_retry_after(monkeypatch):
