@@ -7,9 +7,10 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from aecore.data.images import decode_rows
-from aecore.data.shards import Manifest, Shard, load_manifest, read_shard
+from aecore.data.shards import Manifest, Shard, load_manifest, read_shard_bytes
 from aecore.data.shuffle import evenly_spaced
 
 SAMPLED_SHARDS = 32  # shards that a sample of a split is read from, unless it needs more
@@ -65,7 +66,8 @@ class Dataset:
 
         Raises ValueError when it is missing or damaged, UnreadShardError when storage fails.
         """
-        return read_shard(self.fs, self.root, shard)
+        data = read_shard_bytes(self.fs, self.root, shard)
+        return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
     def decode_shard(self, shard: Shard, rows: np.ndarray | None = None) -> np.ndarray:
         """Decode the images of `shard`, or its `rows`, uint8 (n, size, size, channels). Raises as `images`."""

@@ -124,11 +124,6 @@ class UnreadShardError(OSError):
     """Raised when storage fails to return a shard. The shard may be intact, so a retry may succeed."""
 
 
-def read_shard(fs: pafs.FileSystem, root: str, shard: Shard) -> pa.Table:
-    """Return the table of `shard`, checked. Raises as `read_shard_bytes`."""
-    return pq.ParquetFile(pa.BufferReader(read_shard_bytes(fs, root, shard))).read(use_threads=False)
-
-
 def save_manifest(fs: pafs.FileSystem, root: str, manifest: Manifest) -> None:
     """Write `root/manifest.json`: the manifest and its digest."""
     write_json(fs, f"{root}/{MANIFEST}", {**manifest.model_dump(mode="json"), "digest": manifest.digest})

@@ -4,7 +4,7 @@ Such a function returns a `SourceListing`; `open_source` makes a `Source` of it 
 Its reader is pickled to other processes, which read the items.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from aecore.data.file_tree import FileTree, list_tree
 from aecore.data.io import sha256
 from aecore.data.layout import read_layout
 from aecore.data.parquet import read_parquet_columns
-from aecore.data.readers import ARRAY_LOADERS, CSV_FILES, ArrayReader, FaceReader, Item, ParquetReader, Reader
+from aecore.data.readers import ARRAY_LOADERS, CSV_FILES, ArrayReader, FaceReader, ParquetReader, Reader
 from aecore.data.remote_path import RemotePath
 from aecore.data.splits import SPLITS, sample_splits, split_table
 from aecore.data.synthetic_faces import face_factors
@@ -72,11 +72,6 @@ class Source:
     notes: list[str] = field(default_factory=list)  # as in SourceListing
     passed_over: dict[str, list[str]] = field(default_factory=dict)  # as in SourceListing
     modified_ns: Callable[[str], int] = lambda name: 0  # as in SourceListing
-
-    def read(self, split: str, indices: Sequence[int]) -> Iterator[Item]:
-        """Yield the items of `split` at `indices`: files' bytes, or pixels as uint8 (H, W, 1 or 3)."""
-        names = self.splits[split]["name"]
-        return (self.reader.read(names[index].as_py()) for index in indices)
 
 
 def open_source(dataset: str, options: SourceOptions) -> Source:

@@ -18,14 +18,11 @@ N_COMPONENTS = 10  # of the mixture
 DIRECTION_PREFIX = "direction."  # before an attribute's name
 
 
-def fit_latent_stats(
-    z: Tensor, attributes: Mapping[str, Tensor] | None = None, *, n_components: int = N_COMPONENTS
-) -> LatentStats:
+def fit_latent_stats(z: Tensor, *, n_components: int = N_COMPONENTS) -> LatentStats:
     """Return the statistics of z-points `(n, z_dim)` that the samplers take, float32; they are stored with the model.
 
     `mean` (z_dim,) and `covariance` (z_dim, z_dim); unless `n_components` is 0 a mixture's `gmm_weights` (k,),
-    `gmm_means` (k, z_dim) and `gmm_factors` (k, z_dim, z_dim); for each of `attributes` (name to values (n,)) a
-    `direction.NAME` (z_dim,) by `attribute_direction`. Covariances are shrunk: see `aecore.latent.density`.
+    `gmm_means` (k, z_dim) and `gmm_factors` (k, z_dim, z_dim). Covariances are shrunk: see `aecore.latent.density`.
     """
     z = z.double()
     mean, covariance = fit_gaussian(z)
@@ -33,7 +30,7 @@ def fit_latent_stats(
     if n_components:
         mixture = fit_mixture(z, mean, covariance, n_components)
         latents |= dict(zip(("gmm_weights", "gmm_means", "gmm_factors"), mixture, strict=True))
-    return {name: tensor.float() for name, tensor in latents.items()} | fit_directions(z, attributes or {})
+    return {name: tensor.float() for name, tensor in latents.items()}
 
 
 def fit_directions(z: Tensor, attributes: Mapping[str, Tensor]) -> LatentStats:

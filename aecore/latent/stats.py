@@ -128,13 +128,13 @@ class RegionStructure:
         return self.fragments == 1 and self.silhouette < self.gaussian_silhouette + SILHOUETTE_MARGIN
 
 
-def measure_structure(z: Tensor, seed: int = 0) -> RegionStructure:
+def measure_structure(z: Tensor) -> RegionStructure:
     """Measure the structure of at most 2,000 evenly spaced rows of z-points `(n, z_dim)`."""
     x = z[evenly_spaced(len(z), STRUCTURE_POINTS)].double().cpu().numpy()
-    gaussian = np.random.default_rng(seed).multivariate_normal(x.mean(0), np.cov(x.T), len(x), method="eigh")
+    gaussian = np.random.default_rng(0).multivariate_normal(x.mean(0), np.cov(x.T), len(x), method="eigh")
     with threadpool_limits(1):  # on busy CPUs several threads are several times slower, waiting for each other
         fragment_sizes = _connected_component_sizes(x) / len(x)
-        silhouette, gaussian_silhouette = _best_silhouette(x, seed), _best_silhouette(gaussian, seed)
+        silhouette, gaussian_silhouette = _best_silhouette(x), _best_silhouette(gaussian)
     n_fragments = int((fragment_sizes >= MIN_FRAGMENT).sum())
     return RegionStructure(n_fragments, float(fragment_sizes.max()), silhouette, gaussian_silhouette)
 
@@ -147,16 +147,16 @@ def _connected_component_sizes(x: np.ndarray) -> np.ndarray:
     return np.bincount(connected_components(graph, directed=False)[1])
 
 
-def _best_silhouette(x: np.ndarray, seed: int) -> float:
+def _best_silhouette(x: np.ndarray) -> float:
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
 
-    clusterings = (KMeans(k, random_state=seed).fit_predict(x) for k in CLUSTER_COUNTS)
+    clusterings = (KMeans(k, random_state=0).fit_predict(x) for k in CLUSTER_COUNTS)
     # Equal points are all in one cluster, which has no silhouette.
     return float(max(silhouette_score(x, labels) if labels.any() else 0 for labels in clusterings))
 
 
-def tsne(z: Tensor, seed: int = 0, max_iter: int = 1_000) -> np.ndarray:
+def tsne(z: Tensor, max_iter: int = 1_000) -> np.ndarray:
     """Embed z-points `(n, z_dim)` in the plane by t-SNE, float (n, 2) (van der Maaten and Hinton 2008).
 
     Equal z-points, those of a collapsed encoder, are all at the origin.
@@ -169,5 +169,5 @@ def tsne(z: Tensor, seed: int = 0, max_iter: int = 1_000) -> np.ndarray:
         return np.zeros((len(z), 2))
     perplexity = min(PERPLEXITY, (len(z) - 1) / 3)
     with threadpool_limits(1):
-        embedding = TSNE(perplexity=perplexity, random_state=seed, init="pca", max_iter=max_iter)
+        embedding = TSNE(perplexity=perplexity, random_state=0, init="pca", max_iter=max_iter)
         return embedding.fit_transform(z.cpu().numpy())

@@ -49,20 +49,15 @@ class Classifier:
         confidence = probabilities.max(1).mean()
         return {"recognised": float(recognised), "confidence": float(confidence), "classes": float(np.exp(entropy))}
 
-    def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
-        """Return the fraction of images uint8 (n, size, size, channels) whose most probable class is their label."""
-        labels_and_outlier = np.append(self.classes, np.iinfo(np.int64).min)
-        return float((labels_and_outlier[self.probabilities(images).argmax(1)] == labels).mean())
 
-
-def train_classifier(images: np.ndarray, labels: np.ndarray, *, seed: int = 0, steps: int = STEPS) -> Classifier:
+def train_classifier(images: np.ndarray, labels: np.ndarray, *, steps: int = STEPS) -> Classifier:
     """Train a network of 3 convolutions on images uint8 (n, size, size, channels) with labels (n,) int.
 
     The result is a function of the arguments; the global random state stays as it is.
     """
     classes, class_indices = np.unique(labels, return_inverse=True)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         inputs, targets = _to_inputs(images), torch.from_numpy(class_indices)
         network = _make_network(inputs.shape[1], len(classes) + 1)
         optimizer = torch.optim.AdamW(network.parameters(), LR)

@@ -56,21 +56,17 @@ def _gaussian_window(size: int) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def sliced_wasserstein(images: Tensor, reference: Tensor, *, seed: int = 0, projections: int = 128) -> float:
-    """Return the sliced Wasserstein distance on Laplacian pyramids, times 1000, mean over levels (Karras 2018, sec. 5).
-
-    Both (n, channels, size, size) float in [0, 1]. It is 0 for equal sets and grows as patches differ at some scale.
-    Unlike the paper, both sets are normalised with the statistics of the reference: with its own statistics a set of
-    nearly gray images would appear to have full contrast.
-    """
-    return SlicedWasserstein(reference, seed=seed, projections=projections)(images)
-
-
 class SlicedWasserstein:
-    """`sliced_wasserstein` of several sets of images to one reference, whose projections are computed once."""
+    """The sliced Wasserstein distance of sets of images to one reference, whose projections are computed once.
 
-    def __init__(self, reference: Tensor, *, seed: int = 0, projections: int = 128):
-        generator = torch.Generator().manual_seed(seed)
+    It is measured on Laplacian pyramids, times 1000, mean over levels (Karras 2018, sec. 5): 0 for equal sets, and it
+    grows as patches differ at some scale. Unlike the paper, both sets are normalised with the statistics of the
+    reference: with its own statistics a set of nearly gray images would appear to have full contrast.
+    """
+
+    def __init__(self, reference: Tensor, *, projections: int = 128):
+        """Take the reference (n, channels, size, size) float in [0, 1]."""
+        generator = torch.Generator().manual_seed(0)
         self._levels: list[tuple[Callable[[Tensor], Tensor], Tensor]] = []
         for level in _laplacian_pyramid(reference):
             indices = torch.randint(0, 2**31, (N_PATCHES, 3), generator=generator)

@@ -11,7 +11,7 @@ from aecore import analysis
 from aecore.analysis import Measurement, StudiedModel
 from aecore.config import Recipe
 from aecore.data.synthetic_faces import draw_face
-from aecore.latent.samplers import fit_latent_stats, sample
+from aecore.latent.samplers import fit_directions, fit_latent_stats, sample
 from aecore.metrics.suite import MetricSuite
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.training.checkpoint import SavedModel
@@ -24,7 +24,7 @@ def make_model(channels: int = 3, **recipe_sections) -> StudiedModel:
     faces = np.stack([draw_face(0, index, SIZE)[0] for index in range(TRAIN_COUNT + NUM_SAMPLES)])[..., :channels]
     network = build_model(recipe, ImageShape(SIZE, channels)).eval().requires_grad_(False)
     z = torch.randn(TRAIN_COUNT, Z_DIM, generator=torch.Generator().manual_seed(0))
-    latent_stats = fit_latent_stats(z, {"smile": z[:, 0]})
+    latent_stats = fit_latent_stats(z) | fit_directions(z, {"smile": z[:, 0]})
     train, held_out = faces[:TRAIN_COUNT], faces[TRAIN_COUNT:]
     return StudiedModel(SavedModel(network, recipe, latent_stats, {}), train, held_out, MetricSuite(train))
 

@@ -24,7 +24,7 @@ import torch
 from aecore.data.dataset import Dataset
 from aecore.data.loaders import NodeLoader
 from aecore.data.node_cache import num_threads, open_cache
-from aecore.data.shards import Manifest, load_manifest, read_shard
+from aecore.data.shards import Manifest, load_manifest
 from aecore.data.shuffle import BatchSampler
 from cluster.storage import open_uri
 
@@ -35,15 +35,14 @@ _jpegs: list[list[bytes]] = []  # by shard; forked processes inherit them
 
 def decode_ceiling(uri: str) -> float:
     """Return the rate of simplejpeg on all CPUs without I/O, into a reused buffer; threads or processes, the faster."""
-    fs, root = open_uri(uri)
-    manifest = load_manifest(fs, root)
-    _jpegs[:] = [read_shard(fs, root, shard)["image"].to_pylist() for shard in manifest.shards("train")]
+    dataset = Dataset.open(*open_uri(uri))
+    _jpegs[:] = [dataset.read_shard(shard)["image"].to_pylist() for shard in dataset.shards("train")]
     rates = []
     pools: list[Executor] = [ThreadPoolExecutor(num_threads()), ProcessPoolExecutor(num_threads(), get_context("fork"))]
     for pool in pools:
         with pool:
             rates.append(
-                best_rate(manifest.count("train"), lambda pool=pool: list(pool.map(_decode, range(len(_jpegs)))))
+                best_rate(dataset.count("train"), lambda pool=pool: list(pool.map(_decode, range(len(_jpegs)))))
             )
     _jpegs.clear()
     return max(rates)

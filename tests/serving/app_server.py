@@ -12,7 +12,7 @@ import uvicorn
 
 from aecore.config import Recipe
 from aecore.latent.points import StoredPoints, make_points
-from aecore.latent.samplers import fit_latent_stats
+from aecore.latent.samplers import fit_directions, fit_latent_stats
 from aecore.model.autoencoder import Autoencoder, ImageShape, build_model
 from serving.http.api import create_app
 from serving.http.decoding import Limits
@@ -28,7 +28,7 @@ def make_slot(version: str = "7", alias: str = "champion", kl_factor: float = 1.
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(300, Z_DIM, generator=generator) * torch.linspace(2, 0.5, Z_DIM) + 0.5
     attributes = {"Smiling": (z[:, 0] + z[:, 3] > 1).float(), "dark_hair": (z[:, 1] > 0).float()}
-    latents = fit_latent_stats(z, attributes, n_components=2)
+    latents = fit_latent_stats(z, n_components=2) | fit_directions(z, attributes)
     recipe = RECIPE.model_dump(mode="json")
     recipe["loss"]["kl_factor"] = kl_factor
     info = ModelInfo(

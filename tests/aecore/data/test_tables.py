@@ -217,7 +217,7 @@ def test_mnist_as_csv(tmp_path: Path, dataset: str, stem: str, header: bool):
         write_csv(tmp_path / f"{stem}{subset}.csv", count, header=header)
     source = open_source(dataset, SourceOptions(str(tmp_path)))
     assert (source.channels, source.size, counts(source)[2], sum(counts(source))) == (1, 28, 5, 35)
-    pixels = next(iter(source.read("test", [3])))
+    pixels = source.reader.read(source.splits["test"]["name"][3].as_py())
     assert isinstance(pixels, np.ndarray)
     assert pixels.shape == (28, 28, 1)
     assert pixels.ravel()[:3].tolist() == [3, 4, 5]

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from aecore.metrics.pixel import SlicedWasserstein, _patches, chroma, psnr, sliced_wasserstein, ssim
+from aecore.metrics.pixel import SlicedWasserstein, _patches, chroma, psnr, ssim
 from jobs.tune.selection import ScoredModel, choose_best, pareto_front
 
 
@@ -20,13 +20,14 @@ def blobs(n, seed):
 
 def test_sliced_wasserstein_ranks_sets_by_likeness():
     real, more = blobs(256, 0), blobs(256, 1)
+    distance = SlicedWasserstein(real)
     distances = {
-        "itself": sliced_wasserstein(real, real),
-        "more of it": sliced_wasserstein(more, real),
-        "blurred": sliced_wasserstein(torch.nn.functional.avg_pool2d(more, 5, 1, 2), real),
-        "one repeated": sliced_wasserstein(more[:1].expand(256, -1, -1, -1), real),
-        "gray": sliced_wasserstein(torch.full_like(real, 0.4), real),
-        "noise": sliced_wasserstein(torch.rand_like(real), real),
+        "itself": distance(real),
+        "more of it": distance(more),
+        "blurred": distance(torch.nn.functional.avg_pool2d(more, 5, 1, 2)),
+        "one repeated": distance(more[:1].expand(256, -1, -1, -1)),
+        "gray": distance(torch.full_like(real, 0.4)),
+        "noise": distance(torch.rand_like(real)),
     }
     assert distances["itself"] < 1e-3
     assert distances["more of it"] < 0.5 * min(distances[k] for k in ("blurred", "one repeated", "gray", "noise"))
@@ -51,8 +52,9 @@ def test_sliced_wasserstein_of_a_shift_in_brightness(size, levels):
         2 ** (levels - 1), 2
     ).repeat_interleave(2 ** (levels - 1), 3)
     expected = 1000 * (2 / torch.pi) ** 0.5 / levels
-    assert sliced_wasserstein(real + sds, real, projections=1000) == pytest.approx(expected, rel=0.08)
-    assert sliced_wasserstein(real - 2 * sds, real, projections=1000) == pytest.approx(2 * expected, rel=0.08)
+    distance = SlicedWasserstein(real, projections=1000)
+    assert distance(real + sds) == pytest.approx(expected, rel=0.08)
+    assert distance(real - 2 * sds) == pytest.approx(2 * expected, rel=0.08)
 
 
 def test_psnr_in_decibels():

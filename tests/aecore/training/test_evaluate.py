@@ -130,11 +130,9 @@ def test_kl_and_active_units_of_a_constructed_posterior(monkeypatch):
     assert metrics["valid_loss"] == pytest.approx(metrics["valid_recon"] + 4 * metrics["valid_kl"])
 
 
-def test_latent_stats_hold_the_mixture_and_attribute_directions():
-    shade = torch.from_numpy(make_images()[:, 0, 0, 0].astype(np.float32))
-    latents = train_latents(make_evaluator({}), attributes={"shade": shade})
-    assert set(latents) == {"mean", "covariance", "gmm_weights", "gmm_means", "gmm_factors", "direction.shade"}
-    assert latents["direction.shade"].abs().sum() > 0
+def test_latent_stats_hold_the_mixture():
+    latents = train_latents(make_evaluator({}))
+    assert set(latents) == {"mean", "covariance", "gmm_weights", "gmm_means", "gmm_factors"}
 
 
 def test_preview_images_show_the_corrupted_input():

@@ -15,7 +15,7 @@ import pytest
 
 from aecore.data.dataset import Dataset
 from aecore.data.images import encode_image
-from aecore.data.shards import Manifest, load_manifest, read_shard
+from aecore.data.shards import Manifest, load_manifest
 from aecore.data.sources import SourceOptions, open_source
 from aecore.data.synthetic_faces import draw_face
 from cluster.lock import LockedError
@@ -282,7 +282,7 @@ def test_refused_repair_deletes_no_shard_of_the_dataset(tmp_path: Path):
     root = tmp_path / "to"
     ingest("folder", str(tmp_path), str(root), size=32, shard_rows=8)
     shard = load_manifest(FS, str(root)).splits["train"][1]
-    name = read_shard(FS, str(root), shard)["name"][0].as_py()
+    name = Dataset.open(FS, str(root)).read_shard(shard)["name"][0].as_py()
     (tmp_path / name).write_bytes(bytes((tmp_path / name).stat().st_size))
     (root / shard.path).write_bytes(b"damage")
     files = set(read_files(root))
@@ -329,7 +329,8 @@ def test_invalid_options_are_refused(tmp_path: Path, options: dict, message: str
 def test_celeba_has_the_official_split_and_identities(tmp_path: Path):
     result = ingest("celeba", str(TEST_DATA / "celeba"), str(tmp_path), limit=300)
     assert result["counts"] == {"train": 239, "valid": 29, "test": 32}
-    assert "identity" in read_shard(FS, str(tmp_path), load_manifest(FS, str(tmp_path)).splits["train"][0]).column_names
+    dataset = Dataset.open(FS, str(tmp_path))
+    assert "identity" in dataset.read_shard(dataset.shards("train")[0]).column_names
 
 
 @pytest.mark.usefixtures("in_process")
