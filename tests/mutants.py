@@ -71,7 +71,6 @@ TESTS = {  # of a module whose tests are not only tests/.../test_MODULE.py
         "tests/aecore/data/test_celeba.py",
     ),
     "aecore/data/remote_path.py": ("tests/aecore/data/test_remote_path.py", "tests/aecore/data/test_sources.py"),
-    "aecore/data/shard_stream.py": ("tests/aecore/data/test_loaders.py",),
     "aecore/data/shuffle.py": ("tests/aecore/data/test_shuffle.py", "tests/aecore/data/test_loaders.py"),
     "aecore/latent/arrays.py": ("tests/aecore/test_pretrained.py", "tests/serving/client/test_client.py"),
     "aecore/latent/density.py": ("tests/aecore/latent/test_samplers.py",),

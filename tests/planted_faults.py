@@ -1333,11 +1333,6 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
         "a clock never shows exactly the limit",
     ),
     (
-        "aecore/data/shard_stream.py",
-        "len(pending) > PREFETCH -> (len(pending) >= PREFETCH) in if len(pending) > PREFETCH:",
-        "one shard more or less is read ahead; the images are the same",
-    ),
-    (
         "aecore/model/corruptions.py",
         "make_batch_noise(recipe.optim.seed, batch, step, FLIP).uniform() < 0.5 -> "
         "(make_batch_noise(recipe.optim.seed, batch, step, FLIP).uniform() <= 0.5) in "

@@ -4,9 +4,8 @@
 `StreamLoader` also yields each image once per epoch, but in another order, and cannot start within an epoch.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Protocol
@@ -16,8 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aecore.data.node_cache import num_threads
-from aecore.data.shuffle import BatchSampler, derive_seed, evenly_spaced, steps_per_epoch
+from aecore.data.dataset import Dataset
+from aecore.data.node_cache import PREFETCH
+from aecore.data.shuffle import BatchSampler, derive_seed, evenly_spaced, plan_epoch, steps_per_epoch
+from aecore.data.threads import map_ahead, num_threads
 
 SHUFFLE_BUFFER_BYTES = 128 << 20  # of images among which a stream is shuffled
 SWAP_ROWS = 64  # images that are swapped with the shuffle buffer at once
@@ -77,13 +78,8 @@ class NodeLoader:
         # One for the yielded batch, one per thread, one for the next: a new buffer per batch costs a third of the rate.
         buffers = cycle([self._new_buffer() for _ in range(threads + 2)])
         with ThreadPoolExecutor(threads, "gather") as gatherers:
-            pending: deque[Future[Batch]] = deque()
-            for step in self.sampler.steps(len(self), epoch, first):
-                pending.append(gatherers.submit(self._gather, next(buffers), *step))
-                if len(pending) > threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+            steps = zip(buffers, self.sampler.steps(len(self), epoch, first), strict=False)
+            yield from map_ahead(gatherers, lambda step: self._gather(step[0], *step[1]), steps, threads)
 
     def spaced_images(self, limit: int) -> Tensor:
         return torch.from_numpy(self.images[evenly_spaced(len(self), limit)]).to(self.device)
@@ -177,6 +173,18 @@ class StreamLoader:
         dist.all_gather(gathered, torch.tensor([local], device=self.device))
         counts = torch.cat(gathered).tolist()
         return sum(counts[: world.rank]), sum(counts)
+
+
+def iter_shards(dataset: Dataset, split: str, seed: int, epoch: int | None) -> Iterator[np.ndarray]:
+    """Yield the images of `split`, one shard at a time: uint8 (rows, size, size, channels). A StreamLoader's chunks.
+
+    The order of the shards is a function of (seed, epoch); `epoch` None keeps the stored order. A thread per CPU
+    reads and decodes the next shards meanwhile.
+    """
+    shards = dataset.shards(split)
+    order = range(len(shards)) if epoch is None else plan_epoch(seed, epoch, len(shards))
+    with ThreadPoolExecutor(num_threads(), "decode") as decoders:
+        yield from map_ahead(decoders, dataset.decode_shard, (shards[index] for index in order), PREFETCH)
 
 
 def shuffle_rows(chunks: Iterator[np.ndarray], rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -31,6 +31,7 @@ from aecore.data.cache_eviction import CacheSpaceError, allocate, mark_in_use
 from aecore.data.dataset import Dataset, shard_offsets
 from aecore.data.io import write_json
 from aecore.data.shards import Shard, UnreadShardError
+from aecore.data.threads import num_threads
 
 log = logging.getLogger(__name__)
 BLOCK_BYTES = 1 << 21  # decoded, written and checked at once; part of the checksum's definition
@@ -73,12 +74,6 @@ def open_cache(
         raise CacheSpaceError(message) from error
     weakref.finalize(mapped, usage_lock.close)  # in use as long as an array of it exists
     return np.frombuffer(mapped, np.uint8).reshape(entry.shape)
-
-
-def num_threads() -> int:
-    """Return the threads that this process may use: OMP_NUM_THREADS, which Ray sets for its workers, else its CPUs."""
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    return int(threads) if threads.isdigit() and int(threads) else len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,10 @@ import pickle
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from pyarrow import csv
 from aecore.data.io import retry_read
 from aecore.data.remote_path import RemotePath
 from aecore.data.synthetic_faces import draw_face
+from aecore.data.threads import map_ahead
 
 MAX_FILE_BYTES = 256 * 1024 * 1024  # of one encoded image
 MAX_REQUESTS = 16  # in flight, when each image is an S3 object of its own
@@ -61,14 +60,7 @@ def read_ahead(reader: Reader, names: list[str]) -> Iterator[Item | ValueError]:
         yield from map(read, names)
         return
     with ThreadPoolExecutor(reader.threads) as pool:
-        remaining = iter(names)
-        pending: deque[Future] = deque(pool.submit(read, name) for name in islice(remaining, 2 * reader.threads))
-        try:
-            while pending:
-                yield pending.popleft().result()
-                pending.extend(pool.submit(read, name) for name in islice(remaining, 1))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        yield from map_ahead(pool, read, names, 2 * reader.threads - 1)
 
 
 @dataclass(frozen=True)

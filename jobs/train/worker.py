@@ -14,9 +14,8 @@ from torch import Tensor
 from aecore.config import STORED_SAMPLERS, Recipe
 from aecore.data.attributes import read_attributes
 from aecore.data.dataset import Dataset
-from aecore.data.loaders import DeviceLoader, Loader, NodeLoader, StreamLoader
+from aecore.data.loaders import DeviceLoader, Loader, NodeLoader, StreamLoader, iter_shards
 from aecore.data.node_cache import open_cache
-from aecore.data.shard_stream import iter_shards
 from aecore.data.shuffle import BatchSampler, World, evenly_spaced, steps_per_epoch
 from aecore.data.splits import SPLITS
 from aecore.image_grid import titled_sheet, to_png

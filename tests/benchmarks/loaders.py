@@ -23,9 +23,10 @@ import torch
 
 from aecore.data.dataset import Dataset
 from aecore.data.loaders import NodeLoader
-from aecore.data.node_cache import num_threads, open_cache
+from aecore.data.node_cache import open_cache
 from aecore.data.shards import Manifest, load_manifest
 from aecore.data.shuffle import BatchSampler
+from aecore.data.threads import num_threads
 from cluster.storage import open_uri
 
 BATCH, REPEAT, ROUNDS = 256, 3, 3

@@ -191,13 +191,6 @@ def test_the_cache_is_filled_on_a_file_system_without_fallocate(tmp_path, datase
     assert (fill(tmp_path, dataset)[0] == noise_images(SHARDS * ROWS)).all()
 
 
-def test_threads_are_those_that_ray_gives_a_worker(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert node_cache.num_threads() == 1
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    assert node_cache.num_threads() == len(os.sched_getaffinity(0))
-
-
 def test_a_view_keeps_its_entry_in_use(tmp_path, dataset, entry):
     view = fill(tmp_path, dataset)[0][3:5, 0]
     other = make_dataset(tmp_path / "other", {"train": [SHARDS * ROWS]}, seed=1)

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aecore.config import check_recipe
-from aecore.data.loaders import Batch, DeviceLoader, NodeLoader, StreamLoader, regroup, shuffle_rows
-from aecore.data.shard_stream import iter_shards
+from aecore.data.loaders import Batch, DeviceLoader, NodeLoader, StreamLoader, iter_shards, regroup, shuffle_rows
 from aecore.data.shuffle import BatchSampler, World, evenly_spaced, plan_epoch, steps_per_epoch
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.model.corruptions import make_training_pair
