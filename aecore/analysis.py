@@ -15,8 +15,9 @@ from torch import Tensor
 
 from aecore.config import TASKS
 from aecore.data.shuffle import derive_seed, evenly_spaced
-from aecore.latent.interpolation import INTERPOLATIONS, principal_axes
-from aecore.latent.samplers import SAMPLERS, LatentStats, attribute_directions, fit_latent_stats, sample
+from aecore.latent.directions import attribute_directions, principal_axes
+from aecore.latent.interpolation import INTERPOLATIONS
+from aecore.latent.samplers import SAMPLERS, LatentStats, fit_latent_stats, sample
 from aecore.latent.stats import compute_z_stats, measure_structure, tsne
 from aecore.metrics.pixel import chroma, psnr, ssim
 from aecore.metrics.suite import METRICS, MetricSuite

@@ -20,6 +20,7 @@ LOADERS = "tests/aecore/data/test_loaders.py"
 SHUFFLE = "tests/aecore/data/test_shuffle.py"
 IMAGES = "tests/aecore/data/test_images.py"
 SAMPLERS = "tests/aecore/latent/test_samplers.py"
+DIRECTIONS = "tests/aecore/latent/test_directions.py"
 INTERPOLATION = "tests/aecore/latent/test_interpolation.py"
 STATS = "tests/aecore/latent/test_stats.py"
 POINTS = "tests/aecore/latent/test_points.py"
@@ -345,8 +346,8 @@ PLANTED = (
         "points]).double()", "points])", (INTERPOLATION,),
     ),
     Fault(
-        "a missing value counts in an attribute's direction", "aecore/latent/interpolation.py",
-        "has_value = values.isfinite()", "has_value = values.bool() | True", (INTERPOLATION,),
+        "a missing value counts in an attribute's direction", "aecore/latent/directions.py",
+        "has_value = values.isfinite()", "has_value = values.bool() | True", (DIRECTIONS,),
     ),
     Fault(
         "t-SNE crashes on equal z-points", "aecore/latent/stats.py",

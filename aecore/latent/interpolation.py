@@ -1,4 +1,4 @@
-"""Interpolation between z-points, and directions along which images change.
+"""Interpolation between z-points.
 
 An interpolation is a function `f(start, end, steps, points)` that returns z-points float32 `(steps, z_dim)` from
 `start` to `end`, both `(z_dim,)`, evenly spaced; `points` (n, z_dim) are z-points of real images. To add one, write a
@@ -85,21 +85,3 @@ def _resample(corners: Tensor, steps: int) -> Tensor:
 INTERPOLATIONS: dict[str, Callable[[Tensor, Tensor, int, Tensor], Tensor]] = {
     "straight": straight, "spherical": spherical, "neighbours": through_neighbours,
 }  # fmt: skip
-
-
-def attribute_direction(z: Tensor, values: Tensor) -> Tensor:
-    """Return the change of z per unit of an attribute, `(z_dim,)`: the regression slope of each dimension.
-
-    `z` (n, z_dim), `values` (n,). For an attribute of 0 and 1 it is the difference of the two groups' means (Larsen
-    2016). Zeros if all values are equal. Rows without a finite value do not count.
-    """
-    has_value = values.isfinite()
-    z, values = z[has_value], values[has_value].to(z.dtype)
-    values = values - values.mean()
-    return values @ (z - z.mean(0)) / values.square().sum().clamp_min(1e-12)
-
-
-def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the variances `(z_dim,)`, descending, and the unit axes `(z_dim, z_dim)`, one a row, both float32."""
-    variances, axes = torch.linalg.eigh(covariance.double())
-    return variances.flip(0).clamp_min(0).float(), axes.T.flip(0).float()

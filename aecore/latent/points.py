@@ -14,7 +14,7 @@ from torch import Tensor
 from aecore.data.images import fit_square
 from aecore.data.splits import SPLITS
 from aecore.image_grid import tile
-from aecore.latent.interpolation import principal_axes
+from aecore.latent.directions import principal_axes
 from aecore.latent.stats import tsne
 
 THUMBNAIL_SIZE = 32  # pixels a side, at most

@@ -4,18 +4,16 @@ A sampler is a function `f(n, z_dim, latents, generator, **parameters)` that ret
 the statistics of the training images' z-points, from `fit_latent_stats`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from aecore.errors import one_line
 from aecore.latent.density import fit_gaussian, fit_mixture
-from aecore.latent.interpolation import attribute_direction
 
 LatentStats = dict[str, Tensor]
 N_COMPONENTS = 10  # of the mixture
-DIRECTION_PREFIX = "direction."  # before an attribute's name
 
 
 def fit_latent_stats(z: Tensor, *, n_components: int = N_COMPONENTS) -> LatentStats:
@@ -31,24 +29,6 @@ def fit_latent_stats(z: Tensor, *, n_components: int = N_COMPONENTS) -> LatentSt
         mixture = fit_mixture(z, mean, covariance, n_components)
         latents |= dict(zip(("gmm_weights", "gmm_means", "gmm_factors"), mixture, strict=True))
     return {name: tensor.float() for name, tensor in latents.items()}
-
-
-def fit_directions(z: Tensor, attributes: Mapping[str, Tensor]) -> LatentStats:
-    """Return a `direction.NAME` (z_dim,) of z-points `(n, z_dim)` for each attribute (name to values (n,)), float32."""
-    z = z.double()
-    return {DIRECTION_PREFIX + name: attribute_direction(z, values).float() for name, values in attributes.items()}
-
-
-def attribute_directions(latents: LatentStats) -> dict[str, Tensor]:
-    """Return the directions (z_dim,) by attribute.
-
-    Without those that are zero, since the attribute never varied, and those of earlier versions that are not finite.
-    """
-    return {
-        name.removeprefix(DIRECTION_PREFIX): tensor
-        for name, tensor in latents.items()
-        if name.startswith(DIRECTION_PREFIX) and tensor.any() and tensor.isfinite().all()
-    }
 
 
 def cube(n: int, z_dim: int, latents: LatentStats, generator: torch.Generator, boundary: float = 1.0) -> Tensor:

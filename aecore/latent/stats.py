@@ -8,7 +8,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from aecore.data.shuffle import evenly_spaced
-from aecore.latent.interpolation import principal_axes
+from aecore.latent.directions import principal_axes
 from aecore.model.autoencoder import ACTIVE_VARIANCE, DiagonalGaussian
 
 WITHIN_LIMIT = 20.0  # the bound of `ZStats.within`

@@ -19,7 +19,7 @@ from aecore.data.node_cache import open_cache
 from aecore.data.shuffle import BatchSampler, World, evenly_spaced, steps_per_epoch
 from aecore.data.splits import SPLITS
 from aecore.image_grid import titled_sheet, to_png
-from aecore.latent.samplers import fit_directions
+from aecore.latent.directions import fit_directions
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.training import checkpoint
 from aecore.training.evaluate import LATENT_IMAGES, encode_points, evaluate, points_per_split

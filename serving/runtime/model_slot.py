@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from aecore.latent.interpolation import principal_axes
+from aecore.latent.directions import attribute_directions, principal_axes
 from aecore.latent.points import StoredPoints
-from aecore.latent.samplers import LatentStats, attribute_directions
+from aecore.latent.samplers import LatentStats
 from aecore.model.autoencoder import ImageShape
 from serving.http.operations import available_paths, available_samplers
 

@@ -11,7 +11,8 @@ from aecore import analysis
 from aecore.analysis import Measurement, StudiedModel
 from aecore.config import Recipe
 from aecore.data.synthetic_faces import draw_face
-from aecore.latent.samplers import fit_directions, fit_latent_stats, sample
+from aecore.latent.directions import fit_directions
+from aecore.latent.samplers import fit_latent_stats, sample
 from aecore.metrics.suite import MetricSuite
 from aecore.model.autoencoder import ImageShape, build_model
 from aecore.training.checkpoint import SavedModel

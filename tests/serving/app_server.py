@@ -11,8 +11,9 @@ import torch
 import uvicorn
 
 from aecore.config import Recipe
+from aecore.latent.directions import fit_directions
 from aecore.latent.points import StoredPoints, make_points
-from aecore.latent.samplers import fit_directions, fit_latent_stats
+from aecore.latent.samplers import fit_latent_stats
 from aecore.model.autoencoder import Autoencoder, ImageShape, build_model
 from serving.http.api import create_app
 from serving.http.decoding import Limits

@@ -1,13 +1,7 @@
 import pytest
 import torch
 
-from aecore.latent.interpolation import (
-    INTERPOLATIONS,
-    attribute_direction,
-    principal_axes,
-    spherical,
-    through_neighbours,
-)
+from aecore.latent.interpolation import INTERPOLATIONS, spherical, through_neighbours
 
 STEPS = 21
 
@@ -91,28 +85,3 @@ def test_neighbours_path_to_an_end_that_is_not_finite_is_refused(component: floa
     points = torch.randn(30, 4)
     with pytest.raises(ValueError, match="no path joins these z-points: one holds NaN"):
         through_neighbours(points[0], torch.tensor([0, component, 0, 0]), 5, points)
-
-
-def test_attribute_direction_is_the_slope_of_each_dimension():
-    values = torch.tensor([0, 1, 1, 0, 1])
-    z = torch.randn(5, 3, generator=torch.manual_seed(0)) + 7
-    difference = z[values == 1].mean(0) - z[values == 0].mean(0)
-    torch.testing.assert_close(attribute_direction(z, values), difference)
-    torch.testing.assert_close(attribute_direction(z, 2 * values + 5), difference / 2)
-    z = torch.arange(4.0)[:, None] * torch.tensor([2.0, 0, -1]) + 9
-    torch.testing.assert_close(attribute_direction(z, torch.arange(4)), torch.tensor([2.0, 0, -1]))
-    assert attribute_direction(z, torch.ones(4)).tolist() == [0, 0, 0]
-
-
-def test_attribute_direction_passes_over_missing_values():
-    z = torch.randn(6, 3, generator=torch.manual_seed(0))
-    values = torch.tensor([1.0, torch.nan, 2, 4, torch.inf, 3])
-    rows = torch.tensor([0, 2, 3, 5])
-    torch.testing.assert_close(attribute_direction(z, values), attribute_direction(z[rows], values[rows]))
-    assert attribute_direction(z, torch.full((6,), torch.nan)).tolist() == [0, 0, 0]
-
-
-def test_principal_axes_are_eigenvectors_by_descending_variance():
-    variances, axes = principal_axes(torch.diag(torch.tensor([1.0, 9.0, 4.0])))
-    torch.testing.assert_close(variances, torch.tensor([9.0, 4, 1]))
-    torch.testing.assert_close(axes.abs(), torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]]))

@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from aecore.latent.density import PER_COMPONENT, fit_gaussian, fit_mixture, shrunk_covariance, shrunk_eigenvalues
-from aecore.latent.samplers import SAMPLERS, attribute_directions, fit_directions, fit_latent_stats, sample
+from aecore.latent.samplers import SAMPLERS, fit_latent_stats, sample
 
 
 def correlated(n=4000, z_dim=6):
@@ -267,20 +267,6 @@ def test_shrunk_covariance_equals_that_of_scikit_learn():
     weights = torch.ones(40, dtype=torch.float64)
     weights[30:] = 0  # points of weight 0 do not count
     torch.testing.assert_close(shrunk_covariance(torch.cat([z, z[:10] * 9]), weights), torch.from_numpy(expected))
-
-
-def test_attribute_directions_are_regression_slopes():
-    z = correlated(2000)
-    grows = z[:, 0] * 2 + 1
-    latents = fit_directions(z, {"grows": grows, "same": torch.ones(2000), "up": (z[:, 1] > 3).int()})
-    assert latents["direction.grows"][0].item() == pytest.approx(0.5, rel=1e-4)
-    assert not latents["direction.same"].any()
-    assert set(attribute_directions(latents)) == {"grows", "up"}  # an attribute that never varied has no direction
-    assert set(attribute_directions(latents | {"direction.up": torch.full((6,), torch.nan)})) == {"grows"}
-    up = z[:, 1] > 3
-    torch.testing.assert_close(
-        attribute_directions(latents)["up"], z[up].mean(0) - z[~up].mean(0), atol=1e-4, rtol=1e-4
-    )
 
 
 def test_stats_stored_without_a_mixture_still_sample():
