@@ -17,7 +17,7 @@ from aecore.config import TASKS
 from aecore.data.shuffle import derive_seed, evenly_spaced
 from aecore.latent.directions import attribute_directions, principal_axes
 from aecore.latent.interpolation import INTERPOLATIONS
-from aecore.latent.samplers import SAMPLERS, LatentStats, fit_latent_stats, sample
+from aecore.latent.samplers import SAMPLERS, LatentStats, available_samplers, fit_latent_stats, sample
 from aecore.latent.stats import compute_z_stats, measure_structure, tsne
 from aecore.metrics.pixel import chroma, psnr, ssim
 from aecore.metrics.suite import METRICS, MetricSuite
@@ -90,7 +90,7 @@ class StudiedModel:
 
     @property
     def has_stored_mixture(self) -> bool:
-        return "gmm_weights" in self.saved.latents
+        return "gmm" in available_samplers(self.saved.latents)
 
     @cached_property
     def held_out_z(self) -> Tensor:

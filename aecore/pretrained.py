@@ -14,7 +14,7 @@ from aecore.data.images import decode_image, fit_square
 from aecore.data.io import absolute_path
 from aecore.errors import one_line
 from aecore.latent.arrays import Images, ZPoints
-from aecore.latent.interpolation import INTERPOLATIONS
+from aecore.latent.interpolation import interpolate
 from aecore.latent.points import StoredPoints
 from aecore.latent.samplers import LatentStats, sample
 from aecore.model.autoencoder import BATCH_SIZE, ImageShape, decode_batches, to_float
@@ -95,15 +95,8 @@ class PretrainedModel:
         `ends` are two z-points, as (2, z_dim) or a pair of (z_dim,), or two images, or one of each. `path` is one of
         `aecore.latent.interpolation.INTERPOLATIONS`. Raises ValueError for other ends or another path.
         """
-        if path not in INTERPOLATIONS:
-            raise ValueError(f"unknown path '{path}': it takes one of {', '.join(INTERPOLATIONS)}")
         start, end = (torch.from_numpy(self._to_z(item)) for item in split_ends(ends))
-        points = self.latents["mean"][None]
-        if path == "neighbours":
-            if self.points is None:
-                raise ValueError("path neighbours needs stored points: train with points.images above 0")
-            points = self.points.z
-        return self.decode(INTERPOLATIONS[path](start, end, steps, points).numpy())
+        return self.decode(interpolate(start, end, steps, path, self.latents, self.points).numpy())
 
     def _check_z(self, z: np.ndarray) -> np.ndarray:
         """Return z-points as float32 (n, z_dim). Raises ValueError if their shape differs or one is not finite."""

@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aecore.latent.points import StoredPoints
+from aecore.latent.samplers import LatentStats
+
 N_NEIGHBOURS = 10
 
 
@@ -85,3 +88,23 @@ def _resample(corners: Tensor, steps: int) -> Tensor:
 INTERPOLATIONS: dict[str, Callable[[Tensor, Tensor, int, Tensor], Tensor]] = {
     "straight": straight, "spherical": spherical, "neighbours": through_neighbours,
 }  # fmt: skip
+
+
+def available_paths(stored: StoredPoints | None) -> list[str]:
+    """Return the interpolations of a model with these stored z-points: neighbours needs some."""
+    return [name for name in INTERPOLATIONS if stored or name != "neighbours"]
+
+
+def interpolate(
+    start: Tensor, end: Tensor, steps: int, path: str, latents: LatentStats, stored: StoredPoints | None
+) -> Tensor:
+    """Return z-points float32 `(steps, z_dim)` from `start` to `end` by `path`, one of INTERPOLATIONS.
+
+    It goes about the mean of the model's `latents`, or through its `stored` z-points. Raises ValueError if the model
+    lacks the path.
+    """
+    if path not in (paths := available_paths(stored)):
+        fix = "; neighbours needs stored points: train with points.images above 0" if path in INTERPOLATIONS else ""
+        raise ValueError(f"unknown path '{path[:50]}': this model takes {', '.join(paths)}{fix}")
+    points = stored.z if stored and path == "neighbours" else latents["mean"][None]
+    return INTERPOLATIONS[path](start, end, steps, points)

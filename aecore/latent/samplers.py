@@ -84,6 +84,11 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 }  # fmt: skip
 
 
+def available_samplers(latents: LatentStats) -> list[str]:
+    """Return the samplers whose statistics are in `latents`: a model that was stored without a mixture lacks gmm."""
+    return [name for name in SAMPLERS if name != "gmm" or "gmm_weights" in latents]
+
+
 def sample(name: str, n: int, latents: LatentStats, seed: int, **parameters: float) -> Tensor:
     """Return `n` z-points of sampler `name`, float32 `(n, z_dim)` on the CPU; a function of its arguments.
 

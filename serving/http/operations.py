@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from aecore.config import TASKS, Section
-from aecore.latent.interpolation import INTERPOLATIONS
+from aecore.latent.interpolation import interpolate
 from aecore.latent.points import StoredPoints, split_name
 from aecore.latent.samplers import SAMPLERS, LatentStats, sample
 from aecore.model.autoencoder import to_float, to_uint8
@@ -42,24 +42,6 @@ def sampler_parameters(name: str) -> dict[str, Any]:
 def task_parameters(name: str) -> dict[str, Any]:
     """Return the parameters of a task and their defaults."""
     return {key: field.default for key, field in TASKS[name].model_fields.items() if key != "kind"}
-
-
-def available_samplers(latents: LatentStats) -> list[str]:
-    """Return the samplers whose statistics are in `latents`; a model without a mixture lacks gmm."""
-
-    def is_available(name: str) -> bool:
-        try:
-            sample(name, 1, latents, 0)
-        except ValueError:
-            return False
-        return True
-
-    return list(filter(is_available, SAMPLERS))
-
-
-def available_paths(points: StoredPoints | None) -> list[str]:
-    """Return the paths of a model with these stored points: neighbours needs some."""
-    return [name for name in INTERPOLATIONS if points or name != "neighbours"]
 
 
 def sample_z(request: SampleRequest, default: str, latents: LatentStats, seed: int) -> np.ndarray:
@@ -126,11 +108,8 @@ def interpolate_z(
 
     Raises ValueError if the model lacks the path, or if the z-points are not finite.
     """
-    if options.path not in (paths := available_paths(stored)):
-        raise ValueError(f"unknown path '{options.path[:50]}': this model takes {', '.join(paths)}")
     start, end = torch.from_numpy(ends)
-    points = stored.z if stored and options.path == "neighbours" else latents["mean"][None]
-    z = INTERPOLATIONS[options.path](start, end, options.steps, points).numpy()
+    z = interpolate(start, end, options.steps, options.path, latents, stored).numpy()
     if not np.isfinite(z).all():
         raise ValueError("these ends are too far apart: the z-points between them are not finite")
     return np.ascontiguousarray(z, np.float32)

@@ -9,10 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from aecore.latent.directions import attribute_directions, principal_axes
+from aecore.latent.interpolation import available_paths
 from aecore.latent.points import StoredPoints
-from aecore.latent.samplers import LatentStats
+from aecore.latent.samplers import LatentStats, available_samplers
 from aecore.model.autoencoder import ImageShape
-from serving.http.operations import available_paths, available_samplers
 
 MAX_AXES = 32  # principal axes in /v1/model
 
