@@ -471,9 +471,9 @@ PLANTED = (
         (f"{MODEL_LOADING}::test_folding_norms_changes_nothing_in_float64",),
     ),
     Fault(
-        "the decoder gives another layout", "serving/runtime/model_loading.py",
-        "return to_uint8(torch.sigmoid(model.logits(z)))",
-        "return to_uint8(torch.sigmoid(model.logits(z))).transpose(1, 2).contiguous().transpose(1, 2)",
+        "the decoder gives another layout", "aecore/model/autoencoder.py",
+        "return to_uint8(torch.sigmoid(self.logits(z)))",
+        "return to_uint8(torch.sigmoid(self.logits(z))).transpose(1, 2).contiguous().transpose(1, 2)",
         (f"{MODEL_LOADING}::test_networks_equal_those_of_the_model",),
     ),
     Fault(
@@ -787,8 +787,8 @@ PLANTED = (
         "model.encode(to_float(images)).mean", "model.encode(to_float(images) * 255).mean", (MODEL_LOADING,),
     ),
     Fault(
-        "decode without sigmoid", "serving/runtime/model_loading.py",
-        "to_uint8(torch.sigmoid(model.logits(z)))", "to_uint8(model.logits(z))", (MODEL_LOADING,),
+        "decode without sigmoid", "aecore/model/autoencoder.py",
+        "to_uint8(torch.sigmoid(self.logits(z)))", "to_uint8(self.logits(z))", (AUTOENCODER,),
     ),
     Fault(
         "from_latent transposed wrongly", "serving/runtime/model_loading.py",

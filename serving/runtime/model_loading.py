@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from aecore.model.autoencoder import Autoencoder, to_float, to_uint8
+from aecore.model.autoencoder import Autoencoder, to_float
 from serving.runtime.batching import Batcher, BatchFn
 from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_slot import ModelInfo
@@ -79,13 +79,9 @@ def build_networks(model: Autoencoder) -> tuple[BatchFn, BatchFn]:
     weight.data = weight.data.t().contiguous().t()
     z = torch.zeros(1, model.z_dim, device=model.device)
     with torch.inference_mode():
-        encode = _warm_up(partial(_encode, model), _decode(model, z))
-        decode = _warm_up(partial(_decode, model), z)
+        encode = _warm_up(partial(_encode, model), model.decode(z))
+        decode = _warm_up(model.decode, z)
     return _on_arrays(decode, model.device), _on_arrays(encode, model.device)
-
-
-def _decode(model: Autoencoder, z: Tensor) -> Tensor:
-    return to_uint8(torch.sigmoid(model.logits(z)))
 
 
 def _encode(model: Autoencoder, images: Tensor) -> Tensor:
