@@ -341,12 +341,9 @@ def get_model(request: Request) -> schemas.ModelResponse:  # not async: FastAPI 
     with _client_errors():
         _merge_options(request, schemas.Options, {})
     info, limits = request.state.model.info, request.app.state.limits
-    fields = {
-        key: getattr(info, key) for key in ("name", "version", "alias", "run_id", "recipe", "z_dim", "image", "sampler")
-    }
     return schemas.ModelResponse(
-        **fields,
-        metrics=info.finite_metrics,
+        **_version_fields(info, request.state.slot.refused),
+        recipe=info.recipe,
         samplers={name: operations.sampler_parameters(name) for name in info.samplers},
         tasks={name: operations.task_parameters(name) for name in TASKS},
         paths=info.paths,
@@ -354,7 +351,6 @@ def get_model(request: Request) -> schemas.ModelResponse:  # not async: FastAPI 
         limits=schemas.RequestLimits(
             points=limits.max_points_of(info.image), body=limits.max_body_bytes, pixels=limits.max_upload_pixels
         ),
-        refused=request.state.slot.refused,
     )
 
 
@@ -364,14 +360,18 @@ def get_models(request: Request) -> schemas.ModelsResponse:
     with _client_errors():
         _merge_options(request, schemas.Options, {})
     slots: tuple[ModelSlot, ...] = request.app.state.slots
-    return schemas.ModelsResponse(models=[_summarize(slot.current.info, slot.refused) for slot in slots])
+    summaries = [
+        schemas.ModelSummary(**_version_fields(info, slot.refused), kl_factor=info.recipe["loss"]["kl_factor"])
+        for slot in slots
+        for info in [slot.current.info]
+    ]
+    return schemas.ModelsResponse(models=summaries)
 
 
-def _summarize(info: ModelInfo, refused: dict[str, str] | None) -> schemas.ModelSummary:
-    fields = {key: getattr(info, key) for key in ("alias", "name", "version", "run_id", "z_dim", "image", "sampler")}
-    kl_factor = info.recipe["loss"]["kl_factor"]
-    fields |= {"kl_factor": kl_factor, "metrics": info.finite_metrics, "refused": refused}
-    return schemas.ModelSummary(**fields)
+def _version_fields(info: ModelInfo, refused: dict[str, str] | None) -> dict[str, Any]:
+    """Return the fields of `schemas.ServedVersion`."""
+    fields = {key: getattr(info, key) for key in ("name", "version", "alias", "run_id", "z_dim", "image", "sampler")}
+    return fields | {"metrics": info.finite_metrics, "refused": refused}
 
 
 @endpoint_routes.post(

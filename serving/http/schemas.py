@@ -200,35 +200,29 @@ class RefusedVersion(BaseModel):
     reason: str
 
 
-class ModelResponse(BaseModel):
+class ServedVersion(BaseModel):
     name: str
     version: str
     alias: str
     run_id: str
-    recipe: dict[str, Any]
     z_dim: int
     image: ImageShape
     metrics: dict[str, float]
-    samplers: dict[str, dict[str, float | None]] = Field(description="parameters and their defaults")
     sampler: str = Field(description="the one that serves the model best, of requests that name none")
+    refused: RefusedVersion | None = Field(description="the version that the alias names, if it did not load")
+
+
+class ModelResponse(ServedVersion):
+    recipe: dict[str, Any]
+    samplers: dict[str, dict[str, float | None]] = Field(description="parameters and their defaults")
     tasks: dict[str, dict[str, Any]] = Field(description="parameters and their defaults")
     paths: list[str]
     latents: LatentSpace
     limits: RequestLimits
-    refused: RefusedVersion | None = Field(description="the version that the alias names, if it did not load")
 
 
-class ModelSummary(BaseModel):
-    alias: str
-    name: str
-    version: str
-    run_id: str
+class ModelSummary(ServedVersion):
     kl_factor: float = Field(description="the weight of the KL divergence: 0 is an autoencoder, 1 the ELBO")
-    z_dim: int
-    image: ImageShape
-    metrics: dict[str, float]
-    sampler: str
-    refused: RefusedVersion | None
 
 
 class ModelsResponse(BaseModel):
