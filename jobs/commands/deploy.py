@@ -7,18 +7,13 @@ ZPOINT_TOKEN; the variables that hold no secret go with the application.
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-import serving
 from cluster.dashboard import connect_dashboard
 from cluster.settings import exported_env, split_secrets
 from cluster.storage import describe_s3_error
-from serving.runtime.deployment import APP_NAME
+from serving.runtime.deployment import APP_NAME, read_serve_config
 
-SERVE_FILE = Path(serving.__file__).with_name("serve.yaml")
 START_TIMEOUT_S = 300.0  # to start processes on nodes, download, load and warm up the model
 POLL_INTERVAL_S = 1.0
 ENDED = ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY")
@@ -85,7 +80,7 @@ def delete_deployment(address: str | None = None) -> dict[str, Any]:
 
 def make_config(port: int, args: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration of Ray Serve's REST API: that of serving/serve.yaml with this port and these `args`."""
-    config = yaml.safe_load(SERVE_FILE.read_text())
+    config = read_serve_config()
     config["http_options"]["port"] = port
     [application] = config["applications"]
     application["args"] = args

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cluster.network import bypass_proxies, is_loopback
 from cluster.ray_compat import haproxy_binary, shut_down_serve
 from cluster.ray_connection import head_node
@@ -28,26 +30,7 @@ APP_NAME = "zpoint"
 START_TIMEOUT_S = 120.0  # to download, load and warm up the model and to answer
 STOP_TIMEOUT_S = 20.0
 POLL_SECONDS = 5.0
-# serving/serve.yaml sets the same variables.
-SERVE_ENV = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # no thread hop for each request
-    # THROUGHPUT_OPTIMIZED holds back log lines until there are a thousand.
-    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
-    # THROUGHPUT_OPTIMIZED calls replicas by gRPC, and close_replica_grpc_port closes that port.
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",
-    # HAProxy sends requests that a dying replica has not begun to answer to another one. Requests change no state.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-    # HAProxy needs less to forget a replica; the default of 30 s would also delay every stop.
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-    # Else HAProxy writes a line for each request and a Python process reads it; the replicas have their own /metrics.
-    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-    # Disconnects a client that reads nothing of its response, which fills a replica's memory; the default is an hour.
-    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "120",
-    # After three times this a proxy is killed, which fails the start. The default of 5 s is too short on a busy
-    # machine; serve.start itself waits 60 s.
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
-}
+SERVE_FILE = Path(__file__).parents[1] / "serve.yaml"
 
 
 @dataclass(frozen=True)
@@ -167,10 +150,16 @@ def _pin_to_head(host: str, num_replicas: int) -> bool:
     return True
 
 
+def read_serve_config() -> dict[str, Any]:
+    """Return serving/serve.yaml, a configuration of Ray Serve's REST API."""
+    return yaml.safe_load(SERVE_FILE.read_text())
+
+
 def _controller_env() -> dict[str, str]:
-    """Return the variables that switch on HAProxy and keep its files in a private folder."""
+    """Return the variables that switch on HAProxy, those of serve.yaml, and keep its files in a private folder."""
+    env = read_serve_config()["controller_options"]["runtime_env"]["env_vars"]
     # HAProxy's default of 4 threads would compete with the replicas for the cores of a small machine.
-    env = SERVE_ENV | {"RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 2)))}
+    env["RAY_SERVE_HAPROXY_NBTHREAD"] = str(min(4, max(1, (os.cpu_count() or 1) // 2)))
     folder = _haproxy_folder()
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():

@@ -52,7 +52,7 @@ REQUEST_KINDS = {"1 z, raw": (1, NPY), "1 z, PNG": (1, PNG), "64 z, raw": (64, N
 RESULT_NAMES = (
     "ceiling", "goals", "aliases", "start", "variables", "zpoint-1", "zpoint-2", "fastapi", "litserve", "bentoml",
 )  # fmt: skip
-# Of Serve's controller; the others of serving.runtime.deployment.SERVE_ENV matter to faults alone.
+# Of Serve's controller; the others of serving/serve.yaml matter to faults alone.
 CHANGES = (
     "RAY_SERVE_ENABLE_HA_PROXY",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED",

@@ -31,7 +31,7 @@ from cluster.storage import open_uri
 from jobs.commands.serve import serve
 from serving.client import Client
 from serving.runtime import deployment, haproxy, last_served
-from serving.runtime.deployment import SERVE_ENV, free_port, start_endpoint, stop_endpoint
+from serving.runtime.deployment import free_port, start_endpoint, stop_endpoint
 from serving.runtime.registry import find_model_version
 from serving.runtime.replica import ReplicaOptions
 from tests.serving.request_load import TOKEN, Z_DIM, RequestLoad, all_replicas, make_z
@@ -336,7 +336,6 @@ def test_the_config_file_for_a_cluster_loads_and_scales(ray_cluster, champion, m
 
     text = (Path(haproxy.__file__).parents[1] / "serve.yaml").read_text()
     config = ServeDeploySchema.model_validate(yaml.safe_load(text))
-    assert config.controller_options.runtime_env == {"env_vars": SERVE_ENV}
     application = config.applications[0]
     build = import_attr(application.import_path)
     bound = build(application.args)._bound_deployment
