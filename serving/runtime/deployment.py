@@ -138,7 +138,7 @@ def _pin_to_head(host: str, num_replicas: int) -> bool:
     if head["NodeID"] != ray.get_runtime_context().get_node_id():
         raise ValueError(
             "this is not the head node of the cluster, where HAProxy listens: run `zpoint serve` there, or "
-            "`serve deploy serving/serve.yaml` from anywhere"
+            "`zpoint deploy` from anywhere"
         )
     if host == "0.0.0.0":
         return False
