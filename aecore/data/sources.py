@@ -42,36 +42,35 @@ class SourceOptions:
     fs: pafs.FileSystem = field(default_factory=pafs.LocalFileSystem)  # of `path`
 
 
-@dataclass(frozen=True)
-class SourceListing:
-    """All items of a dataset: column `name`, then the attributes of each item, and their reader."""
+@dataclass(frozen=True, kw_only=True)
+class SourceInfo:
+    """The reader of a dataset's items, and facts about them."""
 
-    items: pa.Table
-    official_splits: Sequence[str] | None  # of each item, if the source has splits
     reader: Reader
     channels: int
-    size: int  # edge in pixels of the square images made by default
+    size: int  # edge in pixels of the square images to make; in a listing, by default
     fingerprint: str  # equal for equal content, whatever its path
-    split_origin: str = ""  # of the official splits: the folders or list that give them
     notes: list[str] = field(default_factory=list)  # what a reader of the dataset should know
     passed_over: dict[str, list[str]] = field(default_factory=dict)  # entries of the source, by reason
     modified_ns: Callable[[str], int] = lambda name: 0  # of an item's file; 0 if the fingerprint has its content
 
 
 @dataclass(frozen=True)
-class Source:
-    """The items of each split, and their reader."""
+class SourceListing(SourceInfo):
+    """All items of a dataset: column `name`, then the attributes of each item."""
+
+    items: pa.Table
+    official_splits: Sequence[str] | None  # of each item, if the source has splits
+    split_origin: str = ""  # of the official splits: the folders or list that give them
+
+
+@dataclass(frozen=True)
+class Source(SourceInfo):
+    """The items of each split."""
 
     splits: dict[str, pa.Table]  # all of SPLITS, in order; columns as in SourceListing
     rule: str  # of splits.RULES, as applied
-    reader: Reader
-    channels: int
-    size: int  # edge in pixels of the square images to make
-    fingerprint: str  # as in SourceListing
     split_text: str  # the rule, and what gave the splits
-    notes: list[str] = field(default_factory=list)  # as in SourceListing
-    passed_over: dict[str, list[str]] = field(default_factory=dict)  # as in SourceListing
-    modified_ns: Callable[[str], int] = lambda name: 0  # as in SourceListing
 
 
 def open_source(dataset: str, options: SourceOptions) -> Source:
@@ -93,11 +92,11 @@ def open_source(dataset: str, options: SourceOptions) -> Source:
     return Source(
         splits,
         rule,
-        listing.reader,
-        listing.channels,
-        options.size or listing.size,
-        listing.fingerprint,
-        split_text=_describe_split(rule, listing, splits),
+        _describe_split(rule, listing, splits),
+        reader=listing.reader,
+        channels=listing.channels,
+        size=options.size or listing.size,
+        fingerprint=listing.fingerprint,
         notes=listing.notes + ([] if splits["train"].num_rows else ["no images to train on"]),
         passed_over={reason: sorted(names) for reason, names in listing.passed_over.items() if names},
         modified_ns=listing.modified_ns,
@@ -204,7 +203,7 @@ def celeba(options: SourceOptions) -> SourceListing:
     return SourceListing(
         pa.table(columns),
         splits,
-        files.tree.reader(files.prefix),
+        reader=files.tree.reader(files.prefix),
         channels=3,
         size=96,
         fingerprint=_fingerprint("celeba", files.content_by_name, files.lists),
@@ -233,7 +232,7 @@ def folder(options: SourceOptions) -> SourceListing:
     return SourceListing(
         pa.table(columns),
         layout.splits,
-        tree.reader(layout.prefix),
+        reader=tree.reader(layout.prefix),
         channels=3,
         size=96,
         fingerprint=_fingerprint("folder", contents),
@@ -311,10 +310,10 @@ def _list_arrays(
         digests.append(sha256(split_images.tobytes() + split_labels.tobytes()))
     table = pa.table({"name": names, "label": pa.array(labels, pa.int64())})
     fingerprint = _fingerprint(kind, digests)
-    reader = ArrayReader(kind, data_folder, fingerprint)
     return SourceListing(
-        table, splits, reader, channels, size, fingerprint=fingerprint, split_origin="the files of train and test"
-    )
+        table, splits, "the files of train and test", reader=ArrayReader(kind, data_folder, fingerprint),
+        channels=channels, size=size, fingerprint=fingerprint,
+    )  # fmt: skip
 
 
 def parquet(options: SourceOptions) -> SourceListing:
@@ -331,7 +330,7 @@ def parquet(options: SourceOptions) -> SourceListing:
     return SourceListing(
         items,
         splits,
-        ParquetReader(tree.path, column, reader_key),
+        reader=ParquetReader(tree.path, column, reader_key),
         channels=3,
         size=96,
         fingerprint=fingerprint,
@@ -351,7 +350,8 @@ def generated(options: SourceOptions) -> SourceListing:
     columns = {name: pa.array([face[name] for face in factors], pa.float32()) for name in factors[0]}
     table = pa.table({"name": [f"{index:08d}" for index in range(count)], **columns})
     fingerprint = _fingerprint("generated", options.seed, 1)  # 1: version of the drawing
-    return SourceListing(table, None, FaceReader(options.seed, size), channels=3, size=size, fingerprint=fingerprint)
+    reader = FaceReader(options.seed, size)
+    return SourceListing(table, None, reader=reader, channels=3, size=size, fingerprint=fingerprint)
 
 
 SOURCES: dict[str, Callable[[SourceOptions], SourceListing]] = {
