@@ -19,7 +19,7 @@ from aecore.latent.directions import attribute_directions, principal_axes
 from aecore.latent.interpolation import INTERPOLATIONS
 from aecore.latent.samplers import SAMPLERS, LatentStats, available_samplers, fit_latent_stats, sample
 from aecore.latent.stats import compute_z_stats, measure_structure, tsne
-from aecore.metrics.pixel import chroma, psnr, ssim
+from aecore.metrics.pixel import chroma, mean_squared_error, psnr, ssim
 from aecore.metrics.suite import METRICS, MetricSuite
 from aecore.model.autoencoder import BATCH_SIZE, DiagonalGaussian, decode_batches, to_float, to_uint8
 from aecore.model.corruptions import BatchNoise, corrupt
@@ -227,7 +227,7 @@ def _similarity(images: Tensor, clean: Tensor, prefix: str = "") -> dict[str, fl
 
 def _psnr(images: Tensor, clean: Tensor) -> float:
     # The mean of each image's PSNR, as training reports it.
-    return float(psnr((images - clean).square().flatten(1).mean(1)).mean())
+    return float(psnr(mean_squared_error(images, clean)).mean())
 
 
 def _chroma_psnr(images: Tensor, clean: Tensor) -> float:

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from aecore.data.io import absolute_path
+from aecore.errors import one_line
 from aecore.search_space import FORMS, Dimension, Point, parse_dimension, parse_space
 
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
@@ -462,7 +463,7 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
     try:
         sections = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not readable YAML: {one_line(error, None)}") from error
     if not isinstance(sections, dict):
         raise ValueError(f"{path} must hold the sections of a recipe ({', '.join(Recipe.model_fields)})")
     for override in overrides:

@@ -116,7 +116,7 @@ SYMMETRIC = (
     "samestat",
     "rates_differ",
     "ssim",
-    "_mse",
+    "mean_squared_error",
     "_psnr",
 )
 

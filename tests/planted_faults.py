@@ -202,7 +202,7 @@ PLANTED = (
     ),
     Fault(
         "outputs are compared with the corrupted inputs", "aecore/training/evaluate.py",
-        "mse = _mse(decoded, clean)", "mse = _mse(decoded, corrupted)", (EVALUATE,),
+        "mse = mean_squared_error(decoded, clean)", "mse = mean_squared_error(decoded, corrupted)", (EVALUATE,),
     ),
     Fault(
         "pruning deletes the checkpoint with the lowest loss", "aecore/training/checkpoint.py",

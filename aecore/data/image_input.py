@@ -70,6 +70,11 @@ def to_pixels(image: Image.Image) -> np.ndarray:
     return pixels[..., None] if gray else pixels
 
 
+def to_pillow(pixels: np.ndarray) -> Image.Image:
+    """Return pixels uint8 (H, W, 1 or 3) as a PIL image, gray or RGB."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
 def split_ends(ends: ImageInputs) -> tuple[np.ndarray | ImageInput, np.ndarray | ImageInput]:
     """Return the two ends of an interpolation: z-points (z_dim,) or images. Raises ValueError for another number."""
     if not isinstance(ends, np.ndarray | Sequence) or isinstance(ends, str | bytes) or len(ends) != 2:

@@ -11,7 +11,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from aecore.data.image_input import to_pixels
+from aecore.data.image_input import to_pillow, to_pixels
 
 MAX_PIXELS = 64_000_000  # 8,000 x 8,000; decoding such an image takes 0.2 GB
 JPEG_QUALITY = 95
@@ -156,13 +156,13 @@ def fit_square(image: np.ndarray, size: int, channels: int, crop: Crop = CENTRE)
     left, top, right, bottom = crop.square(width, height)
     image = image[top:bottom, left:right]
     if right - left != size:
-        pillow = Image.fromarray(np.ascontiguousarray(image[..., 0] if image_channels == 1 else image))
+        pillow = to_pillow(np.ascontiguousarray(image))
         image = np.asarray(pillow.resize((size, size), Image.Resampling.BICUBIC)).reshape(size, size, image_channels)
     if channels == image_channels:
         return image
     if channels == 3:
         return np.repeat(image, 3, axis=2)
-    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).convert("L"))[..., None]
+    return np.asarray(to_pillow(np.ascontiguousarray(image)).convert("L"))[..., None]
 
 
 def encode_image(image: np.ndarray, encoding: str, quality: int = JPEG_QUALITY) -> bytes:
@@ -170,14 +170,13 @@ def encode_image(image: np.ndarray, encoding: str, quality: int = JPEG_QUALITY) 
 
     The bytes are a function of the arguments alone. Raises ValueError for another encoding.
     """
-    gray = image.shape[2] == 1
     image = np.ascontiguousarray(image)
     if encoding == "jpeg":
-        colour_space, subsampling = ("GRAY", "Gray") if gray else ("RGB", "444")
+        colour_space, subsampling = ("GRAY", "Gray") if image.shape[2] == 1 else ("RGB", "444")
         return simplejpeg.encode_jpeg(image, quality, colour_space, subsampling)
     if encoding == "png":
         buffer = io.BytesIO()
-        Image.fromarray(image[..., 0] if gray else image).save(buffer, "PNG")
+        to_pillow(image).save(buffer, "PNG")
         return buffer.getvalue()
     if encoding == "raw":
         return image.tobytes()

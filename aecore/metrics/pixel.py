@@ -15,6 +15,11 @@ SSIM_WINDOW, SSIM_SD = 11, 1.5  # pixels
 CHROMA = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # Cb and Cr of RGB: ITU-R T.871, as in JPEG
 
 
+def mean_squared_error(images: Tensor, reference: Tensor) -> Tensor:
+    """Return the mean squared error of each image, `(n,)`."""
+    return (images - reference).square().flatten(1).mean(1)
+
+
 def psnr(squared_error: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio in dB, of images in [0, 1], for mean squared errors of any shape."""
     return -10.0 * torch.log10(squared_error.clamp_min(1e-10))

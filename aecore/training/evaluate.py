@@ -16,7 +16,7 @@ from aecore.data.splits import SPLITS
 from aecore.latent.points import StoredPoints, make_points
 from aecore.latent.samplers import LatentStats, fit_latent_stats, sample
 from aecore.metrics.distribution import NUM_REFERENCE, FrechetDistance, hog_features
-from aecore.metrics.pixel import psnr, ssim
+from aecore.metrics.pixel import mean_squared_error, psnr, ssim
 from aecore.model.autoencoder import ACTIVE_VARIANCE, BATCH_SIZE, Autoencoder, decode_batches, to_uint8
 from aecore.model.corruptions import LATENT_NOISE, make_batch_noise, make_eval_pair
 from aecore.model.losses import loss_terms
@@ -52,10 +52,10 @@ def evaluate(
         logits = model.logits(posterior.mean)
         recon, _, _ = loss_terms(recipe.loss, logits, posterior, clean)
         decoded = logits.sigmoid()
-        mse = _mse(decoded, clean)
+        mse = mean_squared_error(decoded, clean)
         columns = [torch.ones_like(recon), recon, mse, psnr(mse), ssim(decoded, clean)]
         if input_metrics:
-            columns += [psnr(_mse(corrupted, clean)), ssim(corrupted, clean)]
+            columns += [psnr(mean_squared_error(corrupted, clean)), ssim(corrupted, clean)]
         vectors = [posterior.kl(), posterior.mean, posterior.mean.square()]
         sums += torch.cat([torch.stack(columns, 1), *vectors], 1).double().sum(0)
     if world.size > 1:
@@ -67,11 +67,6 @@ def evaluate(
     metrics["loss"] = metrics["recon"] + recipe.loss.kl_factor * metrics["kl"]
     metrics["active_units"] = float((square - mean**2 > ACTIVE_VARIANCE).sum())
     return {f"{prefix}_{name}": value for name, value in metrics.items()}, kl_per_dim
-
-
-def _mse(images: Tensor, clean: Tensor) -> Tensor:
-    """Return the mean squared error of each image, `(n,)`."""
-    return (images - clean).square().flatten(1).mean(1)
 
 
 @dataclass

@@ -22,7 +22,7 @@ import httpx2
 import numpy as np
 from PIL import Image
 
-from aecore.data.image_input import ImageInputs, is_z_point, read_images, split_ends
+from aecore.data.image_input import ImageInputs, is_z_point, read_images, split_ends, to_pillow
 from aecore.latent.arrays import Images, ZPoints
 from cluster.network import bypasses_proxies, describe_proxy_error, proxy_hint
 
@@ -595,7 +595,7 @@ def _images_request(
 
 def _to_png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG", compress_level=1)
+    to_pillow(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from aecore.config import TASKS, Section
+from aecore.data.image_input import to_pillow
 from aecore.latent.interpolation import interpolate
 from aecore.latent.points import StoredPoints, split_name
 from aecore.latent.samplers import SAMPLERS, LatentStats, sample
@@ -96,7 +96,7 @@ def corrupt_images(task: Section, images: np.ndarray, seed: int) -> np.ndarray:
 
 def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
     """Return an image uint8 (H, W, 1 or 3) with at most `max_side` pixels a side, its proportions kept."""
-    pillow = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    pillow = to_pillow(image)
     pillow.thumbnail((max_side, max_side))
     return np.asarray(pillow).reshape(pillow.height, pillow.width, image.shape[2])
 

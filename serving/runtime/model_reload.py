@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+from aecore.errors import one_line
 from cluster.memory import release_memory
 from cluster.settings import hide_credentials
 from serving.runtime.metrics import EndpointMetrics
@@ -90,6 +91,6 @@ def update_slot(
 
 
 def _refuse(version: ModelVersion, error: Exception) -> dict[str, str]:
-    reason = hide_credentials(" ".join(str(error).split()))[:500] or type(error).__name__
+    reason = hide_credentials(one_line(error, None))[:500]
     log.error("cannot load %s version %s, so it is refused: %s", version.name, version.version, reason)
     return {"version": version.version, "reason": reason}
