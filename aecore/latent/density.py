@@ -4,10 +4,12 @@ from math import log
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 CLUSTER_AXES = 32  # principal axes in which a mixture's clusters are fitted
 PER_COMPONENT = 50  # minimum of z-points for each component of a mixture
 EPSILON = 1e-30  # replaces 0 in a denominator
+SPANNED = 1e-9  # minimum variance of an axis that the z-points span, relative to that of the first axis
 VARIANCE_FLOOR = 1e-4  # of a component, relative to the variance of all z-points in the same direction
 
 
@@ -77,22 +79,24 @@ def fit_mixture(z: Tensor, mean: Tensor, covariance: Tensor, n_components: int) 
     covariance. k is `n_components`, or fewer if these would have under PER_COMPONENT z-points each.
 
     Expectation maximisation fits the clusters in the first CLUSTER_AXES principal axes, whitened. The covariance of
-    each is then shrunk in coordinates in which all z-points are white: towards the covariance of them all.
+    each is then shrunk in coordinates in which all z-points are white: towards the covariance of them all. Axes that
+    the z-points do not span, such as constant dimensions, are left out: their columns of the factors are 0.
     """
     variances, axes = torch.linalg.eigh(covariance)
-    scales = (variances.clamp_min(0) + 1e-9 * variances.mean() + EPSILON).sqrt()
+    spanned = variances >= SPANNED * variances[-1]
+    axes, scales = axes[:, spanned], variances[spanned].clamp_min(EPSILON).sqrt()
     white = (z - mean) @ (axes / scales)
     memberships = _fit_clusters(white[:, -CLUSTER_AXES:], max(1, min(n_components, len(z) // PER_COMPONENT)))
     weights = memberships.mean(0)
     centres = (memberships.T @ white) / memberships.sum(0)[:, None]
-    unit = white.square().mean().sqrt().clamp_min(EPSILON)  # 1, or less if fewer z-points than z_dim span a subspace
+    unit = white.square().mean().sqrt().clamp_min(EPSILON)  # 1, or less for fewer z-points than z_dim
     covariances = [
         shrunk_covariance((white - centre) / unit, membership)
         for centre, membership in zip(centres, memberships.T, strict=True)
     ]
-    floor = VARIANCE_FLOOR * torch.eye(len(mean), dtype=z.dtype)  # a cluster may be a single outlier
+    floor = VARIANCE_FLOOR * torch.eye(white.shape[1], dtype=z.dtype)  # a cluster may be a single outlier
     factors = (axes * scales) @ torch.linalg.cholesky(torch.stack(covariances) + floor)
-    return weights, mean + centres @ (axes * scales).T, factors
+    return weights, mean + centres @ (axes * scales).T, pad(factors, (0, len(mean) - white.shape[1]))
 
 
 def _fit_clusters(white: Tensor, k: int) -> Tensor:

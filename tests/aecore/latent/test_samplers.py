@@ -139,6 +139,14 @@ def test_fewer_images_than_dimensions_give_finite_samples_of_the_right_variance(
         assert z.var(0).mean().item() == pytest.approx(1, abs=0.25)
 
 
+@pytest.mark.parametrize(("n", "rank", "z_dim"), [(1000, 16, 64), (4000, 4, 40)])
+def test_mixture_of_z_points_that_span_a_subspace_is_as_wide_as_they_are(n, rank, z_dim):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(n, rank, generator=generator) @ torch.randn(rank, z_dim, generator=generator)
+    ratio = sample("gmm", 4000, fit_latent_stats(z), 0).std(0) / z.std(0)
+    torch.testing.assert_close(ratio, torch.ones(z_dim), atol=0.1, rtol=0)
+
+
 def test_dimension_that_never_varies_stays_constant():
     z = correlated(500)
     z[:, 2] = 7.0
