@@ -9,14 +9,15 @@ from PIL import Image, ImageOps
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 ImageInputs: TypeAlias = ImageInput | Sequence[ImageInput]
+CHANNELS = (1, 2, 3, 4)  # gray, gray and alpha, RGB, RGBA
 
 
 def read_images(images: ImageInputs) -> list[bytes | np.ndarray]:
     """Return each image as the bytes of its file or as uint8 (H, W, 1 or 3).
 
     `images` is one image or a sequence of them: a path, the bytes of a file, a PIL image, or an array (H, W),
-    (H, W, 1 or 3), or (n, H, W) and (n, H, W, 1 or 3) of several, uint8 or floats in [0, 1]. Raises ValueError for
-    anything else, and OSError for a file that cannot be read.
+    (H, W, 1 to 4), or (n, H, W) and (n, H, W, 1 to 4) of several, uint8 or floats in [0, 1]. Transparency, in 2 or 4
+    channels, is composed on white. Raises ValueError for anything else, and OSError for a file that cannot be read.
     """
     if isinstance(images, np.ndarray):
         return list(_to_uint8(images))
@@ -35,18 +36,20 @@ def read_images(images: ImageInputs) -> list[bytes | np.ndarray]:
 def _to_uint8(array: np.ndarray) -> np.ndarray:
     """Return an array of one or several images as uint8 (n, H, W, 1 or 3)."""
     array = np.asarray(array)
-    if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3)):
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in CHANNELS):
         array = array[None]
     if array.ndim == 3:
         array = array[..., None]
-    if array.ndim != 4 or array.shape[-1] not in (1, 3) or not array.size:
-        raise ValueError(f"an array of shape {array.shape} holds no images: it takes (n, H, W, 1 or 3)")
+    if array.ndim != 4 or array.shape[-1] not in CHANNELS or not array.size:
+        raise ValueError(f"an array of shape {array.shape} holds no images: it takes (n, H, W, 1 to 4)")
     if array.dtype.kind == "f":
         if not (array.min() >= 0 and array.max() <= 1):  # also for NaN
             raise ValueError("images of floats take values in [0, 1]; convert others to uint8")
-        return np.rint(array.astype(np.float32) * 255).astype(np.uint8)
+        array = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
     if array.dtype != np.uint8:
         raise ValueError(f"images are uint8 or floats in [0, 1], not {array.dtype}")
+    if array.shape[-1] in (2, 4):
+        return np.stack([to_pixels(Image.fromarray(image)) for image in array])
     return array
 
 

@@ -147,7 +147,7 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
         """Return the z-points float32 (n, z_dim) of images as `ZPoints`, which carry the version as `model`.
 
         Images are paths, bytes of image files, PIL images, and arrays uint8 or float in [0, 1], one or several, (H, W),
-        (n, H, W) or (..., 1 or 3).
+        (n, H, W) or (..., 1 to 4).
         """
         return self._run(self._encode(read_images(images), str(version)))
 

@@ -161,7 +161,7 @@ def test_pillow_images_are_read_as_their_files_are(model, mode: str):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((2, 4, 4, 4), np.uint8), "holds no images"),
+        (np.zeros((2, 4, 4, 5), np.uint8), "holds no images"),
         (np.zeros((0, 4, 4, 3), np.uint8), "holds no images"),
         (np.full((4, 4, 3), 255.0), r"values in \[0, 1\]"),
         (np.full((4, 4), np.nan), r"values in \[0, 1\]"),

@@ -47,7 +47,7 @@ def test_floats_are_rounded():
         (np.full((2, 2), np.nan), r"floats take values in \[0, 1\]"),
         (np.zeros((2, 2), np.int64), "not int64"),
         (np.zeros((0, 2, 2, 3)), r"shape \(0, 2, 2, 3\) holds no images"),
-        (np.zeros((2, 2, 2, 4)), "holds no images"),
+        (np.zeros((2, 2, 2, 5)), "holds no images"),
         (np.zeros(2), "holds no images"),
         (5, "not int"),
     ],
@@ -67,6 +67,15 @@ def test_pil_image_is_upright_and_on_white():
     assert np.array_equal(read_images(Image.open(buffer))[0], image)
     assert read_images(Image.fromarray(PIXELS[..., 0]))[0].shape == (2, 3, 1)
     assert (read_images(Image.new("RGBA", (3, 2)))[0] == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_array_with_transparency_is_read_as_its_pil_image_is(mode: str):
+    image = Image.fromarray(PIXELS).convert(mode)
+    image.putalpha(Image.fromarray(PIXELS[..., 0] * 14))
+    pixels, expected = np.asarray(image), read_images(image)[0]
+    for array in (pixels, pixels / 255, pixels[None]):
+        np.testing.assert_array_equal(read_images(array), [expected])
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
