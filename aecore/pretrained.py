@@ -9,7 +9,7 @@ import pyarrow.fs as pafs
 import torch
 
 from aecore.config import Recipe
-from aecore.data.image_input import ImageInputs, is_z_point, read_images, split_ends
+from aecore.data.image_input import ImageInputs, is_z_point, read_end, read_images, split_ends
 from aecore.data.images import decode_image, fit_square
 from aecore.data.io import absolute_path
 from aecore.errors import one_line
@@ -92,7 +92,8 @@ class PretrainedModel:
     def interpolate(self, ends: ImageInputs, steps: int = 8, path: str = "straight") -> Images:
         """Return the images of `steps` z-points from one end to the other, with `z`.
 
-        `ends` are two z-points, as (2, z_dim) or a pair of (z_dim,), or two images, or one of each. `path` is one of
+        `ends` are two z-points, as (2, z_dim) or a pair of (z_dim,), or two images, or one of each. A z-point may also
+        be (1, z_dim) as of `encode`. `path` is one of
         `aecore.latent.interpolation.INTERPOLATIONS`. Raises ValueError for other ends or another path.
         """
         start, end = (torch.from_numpy(self._to_z(item)) for item in split_ends(ends))
@@ -108,7 +109,7 @@ class PretrainedModel:
         return points
 
     def _to_z(self, end: np.ndarray | ImageInputs) -> np.ndarray:
-        return self._check_z(np.asarray(end))[0] if is_z_point(end) else np.asarray(self.encode(end))[0]
+        return self._check_z(np.asarray(end))[0] if is_z_point(end) else np.asarray(self.encode([read_end(end)]))[0]
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> PretrainedModel:

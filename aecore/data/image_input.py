@@ -7,6 +7,8 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
+from aecore.latent.arrays import ZPoints
+
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 ImageInputs: TypeAlias = ImageInput | Sequence[ImageInput]
 CHANNELS = (1, 2, 3, 4)  # gray, gray and alpha, RGB, RGBA
@@ -19,6 +21,8 @@ def read_images(images: ImageInputs) -> list[bytes | np.ndarray]:
     (H, W, 1 to 4), or (n, H, W) and (n, H, W, 1 to 4) of several, uint8 or floats in [0, 1]. Transparency, in 2 or 4
     channels, is composed on white. Raises ValueError for anything else, and OSError for a file that cannot be read.
     """
+    if isinstance(images, ZPoints):
+        raise ValueError(f"z-points {images.shape} are no image")
     if isinstance(images, np.ndarray):
         return list(_to_uint8(images))
     if isinstance(images, bytes | bytearray | memoryview):
@@ -86,9 +90,19 @@ def split_ends(ends: ImageInputs) -> tuple[np.ndarray | ImageInput, np.ndarray |
     return ends[0], ends[1]  # pyright: ignore[reportReturnType]
 
 
+def read_end(end: ImageInputs) -> bytes | np.ndarray:
+    """Return the image at an end of an interpolation as `read_images` does. Raises ValueError unless it is one."""
+    images = read_images(end)
+    if len(images) != 1:
+        raise ValueError(f"an end takes one image, not {len(images)}")
+    return images[0]
+
+
 def is_z_point(end: object) -> bool:
-    """Return if an end of an interpolation is a z-point: a vector of numbers, as no image is."""
+    """Return if an end of an interpolation is a z-point: a vector of numbers, or what `encode` returns of an image."""
+    if isinstance(end, ZPoints) and len(end) == 1:
+        return True
     if not isinstance(end, np.ndarray | list | tuple):
         return False
     vector = np.asarray(end)
-    return vector.ndim == 1 and vector.dtype.kind in "fiu"
+    return vector.ndim == 1 and vector.size > 0 and vector.dtype.kind in "fiu"

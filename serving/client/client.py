@@ -22,7 +22,7 @@ import httpx2
 import numpy as np
 from PIL import Image
 
-from aecore.data.image_input import ImageInputs, is_z_point, read_images, split_ends, to_pillow
+from aecore.data.image_input import ImageInputs, is_z_point, read_end, read_images, split_ends, to_pillow
 from aecore.latent.arrays import Images, ZPoints
 from cluster.network import bypasses_proxies, describe_proxy_error, proxy_hint
 
@@ -167,8 +167,8 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
     ) -> ImagesT:
         """Return the images uint8 (steps, size, size, channels) from one end to the other, with their `z`.
 
-        `ends`: z-points as (2, z_dim), or a pair of z-points (z_dim,) and images, as `encode` takes them. One version
-        encodes and decodes all of them. `path`: one of `model()["paths"]`.
+        `ends`: z-points as (2, z_dim), or a pair of z-points, (z_dim,) or of `encode`, and images, as `encode` takes
+        them. One version encodes and decodes all of them. `path`: one of `model()["paths"]`.
         """
         return self._run(self._interpolate(split_ends(ends), steps, path, str(version)))
 
@@ -252,10 +252,10 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
             raise ValueError(f"the ends are z-points of {' and '.join(models)}: encode both by one version")
         pin = pin or "".join(models)
         if not any(map(is_z_point, ends)):
-            images = [image for end in ends for image in read_images(end)]
+            images = [read_end(end) for end in ends]
             request = _images_request("/interpolate", images, {"steps": steps, "path": path}, {}, JSON)
             return _parse_images((yield from _collect([request], pin)))
-        points = [to_z(end) if is_z_point(end) else read_images(end) for end in ends]
+        points = [to_z(end) if is_z_point(end) else [read_end(end)] for end in ends]
         return _parse_images((yield from _by_one_version(lambda: self._interpolate_z(points, query, pin), pin)))
 
     def _interpolate_z(

@@ -112,6 +112,11 @@ def test_interpolate_takes_z_points_and_images(model):
     assert close(images, decoded(images.z))
     mixed = model.interpolate([FACES[0], Z[1]], 2)
     np.testing.assert_allclose(mixed.z, [model.encode(FACES[0])[0], Z[1]], atol=1e-5)
+    encoded = model.encode(FACES[0]), model.encode(FACES[1])
+    np.testing.assert_allclose(model.interpolate(encoded, 2).z, np.concatenate(encoded), atol=1e-6)
+    for end in (FACES[:2], [], model.encode(FACES[:2])):
+        with pytest.raises(ValueError, match=r"an end takes one image|z-points \(2, 8\) are no image"):
+            model.interpolate([FACES[0], end])
     with pytest.raises(ValueError, match="interpolation needs two"):
         model.interpolate(Z[:3])
     with pytest.raises(ValueError, match="unknown path 'winding'"):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aecore.data.image_input import is_z_point, read_images, split_ends
+from aecore.data.image_input import is_z_point, read_end, read_images, split_ends
+from aecore.latent.arrays import ZPoints
 
 PIXELS = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
 
@@ -50,6 +51,7 @@ def test_floats_are_rounded():
         (np.zeros((2, 2, 2, 5)), "holds no images"),
         (np.zeros(2), "holds no images"),
         (5, "not int"),
+        (ZPoints(np.zeros((2, 3))), r"z-points \(2, 3\) are no image"),
     ],
 )
 def test_anything_else_is_refused(array, message: str):
@@ -97,9 +99,17 @@ def test_ends_of_an_interpolation_are_two():
             split_ends(ends)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize(("end", "count"), [([], 0), ([b"a", b"b"], 2), (np.zeros((2, 4, 5)), 2)])
+def test_end_of_an_interpolation_is_one_image(end, count: int):
+    assert read_end(b"a") == read_end([b"a"]) == b"a"
+    with pytest.raises(ValueError, match=f"an end takes one image, not {count}"):
+        read_end(end)
+
+
 def test_z_point_is_a_vector_of_numbers():
     for end, expected in (
         (np.zeros(3), True), ([1, 2.5], True), ((1,), True), (np.zeros((2, 2)), False), ("ab", False), (b"ab", False),
-        (["a", "b"], False), (np.array([True]), False),
+        (["a", "b"], False), (np.array([True]), False), (ZPoints(np.zeros((1, 3))), True),
+        (ZPoints(np.zeros((2, 3))), False),
     ):  # fmt: skip
         assert is_z_point(end) == expected

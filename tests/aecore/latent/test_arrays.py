@@ -24,9 +24,10 @@ def test_z_points_of_two_versions_do_not_mix(mix):
 @pytest.mark.parametrize(
     "join",
     [
-        lambda z: z + Z, lambda z: Z + z, lambda z: 2 * z - z, lambda z: np.concatenate([z, Z]), lambda z: np.stack([z]),
+        lambda z: z + Z, lambda z: Z + z, lambda z: 2 * z - z, lambda z: np.concatenate([z, Z]),
         lambda z: np.vstack([Z[0], z[0]]), lambda z: z.mean(0), lambda z: z @ np.eye(2), copy.deepcopy,
-        lambda z: pickle.loads(pickle.dumps(z)), lambda z: z[:2] + ZPoints(Z[:2]), lambda z: np.divmod(z, 2)[1],
+        lambda z: np.stack([z]), lambda z: pickle.loads(pickle.dumps(z)), lambda z: z[:2] + ZPoints(Z[:2]),
+        lambda z: np.divmod(z, 2)[1],
     ],
 )  # fmt: skip
 def test_version_stays_with_what_is_made_of_z_points(join):

@@ -162,6 +162,11 @@ def test_interpolate_and_model(call, url):
     for ends in (FACES[:2], [Image.fromarray(FACES[0]), encode_image(FACES[1], "png")]):
         assert images_close(call(url, "interpolate", ends, 2), decoded(z[:2]))
     assert images_close(call(url, "interpolate", [FACES[0], Z[1]], 2), decoded(np.stack([z[0], Z[1]])))
+    encoded = [call(url, "encode", face) for face in FACES[:2]]
+    assert images_close(call(url, "interpolate", encoded, 2), decoded(z[:2]))
+    for ends in ([FACES[0], FACES[:2]], [FACES[0], []], [Z[0], FACES[:2]]):
+        with pytest.raises(ValueError, match="an end takes one image"):
+            call(url, "interpolate", ends)
     with pytest.raises(ValueError, match="5 z-points or images: interpolation needs two"):
         call(url, "interpolate", Z)
     model = call(url, "model")
