@@ -1,7 +1,9 @@
 """A finished model for notebooks and scripts: numpy arrays, PIL images and paths in, numpy arrays out."""
 
 import os
+import secrets
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,7 @@ from aecore.errors import one_line
 from aecore.latent.arrays import Images, ZPoints
 from aecore.latent.interpolation import interpolate
 from aecore.latent.points import StoredPoints
-from aecore.latent.samplers import LatentStats, sample
+from aecore.latent.samplers import SAMPLERS, LatentStats, sample
 from aecore.model.autoencoder import BATCH_SIZE, ImageShape, decode_batches, to_float
 from aecore.training.checkpoint import SavedModel, load_model
 
@@ -80,12 +82,19 @@ class PretrainedModel:
         points = self._check_z(z)
         return Images(decode_batches(self.saved.model, torch.from_numpy(np.ascontiguousarray(points))), points)
 
-    def sample(self, sampler: str = "normal", n: int = 1, seed: int = 0, **parameters: float) -> Images:
+    @property
+    def best_sampler(self) -> str:
+        """The sampler with the lowest distance `hog_frechet_SAMPLER` of the metrics; normal if they have none."""
+        distances = {name: self.metrics[key] for name in SAMPLERS if (key := f"hog_frechet_{name}") in self.metrics}
+        return min(distances, key=distances.__getitem__, default="normal")
+
+    def sample(self, sampler: str | None = "normal", n: int = 1, seed: int | None = 0, **parameters: float) -> Images:
         """Return the images of `n` z-points of a sampler, with `z` and `seed`; `parameters` are the sampler's.
 
-        Raises ValueError for an unknown sampler or parameter.
+        None stands for the `best_sampler`, or for a random seed. Raises ValueError for an unknown sampler or parameter.
         """
-        images = self.decode(sample(sampler, n, self.latents, seed, **parameters).numpy())
+        seed = secrets.randbelow(1 << 32) if seed is None else index(seed)
+        images = self.decode(sample(sampler or self.best_sampler, index(n), self.latents, seed, **parameters).numpy())
         images.seed = seed
         return images
 
@@ -97,7 +106,7 @@ class PretrainedModel:
         `aecore.latent.interpolation.INTERPOLATIONS`. Raises ValueError for other ends or another path.
         """
         start, end = (torch.from_numpy(self._to_z(item)) for item in split_ends(ends))
-        return self.decode(interpolate(start, end, steps, path, self.latents, self.points).numpy())
+        return self.decode(interpolate(start, end, index(steps), path, self.latents, self.points).numpy())
 
     def _check_z(self, z: np.ndarray) -> np.ndarray:
         """Return z-points as float32 (n, z_dim). Raises ValueError if their shape differs or one is not finite."""

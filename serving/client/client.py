@@ -29,6 +29,7 @@ from cluster.network import bypasses_proxies, describe_proxy_error, proxy_hint
 PNG, WEBP, NPY, JSON, PROBLEM = (
     "image/png", "image/webp", "application/x-npy", "application/json", "application/problem+json",
 )  # fmt: skip
+PNG_SIGNATURE = b"\x89PNG"
 MODEL_HEADER = "X-Zpoint-Model"
 FIRST_DELAY_S, MAX_DELAY_S = 0.2, 5.0  # before a retry; each delay is twice the one before
 MAX_ATTEMPTS = 8  # within 16 s: a replica that died has been replaced by then, and all have swapped the model
@@ -124,7 +125,7 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
 
     def decode_png(self, z: np.ndarray, *, version: Version = "") -> BytesT:
         """Return one PNG of the images of `z`, as in `decode`: a grid if there are several."""
-        return self._run(_content(Request("/decode", PNG, NPY, to_npy(to_z(z)), _pin(version, z))))
+        return self._run(_png(Request("/decode", PNG, NPY, to_npy(to_z(z)), _pin(version, z))))
 
     def sample(
         self, sampler: str | None = None, n: int = 1, seed: int | None = None, *, version: Version = "",
@@ -141,7 +142,7 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
         **parameters: float,
     ) -> BytesT:  # fmt: skip
         """Return the images of `sample` as one PNG."""
-        return self._run(_content(_sample_request(sampler, n, seed, parameters, PNG, str(version))))
+        return self._run(_png(_sample_request(sampler, n, seed, parameters, PNG, str(version))))
 
     def encode(self, images: ImageInputs, *, version: Version = "") -> ZT:
         """Return the z-points float32 (n, z_dim) of images as `ZPoints`, which carry the version as `model`.
@@ -196,8 +197,7 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
 
         `z` is the mean of the k stored z-points nearest on the map, weighted by the inverse squared distance.
         """
-        body = json.dumps({"x": float(x), "y": float(y), "k": k}).encode()
-        return self._run(_images(Request("/points/at", JSON, JSON, body, str(version))))
+        return self._run(_images(Request("/points/at", JSON, JSON, _to_json({"x": x, "y": y, "k": k}), str(version))))
 
     def model(self) -> DictT:
         """Return the served model: name, version, run_id, recipe, image, z_dim, metrics, samplers, tasks, limits."""
@@ -268,6 +268,8 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
                 end = yield from self._encode(end, pin)
                 pin = end.model
             z.append(end[0])
+        if len(z[0]) != len(z[1]):
+            raise EndpointError(f"the ends have {len(z[0])} and {len(z[1])} dimensions: they must be of one model")
         return (yield from _collect([Request(query, JSON, NPY, to_npy(np.stack(z)))], pin))
 
     def _neighbours(self, z: np.ndarray, k: int, pin: str) -> Operation[list[list[dict[str, Any]]]]:
@@ -327,10 +329,18 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
             return operation.send(outcome), None  # pyright: ignore[reportArgumentType]: None after a wait
         except StopIteration as end:
             return None, end.value
+        except (ValueError, TypeError, LookupError, EOFError, OSError) as error:
+            if isinstance(error, EndpointError) or not isinstance(outcome, httpx2.Response):
+                raise
+            # The operation could not read the response: a login page, for example.
+            text = f"the response of {self._url}{proxy_hint(self._url)} is not that of a zpoint endpoint"
+            content_type = outcome.headers.get("content-type", "no content type")
+            raise EndpointError(f"{text} ({content_type}): check the URL", outcome.status_code) from error
 
     def _describe(self, response: httpx2.Response) -> str:
-        text = f"the endpoint{proxy_hint(self._url)} answered {response.status_code} {response.text[:200].strip()}"
-        return text.strip()
+        location = response.headers.get("location", "")
+        text = f", a redirect to {location}" if location else f" {response.text[:200].strip()}"
+        return f"the endpoint{proxy_hint(self._url)} answered {response.status_code}{text}".strip()
 
     def _retry_delay_s(self, outcome: httpx2.Response | Exception, attempt: int) -> float | EndpointError:
         """Return the seconds to wait after the failed `attempt` (from 1), or the error if it was the last."""
@@ -460,8 +470,11 @@ def _parse_npy(response: httpx2.Response) -> np.ndarray:
     return np.load(io.BytesIO(response.content), allow_pickle=False)
 
 
-def _content(request: Request) -> Operation[bytes]:
-    return (yield request).content
+def _png(request: Request) -> Operation[bytes]:
+    content = (yield request).content
+    if not content.startswith(PNG_SIGNATURE):
+        raise ValueError("the response is no PNG")
+    return content
 
 
 def _images(request: Request) -> Operation[Images]:
@@ -575,7 +588,7 @@ def _sample_request(
     sampler: str | None, n: int, seed: int | None, parameters: Mapping[str, float], accept: str, pin: str = ""
 ) -> Request:
     body = _drop_none(sampler=sampler, n=n, seed=seed, parameters=dict(parameters))
-    return Request("/sample", accept, JSON, json.dumps(body).encode(), pin)
+    return Request("/sample", accept, JSON, _to_json(body), pin)
 
 
 def _images_request(
@@ -590,7 +603,11 @@ def _images_request(
     files = [_to_png(image) if isinstance(image, np.ndarray) else image for image in images]
     body: dict[str, Any] = {"images": [base64.b64encode(file).decode() for file in files], **options}
     body |= {"parameters": dict(parameters)} if parameters else {}
-    return Request(path, accept, JSON, json.dumps(body).encode())
+    return Request(path, accept, JSON, _to_json(body))
+
+
+def _to_json(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, default=lambda value: np.asarray(value).item()).encode()  # scalars of numpy
 
 
 def _to_png(image: np.ndarray) -> bytes:

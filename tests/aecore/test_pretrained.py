@@ -1,6 +1,7 @@
 """`aecore.load`: a finished model on numpy arrays, PIL images and paths."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,8 +103,21 @@ def test_sample_draws_and_decodes_z_points(model):
     np.testing.assert_array_equal(images.z, z)
     assert images.seed == 5
     assert close(images, decoded(z))
+    again = model.sample("gaussian", np.int64(4), np.uint32(5), temperature=np.float32(0.5))
+    np.testing.assert_array_equal(again.z, z)
+    assert len(model.interpolate(Z[:2], np.int64(3))) == 3
     with pytest.raises(ValueError, match="unknown sampler 'magic'"):
         model.sample("magic")
+
+
+def test_sample_takes_the_best_sampler_and_a_random_seed(run: Path):
+    images = aecore.load(run).sample(None, 2, None)
+    np.testing.assert_array_equal(images.z, aecore.load(run).sample("normal", 2, images.seed).z)
+    assert aecore.load(run).sample(seed=None).seed != images.seed
+    for distances, best in (({"normal": 2.0, "gaussian": 1.0}, "gaussian"), ({"normal": 1.0, "gmm": 1.0}, "normal")):
+        metrics = {f"hog_frechet_{name}": distance for name, distance in distances.items()}
+        saved = replace(aecore.load(run).saved, metrics=metrics)
+        assert PretrainedModel(saved).best_sampler == best
 
 
 def test_interpolate_takes_z_points_and_images(model):

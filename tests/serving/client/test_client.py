@@ -389,6 +389,46 @@ def test_options_are_sent_unless_they_are_none(call, scripted_url):
     assert ScriptedHandler.requests[2] == "/v1/reconstruct?task=drop&seed=0&keep=0.0"
 
 
+def test_numpy_scalars_are_taken_as_numbers(call, url):
+    images = call(url, "sample", "normal", np.int64(2), np.uint32(3), temperature=np.float32(0.5))
+    assert images_close(images, call(url, "sample", "normal", 2, 3, temperature=0.5))
+    assert call(url, "decode_at", np.float32(0), np.float64(0), k=np.int64(3)).shape == (1, 16, 16, 3)
+    assert len(call(url, "interpolate", Z[:2], np.int64(3))) == 3
+    assert len(call(url, "neighbours", Z, np.int64(3))[0]) == 3
+    assert call(url, "reconstruct", [encode_image(FACES[0], "png")], "denoise", np.int64(3)).seed == 3
+
+
+PAGE = (200, {"content-type": "text/html"}, b"<title>Log in</title>")
+
+
+@pytest.mark.parametrize("response", [PAGE, (200, {"content-type": "application/json"}, b"{}"), (200, {}, b"")])
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("decode", [Z]), ("decode", [np.tile(Z, (20, 1))]), ("decode_png", [Z]), ("sample", []), ("sample_png", []),
+        ("encode", [FACES]), ("reconstruct", [FACES]), ("interpolate", [[Z[0], FACES[0]]]), ("neighbours", [Z]),
+        ("points", []), ("thumbnails", []), ("models", []),
+    ],
+)  # fmt: skip
+def test_response_of_another_server_raises(call, scripted_url, method, arguments, response):
+    ScriptedHandler.responses += [response] * 2
+    message = f"the response of {scripted_url} is not that of a zpoint endpoint"
+    with pytest.raises(EndpointError, match=message) as caught:
+        call(scripted_url, method, *arguments)
+    assert caught.value.status == 200
+
+
+def test_redirect_names_its_target(call, scripted_url):
+    ScriptedHandler.responses += [(302, {"location": "https://login.example/"}, b"")]
+    with pytest.raises(EndpointError, match=r"answered 302, a redirect to https://login\.example/"):
+        call(scripted_url, "model")
+
+
+def test_ends_of_different_z_dim_are_refused(call, url):
+    with pytest.raises(ValueError, match="the ends have 3 and 8 dimensions"):
+        call(url, "interpolate", [np.zeros(3), FACES[0]])
+
+
 def test_gray_images_have_an_axis_of_channels(call, scripted_url):
     png = base64.b64encode(encode_image(np.full((4, 4, 1), 7, np.uint8), "png")).decode()
     body = json.dumps({"images": [png, png], "z": [[1.0], [2.0]]}).encode()
