@@ -11,12 +11,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from aecore.errors import one_line
 from cluster.memory import release_memory
 from cluster.settings import hide_credentials
 from serving.runtime.metrics import EndpointMetrics
-from serving.runtime.model_slot import ModelSlot, ServedModel
+from serving.runtime.model_slot import ModelInfo, ModelSlot, ServedModel
 from serving.runtime.registry import ModelVersion, find_model_version
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def load_first_loadable(candidates: Iterable[ModelVersion], load: LoadFn) -> tup
 def follow_alias(slot: ModelSlot, alias: str, load: LoadFn, save_served: SaveFn, metrics: EndpointMetrics) -> None:
     """Keep `slot` at the version that `alias` names; never returns. `save_served` gets each version after its swap."""
     sleeper, unreachable = threading.Event(), False
-    served_version, polls_since_swap = slot.current.info.version, 0
+    served, polls_since_swap = _identity(slot.current.info), 0
     while not sleeper.wait(POLL_SECONDS):
         polls_since_swap += 1
         if polls_since_swap == DRAIN_POLLS:
@@ -64,16 +65,22 @@ def follow_alias(slot: ModelSlot, alias: str, load: LoadFn, save_served: SaveFn,
             update_slot(slot, version, load, save_served, metrics)
         except Exception:  # of `save_served`, for example; this thread must go on
             log.exception("cannot follow alias '%s'; still serving %s", alias, slot.current.info.label)
-        if slot.current.info.version != served_version:
-            served_version, polls_since_swap = slot.current.info.version, 0
+        if _identity(slot.current.info) != served:
+            served, polls_since_swap = _identity(slot.current.info), 0
 
 
 def update_slot(
     slot: ModelSlot, version: ModelVersion, load: LoadFn, save_served: SaveFn, metrics: EndpointMetrics
 ) -> None:
-    """Load `version` into `slot`, unless it is there already or was refused less than RETRY_SECONDS ago."""
-    if version.version == slot.current.info.version:
+    """Load `version` into `slot`, unless it is there already or was refused less than RETRY_SECONDS ago.
+
+    If only its sampler has changed, that of the loaded model is replaced.
+    """
+    if _identity(version) == _identity(slot.current.info):
         slot.refused = None
+        if version.sampler != slot.current.info.sampler:
+            slot.current.info = replace(slot.current.info, sampler=version.sampler)
+            save_served(version)
         return
     if slot.refused and slot.refused["version"] == version.version and time.monotonic() < slot.retry_at:
         return
@@ -88,6 +95,10 @@ def update_slot(
     metrics.set_served_version(version.alias, version.name, version.version, swap=True)
     save_served(version)
     log.warning("serving %s/%s instead of %s", version.name, version.version, old_label)
+
+
+def _identity(version: ModelVersion | ModelInfo) -> tuple[str, str]:
+    return version.version, version.run_id  # numbers start again if the registered model was deleted
 
 
 def _refuse(version: ModelVersion, error: Exception) -> dict[str, str]:

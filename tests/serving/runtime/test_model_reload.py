@@ -1,6 +1,7 @@
 """Following the alias: which versions the slot gets, and which are refused."""
 
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import httpx2
@@ -13,6 +14,9 @@ from serving.runtime.registry import ModelVersion
 from tests.serving.app_server import Z_DIM, make_slot, serve_app
 
 
+INFO = make_slot().current.info
+
+
 def make_version(version):
     return ModelVersion("zpoint", str(version), "champion", "run", "source", "uri")
 
@@ -21,7 +25,8 @@ def load(version):
     """Load any version but 13."""
     if version.version == "13":
         raise FileNotFoundError("model.safetensors\nis missing")
-    return SimpleNamespace(info=SimpleNamespace(version=version.version, label=f"zpoint/{version.version}"))
+    info = replace(INFO, version=version.version, run_id=version.run_id, sampler=version.sampler)
+    return SimpleNamespace(info=info)
 
 
 def ignore(version):
@@ -59,6 +64,20 @@ def test_the_slot_follows_the_alias_and_a_broken_version_is_loaded_once(slot, ca
     assert [line for line in lines if line.startswith("zpoint_model{")] == [
         'zpoint_model{alias="champion",name="zpoint",replica="1",version="1"} 1.0'
     ]
+
+
+def test_another_run_with_the_same_version_number_is_loaded(slot):
+    """The registered model was deleted, and another run promoted."""
+    other, saved = replace(make_version(1), run_id="other"), []
+    update_slot(slot, other, load, saved.append, EndpointMetrics())
+    assert (slot.current.info.version, slot.current.info.run_id, saved) == ("1", "other", [other])
+
+
+def test_another_sampler_of_the_served_version_is_taken_without_a_load(slot):
+    version, saved = replace(make_version(1), sampler="gaussian"), []
+    for _ in range(2):
+        update_slot(slot, version, lambda _: pytest.fail("loaded again"), saved.append, EndpointMetrics())
+    assert (slot.current.info.version, slot.current.info.sampler, saved) == ("1", "gaussian", [version])
 
 
 def test_unreachable_registry_is_logged_once_and_followed_again_when_it_answers(slot, monkeypatch, caplog):
