@@ -1,9 +1,12 @@
 """The promote job: register a finished run's model in MLflow and move an alias to it."""
 
+import logging
 import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pyarrow.fs as pafs
 
 from aecore.errors import one_line
 from cluster import tracking
@@ -15,11 +18,11 @@ from jobs.mlflow_run import MlflowRun
 from jobs.run_store import RunStore, find_run, resolve_name
 from jobs.tune.campaign import find_best_run
 from jobs.tune.lookup import find_trial
-from jobs.tune.selection import score
 
 if TYPE_CHECKING:  # torch
     from aecore.training.checkpoint import SavedModel
 
+log = logging.getLogger(__name__)
 LINEAGE_TAGS = (COMMIT_TAG, JOB_TAG, "zpoint.dataset", "zpoint.recipe")  # of a run, and of its versions
 ALIAS = re.compile(r"(?i)(?!latest$|v\d+$)[a-z0-9_-]{1,255}")
 
@@ -29,13 +32,15 @@ def promote(name: str, alias: str = "champion", run: str | None = None) -> dict[
 
     `name` may also be the MLflow id of either. A run that MLflow lacks, or has deleted, is logged or restored first.
 
-    A run that is registered already keeps its version; only the alias moves. The version's tag names the sampler
+    A run that is registered already keeps its version, whose files are uploaded again if they do not load. The version's tag names the sampler
     that serves it best: the campaign's, or the one with the lowest distance. Returns model, version, alias, run, MLflow
     run id, sampler and metrics. Raises ValueError for an unknown name, a run that has not finished or whose model does
     not load, or an alias that MLflow does not accept.
     """
     if not ALIAS.fullmatch(alias):
         raise ValueError(f"--alias takes letters, digits, '_' and '-', not 'latest' nor a version, not '{alias}'")
+    from aecore.pretrained import PretrainedModel
+
     check_uri(settings().store)
     name = resolve_name(name)
     promoted, sampler, choice = name, "", "Promoted by its name."
@@ -47,7 +52,7 @@ def promote(name: str, alias: str = "champion", run: str | None = None) -> dict[
     run_store.check_finished()
     saved = _load(run_store)
     _log_to_mlflow(run_store)
-    sampler = sampler or score(run_store.name, saved.metrics, "best").sampler
+    sampler = sampler or PretrainedModel(saved).best_sampler
     version, folder = _find_or_register(run_store, saved)
     text = describe(run_store, saved, choice, sampler, folder)
     tracking.client().update_model_version(tracking.MODEL_NAME, version, text)
@@ -88,7 +93,7 @@ def _log_to_mlflow(run_store: RunStore) -> None:
 def _find_or_register(run_store: RunStore, saved: "SavedModel") -> tuple[str, str]:
     """Return the version of the run's model and its artifact folder; register it if there is none.
 
-    A continued run has several versions.
+    A continued run has several versions. Files of a version that do not load are uploaded again.
     """
     from mlflow.exceptions import MlflowException
 
@@ -96,13 +101,15 @@ def _find_or_register(run_store: RunStore, saved: "SavedModel") -> tuple[str, st
     epochs = str(saved.recipe.optim.epochs)
     run = client.get_run(run_id)
     versions = client.search_model_versions(f"name = '{tracking.MODEL_NAME}' and run_id = '{run_id}'")
-    for version in versions:
-        if version.tags.get("zpoint.epochs", run.data.params["optim.epochs"]) == epochs:
-            return str(version.version), version.source.rpartition("/")[2]
-    artifact_path = f"model-epoch-{epochs}" if versions else "model"  # a version's files never change
-    with tempfile.TemporaryDirectory() as folder:
-        write_mlflow_model(Path(folder, "model"), run_store, saved, artifact_path)
-        client.log_artifacts(run_id, f"{folder}/model", artifact_path)
+    same = [v for v in versions if v.tags.get("zpoint.epochs", run.data.params["optim.epochs"]) == epochs]
+    new_path = f"model-epoch-{epochs}" if versions else "model"  # a version's files never change
+    artifact_path = same[0].source.rpartition("/")[2] if same else new_path
+    if not same or not _loads(run_id, artifact_path):
+        with tempfile.TemporaryDirectory() as folder:
+            write_mlflow_model(Path(folder, "model"), run_store, saved, artifact_path)
+            client.log_artifacts(run_id, f"{folder}/model", artifact_path)
+    if same:
+        return str(same[0].version), artifact_path
     try:
         client.create_registered_model(tracking.MODEL_NAME)
     except MlflowException as error:
@@ -112,3 +119,16 @@ def _find_or_register(run_store: RunStore, saved: "SavedModel") -> tuple[str, st
     tags |= {name: run.data.tags[name] for name in LINEAGE_TAGS if name in run.data.tags}
     source = f"{run.info.artifact_uri}/{artifact_path}"
     return str(client.create_model_version(tracking.MODEL_NAME, source, run_id, tags=tags).version), artifact_path
+
+
+def _loads(run_id: str, artifact_path: str) -> bool:
+    """Return True if the model in the run's artifact folder loads."""
+    from aecore.training.checkpoint import load_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            load_model(pafs.LocalFileSystem(), tracking.client().download_artifacts(run_id, artifact_path, folder))
+        except Exception as error:  # of any kind, by the store or the files
+            log.warning("the registered %s does not load: %s; uploading it again", artifact_path, one_line(error))
+            return False
+    return True

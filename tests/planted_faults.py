@@ -1079,7 +1079,7 @@ PLANTED = (
     ),
     Fault(
         "a continued run keeps the version of its first model", "jobs/promote.py",
-        'if version.tags.get("zpoint.epochs", run.data.params["optim.epochs"]) == epochs:', "if version:",
+        'if v.tags.get("zpoint.epochs", run.data.params["optim.epochs"]) == epochs]', "]",
         ("tests/jobs/train/test_train.py::test_more_epochs_continue_a_finished_run_bit_identically",),
     ),
     Fault(

@@ -166,6 +166,22 @@ def test_model_that_does_not_load_is_refused_and_the_alias_stays(refused, zpoint
     assert find_model_version().version == "1"
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-100])])
+def test_promoting_again_repairs_the_files_of_a_version(zpoint, damage):
+    zpoint("promote", "a")
+    version = find_model_version()
+    damage(Path(version.source.removeprefix("file://")) / "model.safetensors")
+    assert zpoint("promote", "a")["version"] == "1"
+    assert read_model(version.source, version.tracking_uri).model.z_dim == 3
+
+
+def test_run_without_validation_images_is_served_by_normal(zpoint):
+    path = Path(find_run("a").uri) / "model" / "metrics.json"
+    metrics = {name: value for name, value in read_metrics("a").items() if not name.startswith(("valid_", "hog_"))}
+    path.write_text(json.dumps(metrics))
+    assert zpoint("promote", "a")["sampler"] == find_model_version().sampler == "normal"
+
+
 def test_run_that_is_not_in_mlflow_is_refused(refused, zpoint, tiny: str, faces: Path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     zpoint("train", tiny, f"data.uri={faces}", "name=unlogged", "optim.epochs=1")
