@@ -1,8 +1,12 @@
 """The promote job: register a finished run's model in MLflow and move an alias to it."""
 
+import itertools
 import logging
 import re
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +15,7 @@ import pyarrow.fs as pafs
 from aecore.errors import one_line
 from cluster import tracking
 from cluster.lineage import COMMIT_TAG, JOB_TAG
+from cluster.lock import LockedError, hold_lock
 from cluster.settings import hide_credentials, settings
 from cluster.storage import check_uri
 from jobs.mlflow_model import describe, write_mlflow_model
@@ -23,6 +28,7 @@ if TYPE_CHECKING:  # torch
     from aecore.training.checkpoint import SavedModel
 
 log = logging.getLogger(__name__)
+LOCK_POLL_SECONDS = 0.5
 LINEAGE_TAGS = (COMMIT_TAG, JOB_TAG, "zpoint.dataset", "zpoint.recipe")  # of a run, and of its versions
 ALIAS = re.compile(r"(?i)(?!latest$|v\d+$)[a-z0-9_-]{1,255}")
 
@@ -32,9 +38,9 @@ def promote(name: str, alias: str = "champion", run: str | None = None) -> dict[
 
     `name` may also be the MLflow id of either. A run that MLflow lacks, or has deleted, is logged or restored first.
 
-    A run that is registered already keeps its version, whose files are uploaded again if they do not load. The version's tag names the sampler
-    that serves it best: the campaign's, or the one with the lowest distance. Returns model, version, alias, run, MLflow
-    run id, sampler and metrics. Raises ValueError for an unknown name, a run that has not finished or whose model does
+    A run that is registered already keeps its version, whose files are uploaded again if they do not load. The
+    version's tag names the sampler that serves it best: the campaign's, or the one with the lowest distance. Returns
+    model, version, alias, run, MLflow run id, sampler and metrics. Raises ValueError for an unknown name, a run that has not finished or whose model does
     not load, or an alias that MLflow does not accept.
     """
     if not ALIAS.fullmatch(alias):
@@ -53,7 +59,8 @@ def promote(name: str, alias: str = "champion", run: str | None = None) -> dict[
     saved = _load(run_store)
     _log_to_mlflow(run_store)
     sampler = sampler or PretrainedModel(saved).best_sampler
-    version, folder = _find_or_register(run_store, saved)
+    with _promotion_lock(run_store):
+        version, folder = _find_or_register(run_store, saved)
     text = describe(run_store, saved, choice, sampler, folder)
     tracking.client().update_model_version(tracking.MODEL_NAME, version, text)
     tracking.client().set_model_version_tag(tracking.MODEL_NAME, version, tracking.SAMPLER_TAG, sampler)
@@ -88,6 +95,22 @@ def _log_to_mlflow(run_store: RunStore) -> None:
         raise ValueError(f"run '{run_store.name}' is not in MLflow, which cannot take it now: {cause}") from error
     if run_store.run_id != previous_id:
         tracking.set_status(run_store.run_id, "FINISHED")
+
+
+@contextmanager
+def _promotion_lock(run_store: RunStore) -> Iterator[None]:
+    """Hold the lock of the run's promotion inside the block; wait while another process holds it."""
+    uri, activity = f"{settings().store}/locks/promote-{run_store.run_id}", f"run '{run_store.name}' is being promoted"
+    with ExitStack() as stack:
+        for attempt in itertools.count():
+            try:
+                stack.enter_context(hold_lock(uri, activity, "promote another run"))
+                break
+            except LockedError as error:
+                if not attempt:
+                    log.warning("waiting for the lock: %s", error)
+                time.sleep(LOCK_POLL_SECONDS)
+        yield
 
 
 def _find_or_register(run_store: RunStore, saved: "SavedModel") -> tuple[str, str]:

@@ -5,8 +5,10 @@ import json
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 
 import mlflow
 import numpy as np
@@ -16,6 +18,7 @@ import aecore
 from aecore.data.io import write_json
 from cluster import tracking
 from cluster.settings import settings
+from jobs.promote import promote
 from jobs.run_store import find_run
 from jobs.tune.campaign import campaign_file
 from serving.runtime.registry import find_model_version, read_model
@@ -180,6 +183,22 @@ def test_run_without_validation_images_is_served_by_normal(zpoint):
     metrics = {name: value for name, value in read_metrics("a").items() if not name.startswith(("valid_", "hog_"))}
     path.write_text(json.dumps(metrics))
     assert zpoint("promote", "a")["sampler"] == find_model_version().sampler == "normal"
+
+
+def test_concurrent_promotions_of_a_run_register_it_once(monkeypatch: pytest.MonkeyPatch):
+    both, client = Barrier(2), tracking.client()
+    search = client.search_model_versions
+
+    def search_together(*args):
+        versions = search(*args)
+        with suppress(BrokenBarrierError):  # the other one waits for the lock
+            both.wait(2)
+        return versions
+
+    monkeypatch.setattr(client, "search_model_versions", search_together)
+    with ThreadPoolExecutor(2) as pool:
+        assert [result["version"] for result in pool.map(promote, ["a", "a"])] == ["1", "1"]
+    assert len(search("name = 'zpoint'")) == 1
 
 
 def test_run_that_is_not_in_mlflow_is_refused(refused, zpoint, tiny: str, faces: Path, monkeypatch):
