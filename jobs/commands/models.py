@@ -1,6 +1,6 @@
 """`zpoint models`: the model versions in MLflow's registry, newest first, and where they are served."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +14,7 @@ TIMEOUT_S = 10.0
 
 
 def list_models(urls: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return one dict a version: version, aliases, served, run, run_id, created, sampler, last metrics of its run.
+    """Return one dict a version: version, aliases, served, run, run_id, created, sampler, metrics of its epoch.
 
     `psnr` is of the validation images, in dB; `frechet` the distance in HOG features of the samples of `sampler`.
     `served` names the aliases of the version at the endpoints `urls`, as `URL (ALIAS)`; without any, at ENDPOINT_URL if
@@ -51,9 +51,9 @@ def _describe(
     version: Any, version_by_alias: dict[str, str], run: Any, served: list[tuple[str, str, str]]
 ) -> dict[str, Any]:
     sampler = version.tags.get(tracking.SAMPLER_TAG, "normal")
-    metrics = run.data.metrics if run else {}
     key = (version.run_id, str(version.version))  # another registry may have a version of the same number
     keys = {"psnr": "valid_psnr", "frechet": f"hog_frechet_{sampler}"}
+    metrics = _metrics(version, run, keys.values()) if run else {}
     return {
         "version": str(version.version),
         "aliases": sorted(alias for alias, aliased in version_by_alias.items() if aliased == str(version.version)),
@@ -64,3 +64,12 @@ def _describe(
         "sampler": sampler,
         **{name: metrics[key] for name, key in keys.items() if key in metrics},
     }
+
+
+def _metrics(version: Any, run: Any, keys: Iterable[str]) -> Mapping[str, float]:
+    """Return the metrics `keys` of the run at the epoch of the version: the run may have been continued since."""
+    epochs = version.tags.get("zpoint.epochs") or run.data.params.get("optim.epochs", "")
+    if epochs in ("", run.data.tags.get("zpoint.epoch")):
+        return run.data.metrics
+    history = {key: tracking.client().get_metric_history(version.run_id, key) for key in keys}
+    return {key: point.value for key, points in history.items() for point in points if str(point.step) == epochs}

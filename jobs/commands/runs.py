@@ -14,7 +14,7 @@ def list_runs() -> list[dict[str, Any]]:
     """Return one dict a run: name, id, status, start, finished epochs, registered version and its last METRICS."""
     versions: dict[str, str] = {}
     for version in tracking.client().search_model_versions(f"name = '{tracking.MODEL_NAME}'"):
-        versions[version.run_id] = str(version.version)
+        versions[version.run_id] = max(versions.get(version.run_id, "0"), str(version.version), key=int)
     return [_describe(run, versions.get(run.info.run_id, "")) for run in tracking.find_runs()]
 
 

@@ -9,6 +9,7 @@ from cluster import tracking as mlflow_tracking
 from cluster.settings import settings
 from jobs.commands.models import list_models
 from jobs.commands.printing import format_models
+from jobs.commands.runs import list_runs
 from tests.serving.app_server import make_slot, serve_app
 
 RUNS = {"celeba-vae-1a2b3c4d": {"valid_psnr": 21.6204, "hog_frechet_gmm": 0.98765}, "celeba-near-ae-5e6f7a8b": {}}
@@ -43,6 +44,18 @@ def test_versions_come_newest_first_with_aliases_and_figures(registry):
     assert table[3].split() == ["1", "champion", "gmm", "21.62", "0.9877", first["created"][:10], first["run"]]
     assert table[4].split() == ["vae"]
     assert "zpoint promote RUN --alias ALIAS" in table[5]
+
+
+def test_each_version_of_a_continued_run_has_the_metrics_of_its_epoch(registry):
+    name = "celeba-vae-1a2b3c4d"
+    run_id = mlflow_tracking.create_run("continued", {"optim.epochs": 1}, {})
+    for step, psnr in ((1, 12.135), (6, 12.864)):
+        mlflow_tracking.log_metrics(run_id, {"valid_psnr": psnr, "hog_frechet_normal": psnr - 1}, step, step)
+    for tags in ({}, {"zpoint.epochs": "6"}, {"zpoint.epochs": "1"}):
+        registry.create_model_version(mlflow_tracking.MODEL_NAME, f"{settings().home}/{name}", run_id, tags=tags)
+    of_1, of_6 = (12.135, 11.135), (12.864, 11.864)
+    assert [(m["psnr"], m["frechet"]) for m in list_models()[:3]] == [of_1, of_6, of_1]
+    assert {row["run"]: row["version"] for row in list_runs()}["continued"] == "6"
 
 
 def test_it_says_which_version_is_served_where(registry, monkeypatch: pytest.MonkeyPatch):
