@@ -208,15 +208,18 @@ def delete_run(run_id: str) -> None:
 
 def find_runs(filter_string: str = "") -> list[Any]:
     """Return zpoint's runs as `mlflow.entities.Run`, newest first."""
-    ids = [e.experiment_id for e in client().search_experiments() if e.name.split(" ")[0] == "zpoint"]
-    if not ids:
-        return []
-    page = client().search_runs(ids, filter_string)
-    runs = list(page)
+    experiments = _read_all_pages(client().search_experiments, filter_string="name LIKE 'zpoint%'")
+    ids = [e.experiment_id for e in experiments if e.name.split(" ")[0] == "zpoint"]
+    return _read_all_pages(client().search_runs, ids, filter_string) if ids else []
+
+
+def _read_all_pages(search: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+    page = search(*args, **kwargs)
+    items = list(page)
     while page.token:
-        page = client().search_runs(ids, filter_string, page_token=page.token)
-        runs += page
-    return runs
+        page = search(*args, **kwargs, page_token=page.token)
+        items += page
+    return items
 
 
 def best_effort(action: str, call: Callable[[], Any], default: Any = None, *, warn: bool = True) -> Any:

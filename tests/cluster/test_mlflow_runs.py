@@ -2,6 +2,8 @@
 
 import math
 import os
+import sqlite3
+from contextlib import closing
 from functools import partial
 
 import pytest
@@ -56,6 +58,23 @@ def test_runs_of_all_pages_are_found(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(client, "search_runs", partial(client.search_runs, max_results=2))
     runs = tracking.find_runs()
     assert (len(runs), {run.info.run_id for run in runs}) == (5, ids)
+
+
+@pytest.mark.usefixtures("tracking")
+def test_runs_are_found_below_more_than_a_page_of_newer_experiments():
+    """MLflow returns 1,000 experiments a page, newest first."""
+    run_id = tracking.create_run("mine", {}, {})
+    with closing(sqlite3.connect(os.environ["ZPOINT_HOME"] + "/mlflow.db")) as database, database:
+        copy = "INSERT INTO experiments SELECT {} FROM experiments WHERE name = 'zpoint'"
+        columns = [row[1] for row in database.execute("PRAGMA table_info(experiments)")]
+        values = {"experiment_id": "experiment_id + ?", "name": "? || ?", "creation_time": "creation_time + ?"}
+        query = copy.format(", ".join(values.get(column, column) for column in columns))
+        for prefix in ("another", "zpoint s3://"):
+            first = 1 if prefix == "another" else 2000
+            for index in range(first, first + 1001):
+                row = {"experiment_id": [index], "name": [prefix, index], "creation_time": [index]}
+                database.execute(query, [value for column in columns for value in row.get(column, [])])
+    assert [run.info.run_id for run in tracking.find_runs()] == [run_id]
 
 
 @pytest.mark.parametrize(
