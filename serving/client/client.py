@@ -108,8 +108,11 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
                 base_url=f"{self._url}/v1" + (f"/models/{alias}" if alias else ""),
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_S)),
+                verify=httpx2.create_ssl_context(),  # with the CAs of SSL_CERT_FILE and SSL_CERT_DIR
                 trust_env=not bypasses_proxies(self._url),  # else it reads the environment's proxies
             )
+        except OSError as error:
+            raise EndpointError(f"cannot read the certificates of SSL_CERT_FILE or SSL_CERT_DIR: {error}") from None
         except (ValueError, ImportError, httpx2.InvalidURL) as error:
             if proxy_error := describe_proxy_error():
                 raise EndpointError(f"no proxy for {self._url}: {proxy_error}, or add the host to NO_PROXY") from None
@@ -349,6 +352,9 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
             error = EndpointError(_error_detail(outcome) or self._describe(outcome), outcome.status_code)
             retry_after_s = _retry_after_s(outcome)
             retry = _is_transient(outcome) and attempt < MAX_ATTEMPTS and (retry_after_s or 0) <= MAX_RETRY_AFTER_S
+        elif "CERTIFICATE_VERIFY_FAILED" in str(outcome):
+            text = f"the certificate of {self._url} is not trusted: {outcome}"
+            error, retry = EndpointError(f"{text}; name the file of its CA in SSL_CERT_FILE"), False
         elif isinstance(outcome, (httpx2.ConnectError, httpx2.ConnectTimeout)):
             error = EndpointError(f"no endpoint answers at {self._url}: {outcome}; start one with: zpoint serve")
             retry = attempt < MAX_CONNECT_ATTEMPTS

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -358,14 +359,19 @@ class ScriptedHandler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def scripted_url() -> Iterator[str]:
+def scripted_url(scripted_server: ThreadingHTTPServer) -> str:
+    return f"http://127.0.0.1:{scripted_server.server_port}"
+
+
+@pytest.fixture
+def scripted_server() -> Iterator[ThreadingHTTPServer]:
     ScriptedHandler.responses.clear()
     ScriptedHandler.requests.clear()
     ScriptedHandler.bodies.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), ScriptedHandler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield server
     server.shutdown()
     thread.join()
     server.server_close()
@@ -534,6 +540,29 @@ def test_an_unreachable_endpoint_is_tried_five_times(call, delays):
     with pytest.raises(EndpointError, match=r"no endpoint answers at .*; start one with: zpoint serve"):
         call("http://127.0.0.1:9", "model")
     assert delays == pytest.approx([0.2, 0.4, 0.8, 1.6])
+
+
+@pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:9"])
+def test_certificates_of_loopback_are_those_of_ssl_cert_file(
+    call, scripted_server, delays, monkeypatch, tmp_path, proxy
+):
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -subj /CN=localhost"
+    subprocess.run([*command.split(), "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    scripted_server.socket = context.wrap_socket(scripted_server.socket, server_side=True)
+    url = f"https://localhost:{scripted_server.server_port}"
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    with pytest.raises(EndpointError, match=rf"the certificate of {url} is not trusted: .*SSL_CERT_FILE"):
+        call(url, "model")
+    assert delays == []
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    ScriptedHandler.responses += [OK]
+    assert call(url, "model") == {"a": 1}
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere"))
+    with pytest.raises(EndpointError, match="cannot read the certificates of SSL_CERT_FILE"):
+        call(url, "model")
 
 
 def test_a_bad_url_raises(call):

@@ -13,7 +13,6 @@ from serving.runtime.model_slot import ModelSlot
 from serving.runtime.registry import ModelVersion
 from tests.serving.app_server import Z_DIM, make_slot, serve_app
 
-
 INFO = make_slot().current.info
 
 
