@@ -9,6 +9,7 @@ import base64
 import io
 import itertools
 import json
+import math
 import random
 import secrets
 import time
@@ -254,11 +255,13 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
         if not pin and len(models) > 1:
             raise ValueError(f"the ends are z-points of {' and '.join(models)}: encode both by one version")
         pin = pin or "".join(models)
-        if not any(map(is_z_point, ends)):
-            images = [read_end(end) for end in ends]
-            request = _images_request("/interpolate", images, {"steps": steps, "path": path}, {}, JSON)
-            return _parse_images((yield from _collect([request], pin)))
         points = [to_z(end) if is_z_point(end) else [read_end(end)] for end in ends]
+        images = [end[0] for end in points if isinstance(end, list)]
+        if len(images) == len(ends):
+            batches = yield from self._split(images)
+            if len(batches) == 1:
+                request = _images_request("/interpolate", batches[0], {"steps": steps, "path": path}, {}, JSON)
+                return _parse_images((yield from _collect([request], pin)))
         return _parse_images((yield from _by_one_version(lambda: self._interpolate_z(points, query, pin), pin)))
 
     def _interpolate_z(
@@ -303,8 +306,9 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
         """Return `images` in batches that the endpoint takes in one request."""
         if not images:
             raise ValueError("there are no images to send")
-        limits = yield from self._limits_for(len(_split_images(images, SMALL)) > 1)
-        return _split_images(images, limits)
+        above_small = any(isinstance(image, np.ndarray) and image.nbytes > SMALL.body for image in images)
+        limits = yield from self._limits_for(above_small or len(_split_images(images, SMALL)) > 1)
+        return _split_images([_shrink(image, limits.body) for image in images], limits)
 
     def _limits_for(self, large: bool) -> Operation[Limits]:
         """Return the endpoint's limits; it is asked for them if the input is `large`, once for each model."""
@@ -573,6 +577,23 @@ def _split_images(images: list[bytes | np.ndarray], limits: Limits) -> list[list
             n_bytes, n_pixels = image_bytes, pixels
         batches[-1].append(image)
     return batches
+
+
+def _shrink(image: bytes | np.ndarray, max_bytes: int) -> bytes | np.ndarray:
+    """Return an array that exceeds `max_bytes` as its centre square, all that the endpoint uses, reduced until it fits.
+
+    Others, and files, are returned as they are.
+    """
+    max_bytes -= 1000  # for the header
+    if isinstance(image, bytes) or image.nbytes <= max_bytes:
+        return image
+    height, width, channels = image.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[top : top + side, left : left + side]
+    factor = math.ceil(math.sqrt(square.nbytes / max_bytes))
+    reduced = np.asarray(Image.fromarray(square[..., 0] if channels == 1 else square).reduce(factor))
+    return reduced.reshape(*reduced.shape[:2], channels)
 
 
 def _image_cost(image: bytes | np.ndarray, limits: Limits) -> tuple[int, int]:

@@ -244,6 +244,22 @@ def test_large_input_is_split_into_requests_of_one_version(call, monkeypatch):
         assert images_close(call(url, "reconstruct", faces, "denoise", 3), noisy)
 
 
+@pytest.mark.parametrize("shape", [(170, 140), (140, 171), (256, 192), (192, 257)])
+def test_photo_beyond_the_body_limit_is_sent_as_its_centre_square(call, monkeypatch, shape):
+    """With an endpoint that takes 64 kB in a request: square pixels of 58,800 and, reduced, 110,592 bytes."""
+    monkeypatch.setattr(client_module, "SMALL", client_module.Limits(8, 1 << 15, 100_000))
+    faces = [Image.fromarray(face).resize(shape, Image.Resampling.BICUBIC) for face in FACES[:2]]
+    files = [encode_image(np.asarray(face), "jpeg") for face in faces]
+    with serve_app(make_slot(), token=TOKEN, limits=Limits(max_body_bytes=1 << 16)) as url:
+        z = call(url, "encode", files)
+        for photos in (faces, [np.asarray(face) for face in faces]):
+            np.testing.assert_allclose(call(url, "encode", photos), z, atol=0.1)
+            np.testing.assert_allclose(call(url, "encode", photos[0]), z[:1], atol=0.1)
+            np.testing.assert_allclose(call(url, "reconstruct", photos).z, z, atol=0.1)
+            np.testing.assert_allclose(call(url, "interpolate", photos, 2).z, z, atol=0.1)
+            np.testing.assert_allclose(call(url, "interpolate", [photos[0], files[1]], 2).z, z, atol=0.1)
+
+
 def test_z_points_are_decoded_by_their_version_alone(call, url):
     z = call(url, "encode", FACES)
     assert z.model == "zpoint/7"
