@@ -37,7 +37,6 @@ class ZPoints(_ArrayWithOrigin):
     ValueError for z-points of two versions.
     """
 
-    __array_priority__ = 1.0  # over plain arrays
     model: str
 
     def __new__(cls, array: np.ndarray, model: str = "") -> "ZPoints":
