@@ -40,13 +40,13 @@ def promote(name: str, alias: str = "champion", run: str | None = None) -> dict[
 
     A run that is registered already keeps its version, whose files are uploaded again if they do not load. The
     version's tag names the sampler that serves it best: the campaign's, or the one with the lowest distance. Returns
-    model, version, alias, run, MLflow run id, sampler and metrics. Raises ValueError for an unknown name, a run that has not finished or whose model does
-    not load, or an alias that MLflow does not accept.
+    model, version, alias, run, MLflow run id, sampler and metrics. Raises ValueError for an unknown name, a run that
+    has not finished or whose model does not load, or an alias that MLflow does not accept.
     """
-    if not ALIAS.fullmatch(alias):
-        raise ValueError(f"--alias takes letters, digits, '_' and '-', not 'latest' nor a version, not '{alias}'")
     from aecore.pretrained import PretrainedModel
 
+    if not ALIAS.fullmatch(alias):
+        raise ValueError(f"--alias takes letters, digits, '_' and '-', not 'latest' nor a version, not '{alias}'")
     check_uri(settings().store)
     name = resolve_name(name)
     promoted, sampler, choice = name, "", "Promoted by its name."
