@@ -35,12 +35,12 @@ def fit_directions(z: Tensor, attributes: Mapping[str, Tensor]) -> LatentStats:
 
 
 def attribute_directions(latents: LatentStats) -> dict[str, Tensor]:
-    """Return the directions (z_dim,) by attribute.
+    """Return the directions (z_dim,) by attribute, in the order of their names: a file's tensors have none.
 
     Without those that are zero, since the attribute never varied, and those of earlier versions that are not finite.
     """
     return {
         name.removeprefix(DIRECTION_PREFIX): tensor
-        for name, tensor in latents.items()
+        for name, tensor in sorted(latents.items())
         if name.startswith(DIRECTION_PREFIX) and tensor.any() and tensor.isfinite().all()
     }

@@ -89,14 +89,14 @@ class StoredPoints:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "StoredPoints":
-        """Return the points of `to_tensors`. Raises ValueError if they do not fit together."""
+        """Return the points of `to_tensors`, attributes in the order of their names. Raises ValueError if they do not fit together."""
         try:
             [method] = [name.removeprefix("map.") for name in tensors if name.startswith("map.")]
             columns, size = tensors["grid"].tolist()
             points = cls(
                 tensors["z"], tensors[f"map.{method}"], method, tensors["split"], tensors["sprites"].numpy().tobytes(),
                 columns, size,
-                {name.removeprefix(ATTRIBUTE_PREFIX): values for name, values in tensors.items()
+                {name.removeprefix(ATTRIBUTE_PREFIX): values for name, values in sorted(tensors.items())
                  if name.startswith(ATTRIBUTE_PREFIX)},
             )  # fmt: skip
         except (KeyError, ValueError) as error:

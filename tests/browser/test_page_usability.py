@@ -122,6 +122,19 @@ def test_page_retries_an_overloaded_endpoint_and_reports_an_unreachable_one(open
     assert not page.locator("#notice").is_visible()
 
 
+def test_sliders_of_edit_wait_for_an_image_to_move(open_page, page_url):
+    page = open_page(f"{page_url}/#model", allowed="Failed to load resource")
+    page.wait_for_selector(".bar")
+    page.route("**/sample", lambda route: route.fulfill(status=500, body='{"detail": "out of memory"}'), times=1)
+    page.evaluate("location.hash = 'edit'")
+    page.wait_for_selector("text=out of memory")
+    slider = page.get_by_role("slider", name="Smiling")
+    assert slider.is_disabled()
+    page.get_by_role("button", name="Random", exact=True).click()
+    image_urls(page, "#edited-image")
+    changed_image_urls(page, "#edited-image", lambda: slider.press("ArrowRight"))
+
+
 def record_samples(page) -> list[Any]:
     """Stop the clock of a page that is idle; return the list of the samples that it requests from now on."""
     image_urls(page, "#samples")

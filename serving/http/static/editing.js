@@ -107,6 +107,7 @@ export function startEditing(onSelect, values) {
   function show(state) {
     ({ z, description } = state);
     draggedDirection = null; // a slider that was dragged back to its first value fires no `change`
+    byId("direction-sliders").disabled = false; // there was nothing to move before
     updateSliders();
     updateButtons();
     refresh(z);

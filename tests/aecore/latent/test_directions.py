@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from aecore.latent.directions import attribute_direction, attribute_directions, fit_directions, principal_axes
 
@@ -42,3 +43,9 @@ def test_attribute_directions_are_regression_slopes():
     torch.testing.assert_close(
         attribute_directions(latents)["up"], z[up].mean(0) - z[~up].mean(0), atol=1e-4, rtol=1e-4
     )
+
+
+def test_attribute_directions_of_a_file_are_in_the_order_of_their_names():
+    attributes = {f"attribute {i}": torch.arange(4.0) for i in range(9)}
+    latents = fit_directions(torch.randn(4, 2), attributes)
+    assert list(attribute_directions(load(save(latents)))) == list(attributes)

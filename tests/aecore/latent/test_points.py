@@ -86,6 +86,12 @@ def test_the_file_holds_all(points: StoredPoints):
     assert torch.equal(loaded.attributes["Smiling"], points.attributes["Smiling"])
 
 
+def test_attributes_of_a_file_are_in_the_order_of_their_names():
+    attributes = {f"attribute {i}": torch.arange(4) for i in range(9)}
+    points = make_points(Z[:4], IMAGES[:4], SPLIT[:4], attributes)
+    assert list(StoredPoints.from_tensors(load(save(points.to_tensors()))).attributes) == list(attributes)
+
+
 @pytest.mark.parametrize("change", ["z", "map.tsne", "split", "attribute.Smiling", "sprites", "grid"])
 def test_a_damaged_file_is_refused(points: StoredPoints, change: str):
     tensors = points.to_tensors()
