@@ -89,7 +89,10 @@ class StoredPoints:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "StoredPoints":
-        """Return the points of `to_tensors`, attributes in the order of their names. Raises ValueError if they do not fit together."""
+        """Return the points of `to_tensors`, attributes in the order of their names.
+
+        Raises ValueError if they do not fit together.
+        """
         try:
             [method] = [name.removeprefix("map.") for name in tensors if name.startswith("map.")]
             columns, size = tensors["grid"].tolist()

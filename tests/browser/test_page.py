@@ -19,6 +19,8 @@ from PIL import Image
 from aecore.data.images import encode_image, register_heif
 from aecore.data.synthetic_faces import draw_face
 from aecore.latent.points import make_points
+from aecore.model.autoencoder import ImageShape, build_model
+from serving.runtime.model_loading import LoadedModel
 from tests.browser.page_actions import (
     address,
     changed_image_urls,
@@ -30,7 +32,7 @@ from tests.browser.page_actions import (
     press_slider,
     wait_until_idle,
 )
-from tests.serving.app_server import IMAGE, Z_DIM, make_slot
+from tests.serving.app_server import IMAGE, RECIPE, Z_DIM, make_slot
 
 pytestmark = pytest.mark.browser
 
@@ -49,12 +51,16 @@ def test_samples_change_with_each_control(open_page, page_url):
         label = parameters.get(name, "temperature")
         changed_image_urls(page, "#samples", lambda label=label: press_slider(page, label))
     assert "Distance from the origin" in page.locator(".distances").inner_text()
+    page.get_by_label("Seed").fill("abc")
+    assert page.get_by_text("A seed is a whole number").is_visible()
+    assert page.get_by_label("Seed").get_attribute("aria-invalid") == "true"
     # The same seed repeats the images, after a reload too.
     shown = []
     for seed in ("13", "14", "13"):
         changed_image_urls(page, "#samples", lambda seed=seed: page.get_by_label("Seed").fill(seed))
         shown.append(pixels(page, "#samples")[0])
     assert shown[0] == shown[2] != shown[1]
+    assert not page.get_by_text("A seed is a whole number").is_visible()
     before_reload = address(page)
     page.reload()
     assert pixels(page, "#samples")[0] == shown[2]
@@ -76,7 +82,8 @@ def test_an_ae_stands_beside_a_vae_with_the_same_seed_and_faces_counted(open_pag
     changed_image_urls(page, "#samples", lambda: choose(page, "cube"))
     sent = {request_url.removeprefix(url): json.loads(body) for request_url, body in requests}
     assert sent["/v1/models/champion/sample"] == sent["/v1/models/near-ae/sample"]
-    assert "This model was trained with almost no prior" in page.locator(".model-panel").nth(1).inner_text()
+    assert "This model was trained without a prior" in page.locator(".model-panel").nth(1).inner_text()
+    seed = page.get_by_label("Seed").input_value()
     page.get_by_role("combobox", name="Model").select_option("near-ae")
     page.wait_for_function("() => document.title === 'zpoint 3'")
     assert len(image_urls(page, "#samples")) == 48
@@ -122,7 +129,9 @@ def test_a_clicked_position_stays_on_the_way_to_its_image_until_a_double_click(o
 def test_all_views_load_the_stored_images_once(open_page, serve, has_points):
     slot = make_slot()
     if not has_points:
-        slot.current.info = replace(slot.current.info, points=None)
+        gray = ImageShape(16, 1)
+        info = replace(slot.current.info, points=None, image=gray)
+        slot.current = LoadedModel(info, build_model(RECIPE, gray).eval().requires_grad_(False))
     requests: list[str] = []
     page = open_page(f"{serve(slot)}/#model", allowed="Failed to load resource")
     page.on("request", lambda request: requests.append(request.url.rpartition("/")[2]))
@@ -130,6 +139,9 @@ def test_all_views_load_the_stored_images_once(open_page, serve, has_points):
         page.evaluate("view => location.hash = view", view)
         wait_until_idle(page)
     changed_image_urls(page, "#reconstruction", lambda: page.get_by_role("button", name="Random", exact=True).click())
+    each = "768 numbers: one for each pixel and colour." if has_points else "256 numbers: one for each pixel."
+    assert page.locator("#step-pixels").text_content() == each
+    assert "face.png" not in requests
     assert sorted(name for name in requests if name in ("points", "thumbnails")) == ["points", "thumbnails"]
 
 

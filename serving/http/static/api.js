@@ -106,9 +106,8 @@ export async function sample(sampler, n, seed, parameters, of = model) {
 }
 
 /** Draw n points with the sampler that fits the training images best. */
-export async function sampleLikeData(n) {
+export async function sampleLikeData(n, seed = Math.floor(Math.random() * 1e6)) {
   const sampler = ["gmm", "gaussian", "normal"].find((name) => name in model.samplers);
-  const seed = Math.floor(Math.random() * 1e6);
   const points = await sample(sampler, n, seed, {});
   return points.map((point, i) => ({ ...point, description: `${sampler}, seed ${seed}, sample ${i + 1}` }));
 }

@@ -12,7 +12,7 @@ import { showSteps } from "./steps.js";
 const SAMPLE_COUNT = 24;
 const COUNT_DELAY_MS = 300; // faces are counted once the controls rest
 const NEAR_AE = 1e-3; // a smaller kl_factor does not draw the z-points to the origin
-const WEAK = 0.1; // a smaller one switches no number off, so N(0, 1) may lie outside of the training images
+const WEAK = 0.1; // with a smaller one the encoder's noise does not reach the radius of N(0, 1)
 const DESCRIPTIONS = {
   normal: "N(0, 1): 0 on average, rarely beyond 2. A VAE is trained for these.",
   cube: "Each number evenly between − boundary and + boundary.",
@@ -22,11 +22,16 @@ const DESCRIPTIONS = {
   gmm: "From several clouds, fitted to the numbers of the training images.",
 };
 
-/** Return the models to show: the one in use, and of the others the one whose kl_factor differs most. */
-async function loadCompared() {
+/** Return the summary of the model to show beside the one in use, whose kl_factor differs most; undefined if none. */
+export function otherModel() {
   const distance = ({ kl_factor }) => Math.abs(Math.log(kl_factor + 1e-9) - Math.log(model.recipe.loss.kl_factor + 1e-9));
   const others = models.filter(({ alias }) => alias !== model.alias);
-  const other = others.sort((a, b) => distance(b) - distance(a))[0];
+  return others.sort((a, b) => distance(b) - distance(a))[0];
+}
+
+/** Return the models to show, in the order of their aliases. */
+async function loadCompared() {
+  const other = otherModel();
   if (!other) return [model];
   const compared = [model, await loadModel(other.alias)];
   const position = ({ alias }) => models.findIndex((served) => served.alias === alias);
@@ -36,8 +41,8 @@ async function loadCompared() {
 export const typeName = (klFactor) => (klFactor === 0 ? "AE" : klFactor < NEAR_AE ? "Near-AE" : "VAE");
 
 export async function startSampling(onSelect, values) {
-  showSteps();
   const compared = await loadCompared();
+  showSteps(); // its success would hide that the models cannot be loaded
   const panels = compared.map((of) => createPanel(of, onSelect));
   byId("samples").replaceChildren(...panels.map((panel) => panel.element));
   byId("samples").classList.toggle("compared", panels.length > 1);
@@ -58,7 +63,10 @@ export async function startSampling(onSelect, values) {
   });
 
   const refresh = latestOnly(async () => {
-    if (!byId("seed").checkValidity()) return;
+    const isValid = byId("seed").checkValidity();
+    byId("seed").setAttribute("aria-invalid", !isValid);
+    byId("seed-error").hidden = isValid;
+    if (!isValid) return;
     clearTimeout(countTimer);
     const options = readOptions();
     writeState("sample", { sampler: options.sampler, ...options.parameters, seed: options.seed });
@@ -109,9 +117,21 @@ function createPanel(of, onSelect) {
     const label = `Sample ${i + 1} of ${name}`;
     const button = createElement("button", { type: "button", className: "image-button", "aria-label": label }, image);
     button.addEventListener("click", () => select(i));
+    button.tabIndex = i === 0 ? 0 : -1; // the arrow keys move within the sheet, Tab leaves it
     return button;
   });
   const grid = createElement("div", { className: "image-grid" }, ...buttons);
+  grid.addEventListener("keydown", (event) => {
+    const columns = getComputedStyle(grid).gridTemplateColumns.split(" ").length;
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+    const target = buttons[buttons.indexOf(event.target) + step];
+    if (!step) return;
+    event.preventDefault();
+    if (!target) return;
+    event.target.tabIndex = -1;
+    target.tabIndex = 0;
+    target.focus();
+  });
   const count = createElement("p", { className: "count", role: "status" });
   const reason = createElement("p", { className: "secondary" });
   const distances = createElement("figure", { className: "distances" });
@@ -147,7 +167,7 @@ function createPanel(of, onSelect) {
 }
 
 /** Faces are counted for colour images of a model whose metrics have a face rate. */
-function showsFaces({ image, metrics }) {
+export function showsFaces({ image, metrics }) {
   return image.channels === 3 && Object.keys(metrics).some((name) => name.includes("faces"));
 }
 
@@ -161,22 +181,26 @@ function expectedDistance(of, { sampler, parameters }) {
   return Math.sqrt(mean.reduce((sum, value) => sum + value * value, 0) + temperature ** 2 * variance);
 }
 
-/** Say in plain words why these samples look as they do. */
-function explain(of, sampler, distance) {
-  const { radius, priorRadius } = geometry(of);
-  const isFitted = ["diagonal", "gaussian", "gmm"].includes(sampler);
-  if (of.recipe.loss.kl_factor < NEAR_AE) {
-    if (isFitted) return "These numbers are drawn where this model put the training images, so more of them are a picture.";
-    const where = distance < 0.7 * radius ? "far inside" : distance > 1.4 * radius ? "far outside" : "between";
-    return (
-      `This model was trained with almost no prior: its training images lie about ${formatNumber(radius)} from the origin. ` +
-      `These samples lie at ${formatNumber(distance)}, ${where} them, in a region without training images. ` +
-      "Points there decode to gray or brown squares, blur or noise."
-    );
+/** Say where these samples lie, and where the training images do: the plot's box, two sd around their distance. */
+export function explain(of, sampler, distance) {
+  const { radius, radiusSd, priorRadius } = geometry(of);
+  const klFactor = of.recipe.loss.kl_factor;
+  const prior = klFactor < NEAR_AE ? "without a" : klFactor < WEAK ? "with a weak" : "with an N(0, 1)";
+  const average = formatNumber(radius);
+  const images = `This model was trained ${prior} prior: its training images lie about ${average} from the origin.`;
+  if (Math.abs(distance - radius) <= 2 * radiusSd) {
+    const isFitted = ["diagonal", "gaussian", "gmm"].includes(sampler);
+    if (isFitted) return `${images} These samples are drawn where they lie.`;
+    return `${images} These samples lie as far from it${klFactor < WEAK ? ", but in all directions" : ""}.`;
   }
-  const filled = of.recipe.loss.kl_factor < WEAK ? radius : Math.max(radius, priorRadius);
-  if (!isFitted && distance > 1.4 * filled) return "These samples lie outside the region that training filled with pictures.";
-  return "Training drew the numbers of all pictures together around the origin, so random numbers there are a picture.";
+  const samples = `${images} These samples lie at ${formatNumber(distance)}`;
+  if (klFactor >= WEAK) {
+    if (distance < radius) return `${samples}, nearer to it, where pictures resemble the average one.`;
+    // The plot's box is of the encoder's means.
+    if (distance <= 1.01 * priorRadius) return `${samples}, as far as the encoder's noise reaches in training.`;
+  }
+  const pictures = klFactor < WEAK ? "gray or brown squares, blur or noise" : "distorted pictures or noise";
+  return `${samples}, in a region without training images. The decoder often returns ${pictures} there.`;
 }
 
 /** Return a parameter's largest value: well beyond the training images' z-points. */

@@ -1,13 +1,18 @@
 // The three steps at the top of the page, with a real picture: picture, numbers, picture.
 
-import { latestOnly, loadMap, model, readDataUrl, reconstruct } from "./api.js";
+import { latestOnly, loadMap, model, readDataUrl, reconstruct, sampleLikeData } from "./api.js";
 import { byId, createSvg } from "./dom.js";
 
-/** Return a picture to begin with, as `storedImage` does: of `row`, else the first test image, else a drawn face. */
+/**
+ * Return a picture to begin with, as `storedImage` does: of `row`, else the first test image. Without stored images a
+ * drawn face, or if the model's images are gray a random sample.
+ */
 export async function firstPicture(row = null) {
   const map = await loadMap();
   if (map && !(row in map.splits)) row = Math.max(0, map.splits.indexOf("test"));
-  return map ? storedImage(map, row) : { src: await drawnFace(), description: "a drawn face" };
+  if (map) return storedImage(map, row);
+  if (model.image.channels === 1) return (await sampleLikeData(1, 0))[0]; // the same after a reload
+  return { src: await drawnFace(), description: "a drawn face" };
 }
 
 /** Return a stored image of the map as a point without z, with its row. */
@@ -28,7 +33,8 @@ export const showSteps = latestOnly(async () => {
   byId("step-picture").src = picture.src;
   byId("step-again").src = reconstruction.src;
   const { size, channels } = model.image;
-  byId("step-pixels").textContent = `${(size * size * channels).toLocaleString("en")} numbers: one for each pixel and colour.`;
+  const each = channels === 1 ? "pixel" : "pixel and colour";
+  byId("step-pixels").textContent = `${(size * size * channels).toLocaleString("en")} numbers: one for each ${each}.`;
   byId("step-z").textContent = `${model.z_dim} numbers. The encoder finds them.`;
   const largest = Math.max(...reconstruction.z.map(Math.abs));
   const width = 100 / model.z_dim;

@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load, save
 from scipy import stats
 
 from aecore.latent.density import PER_COMPONENT, fit_gaussian, fit_mixture, shrunk_covariance, shrunk_eigenvalues
