@@ -98,14 +98,24 @@ def test_map_decodes_the_position_of_the_pointer_or_the_keys(open_page, page_url
     changed_image_urls(page, "#map-decoded", lambda: canvas.hover(position={"x": 60, "y": 90}))
     assert pixels(page, "#map-decoded") != before
     changed_image_urls(page, "#map-decoded", lambda: canvas.press("ArrowRight"))
+    choose(page, "normal")
+    distance = page.get_by_text("Median distance of a sample to its nearest real image")
+    distance.wait_for()
     before_reload = address(page)
-    with page.expect_request("**/neighbours"):
-        choose(page, "normal")
     position = page.locator("#map-position").inner_text()
     page.reload()
     image_urls(page, "#map-decoded")
     page.wait_for_function("text => document.getElementById('map-position').textContent === text", arg=position)
+    distance.wait_for()
     assert address(page) == before_reload
+    gap = page.evaluate("""async () => {
+        const { points } = await (await import("./static/api.js")).loadMap();
+        const distance = ([x, y]) => Math.min(...points.map(([px, py]) => Math.hypot(px - x, py - y)));
+        const grid = Array.from({ length: 400 }, (_, i) => [(i % 20) / 10 - 0.95, Math.floor(i / 20) / 10 - 0.95]);
+        return grid.sort((a, b) => distance(b) - distance(a))[0];
+    }""")
+    page.goto(f"{page_url}/?again#map?x={gap[0]}&y={gap[1]}")
+    page.get_by_text("No real image near here").wait_for()
 
 
 def test_a_clicked_position_stays_on_the_way_to_its_image_until_a_double_click(open_page, page_url):
@@ -138,6 +148,10 @@ def test_all_views_load_the_stored_images_once(open_page, serve, has_points):
     for view in ("sample", "map", "reconstruct"):
         page.evaluate("view => location.hash = view", view)
         wait_until_idle(page)
+        if view == "map":
+            assert page.get_by_label("Map of the real images").is_visible() == has_points
+            assert page.locator("#map-samplers").is_visible() == has_points
+            assert page.get_by_text("train with points.images above 0").is_visible() != has_points
     changed_image_urls(page, "#reconstruction", lambda: page.get_by_role("button", name="Random", exact=True).click())
     each = "768 numbers: one for each pixel and colour." if has_points else "256 numbers: one for each pixel."
     assert page.locator("#step-pixels").text_content() == each

@@ -1,7 +1,7 @@
 // The view that edits one image along the principal axes and the attribute directions of the latent space.
 
 import { decodeSheet, latestOnly, model, sampleLikeData } from "./api.js";
-import { byId, createElement, createImageButton, createSlider, formatNumber } from "./dom.js";
+import { byId, createElement, createImageButton, createSlider, formatNumber, showCell } from "./dom.js";
 import { packPoint, unpackPoint, writeState } from "./state.js";
 import { coordinate, directions, geometry, moveAlong } from "./latent_space.js";
 
@@ -33,6 +33,7 @@ export function startEditing(onSelect, values) {
   const refresh = latestOnly(async (newZ) => {
     const [point] = await decodeSheet([newZ]);
     edited.show({ ...point, description });
+    showCell(byId("edited-copy").firstElementChild, point.cell); // beside the sliders of a narrow screen
     saveState();
   });
 
