@@ -357,6 +357,7 @@ def test_reconstruct_a_random_image_by_each_task(open_page, page_url):
     image_urls(page, "#reconstruction")
     original, corrupted, reconstruction = pixels(page, "#reconstruction")
     assert len({original, corrupted, reconstruction}) == 3  # a task that shows something
+    assert page.get_by_text("This model was not trained on this task, but on reconstruct.").is_visible()
     changed_image_urls(page, "#reconstruction", lambda: choose(page, "reconstruct"))
     assert pixels(page, "#reconstruction")[:2] == [original, original]
     original = image_urls(page, "#reconstruction")[0]
@@ -373,6 +374,20 @@ def test_reconstruct_a_random_image_by_each_task(open_page, page_url):
     page.reload()
     assert pixels(page, "#reconstruction") == shown
     assert address(page) == before_reload
+
+
+def test_reconstruct_starts_at_the_trained_task_and_shows_the_other_model_beside(open_page, serve):
+    slots = make_slot(), make_slot("3", "near-ae", 1e-6)
+    slots[0].current.info.recipe["task"] = {"kind": "denoise", "sigma": 0.4}
+    page = open_page(f"{serve(*slots)}/#reconstruct")
+    assert len(image_urls(page, "#reconstruction")) == 4
+    assert page.get_by_label("denoise").is_checked()
+    assert page.get_by_text("This model was trained on this task, denoise.").is_visible()
+    captions = page.locator("#reconstruction figcaption").all_inner_texts()
+    assert captions[2:] == ["Reconstruction by champion", "Reconstruction by near-ae"]
+    with page.expect_request("**/champion/reconstruct") as own, page.expect_request("**/near-ae/reconstruct") as other:
+        changed_image_urls(page, "#reconstruction", lambda: choose(page, "drop"))
+    assert own.value.post_data == other.value.post_data
 
 
 def test_a_photo_that_the_browser_does_not_read_is_converted_by_the_endpoint(open_page, page_url):
@@ -423,7 +438,7 @@ def test_the_face_of_a_photo_is_framed_as_the_training_images_are(open_page, ser
     slot = make_slot()
     faces = np.stack([draw_face(seed, 0, 32)[0] for seed in range(12)])
     points = make_points(torch.randn(12, Z_DIM), faces, torch.zeros(12, dtype=torch.uint8), {})
-    slot.current.info = replace(slot.current.info, points=points)
+    slot.current.info = replace(slot.current.info, points=points, metrics={"faces_gmm": 0.5})
     page = open_page(f"{serve(slot)}/#reconstruct")
     image_urls(page, "#reconstruction")
     photo = np.full((500, 300, 3), 110, np.uint8)
@@ -435,6 +450,10 @@ def test_the_face_of_a_photo_is_framed_as_the_training_images_are(open_page, ser
     shown = np.asarray(Image.open(io.BytesIO(decode_data_url(image_urls(page, "#reconstruction")[0]))).convert("RGB"))
     expected = np.asarray(Image.fromarray(photo[80:200, 120:240]).resize((IMAGE.size,) * 2, Image.Resampling.BOX))
     assert np.abs(shown.astype(int) - expected).mean() < 30
+    assert page.locator("#frame-status").inner_text() == ""
+    upload["buffer"] = encode_image(np.full_like(photo, 110), "png")
+    page.set_input_files("#file", upload)
+    page.get_by_text("No face was found: frame the image yourself.").wait_for()
 
 
 def test_selected_image_is_copied_downloaded_and_used_in_each_view(open_page, page_url):

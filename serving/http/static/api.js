@@ -133,8 +133,8 @@ export async function convert(file) {
 }
 
 /** Corrupt an image (a data: URL) by a task, encode and decode it: {corrupted, reconstruction}; the latter has z. */
-export async function reconstruct(src, task, parameters, seed) {
-  const response = await post("reconstruct", { images: [src], task, parameters, seed });
+export async function reconstruct(src, task, parameters, seed, of = model) {
+  const response = await post("reconstruct", { images: [src], task, parameters, seed }, of);
   return { corrupted: { src: dataUrl(response.corrupted[0]) }, reconstruction: toPoints(response)[0] };
 }
 

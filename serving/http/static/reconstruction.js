@@ -2,6 +2,7 @@
 
 import { convert, findFrame, latestOnly, loadMap, model, reconstruct, sampleLikeData } from "./api.js";
 import { createCropper } from "./cropper.js";
+import { otherModel, showsFaces } from "./sampling.js";
 import { firstPicture, storedImage } from "./steps.js";
 import {
   byId, createElement, createImageButton, createParameterSliders, createRadioGroup, notify, setSliders,
@@ -17,7 +18,7 @@ const DESCRIPTIONS = {
   inpaint: "Removes blocks of pixels.",
 };
 // The sliders' ranges by parameter; parameters without a range keep their default.
-const FIRST_TASK = "inpaint"; // at the start, since its picture shows what is restored
+const FIRST_TASK = "inpaint"; // of a model that was trained without a corruption: it shows what is restored
 const RANGES = { sigma: [0.01, 2], keep: [0, 0.99], block: [0.03, 1], share: [0.02, 1] };
 const SEED = 0; // the same noise every time, so that only the sliders change the image
 const CAPTIONS = { original: "Original", corrupted: "Encoder input", reconstruction: "Reconstruction" };
@@ -29,6 +30,14 @@ export function startReconstruction(onSelect, values) {
     const figcaption = createElement("figcaption", {}, caption);
     byId("reconstruction").append(createElement("figure", {}, buttons[stage].element, figcaption));
   }
+  const other = otherModel();
+  const hasOther = other && other.image.size === model.image.size && other.image.channels === model.image.channels;
+  if (hasOther) {
+    byId("reconstruction").lastChild.lastChild.textContent = `${CAPTIONS.reconstruction} by ${model.alias}`;
+    buttons.other = createImageButton(`Reconstruction by ${other.alias}`, (point) => onSelect(point, other.alias));
+    const figcaption = createElement("figcaption", {}, `${CAPTIONS.reconstruction} by ${other.alias}`);
+    byId("reconstruction").append(createElement("figure", {}, buttons.other.element, figcaption));
+  }
   let source = null; // {getSrc(), description, row}: the original image as a data: URL, its row if it is a stored one
   let sliders = {};
   const cropper = createCropper(() => refresh());
@@ -38,18 +47,26 @@ export function startReconstruction(onSelect, values) {
     const { getSrc, description, row } = source;
     writeState("reconstruct", { task: task.value, ...sliderValues(sliders), row: row ?? null });
     const original = { src: getSrc() };
-    const stages = { original, ...(await reconstruct(original.src, task.value, sliderValues(sliders), SEED)) };
+    const reconstructBy = (of) => reconstruct(original.src, task.value, sliderValues(sliders), SEED, of);
+    const [byThis, byOther] = await Promise.all([reconstructBy(model), hasOther && reconstructBy(other)]);
+    const stages = { original, ...byThis, ...(hasOther && { other: byOther.reconstruction }) };
     for (const [stage, point] of Object.entries(stages)) {
-      buttons[stage].show({ ...point, description: `${description}, ${task.value}: ${CAPTIONS[stage].toLowerCase()}` });
+      const caption = CAPTIONS[stage] ?? `reconstruction by ${other.alias}`;
+      buttons[stage].show({ ...point, description: `${description}, ${task.value}: ${caption.toLowerCase()}` });
     }
   });
+  const trainedTask = model.recipe.task.kind;
   const isApplicable = (name) => name !== "recolor" || model.image.channels === 3;
   const task = createRadioGroup(byId("tasks"), Object.keys(model.tasks).filter(isApplicable), DESCRIPTIONS, () => {
     createSliders();
     refresh();
-  }, values.get("task") ?? FIRST_TASK);
+  }, values.get("task") ?? (trainedTask === "reconstruct" ? FIRST_TASK : trainedTask));
 
   function createSliders() {
+    byId("trained-task").textContent =
+      task.value === trainedTask
+        ? `This model was trained on this task, ${trainedTask}.`
+        : `This model was not trained on this task, but on ${trainedTask}.`;
     const parameters = Object.entries(model.tasks[task.value]).filter(([name]) => name in RANGES);
     const ranges = parameters.map(([name, value]) => ({ name, min: RANGES[name][0], max: RANGES[name][1], value }));
     sliders = createParameterSliders(byId("task-parameters"), ranges, refresh);
@@ -74,6 +91,7 @@ export function startReconstruction(onSelect, values) {
       notify(`Cannot read ${file.name} as an image: save it as JPEG or PNG`, "warning");
       return;
     }
+    byId("frame-status").textContent = "";
     source = { getSrc: () => cropper.crop(model.image.size), description: file.name };
     refresh();
     frameFace(source);
@@ -82,7 +100,9 @@ export function startReconstruction(onSelect, values) {
   /** Frame the face of a file as the training images are framed, unless another image has been opened meanwhile. */
   const frameFace = latestOnly(async (opened) => {
     const square = source === opened && (await findFrame(await cropper.smallCopy()));
-    if (square && source === opened) cropper.frame(square);
+    if (source !== opened) return;
+    if (square) cropper.frame(square);
+    else if (showsFaces(model)) byId("frame-status").textContent = "No face was found: frame the image yourself.";
   });
 
   let position = 0; // among the test images; the page begins with the first
@@ -111,7 +131,6 @@ export function startReconstruction(onSelect, values) {
   }
   document.addEventListener("paste", (event) => !view.hidden && openFile(event.clipboardData.files[0]));
 
-  byId("trained-task").textContent = `The model was trained on the task ${model.recipe.task.kind}.`;
   createSliders();
   setSliders(sliders, values);
   latestOnly(setFirstImage)();
