@@ -71,7 +71,7 @@ def test_an_ae_stands_beside_a_vae_with_the_same_seed_and_faces_counted(open_pag
     monkeypatch.setattr("aecore.metrics.face_detector.face_hits", lambda images: np.arange(len(images)) < 17)
     slots = make_slot(), make_slot("3", "near-ae", 1e-6)
     for slot in slots:
-        slot.current.info = replace(slot.current.info, metrics={"faces": 0.5})
+        slot.current.info = replace(slot.current.info, metrics={"faces_normal": 0.5, "test_psnr": 20.0})
     url = serve(*slots)
     page = open_page(url)
     assert len(image_urls(page, "#samples")) == 48
@@ -497,6 +497,6 @@ def test_model_view_shows_version_recipe_and_metrics(open_page, page_url):
     page = open_page(f"{page_url}/#model")
     page.wait_for_selector(".bar")
     text = page.locator("#model-info").inner_text()
-    for value in ("zpoint, version 7 (champion)", "run-1", "kl_factor 1", "16 pixels, colour", "psnr"):
+    for value in ("zpoint, version 7 (champion)", "run-1", "kl_factor 1", "16 pixels, colour", "PSNR, dB"):
         assert value in text
     assert page.locator(".bar").count() == Z_DIM

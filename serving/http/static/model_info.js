@@ -3,18 +3,40 @@
 import { model } from "./api.js";
 import { byId, createElement, createSvg, formatNumber } from "./dom.js";
 import { explainedVariance, geometry } from "./latent_space.js";
+import { typeName } from "./sampling.js";
+
+const METRICS = {
+  loss: "loss, nats per image", recon: "pixel loss, nats per image", kl: "KL divergence, nats per image",
+  mse: "squared error per pixel", psnr: "PSNR, dB", ssim: "SSIM, at most 1", active_units: "active dimensions",
+  faces: "images with a face, 0 to 1", hog_frechet: "Fréchet distance of HOG features",
+  core_hours: "CPU time, core hours", gpu_hours: "GPU time, hours", data_wait: "time waiting for data, 0 to 1",
+  epoch_seconds: "time per epoch, s", images_per_second: "images per second", memory_mb: "memory, MB",
+  gpu_memory_mb: "GPU memory, MB",
+};
+const TYPES = { AE: "autoencoder", "Near-AE": "near-autoencoder", VAE: "variational autoencoder" };
+const SPLITS = { train: "training images", valid: "validation images", test: "test images" };
+
+/** Return a metric's name in words: `test_psnr` is of a split, `faces_gmm` of the samples of a sampler. */
+function metricName(name) {
+  if (name in METRICS) return METRICS[name];
+  const [split, ...rest] = name.split("_");
+  if (split in SPLITS) return `${METRICS[rest.join("_")] ?? rest.join(" ")}: ${SPLITS[split]}`;
+  const sampler = Object.keys(model.samplers).find((sampler) => name.endsWith(`_${sampler}`));
+  const measured = sampler && name.slice(0, -sampler.length - 1);
+  return sampler ? `${METRICS[measured] ?? measured.replaceAll("_", " ")}: ${sampler} samples` : name.replaceAll("_", " ");
+}
 
 export function showModelInfo() {
   const { recipe, image, refused } = model;
   const { radius, priorRadius } = geometry();
   const klFactor = recipe.loss.kl_factor;
-  const metrics = Object.entries(model.metrics).map(([name, value]) => [name, formatNumber(value)]);
+  const metrics = Object.entries(model.metrics).map(([name, value]) => [metricName(name), formatNumber(value)]);
   const docsLink = createElement("a", { href: "docs" }, "/docs");
   byId("model-info").append(
     createTable("Served model", {
       model: `${model.name}, version ${model.version} (${model.alias})`,
       run: model.run_id,
-      type: klFactor === 0 ? "autoencoder" : `variational autoencoder, kl_factor ${formatNumber(klFactor)}`,
+      type: `${TYPES[typeName(klFactor)]}, kl_factor ${formatNumber(klFactor)}`,
       z_dim: model.z_dim,
       images: `${image.size} × ${image.size} pixels, ${image.channels === 1 ? "gray" : "colour"}`,
       task: recipe.task.kind,
@@ -50,7 +72,8 @@ function createVarianceChart() {
   const total = (100 * fractions.reduce((a, b) => a + b)).toFixed(0);
   const first = (100 * fractions[0]).toFixed(1);
   const axes = `the first ${fractions.length} principal axes`;
-  const text = `Variance along ${axes}: ${total} % of the total, ${first} % along the first.`;
+  const text = `${total} % of the total variance lies along ${axes}, ${first} % along the first.`;
   const svg = createSvg("svg", { viewBox: "0 0 600 120", role: "img", "aria-label": text }, ...bars);
-  return createElement("figure", { className: "chart" }, svg, createElement("figcaption", {}, text));
+  const figure = createElement("figure", { className: "chart" }, svg, createElement("figcaption", {}, text));
+  return createElement("div", {}, createElement("h2", {}, "Principal axes"), figure);
 }
