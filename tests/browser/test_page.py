@@ -40,7 +40,7 @@ pytestmark = pytest.mark.browser
 def test_samples_change_with_each_control(open_page, page_url):
     page = open_page(page_url)
     assert len(image_urls(page, "#samples")) == 24
-    assert page.title() == "zpoint 7"
+    assert page.title() == "Sample \u2013 zpoint 7"
     changed_image_urls(page, "#samples", lambda: page.get_by_role("button", name="New samples").click())
     changed_image_urls(page, "#samples", lambda: page.get_by_label("Seed").fill("12"))
     names = page.locator("#samplers label").all_inner_texts()
@@ -85,8 +85,40 @@ def test_an_ae_stands_beside_a_vae_with_the_same_seed_and_faces_counted(open_pag
     assert "This model was trained without a prior" in page.locator(".model-panel").nth(1).inner_text()
     seed = page.get_by_label("Seed").input_value()
     page.get_by_role("combobox", name="Model").select_option("near-ae")
-    page.wait_for_function("() => document.title === 'zpoint 3'")
+    page.wait_for_function("() => document.title .endsWith('zpoint 3')")
     assert len(image_urls(page, "#samples")) == 48
+    assert (page.get_by_label("cube").is_checked(), page.get_by_label("Seed").input_value()) == (True, seed)
+    page.evaluate("location.hash = 'model'")
+    page.wait_for_selector("#model-info .bar")
+    text = page.locator("#model-info").inner_text()
+    for value in ("near-autoencoder", "images with a face, 0 to 1: normal samples", "PSNR, dB: test images"):
+        assert value in text
+    page.goto(f"{url}/?model=gone#model")
+    page.wait_for_selector("text=No model gone is served here: this is champion.")
+
+
+def test_the_text_below_samples_says_where_they_lie_by_their_distance(open_page, page_url):
+    page = open_page(f"{page_url}/#model")
+    page.wait_for_selector(".bar")
+    explained = page.evaluate("""async () => {
+        const { model } = await import("./static/api.js");
+        const { explain } = await import("./static/sampling.js");
+        const { geometry } = await import("./static/latent_space.js");
+        const { radius, radiusSd } = geometry();
+        const of = (kl_factor) => ({ ...model, recipe: { loss: { kl_factor } } });
+        const [near, far] = [radius + 1.9 * radiusSd, radius + 2.1 * radiusSd];
+        const cases = [[1e-6, "normal", far], [0.005, "normal", far], [0.005, "gmm", near], [0.005, "cube", near],
+            [1, "normal", far], [1, "normal", near], [1, "gmm", 0]];
+        return cases.map(([klFactor, sampler, distance]) => explain(of(klFactor), sampler, distance));
+    }""")
+    expected = [
+        ("without a prior", "gray or brown squares"), ("with a weak prior", "gray or brown squares"),
+        ("with a weak prior", "drawn where they lie"), ("with a weak prior", "as far from it, but in all directions"),
+        ("with an N(0, 1) prior", "in a region without training images"), ("with an N(0, 1) prior", "as far from it."),
+        ("with an N(0, 1) prior", "resemble the average one"),
+    ]  # fmt: skip
+    for text, parts in zip(explained, expected, strict=True):
+        assert [part for part in parts if part not in text] == []
 
 
 def test_map_decodes_the_position_of_the_pointer_or_the_keys(open_page, page_url):

@@ -40,6 +40,15 @@ def test_page_is_usable_by_keyboard(open_page, page_url):
     page.keyboard.press("Escape")
     assert not page.locator("#image-dialog").is_visible()
     assert image.evaluate("element => element === document.activeElement")
+    # A sheet is one stop of Tab, its images are reached by the arrow keys.
+    for key, sample in (("ArrowRight", 2), ("ArrowDown", 8), ("ArrowUp", 2), ("ArrowUp", 2)):
+        page.keyboard.press(key)
+        label = page.evaluate("document.activeElement.getAttribute('aria-label')")
+        assert label == f"Sample {sample} of VAE: champion"
+    assert page.locator("#samples [tabindex='0']").count() == 1
+    page.get_by_role("link", name="Map").press("Enter")
+    page.wait_for_function("() => document.activeElement.id === 'map-title'")
+    assert page.title() == "Map \u2013 zpoint 7"
 
 
 def test_dragging_sends_one_request_at_a_time_and_the_last_position(open_page, page_url):
@@ -186,7 +195,7 @@ def test_page_reloads_if_another_model_is_served_and_drops_the_old_z(open_page, 
     }""")
     slot.current = make_slot("8").current
     page.get_by_role("button", name="Mean").click()
-    page.wait_for_function("() => document.title === 'zpoint 8'")
+    page.wait_for_function("() => document.title.endsWith('zpoint 8')")
     image_urls(page, "#edited-image")
     assert address(page) != old  # the z-point in the old address is of version 7
     assert notices == ["The endpoint now serves zpoint/8; this page reloads."]
@@ -204,7 +213,7 @@ def test_page_reloads_for_another_model_with_the_last_change(open_page, serve):
             seed.dispatchEvent(new Event("input"));
         }, 50);
     }""")
-    page.wait_for_function("() => document.title === 'zpoint 8'")
+    page.wait_for_function("() => document.title.endsWith('zpoint 8')")
     image_urls(page, "#samples")
     assert int(page.get_by_label("Seed").input_value()) > 1
 

@@ -34,7 +34,14 @@ const openImageDialog = createImageDialog({
 
 function openView(name) {
   history.pushState(null, "", `#${name}`);
-  return showView();
+  return changeView();
+}
+
+/** Show the view of the URL, and move the focus from the link or button to its heading. */
+function changeView() {
+  const view = showView();
+  document.querySelector("section:not([hidden]) h1").focus({ preventScroll: true });
+  return view;
 }
 
 /** Open the dialog of a point. One of another model than the page's is used by a page of that model. */
@@ -51,6 +58,8 @@ function showView() {
     if (link.hash === `#${current}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  const title = document.querySelector("nav [aria-current]").textContent;
+  document.title = `${title} – ${model.name} ${model.version}`;
   window.scrollTo(0, 0);
   if (current in views) updateUrl();
   else startView(current, values);
@@ -90,8 +99,9 @@ async function start() {
   });
   byId("alias").replaceChildren(...options);
   byId("model-choice").hidden = models.length < 2;
-  document.title = `${model.name} ${model.version}`;
-  window.addEventListener("hashchange", () => (isForeignState() ? location.reload() : showView()));
+  const alias = readAlias() ?? model.alias;
+  if (alias !== model.alias) notify(`No model ${alias} is served here: this is ${model.alias}.`, "warning");
+  window.addEventListener("hashchange", () => (isForeignState() ? location.reload() : changeView()));
   showView();
 }
 
@@ -101,11 +111,16 @@ document.querySelector(".skip-link").addEventListener("click", (event) => {
   byId("main").focus();
 });
 byId("retry").addEventListener("click", start);
-// The points of one model mean nothing to another, so that the page starts anew.
+// The page starts anew with the view's state: seed and sampler stay, while z-points of another version are dropped.
 byId("alias").addEventListener("change", () => {
-  const { view } = readState();
-  location.href = `?model=${encodeURIComponent(byId("alias").value)}#${view || VIEWS[0]}`;
+  updateUrl();
+  location.href = `?model=${encodeURIComponent(byId("alias").value)}${location.hash}`;
 });
+// What sticks to the top of a narrow screen sticks below the header, whose lines depend on the width.
+const header = document.querySelector("header");
+new ResizeObserver(() => {
+  document.documentElement.style.setProperty("--header-height", `${header.offsetHeight}px`);
+}).observe(header);
 byId("token-dialog").addEventListener("cancel", (event) => event.preventDefault()); // without a token the page is empty
 byId("token-form").addEventListener("submit", async (event) => {
   event.preventDefault();
