@@ -82,7 +82,7 @@ def test_an_ae_stands_beside_a_vae_with_the_same_seed_and_faces_counted(open_pag
     changed_image_urls(page, "#samples", lambda: choose(page, "cube"))
     sent = {request_url.removeprefix(url): json.loads(body) for request_url, body in requests}
     assert sent["/v1/models/champion/sample"] == sent["/v1/models/near-ae/sample"]
-    assert "This model was trained without a prior" in page.locator(".model-panel").nth(1).inner_text()
+    assert "This model was trained with almost no prior" in page.locator(".model-panel").nth(1).inner_text()
     seed = page.get_by_label("Seed").input_value()
     page.get_by_role("combobox", name="Model").select_option("near-ae")
     page.wait_for_function("() => document.title .endsWith('zpoint 3')")

@@ -185,7 +185,8 @@ function expectedDistance(of, { sampler, parameters }) {
 export function explain(of, sampler, distance) {
   const { radius, radiusSd, priorRadius } = geometry(of);
   const klFactor = of.recipe.loss.kl_factor;
-  const prior = klFactor < NEAR_AE ? "without a" : klFactor < WEAK ? "with a weak" : "with an N(0, 1)";
+  const strength = klFactor < NEAR_AE ? "almost no" : klFactor < WEAK ? "a weak" : "an N(0, 1)";
+  const prior = klFactor === 0 ? "without a" : `with ${strength}`;
   const average = formatNumber(radius);
   const images = `This model was trained ${prior} prior: its training images lie about ${average} from the origin.`;
   if (Math.abs(distance - radius) <= 2 * radiusSd) {
