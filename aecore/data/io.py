@@ -6,6 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,8 +46,8 @@ def write_atomic(fs: pafs.FileSystem, path: str, data: bytes) -> None:
     refuses (no space, no permission).
     """
     if not isinstance(fs, pafs.LocalFileSystem):
-        with fs.open_output_stream(path) as stream:
-            stream.write(data)
+        with ThreadPoolExecutor(1) as pool:  # signal handlers, which may raise, run in the main thread alone
+            pool.submit(_write_object, fs, path, data).result()
         return
     folder, name = os.path.split(path)
     os.makedirs(folder or ".", exist_ok=True)
@@ -63,6 +64,12 @@ def write_atomic(fs: pafs.FileSystem, path: str, data: bytes) -> None:
         if isinstance(error, OSError) and error.errno:  # that of a failed write names no file
             raise OSError(error.errno, error.strerror, path) from error
         raise
+
+
+def _write_object(fs: pafs.FileSystem, path: str, data: bytes) -> None:
+    """Write an object. A stream that an exception closes before `write` replaces the object by an empty one."""
+    with fs.open_output_stream(path) as stream:
+        stream.write(data)
 
 
 def read_bytes(fs: pafs.FileSystem, path: str) -> bytes:

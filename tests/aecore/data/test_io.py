@@ -1,12 +1,17 @@
 """Files are written whole or not at all, and those of a remote file system are read as `read_range` does."""
 
+import gc
+import signal
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from aecore.data import io
 from aecore.data.io import read_bytes, write_atomic
+from cluster.storage import open_uri
 
 LOCAL = LocalFileSystem()
 
@@ -65,3 +70,25 @@ def test_error_response_that_is_longer_than_the_range_is_repeated_and_no_other_e
     assert buffer == b"234"
     with pytest.raises(OSError, match="denied"):
         io.read_range(FailingFile(OSError("denied")), 1, memoryview(buffer), "x")
+
+
+def test_interrupted_write_to_s3_keeps_the_earlier_object_or_completes_the_new_one(s3: str):
+    """Interrupt writes while they open the object, which pyarrow replaces as soon as its stream closes."""
+
+    def interrupt(*_) -> None:
+        raise KeyboardInterrupt
+
+    fs, path = open_uri(f"{s3}/run.json")
+    previous_handler = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for delay_s in np.linspace(0.0002, 0.02, 10):
+            write_atomic(fs, path, b"old")
+            with suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, delay_s)
+                write_atomic(fs, path, b"new")
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            gc.collect()
+            assert read_bytes(fs, path) in (b"old", b"new"), delay_s
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous_handler)
