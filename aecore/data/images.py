@@ -14,10 +14,12 @@ from PIL import Image
 from aecore.data.image_input import to_pillow, to_pixels
 
 MAX_PIXELS = 64_000_000  # 8,000 x 8,000; decoding such an image takes 0.2 GB
+MAX_SCANS = 100  # of a JPEG; libtiff has the same limit, progressive files of cameras and editors have about 10
 JPEG_QUALITY = 95
 Encoding = Literal["jpeg", "png", "raw"]
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
 _ORIENTATION = 0x0112  # the EXIF tag
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # those with a length, and the end of the image
 _SIGNATURES = {  # the first bytes of a file
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
@@ -114,6 +116,8 @@ def decode_image(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndar
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels is over the limit of {MAX_PIXELS:,} pixels")
+            if data.startswith(b"\xff\xd8") and _has_too_many_scans(data):
+                raise ValueError(f"it is a JPEG of more than {MAX_SCANS} scans")
             if image.format == "JPEG" and (fast := _decode_plain_jpeg(data, image)) is not None:
                 return fast
             image.load()
@@ -134,6 +138,17 @@ def decode_image(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndar
         raise
     except Exception as error:  # on bad bytes Pillow's parsers raise OSError, SyntaxError, struct.error and others
         raise ValueError(f"it does not decode: {str(error) or type(error).__name__}") from error
+
+
+def _has_too_many_scans(data: bytes) -> bool:
+    """Return True if a JPEG has more than MAX_SCANS scans: each takes the time of an image, however few its bytes."""
+    if data.count(b"\xff\xda") <= MAX_SCANS:  # also those in metadata and behind the image
+        return False
+    position = scans = 0
+    while (marker := _JPEG_MARKER.search(data, position)) and marker[0] != b"\xff\xd9":
+        scans += marker[0] == b"\xff\xda"
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    return scans > MAX_SCANS
 
 
 def _decode_plain_jpeg(data: bytes, image: Image.Image) -> np.ndarray | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aecore.data.images import decode_image
+from aecore.data.images import MAX_SCANS, decode_image
 from aecore.data.synthetic_faces import draw_face
 
 FACE = draw_face(0, 0)[0]
@@ -185,3 +185,43 @@ except ValueError as error:
     for data in bombs().values():
         done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
         assert b"over the limit" in done.stdout, done.stderr
+
+
+def scan_bomb(scans: int, comment: bytes = b"") -> bytes:
+    """Return a progressive gray JPEG of 64 x 64 pixels whose AC coefficients come in many empty scans."""
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+    tables = segment(0xDB, bytes([0] + [1] * 64))
+    tables += segment(0xC2, struct.pack(">BHHB", 8, 64, 64, 1) + bytes([1, 0x11, 0]))
+    # Huffman tables of one code of one bit: for DC a difference of 0, for AC the end of 2^5 + 32 blocks.
+    tables += segment(0xC4, bytes([0x00, 1, *[0] * 15, 0x00])) + segment(0xC4, bytes([0x10, 1, *[0] * 15, 0x50]))
+    dc = segment(0xDA, bytes([1, 1, 0, 0, 0, 0])) + bytes(8)
+    ac = segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) + bytes([0b00000011, 0b11111111])
+    return b"\xff\xd8" + tables + dc + segment(0xFE, comment) + ac * scans + b"\xff\xd9"
+
+
+def test_a_jpeg_of_too_many_scans_is_refused():
+    """An image of 8,000 x 8,000 pixels takes 0.04 s a scan of 95 bytes."""
+    bomb = scan_bomb(MAX_SCANS)
+    two_images = encode_with_pillow(Image.fromarray(FACE), "MPO", save_all=True, append_images=[Image.fromarray(FACE)])
+    start = two_images.index(b"\xff\xe2")
+    mpo_header = two_images[start : start + 2 + int.from_bytes(two_images[start + 2 : start + 4])]
+    bombs = {
+        "plain": bomb,
+        "an end in a comment": scan_bomb(MAX_SCANS, comment=b"\xff\xd9"),
+        "fill bytes": bomb.replace(b"\xff\xda", b"\xff\xff\xda"),
+        "MPO": bomb[:2] + mpo_header + bomb[2:],
+    }
+    for name, data in bombs.items():
+        with pytest.raises(ValueError, match=f"more than {MAX_SCANS} scans"):
+            print(name, decode_image(data).shape)
+    assert decode_image(scan_bomb(MAX_SCANS - 1)).shape == (64, 64, 1)
+
+
+def test_what_looks_like_scans_outside_the_image_is_not_counted():
+    """Phones append a video to a JPEG, and cameras store a preview in it."""
+    marks = b"\xff\xda" * MAX_SCANS
+    preview = struct.pack(">BBH", 0xFF, 0xE1, len(marks) + 2) + marks
+    np.testing.assert_array_equal(decode_image(JPEG[:2] + preview + JPEG[2:] + marks), decode_image(JPEG))
