@@ -16,6 +16,8 @@ from aecore.data.image_input import to_pillow, to_pixels
 MAX_PIXELS = 64_000_000  # 8,000 x 8,000; decoding such an image takes 0.2 GB
 MAX_SCANS = 100  # of a JPEG; libtiff has the same limit, progressive files of cameras and editors have about 10
 JPEG_QUALITY = 95
+# Those of _SIGNATURES by Pillow's names. Pillow starts external programs for others.
+FILE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF")
 Encoding = Literal["jpeg", "png", "raw"]
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -90,6 +92,13 @@ def register_heif() -> bool:
     return True
 
 
+@cache
+def _known_formats() -> tuple[str, ...]:
+    register_heif()
+    Image.init()
+    return tuple(name for name in FILE_FORMATS if name in Image.OPEN)
+
+
 def missing_decoder(image_format: str | None) -> str | None:
     """Return how to get by without the decoder of a format of `sniff_format` that Pillow lacks here, else None."""
     if image_format == "HEIF" and not register_heif():
@@ -103,16 +112,15 @@ def sniff_format(head: bytes) -> str | None:
 
 
 def decode_image(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndarray:
-    """Decode the bytes of an image file, of any or of these Pillow `formats`, to uint8 (H, W, 3), or (H, W, 1) if gray.
+    """Decode an image file of one of these Pillow `formats`, by default FILE_FORMATS, to uint8 (H, W, 3 or 1 if gray).
 
     EXIF orientation is applied, transparency is composed on white, 16 bits become 8, an animation is its first
     frame. Raises ValueError with the reason when the bytes are not an image, are cut short or exceed MAX_PIXELS.
     """
     if not data:
         raise ValueError("it is empty (0 bytes)")
-    register_heif()
     try:
-        with Image.open(io.BytesIO(data), formats=formats) as image:  # reads the header only
+        with Image.open(io.BytesIO(data), formats=formats or _known_formats()) as image:  # reads the header only
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels is over the limit of {MAX_PIXELS:,} pixels")
@@ -220,7 +228,7 @@ def decode_rows(
             elif encoding == "raw":
                 out[index] = np.frombuffer(data, np.uint8).reshape(shape)
             else:
-                with Image.open(io.BytesIO(data)) as image:
+                with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
                     out[index] = np.asarray(image).reshape(shape)
         except (ValueError, OSError) as error:
             raise ValueError(f"row {first_row + index} does not decode as {encoding}: {error}") from error

@@ -1,16 +1,18 @@
 """Unusual image files: each is decoded to the correct pixels or refused with the reason."""
 
 import io
+import os
 import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from aecore.data.images import MAX_SCANS, decode_image
+from aecore.data.images import MAX_SCANS, decode_image, decode_rows
 from aecore.data.synthetic_faces import draw_face
 
 FACE = draw_face(0, 0)[0]
@@ -225,3 +227,18 @@ def test_what_looks_like_scans_outside_the_image_is_not_counted():
     marks = b"\xff\xda" * MAX_SCANS
     preview = struct.pack(">BBH", 0xFF, 0xE1, len(marks) + 2) + marks
     np.testing.assert_array_equal(decode_image(JPEG[:2] + preview + JPEG[2:] + marks), decode_image(JPEG))
+
+
+def test_no_external_program_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pillow decodes EPS by Ghostscript."""
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/was-run\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # Pillow has not looked for it yet
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(ValueError, match="not an image"):
+        decode_image(eps)
+    with pytest.raises(ValueError, match="row 0 does not decode as png"):
+        decode_rows([eps], "png", 4, 3, np.empty((1, 4, 4, 3), np.uint8))
+    assert not (tmp_path / "was-run").exists()
