@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from aecore.latent.arrays import ZPoints
 
+BAND_PIXELS = 1 << 20  # converted at a time: the whole image as RGBA and its copies would take 1 GB
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 ImageInputs: TypeAlias = ImageInput | Sequence[ImageInput]
 CHANNELS = (1, 2, 3, 4)  # gray, gray and alpha, RGB, RGBA
@@ -31,7 +32,7 @@ def read_images(images: ImageInputs) -> list[bytes | np.ndarray]:
         with open(images, "rb") as file:
             return [file.read()]
     if isinstance(images, Image.Image):
-        return [to_pixels(images)]
+        return [to_pixels(ImageOps.exif_transpose(images))]
     if isinstance(images, Sequence):
         return [image for item in images for image in read_images(item)]
     raise ValueError(f"an image is a path, bytes, a PIL image or an array, not {type(images).__name__}")
@@ -58,23 +59,34 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
 
 
 def to_pixels(image: Image.Image) -> np.ndarray:
-    """Return the pixels of a PIL image as uint8 (H, W, 3), or (H, W, 1) if it is gray.
+    """Return the pixels of an upright PIL image as uint8 (H, W, 3), or (H, W, 1) if it is gray.
 
-    EXIF orientation is applied, transparency is composed on white, 16 bits become 8. Raises ValueError for floats.
+    Transparency is composed on white, 16 bits become 8. Raises ValueError for floats.
     """
-    image = ImageOps.exif_transpose(image) or image
+    if image.mode == "F":
+        raise ValueError("it has floating-point pixels, whose range is unknown; save it with 8 or 16 bits")
+    width, height = image.size
+    gray = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
+    pixels = np.empty((height, width, 1 if gray else 3), np.uint8)
+    rows = max(1, BAND_PIXELS // max(1, width))
+    columns = BAND_PIXELS // rows  # fewer than `width` if one row is longer than a band
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            band = image.crop((left, top, min(left + columns, width), min(top + rows, height)))
+            pixels[top : top + rows, left : left + columns] = _band_pixels(band, gray).reshape(*band.size[::-1], -1)
+    return pixels
+
+
+def _band_pixels(image: Image.Image, gray: bool) -> np.ndarray:
+    """Return the pixels of a band as uint8 (H, W) if it is gray, else (H, W, 3)."""
     if image.mode.startswith("I"):  # 16-bit gray has several modes
         gray16 = np.asarray(image).astype(np.int64).clip(0, 65535)
         gray16[gray16 == image.info.get("transparency", -1)] = 65535
-        return ((gray16 + 128) // 257).astype(np.uint8)[..., None]
-    if image.mode == "F":
-        raise ValueError("it has floating-point pixels, whose range is unknown; save it with 8 or 16 bits")
-    gray = image.mode in ("1", "L", "LA", "La")
+        return ((gray16 + 128) // 257).astype(np.uint8)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    pixels = np.array(image.convert("L" if gray else "RGB"))
-    return pixels[..., None] if gray else pixels
+    return np.asarray(image.convert("L" if gray else "RGB"))
 
 
 def to_pillow(pixels: np.ndarray) -> Image.Image:

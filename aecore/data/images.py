@@ -9,11 +9,11 @@ from typing import Literal, get_args
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageOps
 
 from aecore.data.image_input import to_pillow, to_pixels
 
-MAX_PIXELS = 64_000_000  # 8,000 x 8,000; decoding such an image takes 0.2 GB
+MAX_PIXELS = 64_000_000  # 8,000 x 8,000; decoding such an image takes 0.5 GB
 MAX_SCANS = 100  # of a JPEG; libtiff has the same limit, progressive files of cameras and editors have about 10
 JPEG_QUALITY = 95
 # Those of _SIGNATURES by Pillow's names. Pillow starts external programs for others.
@@ -129,6 +129,7 @@ def decode_image(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndar
             if image.format == "JPEG" and (fast := _decode_plain_jpeg(data, image)) is not None:
                 return fast
             image.load()
+            ImageOps.exif_transpose(image, in_place=True)  # here, so that the image is not in memory twice
             return to_pixels(image)
     except Image.UnidentifiedImageError:
         image_format = sniff_format(data[:64])

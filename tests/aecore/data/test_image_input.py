@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aecore.data import image_input
 from aecore.data.image_input import is_z_point, read_end, read_images, split_ends
 from aecore.latent.arrays import ZPoints
 
@@ -57,6 +58,22 @@ def test_floats_are_rounded():
 def test_anything_else_is_refused(array, message: str):
     with pytest.raises(ValueError, match=message):
         read_images(array)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "I"])
+@pytest.mark.parametrize("size", [(13, 5), (5, 13), (40, 1), (1, 40)])
+def test_pil_image_is_converted_in_bands(mode: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 65536, size[::-1])
+    image = Image.fromarray(values.astype(np.uint16)) if mode == "I;16" else Image.fromarray(values.astype(np.int32))
+    if mode not in ("I", "I;16"):
+        image = Image.fromarray(rng.integers(0, 256, (*size[::-1], 4), np.uint8), "RGBA").convert(mode)
+    if mode == "P":
+        image.info["transparency"] = bytes(rng.integers(0, 256, 256, np.uint8))
+    [whole] = read_images(image)
+    for band_pixels in (1, 7, 30):
+        monkeypatch.setattr(image_input, "BAND_PIXELS", band_pixels)
+        np.testing.assert_array_equal(read_images(image)[0], whole)
 
 
 def test_pil_image_is_upright_and_on_white():

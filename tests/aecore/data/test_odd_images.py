@@ -15,6 +15,7 @@ from PIL import Image
 from aecore.data.images import MAX_SCANS, decode_image, decode_rows
 from aecore.data.synthetic_faces import draw_face
 
+REPO = Path(__file__).parents[3]
 FACE = draw_face(0, 0)[0]
 
 
@@ -187,6 +188,36 @@ except ValueError as error:
     for data in bombs().values():
         done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
         assert b"over the limit" in done.stdout, done.stderr
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+LARGE = {  # PNGs of 16 megapixels: width, height, bits, colour type, bytes, chunks
+    "gray": (4000, 4000, 8, 0, 16_004_000),
+    "gray of 16 bits": (4000, 4000, 16, 0, 32_004_000),
+    "RGB": (4000, 4000, 8, 2, 48_004_000),
+    "RGBA": (4000, 4000, 8, 6, 64_004_000),
+    "transparent palette": (4000, 4000, 1, 3, 2_004_000, (b"PLTE", bytes(6)), (b"tRNS", b"\0")),
+    "turned": (4000, 4000, 8, 2, 48_004_000, (b"eXIf", TURNED.tobytes()[6:])),
+    "one row": (16_000_000, 1, 8, 6, 64_000_001),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_decoding_takes_no_more_than_9_bytes_a_pixel(kind: str):
+    """Pillow holds 4 bytes a pixel, the result 3; turning takes 4 more, before the result."""
+    code = """
+import resource, sys
+from aecore.data.images import decode_image
+data = sys.stdin.buffer.read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+decode_image(data)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    width, height, depth, colour, length, *chunks = LARGE[kind]
+    data = png(width, height, depth, colour, bytes(length), *chunks)
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True, cwd=REPO)
+    assert int(done.stdout) * 1024 < 9 * 16_000_000
 
 
 def scan_bomb(scans: int, comment: bytes = b"") -> bytes:
