@@ -73,3 +73,5 @@ def test_commands_are_bash_and_ray_knows_their_options(path: Path):
     assert "--dashboard-host=127.0.0.1" in head
     assert "--address=$RAY_HEAD_IP:6379" in worker
     assert all(". ~/zpoint.env" in command for command in started)
+    # HAProxy's admin socket is there, open to whoever may enter; `install` fails if another user made the folder.
+    assert all("install -d -m 700 /tmp/haproxy-serve && " in command for command in started)
