@@ -190,7 +190,9 @@ def _make_entrypoint(argv: list[str], working_dir: Path, on_this_machine: bool, 
     words = []
     if secrets:
         lines = [f"export {name}={shlex.quote(text)}\n" for name, text in secrets.items()]
-        (working_dir / SECRETS_FILE).write_text("".join(lines))
+        path = working_dir / SECRETS_FILE
+        path.touch(0o600, exist_ok=False)  # before it has content; Ray keeps the mode on the node
+        path.write_text("".join(lines))
     for argument in argv:
         if _is_recipe_file(argument):
             shutil.copy(argument, working_dir)

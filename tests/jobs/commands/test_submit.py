@@ -106,6 +106,7 @@ def test_secrets_go_to_a_file_that_the_command_reads_and_deletes(tmp_path: Path)
     text = "it's $HOME"
     entrypoint = submit_module._make_entrypoint(["doctor"], tmp_path, False, secrets={"MLFLOW_TRACKING_TOKEN": text})
     assert text not in entrypoint
+    assert [file.stat().st_mode & 0o777 for file in tmp_path.iterdir()] == [0o600]  # kept by Ray's zip
     command = entrypoint.partition("exec ")[0] + 'printf %s "$MLFLOW_TRACKING_TOKEN"'
     assert subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True).stdout == text
     assert not list(tmp_path.iterdir())
