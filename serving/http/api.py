@@ -108,7 +108,8 @@ def create_app(
     """Return the app that serves the models in `slots`, one for each alias; routes without an alias take the first.
 
     With a `token` every path except /healthz, /readyz, the page and the docs needs `Authorization: Bearer TOKEN`;
-    without one the app responds only to requests for a loopback host. Web pages of `cors_origins` may use the API.
+    without one the app responds only to requests for a loopback host, and to none of web pages of other sites, except
+    `cors_origins`, which may use the API.
     """
     app = FastAPI(title="zpoint", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     slot_by_alias = {slot.current.info.alias: slot for slot in slots}
@@ -121,7 +122,7 @@ def create_app(
     )
     app.add_middleware(
         GatewayMiddleware, slots=slot_by_alias, token=token, limits=app.state.limits, metrics=app.state.metrics,
-        access_log=access_log,
+        access_log=access_log, cors_origins=cors_origins,
     )  # fmt: skip
     if cors_origins:  # outside of the gateway, so that a page can read its refusals
         app.add_middleware(

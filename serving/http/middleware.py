@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -48,11 +48,11 @@ class GatewayMiddleware:
 
     def __init__(
         self, app: ASGIApp, slots: Mapping[str, ModelSlot], token: str, limits: Limits, metrics: EndpointMetrics,
-        access_log: AccessLog | None,
+        access_log: AccessLog | None, cors_origins: Collection[str],
     ):  # fmt: skip
         self._app, self._slots, self._token, self._access_log = app, slots, token.encode(), access_log
         self._first_slot = next(iter(slots.values()))
-        self._limits, self._metrics = limits, metrics
+        self._limits, self._metrics, self._cors_origins = limits, metrics, cors_origins
         self._buffered_bytes = 0  # of the bodies of all unanswered requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,7 +66,10 @@ class GatewayMiddleware:
         slot = self._find_slot(scope["path"])
         model = (slot or self._first_slot).current  # an unknown alias is refused
         scope["state"] = {"slot": slot, "model": model}
-        headers = [(b"x-zpoint-model", model.info.label.encode()), (b"x-content-type-options", b"nosniff")]
+        headers = [
+            (b"x-zpoint-model", model.info.label.encode()), (b"x-content-type-options", b"nosniff"),
+            (b"cross-origin-resource-policy", b"same-origin"),  # fetch() of `cors_origins` is not subject to it
+        ]  # fmt: skip
 
         async def receive_bounded() -> Message:
             nonlocal body_bytes
@@ -130,11 +133,13 @@ class GatewayMiddleware:
         return problem_response(404, f"the alias '{alias}' is not served here: use one of {aliases}")
 
     def _refuse_unauthorized(self, scope: Scope) -> ASGIApp | None:
-        """Return the response to a request without the token, or to a foreign host name; None if it is allowed."""
+        """Return the response to a request without the token, or of a foreign host name or page, else None."""
         headers = dict(scope["headers"])
         if not self._token:
             # DNS rebinding: a web site whose name resolves to 127.0.0.1 could use the endpoint through a browser.
-            return None if _is_loopback_host(headers.get(b"host", b"localhost")) else FOREIGN_HOST
+            if not _is_loopback_host(headers.get(b"host", b"localhost")):
+                return FOREIGN_HOST
+            return FOREIGN_PAGE if self._is_of_foreign_page(scope, headers) else None
         authorization = headers.get(b"authorization")
         if authorization is None:
             is_public = scope["path"] in PUBLIC_PATHS or scope["path"].startswith(STATIC_PREFIX)
@@ -144,12 +149,24 @@ class GatewayMiddleware:
         is_valid = hmac.compare_digest(token.strip(), self._token) and auth_scheme.lower() == b"bearer"
         return None if is_valid else UNAUTHORIZED
 
+    def _is_of_foreign_page(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+        """Return True if a browser sends the request for a page of another site, unless it follows a link."""
+        if headers.get(b"sec-fetch-site") not in (b"cross-site", b"same-site"):
+            return False
+        if headers.get(b"sec-fetch-mode") == b"navigate" and scope["path"] in PUBLIC_PATHS:
+            return False
+        return not {"*", headers.get(b"origin", b"").decode("latin-1")} & {*self._cors_origins}
+
 
 UNAUTHORIZED = problem_response(
     401, "missing or wrong token: send 'Authorization: Bearer TOKEN'", {"WWW-Authenticate": "Bearer"}
 )
 FOREIGN_HOST = problem_response(
     421, "an endpoint without a token responds only at localhost: set ZPOINT_TOKEN where it is started"
+)
+FOREIGN_PAGE = problem_response(
+    403,
+    "an endpoint without a token refuses pages of other sites: start it with --cors ORIGIN, or set ZPOINT_TOKEN",
 )
 
 

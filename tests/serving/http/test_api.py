@@ -24,6 +24,7 @@ from tests.serving.app_client import (
     images_close,
     is_problem,
     make_client,
+    make_image_file,
     make_slot_with,
     make_z,
     post_decode,
@@ -136,6 +137,30 @@ def test_token_is_required_except_for_public_paths():
     allowed = {"authorization": "bearer secret"}
     assert http.get("/v1/model", headers=allowed).status_code == 200
     assert http.post("/v1/sample", json={}, headers=allowed).status_code == 200
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_without_a_token_pages_of_other_sites_are_refused(site: str):
+    """A browser sends what needs no preflight, such as a POST without a content type or an <img>, to any address."""
+    http, image = make_client(), make_image_file()
+    headers = {"sec-fetch-site": site, "sec-fetch-mode": "no-cors", "origin": "https://evil.example"}
+    form = headers | {"sec-fetch-mode": "navigate"}  # a form's POST and an <iframe> navigate, too
+    is_problem(http.post("/v1/encode", content=image, headers=headers), 403, "--cors")
+    is_problem(http.post("/v1/sample?n=4", headers=headers), 403, "--cors")
+    is_problem(http.post("/v1/sample?n=4", headers=form), 403, "--cors")
+    is_problem(http.get("/v1/points/thumbnails", headers=headers | {"sec-fetch-dest": "image"}), 403, "--cors")
+    is_problem(http.get("/v1/points/thumbnails", headers=form), 403, "--cors")
+    assert http.get("/", headers=form).status_code == 200  # a link to the page
+    for allowed in ({}, {"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}):
+        answer = http.post("/v1/encode", content=image, headers=allowed)
+        assert answer.status_code == 200
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+    for origin in ("https://evil.example", "*"):
+        with_cors = make_client(cors_origins=[origin])
+        assert with_cors.post("/v1/sample?n=4", headers=headers).status_code == 200
+    is_problem(make_client(cors_origins=["https://a.example"]).post("/v1/sample?n=4", headers=headers), 403, "--cors")
+    token = {"authorization": "Bearer secret"}
+    assert make_client(token="secret").post("/v1/sample?n=4", headers=headers | token).status_code == 200
 
 
 def test_without_a_token_only_loopback_hosts_are_served():
