@@ -68,6 +68,15 @@ class StoredPoints:
         with Image.open(io.BytesIO(self.sprites), formats=("WEBP",)) as image:
             return np.asarray(image.convert("RGB"))
 
+    def _fits_its_sheet(self) -> bool:
+        """Return True if `sprites` is an image with room for a thumbnail of each row, by its header."""
+        try:
+            with Image.open(io.BytesIO(self.sprites), formats=("WEBP",)) as image:
+                width, height = image.size
+        except OSError:
+            return False
+        return width >= self.columns * self.size and height >= -(-len(self) // self.columns) * self.size
+
     @cached_property
     def sprites_sha256(self) -> str:
         """The digest of `sprites`, hexadecimal."""
@@ -105,7 +114,8 @@ class StoredPoints:
         except (KeyError, ValueError) as error:
             raise ValueError(f"the stored points lack a tensor: {error}") from None
         rows = {len(column) for column in (points.xy, points.split, *points.attributes.values())}
-        if rows != {len(points)} or points.xy.shape[1:] != (2,) or not points.sprites.startswith(b"RIFF"):
+        fits = rows == {len(points)} and points.xy.shape[1:] == (2,) and bool((points.split < len(SPLITS)).all())
+        if not (fits and min(columns, size) >= 1 and points._fits_its_sheet()):
             raise ValueError("the stored points do not fit together: their rows or their sprites are damaged")
         return points
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from aecore.errors import one_line
+from aecore.latent.directions import DIRECTION_PREFIX
 from aecore.model.autoencoder import Autoencoder, to_float
 from serving.runtime.batching import Batcher, BatchFn
 from serving.runtime.metrics import EndpointMetrics
@@ -46,12 +48,37 @@ def load_version(version: ModelVersion, *, metrics: EndpointMetrics | None = Non
         saved.model.image, saved.model.z_dim, saved.metrics, saved.latents, version.sampler,
         saved.points,
     )  # fmt: skip
-    stats_z_dim = len(saved.latents["mean"])
-    if stats_z_dim != info.z_dim:
-        raise ValueError(f"the latent statistics have z_dim {stats_z_dim}, the model has {info.z_dim}")
+    _check_description(info)
     if info.points and info.points.z.shape[1] != info.z_dim:
         raise ValueError(f"the stored points have z_dim {info.points.z.shape[1]}, the model has {info.z_dim}")
     return LoadedModel(info, saved.model, metrics=metrics)
+
+
+def _check_description(info: ModelInfo) -> None:
+    """Raise ValueError if the metrics or the latent statistics are not as the routes need them."""
+    try:
+        _ = info.finite_metrics
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"the metrics are not numbers by name: {one_line(error)}") from error
+    latents, z_dim = info.latents, info.z_dim
+    shapes = {name: (z_dim,) for name in latents if name.startswith(DIRECTION_PREFIX)}
+    shapes |= {"mean": (z_dim,), "covariance": (z_dim, z_dim)}
+    if "gmm_weights" in latents:
+        k = len(latents["gmm_weights"])
+        shapes |= {"gmm_means": (k, z_dim), "gmm_factors": (k, z_dim, z_dim)}
+    if missing := shapes.keys() - latents.keys():
+        raise ValueError(f"the latent statistics lack {', '.join(sorted(missing))}")
+    stats_z_dim = len(latents["mean"])
+    if stats_z_dim != z_dim:
+        raise ValueError(f"the latent statistics have z_dim {stats_z_dim}, the model has {z_dim}")
+    if damaged := [name for name, shape in shapes.items() if latents[name].shape != shape]:
+        raise ValueError(f"the latent statistics have another shape: {', '.join(damaged)}")
+    if not latents["mean"].isfinite().all():
+        raise ValueError("the latent statistics are damaged: the mean is not finite")
+    try:
+        _ = info.latent_space, info.samplers  # both are kept for the routes
+    except (RuntimeError, IndexError) as error:  # of torch.linalg, if numbers are not finite or of no distribution
+        raise ValueError(f"the latent statistics are damaged: {one_line(error)}") from error
 
 
 def fold_norms(model: Autoencoder) -> Autoencoder:

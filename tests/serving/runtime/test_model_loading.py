@@ -2,19 +2,26 @@
 
 import asyncio
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from aecore.config import Recipe, check_recipe
+from aecore.latent.points import make_points
 from aecore.latent.samplers import fit_latent_stats
 from aecore.model.autoencoder import Autoencoder, ImageShape, build_model
 from aecore.training.checkpoint import save_model
 from cluster.storage import open_uri
+from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_loading import build_networks, fold_norms, load_version
+from serving.runtime.model_reload import update_slot
+from serving.runtime.model_slot import ModelSlot
 from serving.runtime.registry import ModelVersion
 
 NORMS = ("batch", "sync_batch", "group", "none")
@@ -89,11 +96,15 @@ def test_networks_equal_those_of_the_model(norm: str, image: ImageShape):
         np.testing.assert_allclose(z, expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
-def save_version(folder: Path, stats_z_dim: int = Z_DIM) -> ModelVersion:
+def save_version(folder: Path, stats_z_dim: int = Z_DIM, with_points: bool = False) -> ModelVersion:
     """Save a random model with latent statistics of `stats_z_dim` dimensions; return its version."""
     recipe = make_recipe("batch", [4, 4, 4, 4])
     model = build_model(recipe, ImageShape(16, 3)).eval()
-    save_model(*open_uri(str(folder)), model, recipe, fit_latent_stats(torch.randn(50, stats_z_dim)), {"psnr": 21.0})
+    latents, points = fit_latent_stats(torch.randn(50, stats_z_dim)), None
+    if with_points:
+        images = np.zeros((60, 16, 16, 3), np.uint8)
+        points = make_points(torch.randn(60, Z_DIM), images, torch.zeros(60, dtype=torch.uint8), {})
+    save_model(*open_uri(str(folder)), model, recipe, latents, {"psnr": 21.0}, points)
     return ModelVersion("zpoint", "3", "champion", "run-3", str(folder), "sqlite:///x.db")
 
 
@@ -113,3 +124,54 @@ def test_loaded_version_has_the_description_of_its_folder(tmp_path: Path):
 def test_latent_statistics_of_another_z_dim_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="the latent statistics have z_dim 4, the model has 5"):
         load_version(save_version(tmp_path, stats_z_dim=4))
+
+
+def damage(file: str, **tensors: torch.Tensor | None) -> Callable[[Path], None]:
+    """Return a function that replaces tensors of a safetensors file in a folder, and drops those that are None."""
+
+    def write(folder: Path) -> None:
+        content = load_file(folder / file) | tensors
+        save_file({name: tensor for name, tensor in content.items() if tensor is not None}, folder / file)
+
+    return write
+
+
+def write_metrics(text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "metrics.json").write_text(text) and None
+
+
+INCONSISTENT = {
+    "metric of text": (write_metrics('{"psnr": "high"}'), "metrics"),
+    "metric of null": (write_metrics('{"psnr": null}'), "metrics"),
+    "list of metrics": (write_metrics("[]"), "metrics"),
+    "no mean": (damage("latents.safetensors", mean=None), "mean"),
+    "no covariance": (damage("latents.safetensors", covariance=None), "covariance"),
+    "mean of NaN": (damage("latents.safetensors", mean=torch.full((5,), torch.nan)), "mean is not finite"),
+    "small covariance": (damage("latents.safetensors", covariance=torch.eye(3)), "latent statistics"),
+    "covariance of NaN": (damage("latents.safetensors", covariance=torch.full((5, 5), torch.nan)), "latent statistics"),
+    "small mixture": (damage("latents.safetensors", gmm_means=torch.zeros(1, 3)), "latent statistics"),
+    "no mixture's factors": (damage("latents.safetensors", gmm_factors=None), "gmm_factors"),
+    "sheet": (
+        damage("points.safetensors", sprites=torch.frombuffer(bytearray(b"RIFFxxxx"), dtype=torch.uint8)),
+        "sprites",
+    ),
+    "no columns": (damage("points.safetensors", grid=torch.tensor([0, 16])), "stored points"),
+    "large thumbnails": (damage("points.safetensors", grid=torch.tensor([8, 64])), "stored points"),
+    "split": (damage("points.safetensors", split=torch.full((60,), 7, dtype=torch.uint8)), "stored points"),
+}
+
+
+@pytest.mark.parametrize("name", INCONSISTENT)
+def test_a_version_of_inconsistent_files_is_refused_and_the_old_one_stays(name: str, tmp_path: Path):
+    write, reason = INCONSISTENT[name]
+    version = save_version(tmp_path, with_points=True)
+    slot = ModelSlot(load_version(version))
+    old = slot.current
+    write(tmp_path)
+    update_slot(slot, replace(version, version="4"), load_version, lambda _: None, EndpointMetrics())
+    assert slot.current is old
+    assert slot.refused
+    assert slot.refused["version"] == "4"
+    assert reason in slot.refused["reason"]
+    with pytest.raises(ValueError, match=reason):
+        load_version(version)
