@@ -13,6 +13,7 @@ import numpy as np
 
 from aecore.data.file_tree import FileTree, list_tree
 from aecore.data.layout import common_folder
+from aecore.data.readers import read_table
 from aecore.data.remote_path import RemotePath
 from aecore.errors import list_names, printable
 
@@ -74,7 +75,7 @@ def _find_list(tree: FileTree, base: RemotePath, name: str) -> tuple[str, str] |
     folders = (tree.path.parent, tree.path.parent.parent, base)
     for path in (folder / sub / file for folder in folders for sub in ("", "Eval", "Anno") for file in files):
         if path.is_file():
-            return path.path.rpartition("/")[2], path.read().decode("utf-8-sig", errors="replace")
+            return path.path.rpartition("/")[2], read_table(path).decode("utf-8-sig", errors="replace")
     return None
 
 

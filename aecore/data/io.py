@@ -72,10 +72,15 @@ def _write_object(fs: pafs.FileSystem, path: str, data: bytes) -> None:
         stream.write(data)
 
 
-def read_bytes(fs: pafs.FileSystem, path: str) -> bytes:
-    """Return the content of `path`. Raises FileNotFoundError when it is missing, OSError when it is cut short."""
+def read_bytes(fs: pafs.FileSystem, path: str, max_bytes: int | None = None) -> bytes:
+    """Return the content of `path`.
+
+    Raises FileNotFoundError when it is missing, OSError when it is cut short, ValueError if it exceeds `max_bytes`.
+    """
     with fs.open_input_file(path) as file:
         size = file.size()
+        if max_bytes is not None:
+            check_length(size, max_bytes)
         if not isinstance(fs, pafs.LocalFileSystem):
             buffer = bytearray(size)
             read_range(file, 0, memoryview(buffer), path)
@@ -84,6 +89,12 @@ def read_bytes(fs: pafs.FileSystem, path: str) -> bytes:
     if len(data) != size:
         raise OSError(f"{path} was cut short: read {len(data):,} of {size:,} bytes")
     return data
+
+
+def check_length(length: int, max_bytes: int) -> None:
+    """Raise ValueError if `length` bytes exceed `max_bytes`."""
+    if length > max_bytes:
+        raise ValueError(f"it has {length:,} bytes, over the limit of {max_bytes:,}")
 
 
 def read_range(file: pa.NativeFile, start: int, buffer: memoryview, name: str) -> None:

@@ -20,12 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from aecore.data.io import retry_read
+from aecore.data.io import check_length, retry_read
 from aecore.data.remote_path import RemotePath
 from aecore.data.synthetic_faces import draw_face
 from aecore.data.threads import map_ahead
 
 MAX_FILE_BYTES = 256 * 1024 * 1024  # of one encoded image
+MAX_TABLE_BYTES = 2 * 1024**3  # of a file or row group that holds many images, decompressed
 MAX_REQUESTS = 16  # in flight, when each image is an S3 object of its own
 CSV_FILES = {  # Kaggle's names
     subset: tuple(f"{stem}{subset}.csv" for stem in ("mnist_", "fashion-mnist_", "")) for subset in ("train", "test")
@@ -75,12 +76,9 @@ class FileReader(Reader):
         return 0 if self.folder.is_local else MAX_REQUESTS
 
     def read(self, name: str) -> bytes:
-        """Read a file. Raises ValueError when it is missing or not readable, OSError when storage fails."""
-        path = self.folder / name
+        """Read a file. Raises ValueError when it is missing, too large or not readable, OSError when storage fails."""
         try:
-            if path.is_local:
-                _check_length(path.size())
-            return path.read()
+            return (self.folder / name).read(MAX_FILE_BYTES)
         except (FileNotFoundError, PermissionError) as error:
             raise ValueError(f"it cannot be read: {error.strerror}") from error
 
@@ -106,7 +104,7 @@ class ZipReader(Reader):
                 open_zip.cache_clear()
             archive, members = open_zip(self.path, self.mtime_ns)
             member = members[self.prefix + name]
-            _check_length(max(member.file_size, member.compress_size))
+            check_length(max(member.file_size, member.compress_size), MAX_FILE_BYTES)
             if member.flag_bits & _ENCRYPTED:
                 raise ValueError("the zip member is encrypted")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -150,6 +148,7 @@ class ParquetReader(Reader):
         data = _read_row_group(path, self.fingerprint, self.column, group)[int(row) - start].as_py()
         if data is None:
             raise ValueError("its row holds no bytes")
+        check_length(len(data), MAX_FILE_BYTES)
         return data
 
 
@@ -165,9 +164,12 @@ class FaceReader(Reader):
         return draw_face(self.seed, int(name), self.size)[0]
 
 
-def _check_length(length: int) -> None:
-    if length > MAX_FILE_BYTES:
-        raise ValueError(f"its file has {length:,} bytes, over the limit of {MAX_FILE_BYTES:,}")
+def read_table(path: RemotePath) -> bytes:
+    """Read a file that describes or holds many images. Raises ValueError if it is too large, else as `read_bytes`."""
+    try:
+        return path.read(MAX_TABLE_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 @lru_cache(maxsize=1)
@@ -216,7 +218,12 @@ def _row_group_starts(path: RemotePath, fingerprint: str) -> np.ndarray:
 
 @lru_cache(maxsize=4)  # two shards are read from distant row groups at a time
 def _read_row_group(path: RemotePath, fingerprint: str, column: str, group: int) -> pa.ChunkedArray:
-    images = pq.ParquetFile(path.path, filesystem=path.fs).read_row_group(group, columns=[column])[column]
+    file = pq.ParquetFile(path.path, filesystem=path.fs)
+    chunks = file.metadata.row_group(group).to_dict()["columns"]
+    length = sum(c["total_uncompressed_size"] for c in chunks if c["path_in_schema"].split(".")[0] == column)
+    if length > MAX_TABLE_BYTES:
+        raise ValueError(f"its row group has {length:,} bytes, over the limit of {MAX_TABLE_BYTES:,}")
+    images = file.read_row_group(group, columns=[column])[column]
     if not pa.types.is_struct(images.type):
         return images
     return images.flatten()[images.type.get_field_index("bytes")]
@@ -244,11 +251,13 @@ def find_idx(folder: RemotePath, name: str) -> RemotePath:
 def _read_idx(path: RemotePath) -> np.ndarray:
     compressed = RemotePath(path.fs, f"{path.path}.gz")
     try:
-        data = path.read() if path.exists() else gzip.decompress(compressed.read())
+        data = read_table(path) if path.exists() else _decompress(read_table(compressed))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing (and {compressed} too)") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{compressed} is damaged: {error}") from error
+    if len(data) > MAX_TABLE_BYTES:
+        raise ValueError(f"{compressed}: its content is over the limit of {MAX_TABLE_BYTES:,} bytes")
     if len(data) < 4 or data[:3] != b"\0\0\x08":
         raise ValueError(f"{path} is not an IDX file of bytes (it starts with {data[:4]!r})")
     start = 4 + 4 * data[3]
@@ -256,6 +265,12 @@ def _read_idx(path: RemotePath) -> np.ndarray:
     if len(shape) != data[3] or len(data) - start != int(np.prod(shape)):
         raise ValueError(f"{path} is cut short: {len(data):,} bytes for the shape {shape}")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def _decompress(data: bytes) -> bytes:
+    """Return the content of a gzip file, of which no more than MAX_TABLE_BYTES + 1 bytes are decompressed."""
+    with gzip.open(io.BytesIO(data)) as file:
+        return file.read(MAX_TABLE_BYTES + 1)
 
 
 def load_csv(folder: RemotePath, subset: str) -> tuple[np.ndarray, np.ndarray]:
@@ -267,7 +282,7 @@ def load_csv(folder: RemotePath, subset: str) -> tuple[np.ndarray, np.ndarray]:
     path = next((folder / name for name in CSV_FILES[subset] if (folder / name).is_file()), None)
     if path is None:
         return np.empty((0, 28, 28, 1), np.uint8), np.empty(0, np.uint8)
-    data = path.read()
+    data = read_table(path)
     first_row = data[: data.find(b"\n")].decode(errors="replace").strip().replace('"', "").split(",")
     has_header = not first_row[0].isdigit()
     if len(first_row) != 785:
@@ -300,7 +315,7 @@ def load_cifar(folder: RemotePath, subset: str) -> tuple[np.ndarray, np.ndarray]
     for name in names:
         path = folder / name
         try:
-            batch = _NumbersOnly(io.BytesIO(path.read()), encoding="bytes").load()
+            batch = _NumbersOnly(io.BytesIO(read_table(path)), encoding="bytes").load()
             images.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             labels.append(np.asarray(batch[b"labels"], np.int64))
         except FileNotFoundError:

@@ -9,7 +9,7 @@ from typing import IO
 
 import pyarrow.fs as pafs
 
-from aecore.data.io import read_bytes, read_range
+from aecore.data.io import check_length, read_bytes, read_range
 
 BLOCK_BYTES = 1 << 20  # of a remote file per request, so that neighbours inside a zip are read together
 CACHED_BLOCKS = 4  # of each open file: two shards are read from distant ranges of one zip at a time
@@ -58,9 +58,13 @@ class RemotePath:
         """Return the file's modification time in nanoseconds. Raises FileNotFoundError when it is missing."""
         return os.stat(self.path).st_mtime_ns if self.is_local else self._file_info().mtime_ns or 0
 
-    def read(self) -> bytes:
-        """Read the whole file. Raises FileNotFoundError when it is missing, OSError when it is cut short."""
-        return Path(self.path).read_bytes() if self.is_local else read_bytes(self.fs, self.path)
+    def read(self, max_bytes: int | None = None) -> bytes:
+        """Read the whole file. Raises as `read_bytes`."""
+        if not self.is_local:
+            return read_bytes(self.fs, self.path, max_bytes)
+        if max_bytes is not None:
+            check_length(self.size(), max_bytes)
+        return Path(self.path).read_bytes()
 
     def open(self) -> IO[bytes]:
         """Open the file for random access."""

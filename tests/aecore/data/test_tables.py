@@ -1,5 +1,6 @@
 """Images in tables: Hugging Face's Parquet, MNIST as CSV, as IDX with Kaggle's names, and as images in folders."""
 
+import gzip
 import json
 import pickle
 from pathlib import Path
@@ -8,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pyarrow.fs import LocalFileSystem
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
+from aecore.data import readers
 from aecore.data.images import decode_image, encode_image
 from aecore.data.readers import load_csv
 from aecore.data.remote_path import RemotePath
@@ -290,3 +292,33 @@ def test_cifar_as_images_is_refused_with_the_command_that_reads_it(tmp_path: Pat
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "cat" / "1.png").write_bytes(picture(1))
     assert "`zpoint ingest folder --size 32`" in refusal("cifar10", tmp_path)
+
+
+def test_sources_over_the_limits_of_size_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also those that are small until they are read: compressed, or by the name of an S3 object."""
+    limit = 100_000
+    monkeypatch.setattr(readers, "MAX_FILE_BYTES", limit)
+    monkeypatch.setattr(readers, "MAX_TABLE_BYTES", 3 * limit // 2)
+    (tmp_path / "a.png").write_bytes(bytes(limit + 1))
+    remote = RemotePath(SubTreeFileSystem(str(tmp_path), LocalFileSystem()), "")
+    for folder in (RemotePath(LocalFileSystem(), str(tmp_path)), remote):
+        with pytest.raises(ValueError, match="100,001 bytes, over the limit of 100,000"):
+            readers.FileReader(folder).read("a.png")
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(2 * limit)))
+    with pytest.raises(ValueError, match=r"train-images.*over the limit of 150,000"):
+        readers.load_idx(remote, "train")
+    (tmp_path / "mnist_train.csv").write_bytes(bytes(2 * limit))
+    with pytest.raises(ValueError, match=r"mnist_train\.csv.*over the limit of 150,000"):
+        load_csv(remote, "train")
+    (tmp_path / "test_batch").write_bytes(bytes(2 * limit))
+    with pytest.raises(ValueError, match=r"test_batch.*over the limit of 150,000"):
+        readers.load_cifar(remote, "test")
+    pq.write_table(pa.table({"image": [bytes(limit + 1), b"x"]}), tmp_path / "one.parquet", compression="zstd")
+    many = pa.table({"image": [bytes(limit // 2)] * 4})
+    pq.write_table(many, tmp_path / "many.parquet", compression="zstd", use_dictionary=False)
+    assert (tmp_path / "one.parquet").stat().st_size < 10_000
+    parquet = readers.ParquetReader(RemotePath(LocalFileSystem(), str(tmp_path)), "image", "")
+    for name, reason in {"one/0": "100,001 bytes, over the limit of 100,000", "many/0": "row group.*150,000"}.items():
+        with pytest.raises(ValueError, match=reason):
+            parquet.read(name)
+    assert parquet.read("one/1") == b"x"
