@@ -35,6 +35,8 @@ MEDIA_TYPE_ALIASES = {  # names that clients use beside the registered ones
     "text/json": JSON, "text/x-json": JSON, "application/x-json": JSON,
     "application/x-zip": ZIP, "application/x-zip-compressed": ZIP, "*": "*/*",
 }  # fmt: skip
+MAX_JSON_VALUES = 1_100_000  # 4,096 z-points of z_dim 256 and options
+MAX_JSON_KEYS = 1000  # and colons in names
 ReduceFn = Callable[[np.ndarray], Any]
 CollectFn = Callable[[Iterable[np.ndarray]], Any]
 BASE64URL_TO_BASE64 = bytes.maketrans(b"-_", b"+/")
@@ -123,10 +125,17 @@ def detect_media_type(body: bytes) -> str:
 
 
 def check_json_size(body: bytes, z_dim: int, max_points: int) -> None:
-    """Raise TooLarge if a JSON text has more brackets or commas than `max_points` z-points, before it is parsed."""
+    """Raise TooLarge if a JSON text has more brackets, commas or keys than `max_points` z-points, or too many to parse.
+
+    Parsing holds the interpreter lock: a million numbers take up to a second, in which no other request is answered.
+    """
     n_rows, n_values = body.count(b"[") - 1, body.count(b",") + 1
     if n_rows > max_points or n_values > max_points * (z_dim + 1):
         raise TooLarge(f"about {max(n_rows, n_values // z_dim)} z-points: one request takes at most {max_points}")
+    if n_values > MAX_JSON_VALUES:
+        raise TooLarge(f"about {n_values} numbers: JSON takes at most {MAX_JSON_VALUES}; send a .npy body")
+    if body.count(b":") + body.count(b"{") > max_points + MAX_JSON_KEYS:  # each image may be a `data:` URL
+        raise TooLarge("too many keys: the JSON body is one object of z-points or images and options")
 
 
 def z_from_lists(rows: object, z_dim: int, max_points: int) -> np.ndarray:

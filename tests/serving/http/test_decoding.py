@@ -216,3 +216,26 @@ def test_postscript_is_rejected():
 def test_npy_header_that_contradicts_its_data_is_rejected(shape, descr, fortran):
     with pytest.raises(ValueError, match=r"\.npy|images"):
         parse_images(make_npy_header(shape, descr, fortran) + b"x" * 7, NPY)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"z":[' + b",".join([b"[" + b",".join([b"1"] * 300) + b"]"] * 4096) + b"]}",
+        b"{" + b",".join(b'"%x":0' % key for key in range(10_000)) + b"}",
+        b'{"z":[' + b",".join([b"{}"] * 10_000) + b"]}",
+    ],
+    ids=["values", "keys", "objects"],
+)
+def test_json_that_takes_seconds_is_refused_before_it_is_parsed(body: bytes, monkeypatch: pytest.MonkeyPatch):
+    """Parsing holds the interpreter lock, and other requests wait."""
+    monkeypatch.setattr(decoding, "load_json", lambda body: pytest.fail("it was parsed"))
+    with pytest.raises(TooLarge, match=r"\.npy|keys"):
+        parse_body(body, JSON, ("z",), ImageShape(32, 3), 300, Limits())
+
+
+def test_z_points_of_z_dim_256_and_images_as_data_urls_pass_as_json():
+    rows = b'{"z":[' + b",".join([b"[" + b",".join([b"1"] * 256) + b"]"] * 4096) + b"]}"
+    assert parse_body(rows, JSON, ("z",), ImageShape(32, 3), 256, Limits())[0].shape == (4096, 256)
+    urls = b'{"images":[' + b",".join([b'"data:image/png;base64,iVBO"'] * 4096) + b"]}"
+    decoding.check_json_size(urls, 256, 4096)
