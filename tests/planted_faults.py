@@ -797,7 +797,7 @@ PLANTED = (
     ),
     Fault(
         "z_dim of statistics unchecked", "serving/runtime/model_loading.py",
-        "if stats_z_dim != info.z_dim:", "if False:", (MODEL_LOADING,),
+        "if stats_z_dim != z_dim:", "if False:", (MODEL_LOADING,),
     ),
     Fault(
         "selection: slack ignored", "jobs/tune/selection.py",
@@ -1088,12 +1088,12 @@ PLANTED = (
     ),
     Fault(
         "a PIL image keeps its camera's rotation", "aecore/data/image_input.py",
-        "ImageOps.exif_transpose(image) or image", "image",
+        "ImageOps.exif_transpose(images)", "images",
         ("tests/aecore/data/test_image_input.py",),
     ),
     Fault(
         "a PIL image of 16 bits is cut off at 255", "aecore/data/image_input.py",
-        'image.mode.startswith("I")', "False", ("tests/aecore/data/test_image_input.py",),
+        'if image.mode.startswith("I")', "if False", ("tests/aecore/data/test_image_input.py",),
     ),
     Fault(
         "floats are cut off in place of rounded", "aecore/data/image_input.py",
