@@ -35,8 +35,8 @@ class Holding:
 def worker_resources(scale: "Scale", num_workers: int | None = None, streaming: bool = False) -> dict[str, float]:
     """Return the resources of one of `num_workers`, by default as many as `scale` has at most.
 
-    With `auto` that is a GPU and a CPU if the cluster has GPUs, else an even share of the CPUs; an endpoint keeps what
-    it holds. With `streaming` the share is halved: the tasks that decode the images take the other half.
+    With `auto` that is a GPU and a CPU if the cluster has GPUs, else as many CPUs as all of them can have; an endpoint
+    keeps what it holds. With `streaming` the share is halved: the tasks that decode the images take the other half.
     """
     num_workers = num_workers or max(1, scale.max_workers)
     gpus, cpus = scale.gpus_per_worker, scale.cpus_per_worker
@@ -49,9 +49,10 @@ def worker_resources(scale: "Scale", num_workers: int | None = None, streaming: 
 
 
 def _cpu_share(cpus: list[int], num_workers: int, streaming: bool) -> float:
-    cpus = [count for count in cpus if count]
-    per_worker = max(1, min(min(cpus), sum(cpus) // num_workers)) if cpus else 1
-    return per_worker if not streaming else per_worker // 2 or 0.5
+    """Return the largest share of which `num_workers` fit into the nodes, at least 1; no worker straddles two nodes."""
+    shares = range(max(cpus, default=0), 1, -1)
+    share = next((share for share in shares if sum(count // share for count in cpus) >= num_workers), 1)
+    return share if not streaming else share // 2 or 0.5
 
 
 def _gpu_share(gpus: list[float], num_workers: int) -> float:

@@ -60,6 +60,10 @@ def endpoint(node: int, **resources: float) -> Holding:
         ([{"CPU": 2}], [], 1, {"CPU": 2}),
         ([{"CPU": 2}], [endpoint(0, CPU=1)], 1, {"CPU": 1}),
         ([{"CPU": 4}, {"CPU": 4}], [endpoint(1, CPU=1)], 2, {"CPU": 3}),
+        ([{"CPU": 8}, {"CPU": 8}], [], 3, {"CPU": 4}),  # no worker straddles two nodes
+        ([{"CPU": 4}] * 3, [], 4, {"CPU": 2}),
+        ([{"CPU": 64}] * 3, [], 4, {"CPU": 32}),
+        ([{"CPU": 2}, {"CPU": 32}, {"CPU": 32}], [], 2, {"CPU": 32}),
         ([{"CPU": 4}], [Holding("train-1", "0", {"CPU": 3})], 1, {"CPU": 4}),  # a job ends; an endpoint does not
         ([{"CPU": 8, "GPU": 1}], [endpoint(0, CPU=1, GPU=0.1)], 1, {"GPU": 0.9, "CPU": 1}),
         ([{"CPU": 8, "GPU": 4}], [endpoint(0, CPU=1, GPU=0.1)], 3, {"GPU": 1, "CPU": 1}),
