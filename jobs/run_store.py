@@ -8,7 +8,7 @@ model/                 the finished model; without it the run resumes from its l
 
 import re
 import secrets
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +109,9 @@ class RunStore:
         return self.model_epochs() == epochs
 
     def model_epochs(self) -> int:
-        """Return the number of epochs of the run's model, 0 if it has none."""
+        """Return the number of epochs of the run's model, 0 if it has none or its deletion has begun."""
+        if not self.exists():
+            return 0
         fs, root = self.folder
         try:
             return read_json(fs, f"{root}/model/config.json")["recipe"]["optim"]["epochs"]
@@ -174,9 +176,11 @@ def open_run(recipe: Recipe, stem: str, manifest: Manifest, *, fresh: bool = Fal
     uri = stored_run(name).uri
     fs, root = open_uri(uri)
     if fresh:
-        delete_folder(fs, root)
+        with suppress(FileNotFoundError):
+            fs.delete_file(f"{root}/run.json")  # first: what a kill leaves of the folder is no run
     run = check_existing_run(recipe, name, manifest)
     if run is None:
+        delete_folder(fs, root)
         # By its key an MLflow run is found again that was created just before a kill, and so is not in run.json.
         tags = {"zpoint.run": name, "zpoint.uri": uri, "zpoint.dataset": manifest.digest, "zpoint.recipe": stem}
         tags |= lineage_tags() | {tracking.KEY_TAG: secrets.token_hex(8)}

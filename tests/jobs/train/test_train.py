@@ -157,6 +157,26 @@ def test_command_of_a_finished_run_is_refused_while_another_process_continues_it
         assert "run 'a' is being trained by pid" in refused("train", tiny, f"data.uri={faces}", "name=a")
 
 
+@pytest.mark.usefixtures("trained_runs")
+@pytest.mark.parametrize("options", ["", "optim.lr=0.01"])
+def test_a_fresh_training_killed_while_it_deletes_the_run_leaves_none_of_it(
+    zpoint, tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch, options: str
+):
+    def delete_and_die(fs: pafs.FileSystem, root: str) -> None:
+        raise KeyboardInterrupt
+
+    argv, store = ["train", tiny, f"data.uri={faces}", "name=a", *options.split()], Path(find_run("a").uri)
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.run_store.delete_folder", delete_and_die)
+        with pytest.raises(SystemExit):
+            main([*argv, "--fresh"])
+    assert {path.name for path in store.iterdir()} == {"checkpoints", "epochs", "model"}
+    assert not zpoint(*argv)["already_finished"]
+    zpoint(*argv[:3], "name=clean", *options.split())
+    assert model_bytes("a") == model_bytes("clean")
+    assert logged_epochs(find_run("a").run_id) == [1, 2]
+
+
 @pytest.mark.usefixtures("tracking")
 def test_training_without_mlflow_is_logged_by_the_next_command(zpoint, tiny: str, faces: Path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # where nothing answers
