@@ -198,7 +198,7 @@ def open_run(recipe: Recipe, stem: str, manifest: Manifest, *, fresh: bool = Fal
 def check_existing_run(recipe: Recipe, name: str, manifest: Manifest) -> dict[str, Any] | None:
     """Return what run.json holds of run `name`, None if there is no such run.
 
-    Raises ValueError if the run is of another recipe or dataset, or has more epochs already than `recipe`.
+    Raises ValueError if the run is of another recipe or dataset, or has begun more epochs than `recipe` has.
     """
     run_store, epochs = stored_run(name), recipe.optim.epochs
     fs, root = run_store.folder
@@ -209,11 +209,15 @@ def check_existing_run(recipe: Recipe, name: str, manifest: Manifest) -> dict[st
     stored = stored_recipe(run["recipe"])
     if stored.digest(run["dataset"]) != recipe.digest(manifest.digest):
         raise ValueError(f"run '{name}' was made from another recipe or dataset: give another name=..., or --fresh")
-    if stored.optim.epochs != epochs and (last_epoch := run_store.last_epoch()) > epochs:
-        raise ValueError(
-            f"run '{name}' has {last_epoch} epochs, optim.epochs={epochs} are fewer: take {last_epoch} or more, "
-            "another name=..., or --fresh"
-        )
+    if stored.optim.epochs != epochs:
+        from aecore.training.checkpoint import begun_epochs  # here, since torch delays all commands
+
+        begun = max(run_store.last_epoch(), begun_epochs(fs, f"{root}/checkpoints"))
+        if begun > epochs:
+            raise ValueError(
+                f"run '{name}' has begun epoch {begun}, optim.epochs={epochs} are fewer: take {begun} or more, "
+                "another name=..., or --fresh"
+            )
     return run
 
 

@@ -224,10 +224,19 @@ def _step(path: str) -> int:
 
 def saved_epochs(fs: pafs.FileSystem, root: str) -> int:
     """Return the number of epochs in the newest complete checkpoint under `root`, 0 if there is none."""
+    return _newest_progress(fs, root).get("epochs", 0)
+
+
+def begun_epochs(fs: pafs.FileSystem, root: str) -> int:
+    """Return `saved_epochs`, with the one within which the checkpoint was written, if it was."""
+    return saved_epochs(fs, root) + bool(_newest_progress(fs, root).get("sums", {}).get("count"))
+
+
+def _newest_progress(fs: pafs.FileSystem, root: str) -> dict[str, Any]:
     for path in list_checkpoints(fs, root):
         with suppress(FileNotFoundError):
-            return read_json(fs, f"{path}/progress.json")["epochs"]
-    return 0
+            return read_json(fs, f"{path}/progress.json")
+    return {}
 
 
 def load_checkpoint(fs: pafs.FileSystem, root: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:

@@ -23,6 +23,7 @@ from aecore.model.autoencoder import build_model, to_float
 from aecore.model.corruptions import make_eval_pair
 from aecore.training.checkpoint import load_checkpoint, load_model
 from aecore.training.evaluate import draw_train_points
+from aecore.training.loop import TrainingRun, train_step
 from cluster import tracking
 from cluster.progress import Bar
 from cluster.settings import settings
@@ -266,7 +267,30 @@ def test_more_epochs_continue_a_finished_run_bit_identically(zpoint, refused, ti
     assert [file.read_bytes() for file in files] == [weights, model_bytes("run")]
 
     error = refused(*argv, "name=run", "optim.epochs=4")
-    assert "run 'run' has 5 epochs, optim.epochs=4 are fewer: take 5 or more, another name=..., or --fresh" in error
+    assert "run 'run' has begun epoch 5, optim.epochs=4 are fewer: take 5 or more, another name=..., or --fresh" in error
+
+
+@pytest.mark.usefixtures("tracking")
+def test_fewer_epochs_than_a_stopped_run_has_begun_are_refused(
+    zpoint, refused, tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its checkpoint of step 8 is within the second epoch of six steps."""
+    argv = ["train", tiny, f"data.uri={faces}", "name=run", "checkpoint.every=4"]
+
+    def stop_at_step_9(run: TrainingRun, batch: Batch) -> None:
+        if run.state.step == 9:
+            raise KeyboardInterrupt
+        train_step(run, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("aecore.training.loop.train_step", stop_at_step_9)
+        with pytest.raises(SystemExit):
+            main([*argv, "optim.epochs=3"])
+    error = refused(*argv, "optim.epochs=1")
+    assert "run 'run' has begun epoch 2, optim.epochs=1 are fewer: take 2 or more, another name=..., or" in error
+    zpoint(*argv, "optim.epochs=2")
+    zpoint("train", tiny, f"data.uri={faces}", "name=undisturbed", "optim.epochs=2")
+    assert model_bytes("run") == model_bytes("undisturbed")
 
 
 @pytest.mark.usefixtures("trained_runs")

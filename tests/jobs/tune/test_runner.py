@@ -479,7 +479,7 @@ def test_longer_run_of_another_command_is_withheld():
     other = Trainings(Campaign("other", "", "", "x", longer.recipe.model_dump(mode="json")), trials=1, epochs=5)
     assert other.run.next_trial() is None
     assert (states(other.campaign), other.run.refused) == (["lost"], {})
-    assert "has 9 epochs, optim.epochs=5 are fewer" in other.run.withheld[run]
+    assert "has begun epoch 9, optim.epochs=5 are fewer" in other.run.withheld[run]
 
 
 def test_replicates_of_a_searched_seed_are_not_trained_twice():
