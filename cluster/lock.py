@@ -11,7 +11,6 @@ import fcntl
 import json
 import logging
 import os
-import signal
 import socket
 import threading
 import time
@@ -206,7 +205,7 @@ def _await_lease(lease: "_Lease", refuse: Callable[[dict[str, Any]], LockedError
 
 
 class _Lease:
-    """An S3 object with its owner, renewed by a thread. If another process takes it over, this one gets a SIGTERM."""
+    """An S3 object with its owner, renewed by a thread. If another process takes it over, this one exits at once."""
 
     def __init__(self, path: str) -> None:
         import boto3
@@ -291,8 +290,7 @@ class _Lease:
                 etag, owner = self.read()
                 if etag and not self.is_own(owner):
                     log.error("%s was taken over %s: this process stops", self.key, _describe(owner))
-                    os.kill(os.getpid(), signal.SIGTERM)
-                    return
+                    os._exit(1)  # as if killed: a graceful stop would write to what another process now writes
                 self.write(etag)
                 renewed, warned = time.monotonic(), False
             except Exception as error:  # of any kind: a store that fails for a moment ends no training

@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -99,15 +99,18 @@ def write_checkpoint(fs: pafs.FileSystem, root: str, snapshot: Snapshot) -> str:
     return path
 
 
-def prune(fs: pafs.FileSystem, root: str, keep: int, step: int) -> None:
+def prune(fs: pafs.FileSystem, root: str, keep: int, step: int, earlier: Collection[str] = ()) -> None:
     """Delete all checkpoints but the newest `keep` complete ones and the one with the lowest validation loss.
 
-    Those after `step`, the last one written, are deleted too: a stream that repeats an epoch has left them, and a
-    resumed run would load them in place of the new ones.
+    Of those after `step`, the last one written, the `earlier` paths are deleted too: a stream that repeats an epoch has
+    left them, and a resumed run would load them in place of the new ones. The others are of a process that has taken
+    the run over.
     """
     valid_losses: dict[str, float] = {}  # of the complete ones up to `step`, newest first
     later: list[str] = []
     for path in list_checkpoints(fs, root):
+        if _step(path) > step and path not in earlier:
+            continue
         try:
             valid_loss = read_json(fs, f"{path}/progress.json").get("valid_loss", math.inf)
         except (FileNotFoundError, ValueError):
@@ -134,6 +137,7 @@ class CheckpointWriter:
 
     def __init__(self, fs: pafs.FileSystem, root: str, keep: int) -> None:
         self.fs, self.root, self.keep = fs, root, keep
+        self._earlier = list_checkpoints(fs, root)
         self._pending: Snapshot | None = None
         self._pending_calls: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
@@ -192,7 +196,7 @@ class CheckpointWriter:
                 self._pending = self._pending or snapshot
             raise
         if snapshot:
-            prune(self.fs, self.root, self.keep, snapshot.state["step"])
+            prune(self.fs, self.root, self.keep, snapshot.state["step"], self._earlier)
 
 
 def retry_storage(call: Callable[[], None], action: str) -> None:

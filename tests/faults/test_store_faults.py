@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,38 @@ def test_second_ctrl_c_stops_without_a_checkpoint(hooks: Hooks, recipe):
     with pytest.raises(KeyboardInterrupt):
         train(recipe("stopped"), "t")
     assert checkpoint_steps("stopped")[0] == STEPS + 4 - 2  # 8, the last multiple of 4
+
+
+# After step 11 another process takes the lease over and writes a checkpoint.
+LOST_TRAINING = """
+import json, os, sys, time
+import boto3
+from aecore.config import check_recipe
+from cluster import lock
+from jobs.train import job, stopping
+after_step = stopping.StopConsensus.after_step
+def lose_the_lease(self, step):
+    if step == 11:
+        store = boto3.client("s3")
+        bucket, _, key = os.environ["ZPOINT_STORE"].removeprefix("s3://").partition("/")
+        owner = lock._this_process() | {"machine": "another", "pid": 77}
+        store.put_object(Bucket=bucket, Key=f"{key}/locks/run-lost", Body=json.dumps(owner))
+        store.put_object(Bucket=bucket, Key=f"{key}/runs/lost/checkpoints/step-00000100/progress.json", Body="{}")
+        time.sleep(5)
+    return after_step(self, step)
+stopping.StopConsensus.after_step = lose_the_lease
+stopping.SYNC_SECONDS, lock.RENEW_SECONDS = 0.0, 0.05
+job.train(check_recipe(json.loads(sys.argv[1])), "t")
+"""
+
+
+def test_training_that_lost_its_lease_writes_nothing_more(recipe, s3: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ZPOINT_STORE", f"{s3}/store")
+    command = [sys.executable, "-c", LOST_TRAINING, recipe("lost").model_dump_json()]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 1, process.stderr
+    assert "run-lost was taken over by pid 77" in process.stderr
+    assert [step for step in checkpoint_steps("lost") if step > 8] == [100]
 
 
 def test_training_survives_http_503_of_s3(

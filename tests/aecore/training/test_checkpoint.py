@@ -105,12 +105,22 @@ def test_checkpoints_are_ordered_by_their_step_and_other_folders_ignored(tmp_pat
 
 def test_a_repeated_epoch_replaces_the_checkpoints_of_the_attempt_before(tmp_path, snapshot_of):
     """A stream that resumes within an epoch repeats it: its steps are counted again from the epoch's start."""
-    with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as writer:
-        for step, valid_loss in ((200, 3.0), (250, math.nan), (500, math.nan), (750, math.nan), (250, math.nan)):
-            writer.save(snapshot_of(step, valid_loss))
-            writer._last_write.result(30)
+    for attempt in ((200, 3.0), (250, math.nan), (500, math.nan), (750, math.nan)), ((250, math.nan),):
+        with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as writer:
+            for step, valid_loss in attempt:
+                writer.save(snapshot_of(step, valid_loss))
+                writer._last_write.result(30)
     assert stored_steps(tmp_path) == [250, 200]
     assert load(tmp_path)[0].step == 250
+
+
+def test_later_checkpoints_of_a_process_that_took_the_run_over_stay(tmp_path, snapshot_of):
+    with checkpoint.CheckpointWriter(FS, str(tmp_path), 1) as writer:
+        checkpoint.write_checkpoint(FS, str(tmp_path), snapshot_of(100))
+        checkpoint.write_checkpoint(FS, str(tmp_path), snapshot_of(140))
+        (tmp_path / "step-00000140" / "progress.json").unlink()  # which comes last
+        writer.save(snapshot_of(60))
+    assert stored_steps(tmp_path) == [140, 100, 60]
 
 
 def test_pruning_keeps_the_lowest_validation_loss_and_deletes_incomplete_checkpoints(tmp_path, write):
