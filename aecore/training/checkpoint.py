@@ -47,13 +47,14 @@ class TrainState:
 
     `epochs` that are complete, optimizer steps (`step`) and images (`samples`) of the whole run, and the open epoch's
     `sums` over all workers' images at the last `loop.gather_sums`, by the names of `loop.EPOCH_SUMS`; empty when no
-    epoch is open.
+    epoch is open. `streamed`: its images come from a stream, in another order than the planned one.
     """
 
     epochs: int = 0
     step: int = 0
     samples: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    streamed: bool = False
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ def _complete_checkpoints(
     """Yield config, state and files of each complete checkpoint under `root`, newest first; warn of a damaged one."""
     for path in list_checkpoints(fs, root):
         try:
-            progress = read_json(fs, f"{path}/progress.json")
+            progress = {"streamed": False} | read_json(fs, f"{path}/progress.json")  # 0.2.0 did not store it
             contents = {name: read_bytes(fs, f"{path}/{name}") for name in CHECKPOINT_FILES}
             if any(sha256(content) != progress["sha256"][name] for name, content in contents.items()):
                 raise ValueError("the sha256 of a file differs")

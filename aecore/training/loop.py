@@ -161,9 +161,10 @@ def fit(run: TrainingRun) -> Iterator[StepEnd | EpochEnd]:
     total_samples = optim.epochs * len(run.train)
     configure_cuda(run.device, optim.deterministic)
 
-    # Resume: a stream cannot start within an epoch.
-    if not run.train.resumable:
+    # Resume: a stream cannot start within an epoch, nor can another loader go on with the epoch of a stream.
+    if state.streamed or not run.train.resumable:
         rewind_to_epoch_start(run)
+    state.streamed = not run.train.resumable
     run.epoch_sums.copy_(torch.tensor([state.sums.get(name, 0.0) for name in EPOCH_SUMS], dtype=torch.float64))
 
     # Evaluation data.

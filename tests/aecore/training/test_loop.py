@@ -13,7 +13,7 @@ from pyarrow.fs import LocalFileSystem
 from scipy import stats
 
 from aecore.config import Loss, Optim, check_recipe
-from aecore.data.loaders import Batch, NodeLoader
+from aecore.data.loaders import Batch, NodeLoader, StreamLoader
 from aecore.data.shuffle import BatchSampler, World, derive_seed, plan_epoch
 from aecore.model.autoencoder import ImageShape, build_model, to_float
 from aecore.model.corruptions import LATENT_NOISE, make_batch_noise
@@ -107,6 +107,28 @@ def test_resume_ends_bit_identical(tmp_path, norm, stop_step):
         for name in TIMINGS:
             del metrics[name]
     assert resumed_metrics == uninterrupted_metrics
+
+
+@pytest.mark.parametrize("streams_on", [False, True])
+def test_an_epoch_that_a_stream_has_begun_is_repeated(tmp_path, streams_on):
+    """Its images are not those with which the planned order begins, though its batches have the same sizes."""
+
+    def make_stream_run(checkpoints=None):
+        run = make_run(make_recipe(), checkpoints, n_train=24)
+        images = make_images(24)
+        run.train = StreamLoader(lambda epoch: iter([images]), lambda n: images[:n], 24, BatchSampler(0, 8), CPU)
+        return run
+
+    run = make_stream_run()
+    for event in loop.fit(run):
+        if isinstance(event, loop.StepEnd) and run.state.step == 4:
+            loop.gather_sums(run)
+            snapshot = checkpoint.take_snapshot(run.model, run.optimizer, run.recipe, run.state)
+            checkpoint.write_checkpoint(FS, str(tmp_path), snapshot)
+            break
+    resumed = make_stream_run(str(tmp_path)) if streams_on else make_run(make_recipe(), str(tmp_path), n_train=24)
+    samples = [event.samples for event in loop.fit(resumed) if isinstance(event, loop.StepEnd)]
+    assert samples == [24 + 8, 24 + 16, 48]
 
 
 def reference_logits(weights, images, noise):
