@@ -212,6 +212,9 @@ def fit(run: TrainingRun) -> Iterator[StepEnd | EpochEnd]:
 
         # Evaluate.
         run.model.eval()
+        if run.world.size > 1:
+            for buffer in run.model.buffers():  # the running statistics, of which rank 0's are saved
+                dist.broadcast(buffer, 0)
         last_epoch = state.epochs == optim.epochs
         valid_loader = run.valid if last_epoch else valid_subset
         valid_metrics, kl_per_dim = evaluate(run.model, run.recipe, valid_loader, run.world, "valid")

@@ -18,6 +18,7 @@ from aecore.data.shuffle import BatchSampler, World, derive_seed, plan_epoch
 from aecore.model.autoencoder import ImageShape, build_model, to_float
 from aecore.model.corruptions import LATENT_NOISE, make_batch_noise
 from aecore.training import checkpoint, loop
+from aecore.training.evaluate import evaluate
 
 FS = LocalFileSystem()
 CPU = torch.device("cpu")
@@ -466,6 +467,16 @@ def test_batch_norm_is_per_worker(tmp_path):
     two = train_on_workers(2, tmp_path, "batch")["metrics"]
     assert two["train_loss"] != pytest.approx(metrics["train_loss"], rel=1e-6)
     assert two["train_loss"] == pytest.approx(metrics["train_loss"], rel=0.1)
+
+
+def test_metrics_of_batch_norm_are_those_of_the_saved_model(tmp_path):
+    """Rank 0's running statistics are saved; each worker's own differ."""
+    two, one = train_on_workers(2, tmp_path, "batch"), make_run(make_recipe("batch"))
+    tensors = list(one.model.state_dict().values())
+    for tensor, saved in zip(tensors, two["weights"].split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(saved.view_as(tensor))
+    metrics = evaluate(one.model.eval(), one.recipe, one.valid, World(), "valid")[0]
+    assert two["metrics"]["valid_loss"] == pytest.approx(metrics["valid_loss"], rel=1e-6)
 
 
 def test_uneven_last_batch_of_three_workers_keeps_exact_means(tmp_path):
