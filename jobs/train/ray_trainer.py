@@ -122,6 +122,7 @@ def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callback
             env=exported_env(),
             torch_version=version("torch"),
             report=bool(callbacks),
+            gpu_share=resources.get("GPU", 1.0),
         ),
         torch_config=NodeTorchConfig(timeout_s=PROCESS_GROUP_SECONDS),
         scaling_config=ScalingConfig(
@@ -250,8 +251,9 @@ def _log_last_lines(error: Any) -> None:
 
 
 def train_loop_per_worker(
-    *, recipe: Recipe, run_store: RunStore, env: dict[str, str], torch_version: str, report: bool
-) -> None:
+    *, recipe: Recipe, run_store: RunStore, env: dict[str, str], torch_version: str, report: bool,
+    gpu_share: float,
+) -> None:  # fmt: skip
     """Train `recipe` in one worker of Ray Train.
 
     With `report`, pass each epoch's metrics to the callbacks. Without callbacks a report would only cost time: Ray
@@ -273,6 +275,7 @@ def train_loop_per_worker(
         worker = Worker(
             world,
             device,
+            gpu_share,
             show_progress=partial(publish, run_store.name),
             observe_step=exported.observe_step,
             stop=PROCESS_STOP,

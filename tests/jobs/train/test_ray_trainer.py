@@ -1,17 +1,22 @@
 """The driver and the workers of a training around Ray Train, without a Ray."""
 
 import os
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+import torch
 from ray.exceptions import RayTaskError
 
-from aecore.config import check_recipe
+from aecore.config import Recipe, check_recipe
 from aecore.data.cache_eviction import CacheSpaceError
+from aecore.data.dataset import Dataset
 from jobs.run_store import RunStore
 from jobs.train import ray_trainer
 from jobs.train.ray_trainer import NodeTorchConfig, bind_gloo
+from jobs.train.worker import Worker
 
 
 class DeadWorker(Exception):
@@ -70,7 +75,36 @@ def test_store_that_fails_as_a_worker_opens_the_dataset_is_retried(monkeypatch: 
         ray_trainer.train_loop_per_worker(
             recipe=check_recipe({"data": {"uri": "s3://bucket/faces"}}), run_store=RunStore("x", "/x", run_id=""),
             env={}, torch_version=ray_trainer.version("torch"), report=False,
+            gpu_share=1.0,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(("resources", "gpu_share"), [({"GPU": 0.25, "CPU": 1}, 0.25), ({"CPU": 2}, 1.0)])
+def test_a_worker_knows_its_fraction_of_a_gpu(monkeypatch: pytest.MonkeyPatch, resources: dict, gpu_share: float):
+    workers: list[Worker] = []
+
+    def record(recipe: Recipe, dataset: Any, run_store: RunStore, worker: Worker) -> Iterator[dict[str, float]]:
+        workers.append(worker)
+        yield from ()
+
+    for name, function in {
+        "worker_resources": lambda *_, **__: resources,
+        "wait_for_resources": lambda *_: None,
+        "uses_local_ray": lambda: False,
+        "TorchTrainer": lambda loop, **_: loop,
+        "set_run_id": lambda *_: None,
+        "get_device": lambda: torch.device("cpu"),
+    }.items():
+        monkeypatch.setattr(ray_trainer, name, function)
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr("ray.train.get_context", lambda: context)
+    monkeypatch.setattr(RunStore, "check_visible", lambda self: None)
+    monkeypatch.setattr(Dataset, "open", lambda *_: None)
+    monkeypatch.setattr("jobs.train.metrics.TrainingMetrics", MagicMock())
+    monkeypatch.setattr("jobs.train.worker.train_loop", record)
+    dataset: Any = SimpleNamespace(manifest=None)
+    ray_trainer.make_trainer(check_recipe({"data": {"uri": "/x"}}), dataset, RunStore("x", "/x", run_id=""), ())()
+    assert [worker.gpu_share for worker in workers] == [gpu_share]
 
 
 def test_the_last_lines_of_a_worker_that_died_are_logged(monkeypatch: pytest.MonkeyPatch, caplog):
