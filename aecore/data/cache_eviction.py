@@ -23,12 +23,15 @@ def mark_in_use(entry: Path) -> IO[bytes]:
 def allocate(entry: Path, size: int, max_bytes: int | None) -> None:
     """Allocate `size` bytes of disk for `entry/images.u8`, evicting other entries if `max_bytes` requires it.
 
-    Without `max_bytes` the entries may take half of the free disk space and of what they take already. Raises
-    CacheSpaceError when that is too little, without an eviction; OSError when the disk is full.
+    Without `max_bytes` the entries may take half of the free disk space and of what they take already; an entry that
+    has its disk space already keeps it. Raises CacheSpaceError when that is too little, without an eviction; OSError
+    when the disk is full.
     """
     folder = entry.parent
     with open(folder / ".lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if not max_bytes and _allocated_bytes(entry / "images.u8") >= size:
+            return
         sizes = {file.parent: file.stat().st_size for file in folder.glob("*/images.u8")}
         if max_bytes:
             reason, fix = "ZPOINT_CACHE_MAX", "raise the limit"
@@ -56,6 +59,15 @@ def allocate(entry: Path, size: int, max_bytes: int | None) -> None:
                     del other_sizes[path]
         entry.mkdir(exist_ok=True)
         _extend(entry / "images.u8", size)
+
+
+def _allocated_bytes(path: Path) -> int:
+    """Return how much of a file has blocks on the disk, 0 if there is none."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return 0
+    return min(stat.st_size, 512 * stat.st_blocks)
 
 
 def _extend(path: Path, size: int) -> None:

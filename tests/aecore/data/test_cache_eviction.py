@@ -178,6 +178,17 @@ def test_the_default_limit_is_half_of_the_disk(tmp_path, dataset, monkeypatch):
     assert len(fill(tmp_path, dataset)[0]) == SHARDS * ROWS
 
 
+def test_a_filled_entry_is_used_though_the_disk_has_less_space_by_now(tmp_path, dataset, monkeypatch):
+    usage = type("Usage", (), {"free": 2 * BYTES})
+    monkeypatch.setattr("aecore.data.cache_eviction.shutil.disk_usage", lambda path: usage)
+    fill(tmp_path, dataset)
+    usage.free = BYTES - 1  # the entry takes BYTES of what was free
+    [complete] = tmp_path.glob("cache/*/complete.json")
+    os.utime(complete, (1, 1))  # checked so long ago that it is checked again
+    images, progress = fill(tmp_path, dataset)
+    assert ((images == noise_images(SHARDS * ROWS)).all(), progress) == (True, [])
+
+
 def test_the_cache_is_filled_on_a_file_system_without_fallocate(tmp_path, dataset, monkeypatch):
     """There glibc's posix_fallocate fails for a file open to append, and needs to read what is already in the file."""
 
