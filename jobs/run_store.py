@@ -99,14 +99,17 @@ class RunStore:
         fs, root = self.folder
         return fs.get_file_info(f"{root}/run.json").type is not pafs.FileType.NotFound
 
-    def finished(self, epochs: int | None = None) -> bool:
-        """Return if the run has its model of `epochs`, by default of as many as its recipe has."""
+    def finished(self, recipe: Recipe | None = None) -> bool:
+        """Return if the run has the model of `recipe`, its epochs and points; by default that of run.json's epochs."""
         fs, root = self.folder
         try:
-            epochs = epochs or read_json(fs, f"{root}/run.json")["recipe"]["optim"]["epochs"]
+            epochs = read_json(fs, f"{root}/run.json")["recipe"]["optim"]["epochs"]
+            model_recipe = stored_recipe(read_json(fs, f"{root}/model/config.json")["recipe"])
         except (FileNotFoundError, NotADirectoryError):
             return False
-        return self.model_epochs() == epochs
+        if recipe is None:
+            return model_recipe.optim.epochs == epochs
+        return (model_recipe.optim.epochs, model_recipe.points) == (recipe.optim.epochs, recipe.points)
 
     def model_epochs(self) -> int:
         """Return the number of epochs of the run's model, 0 if it has none or its deletion has begun."""

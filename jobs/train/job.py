@@ -22,8 +22,9 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
     """Train `recipe` to its end, resuming a run that the same command began.
 
     Returns the run's name, folder, MLflow run id, last epoch's metrics and seconds taken. A finished run is trained
-    again only if `fresh`; with more `optim.epochs` it goes on. Raises ValueError for a wrong recipe or dataset, for a
-    run that another process trains and for resources that this machine lacks, RuntimeError if the training fails.
+    again only if `fresh`; with more `optim.epochs` it goes on, with other `points` its model is saved again. Raises
+    ValueError for a wrong recipe or dataset, for a run that another process trains and for resources that this machine
+    lacks, RuntimeError if the training fails.
     """
     dataset = open_dataset(recipe.data.uri)
     check_uri(settings().store)
@@ -31,7 +32,7 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
     name = run_name(recipe, stem, dataset.manifest)
     started = time.monotonic()
     with lock_run(name):
-        already_finished = not fresh and stored_run(name).finished(recipe.optim.epochs)
+        already_finished = not fresh and stored_run(name).finished(recipe)
         if not already_finished:  # refuse before `open_run`, which deletes or changes an earlier run
             if not fresh:
                 check_existing_run(recipe, name, dataset.manifest)
