@@ -132,11 +132,13 @@ def train_loop(
             return {}
         return read_attributes(dataset, split, evenly_spaced(len(loaders[split]), limit))
 
-    latents = run.latents | fit_directions(run.train_points, spaced_attributes("train", LATENT_IMAGES))
-    point_attributes = {split: spaced_attributes(split, n) for split, n in points_per_split(recipe, loaders).items()}
-    points = encode_points(model, recipe, loaders, point_attributes)
-    metrics = run_store.epoch_metrics(recipe.optim.epochs) | test_metrics
-    save_model = partial(checkpoint.save_model, fs, f"{root}/model", model, recipe, latents, metrics, points)
+    def save_model() -> None:
+        metrics = run_store.epoch_metrics(recipe.optim.epochs) | test_metrics
+        latents = run.latents | fit_directions(run.train_points, spaced_attributes("train", LATENT_IMAGES))
+        attributes = {split: spaced_attributes(split, n) for split, n in points_per_split(recipe, loaders).items()}
+        points = encode_points(model, recipe, loaders, attributes)
+        checkpoint.save_model(fs, f"{root}/model", model, recipe, latents, metrics, points)
+
     checkpoint.retry_storage(save_model, "save the model")
 
 

@@ -29,7 +29,7 @@ from cluster.progress import Bar
 from cluster.settings import settings
 from jobs.cli import main
 from jobs.dataset import open_dataset
-from jobs.run_store import find_run, lock_run
+from jobs.run_store import RunStore, find_run, lock_run
 from jobs.train.devices import device_name
 from jobs.train.worker import check_batches
 from tests.jobs.runs import has_checkpoint, logged_epochs, model_bytes
@@ -131,6 +131,23 @@ def test_points_of_a_finished_run_are_changed_without_another_training(zpoint, t
     assert zpoint(*argv, "points.images=0")["already_finished"]
     assert model_bytes("a") == weights
     assert logged_epochs(find_run("a").run_id) == [1, 2]
+
+
+@pytest.mark.usefixtures("tracking")
+def test_a_store_that_fails_once_after_the_last_epoch_loses_no_model(
+    zpoint, tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch
+):
+    read, failures = RunStore.epoch_metrics, [OSError("HTTP 503")]
+
+    def fail_once(self: RunStore, epoch: int) -> dict[str, float]:
+        if failures and self.last_epoch() == 1:
+            raise failures.pop()
+        return read(self, epoch)
+
+    monkeypatch.setattr(RunStore, "epoch_metrics", fail_once)
+    monkeypatch.setattr("aecore.training.checkpoint.RETRY_PAUSE_SECONDS", 0.01)
+    zpoint("train", tiny, f"data.uri={faces}", "name=run", "optim.epochs=1")
+    assert find_run("run").finished()
 
 
 @pytest.mark.usefixtures("trained_runs")
