@@ -89,6 +89,10 @@ class StopConsensus:
             self._last_save = time.monotonic()
         return action
 
+    def stop_requested(self) -> bool:
+        """Return if a worker is to stop. A collective."""
+        return self._max_over_workers(self.local_action(), self._stride)[0] is Action.STOP
+
     def _sync(self, step: int, action: Action) -> Action:
         """Exchange actions, and plan the next exchange for a second later, at most twice as many steps ahead."""
         now = time.monotonic()

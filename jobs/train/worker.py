@@ -120,6 +120,8 @@ def train_loop(
                 writer.finish()
                 raise KeyboardInterrupt
         writer.finish()
+        if consensus.stop_requested():  # during the last validation
+            raise KeyboardInterrupt
 
     # Test, and save the model with its latent statistics.
     model.eval()  # else batch norm would learn from the test images

@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.fs as pafs
@@ -21,7 +23,8 @@ from aecore.data.shuffle import BatchSampler
 from aecore.metrics.pixel import psnr
 from aecore.model.autoencoder import build_model, to_float
 from aecore.model.corruptions import make_eval_pair
-from aecore.training.checkpoint import load_checkpoint, load_model
+from aecore.training import loop
+from aecore.training.checkpoint import load_checkpoint, load_model, saved_epochs
 from aecore.training.evaluate import draw_train_points
 from aecore.training.loop import TrainingRun, train_step
 from cluster import tracking
@@ -148,6 +151,26 @@ def test_a_store_that_fails_once_after_the_last_epoch_loses_no_model(
     monkeypatch.setattr("aecore.training.checkpoint.RETRY_PAUSE_SECONDS", 0.01)
     zpoint("train", tiny, f"data.uri={faces}", "name=run", "optim.epochs=1")
     assert find_run("run").finished()
+
+
+@pytest.mark.usefixtures("tracking")
+def test_a_stop_during_the_last_validation_is_heeded(zpoint, tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch):
+    """The model is measured and saved by the same command."""
+    argv, evaluate = ["train", tiny, f"data.uri={faces}", "name=stopped", "optim.epochs=1"], loop.evaluate
+
+    def evaluate_and_stop(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", evaluate_and_stop)
+        with pytest.raises(SystemExit) as caught:
+            main(argv)
+    assert caught.value.code == 130
+    fs, root = find_run("stopped").folder
+    assert (saved_epochs(fs, f"{root}/checkpoints"), find_run("stopped").finished()) == (1, False)
+    zpoint(*argv)
+    assert find_run("stopped").finished()
 
 
 @pytest.mark.usefixtures("trained_runs")
