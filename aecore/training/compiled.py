@@ -1,6 +1,7 @@
 """The training step compiled by torch.compile, and on a GPU captured in a CUDA graph: when it pays, and how."""
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,6 +42,20 @@ def can_compile(device: torch.device) -> bool:
     return True
 
 
+def delete_damaged_library(error: Exception) -> None:
+    """Delete the library in torch's cache of compiled code that `error` of torch.compile names, if it names one.
+
+    torch does not write them atomically: a kill leaves one cut off, which torch would load again. Raises RuntimeError
+    if it has deleted one; the step is not repeated, since its forward pass may have changed running statistics.
+    """
+    cause = getattr(error, "inner_exception", None)
+    if isinstance(cause, ImportError) and cause.path:
+        Path(cause.path).unlink(missing_ok=True)
+        raise RuntimeError(
+            f"torch.compile's cache held a damaged library, which is deleted now ({cause}): start the training again"
+        ) from error
+
+
 class CompiledUpdate:
     """Takes the steps of full batches with the network and its loss compiled, all other steps as they are.
 
@@ -58,7 +73,11 @@ class CompiledUpdate:
 
     def __call__(self, run: "TrainingRun", corrupted: Tensor, target: Tensor, noise: Tensor) -> None:
         if len(corrupted) == self.rows:
-            self.full_update(run, corrupted, target, noise)
+            try:
+                self.full_update(run, corrupted, target, noise)
+            except Exception as error:
+                delete_damaged_library(error)
+                raise
         else:
             with torch.compiler.set_stance("force_eager"):
                 self.update(run, corrupted, target, noise)

@@ -1,7 +1,11 @@
 """Compiled steps: they equal the plain ones, resume bit-identical, and pay by a stated rule."""
 
+import os
 import re
+import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -65,6 +69,28 @@ def test_compiled_run_resumes_bit_identical(tmp_path):
     assert torch.equal(weights_of(uninterrupted), weights_of(resumed))
     plain = make_run(make_recipe("group"))
     assert last_metrics(plain)["valid_loss"] == pytest.approx(metrics["valid_loss"], rel=1e-4)
+
+
+COMPILED_STEP = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from aecore.training import loop
+from tests.aecore.training.test_loop import make_recipe, make_run
+run = make_run(make_recipe("none", optim={"epochs": 1, "batch": 8, "compile": "on"}), n_train=8)
+loop.train_step(run, next(iter(run.train.batches(0))))
+"""
+
+
+def test_a_library_that_a_kill_cut_off_is_deleted_from_torchs_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    command = [sys.executable, "-c", COMPILED_STEP, str(Path(__file__).parents[3])]
+    subprocess.run(command, check=True)
+    library = next(tmp_path.rglob("*.main.so"))
+    os.truncate(library, 0)
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert f"held a damaged library, which is deleted now ({library}: file too short)" in process.stderr
+    subprocess.run(command, check=True)
+    assert library.stat().st_size
 
 
 @pytest.mark.usefixtures("compilations")
