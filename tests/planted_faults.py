@@ -47,6 +47,7 @@ LAYOUT = "tests/aecore/data/test_layout.py"
 REMOTE_PATH = "tests/aecore/data/test_remote_path.py"
 INGEST = "tests/jobs/ingest/test_ingest.py"
 LOCK = "tests/cluster/test_lock.py"
+TRAIN = "tests/jobs/train/test_train.py"
 NETWORK = "tests/cluster/test_network.py"
 CLIENT = "tests/serving/client/test_client.py"
 API = "tests/serving/http/test_api.py"
@@ -1119,6 +1120,52 @@ PLANTED = (
         "malloc_trim(0)", "pass", ("tests/cluster/test_memory.py",),
     ),
     Fault(
+        "a worker gets CPUs of two nodes", "jobs/train/placement.py",
+        "sum(count // share for count in cpus) >=", "sum(cpus) // share >=", ("tests/jobs/train/test_placement.py",),
+    ),
+    Fault(
+        "a worker takes its GPU for whole", "jobs/train/ray_trainer.py",
+        'gpu_share=resources.get("GPU", 1.0)', "gpu_share=1.0", ("tests/jobs/train/test_ray_trainer.py",),
+    ),
+    Fault(
+        "a run that is half deleted is resumed", "jobs/run_store.py",
+        "delete_folder(fs, root)\n        # By its key", "# By its key", (TRAIN,),
+    ),
+    Fault(
+        "an epoch that has only begun does not count", "aecore/training/checkpoint.py",
+        ' + bool(_newest_progress(fs, root).get("sums", {}).get("count"))', "", (TRAIN,),
+    ),
+    Fault(
+        "other points leave a finished run as it is", "jobs/run_store.py",
+        "(model_recipe.optim.epochs, model_recipe.points) == (recipe.optim.epochs, recipe.points)",
+        "model_recipe.optim.epochs == recipe.optim.epochs", (TRAIN,),
+    ),
+    Fault(
+        "a stop during the last validation is ignored", "jobs/train/worker.py",
+        "if consensus.stop_requested():", "if False:", (TRAIN,),
+    ),
+    Fault(
+        "a process that lost its lease goes on", "cluster/lock.py", "os._exit(1)", "return", (LOCK,),
+    ),
+    Fault(
+        "the checkpoints of a successor are deleted", "aecore/training/checkpoint.py",
+        "if _step(path) > step and path not in earlier:", "if False:",
+        ("tests/aecore/training/test_checkpoint.py",),
+    ),
+    Fault(
+        "the epoch of a stream goes on in the planned order", "aecore/training/loop.py",
+        "if state.streamed or not run.train.resumable:", "if not run.train.resumable:", (LOOP,),
+    ),
+    Fault(
+        "each worker measures with its own running statistics", "aecore/training/loop.py",
+        "dist.broadcast(buffer, 0)", "pass", (LOOP,),
+    ),
+    Fault(
+        "a filled cache entry is refused", "aecore/data/cache_eviction.py",
+        'if not max_bytes and _allocated_bytes(entry / "images.u8") >= size:', "if False:",
+        ("tests/aecore/data/test_cache_eviction.py",),
+    ),
+    Fault(
         "a trial's process keeps its free memory", "jobs/tune/trial.py",
         "        release_memory()", "        pass", ("tests/jobs/tune/test_trial.py",),
     ),
@@ -1186,7 +1233,7 @@ PLANTED = (
     ),
     Fault(
         "a stream's batches may be empty", "jobs/train/worker.py",
-        "-(-count // workers) < steps:", "False:", ("tests/jobs/train/test_train.py",),
+        "-(-count // workers) < steps:", "False:", (TRAIN,),
     ),
     Fault(
         "a checked shard of the node cache keeps its old time", "aecore/data/node_cache.py",
