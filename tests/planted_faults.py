@@ -135,7 +135,7 @@ PLANTED = (
     ),
     Fault(
         "epochs are validated in training mode", "aecore/training/loop.py",
-        "run.model.eval()\n        last_epoch", "last_epoch",
+        "run.model.eval()\n        if run.world", "if run.world",
         (f"{LOOP}::test_model_is_in_training_mode_in_steps_and_in_eval_mode_in_evaluations",),
     ),
     Fault(
