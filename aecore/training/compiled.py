@@ -48,8 +48,8 @@ def delete_damaged_library(error: Exception) -> None:
     torch does not write them atomically: a kill leaves one cut off, which torch would load again. Raises RuntimeError
     if it has deleted one; the step is not repeated, since its forward pass may have changed running statistics.
     """
-    cause = getattr(error, "inner_exception", None)
-    if isinstance(cause, ImportError) and cause.path:
+    cause = getattr(error, "inner_exception", error)  # the backward pass raises it as it is
+    if isinstance(cause, ImportError) and cause.path and "file too short" in str(cause):
         Path(cause.path).unlink(missing_ok=True)
         raise RuntimeError(
             f"torch.compile's cache held a damaged library, which is deleted now ({cause}): start the training again"

@@ -85,7 +85,7 @@ def test_a_library_that_a_kill_cut_off_is_deleted_from_torchs_cache(tmp_path, mo
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     command = [sys.executable, "-c", COMPILED_STEP, str(Path(__file__).parents[3])]
     subprocess.run(command, check=True)
-    library = next(tmp_path.rglob("*.main.so"))
+    library = next(tmp_path.rglob("*.main.so"))  # of the forward or the backward pass
     os.truncate(library, 0)
     process = subprocess.run(command, capture_output=True, text=True)
     assert f"held a damaged library, which is deleted now ({library}: file too short)" in process.stderr
