@@ -1308,6 +1308,10 @@ PLANTED = (
         "+ added_rows * LEGEND_ROW_HEIGHT", "+ 0 * LEGEND_ROW_HEIGHT", ("tests/jobs/study/test_charts.py",),
     ),
     Fault(
+        "a cut-off library stays in torch's cache", "aecore/training/compiled.py",
+        "delete_damaged_library(error)\n", "pass\n", (COMPILED,),
+    ),
+    Fault(
         "real images are scored on no more than the limit", "jobs/study/images.py",
         "held_out_split(dataset.manifest), num_samples)", "held_out_split(dataset.manifest), limit)", (MEASUREMENTS,),
     ),

@@ -107,12 +107,13 @@ def test_the_text_below_samples_says_where_they_lie_by_their_distance(open_page,
         const { radius, radiusSd } = geometry();
         const of = (kl_factor) => ({ ...model, recipe: { loss: { kl_factor } } });
         const [near, far] = [radius + 1.9 * radiusSd, radius + 2.1 * radiusSd];
-        const cases = [[1e-6, "normal", far], [0.005, "normal", far], [0.005, "gmm", near], [0.005, "cube", near],
-            [1, "normal", far], [1, "normal", near], [1, "gmm", 0]];
+        const cases = [[0, "normal", far], [1e-6, "normal", far], [0.005, "normal", far], [0.005, "gmm", near],
+            [0.005, "cube", near], [1, "normal", far], [1, "normal", near], [1, "gmm", 0]];
         return cases.map(([klFactor, sampler, distance]) => explain(of(klFactor), sampler, distance));
     }""")
     expected = [
-        ("without a prior", "gray or brown squares"), ("with a weak prior", "gray or brown squares"),
+        ("without a prior", "gray or brown squares"), ("with almost no prior", "gray or brown squares"),
+        ("with a weak prior", "gray or brown squares"),
         ("with a weak prior", "drawn where they lie"), ("with a weak prior", "as far from it, but in all directions"),
         ("with an N(0, 1) prior", "in a region without training images"), ("with an N(0, 1) prior", "as far from it."),
         ("with an N(0, 1) prior", "resemble the average one"),
