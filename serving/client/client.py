@@ -86,6 +86,7 @@ class Limits:
     pixels: int
 
 
+NPY_HEADER_BYTES = 1000  # at most
 SMALL = Limits(points=64, body=4 << 20, pixels=8_000_000)  # what every endpoint takes: its limits are not asked for
 # A call of a client: it yields requests, or seconds to wait, gets the responses (or EndpointError raised), and returns
 # the result.
@@ -109,7 +110,8 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
                 base_url=f"{self._url}/v1" + (f"/models/{alias}" if alias else ""),
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_S)),
-                verify=httpx2.create_ssl_context(),  # with the CAs of SSL_CERT_FILE and SSL_CERT_DIR
+                # with the CAs of SSL_CERT_FILE and SSL_CERT_DIR, which plain HTTP does not read
+                verify=httpx2.create_ssl_context() if self._url.lower().startswith("https:") else True,
                 trust_env=not bypasses_proxies(self._url),  # else it reads the environment's proxies
             )
         except OSError as error:
@@ -220,6 +222,7 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
     def _sample(
         self, sampler: str | None, n: int, seed: int | None, parameters: Mapping[str, float], pin: str
     ) -> Operation[Images]:
+        _to_json({"seed": seed, **parameters})  # raises here for what is no number, not as for a wrong response
         limits = yield from self._limits_for(SMALL.points < n)
         counts = [min(limits.points, n - start) for start in range(0, n, limits.points)] or [n]
         if len(counts) > 1 and seed is None:
@@ -240,6 +243,7 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
         self, images: list[bytes | np.ndarray], task: str, seed: int | None, parameters: Mapping[str, float | str],
         pin: str,
     ) -> Operation[Images]:  # fmt: skip
+        _to_json({"seed": seed, **parameters})  # raises here for what is no number, not as for a wrong response
         batches = yield from self._split(images)
         if len(batches) > 1 and seed is None:
             seed = secrets.randbelow(1 << 32)
@@ -306,7 +310,7 @@ class _Endpoint(Generic[ImagesT, ZT, ArrayT, BytesT, DictT, ListT]):
         """Return `images` in batches that the endpoint takes in one request."""
         if not images:
             raise ValueError("there are no images to send")
-        above_small = any(isinstance(image, np.ndarray) and image.nbytes > SMALL.body for image in images)
+        above_small = any(isinstance(i, np.ndarray) and i.nbytes > SMALL.body - NPY_HEADER_BYTES for i in images)
         limits = yield from self._limits_for(above_small or len(_split_images(images, SMALL)) > 1)
         return _split_images([_shrink(image, limits.body) for image in images], limits)
 
@@ -584,7 +588,7 @@ def _shrink(image: bytes | np.ndarray, max_bytes: int) -> bytes | np.ndarray:
 
     Others, and files, are returned as they are.
     """
-    max_bytes -= 1000  # for the header
+    max_bytes -= NPY_HEADER_BYTES
     if isinstance(image, bytes) or image.nbytes <= max_bytes:
         return image
     height, width, channels = image.shape

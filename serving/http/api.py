@@ -185,7 +185,10 @@ async def sample(request: Request) -> Response:
         z = await asyncio.to_thread(operations.sample_z, options, model.info.sampler, model.info.latents, seed)
     images, fields = await model.decode(z), {"z": z, "seed": seed}
     if options.count_faces:
-        key = (model.info.label, options.sampler, *sorted(options.parameters.items()), seed, options.n)
+        sampler = options.sampler or model.info.sampler
+        # By the run too: its number names another version if the registered model was deleted.
+        version = (model.info.run_id, model.info.label)
+        key = (*version, sampler, *sorted(options.parameters.items()), seed, options.n)
         fields["faces"] = await request.app.state.faces.count(key, images)
     return await _images_response(model, images, media_type, fields)
 
@@ -331,7 +334,7 @@ async def find_frames(request: Request) -> schemas.FramesResponse:
     with _client_errors():
         if len(photos) > MAX_IMAGES:
             raise TooLarge(f"{len(photos)} images: faces are found in at most {MAX_IMAGES}")
-    frames = await faces.frame(label, points, photos)
+    frames = await faces.frame(points, photos)
     squares = [frame and schemas.Square(left=frame[0], top=frame[1], size=frame[2]) for frame in frames]
     return schemas.FramesResponse(model=label, frames=squares)
 

@@ -155,7 +155,7 @@ class GatewayMiddleware:
             return False
         if headers.get(b"sec-fetch-mode") == b"navigate" and scope["path"] in PUBLIC_PATHS:
             return False
-        return not {"*", headers.get(b"origin", b"").decode("latin-1")} & {*self._cors_origins}
+        return headers.get(b"origin", b"").decode("latin-1") not in self._cors_origins
 
 
 UNAUTHORIZED = problem_response(

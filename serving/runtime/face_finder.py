@@ -25,7 +25,7 @@ class FaceFinder:
 
     def __init__(self, metrics: EndpointMetrics | None = None) -> None:
         self._counts: dict[Hashable, int] = {}
-        self._typical: dict[str, tuple[float, float, float] | None] = {}  # faces of the thumbnails, by version label
+        self._typical: dict[str, tuple[float, float, float] | None] = {}  # faces of the thumbnails, by their digest
         # In a thread of its own: in asyncio's executor the waiting calls would take the threads of other routes.
         executor = ThreadPoolExecutor(1, "find-faces", initializer=_load_opencv)
         self._admission = AdmissionControl(
@@ -58,25 +58,24 @@ class FaceFinder:
 
         return shrink_photo(image)
 
-    async def frame(
-        self, label: str, points: StoredPoints, photos: "Sequence[Photo]"
-    ) -> list[tuple[float, float, float] | None]:
+    async def frame(self, points: StoredPoints, photos: "Sequence[Photo]") -> list[tuple[float, float, float] | None]:
         """Return left, top and size of the square of each photo that has its face where the stored images have it.
 
         In pixels of the image that was shrunk; it may reach beyond it. None if no face is found, or if fewer than half
-        of the thumbnails of the version `label` show one. Raises Overloaded.
+        of the thumbnails of `points` show one. Raises Overloaded.
         """
         with self._admission.admit(len(photos)):
             # One photo after the other, so that other requests get their turn between them.
-            return [await self._admission.run(1, self._frame, label, points, photo) for photo in photos]
+            return [await self._admission.run(1, self._frame, points, photo) for photo in photos]
 
-    def _frame(self, label: str, points: StoredPoints, photo: "Photo") -> tuple[float, float, float] | None:
+    def _frame(self, points: StoredPoints, photo: "Photo") -> tuple[float, float, float] | None:
         from aecore.metrics.face_detector import largest_face, typical_face
 
-        if label not in self._typical:
+        digest = points.sprites_sha256
+        if digest not in self._typical:
             rows = evenly_spaced(len(points), MAX_IMAGES)
-            self._typical[label] = typical_face([points.thumbnail(row) for row in rows.tolist()])
-        typical = self._typical[label]
+            self._typical[digest] = typical_face([points.thumbnail(row) for row in rows.tolist()])
+        typical = self._typical[digest]
         face = largest_face(photo) if typical else None
         if typical is None or face is None:
             return None

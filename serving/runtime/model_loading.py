@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from aecore.errors import one_line
 from aecore.latent.directions import DIRECTION_PREFIX
+from aecore.latent.samplers import sample
 from aecore.model.autoencoder import Autoencoder, to_float
 from serving.runtime.batching import Batcher, BatchFn
 from serving.runtime.metrics import EndpointMetrics
@@ -76,9 +77,12 @@ def _check_description(info: ModelInfo) -> None:
     if not latents["mean"].isfinite().all():
         raise ValueError("the latent statistics are damaged: the mean is not finite")
     try:
-        _ = info.latent_space, info.samplers  # both are kept for the routes
-    except (RuntimeError, IndexError) as error:  # of torch.linalg, if numbers are not finite or of no distribution
+        _ = info.latent_space  # kept for the routes
+        damaged = [name for name in info.samplers if not sample(name, 1, latents, seed=0).isfinite().all()]
+    except (RuntimeError, IndexError) as error:  # of torch.linalg and torch.multinomial
         raise ValueError(f"the latent statistics are damaged: {one_line(error)}") from error
+    if damaged:
+        raise ValueError(f"the latent statistics are damaged: z-points of {', '.join(damaged)} are not finite")
 
 
 def fold_norms(model: Autoencoder) -> Autoencoder:

@@ -420,6 +420,13 @@ def test_numpy_scalars_are_taken_as_numbers(call, url):
     assert call(url, "reconstruct", [encode_image(FACES[0], "png")], "denoise", np.int64(3)).seed == 3
 
 
+@pytest.mark.parametrize(("method", "arguments"), [("sample", ["normal", 100]), ("reconstruct", [[FACES[0]] * 100])])
+def test_what_is_no_number_is_no_mistake_of_the_endpoint(call, url, method, arguments):
+    with pytest.raises(ValueError, match="array of size 1") as error:
+        call(url, method, *arguments, temperature=np.ones(2))
+    assert not isinstance(error.value, EndpointError)
+
+
 PAGE = (200, {"content-type": "text/html"}, b"<title>Log in</title>")
 
 
@@ -579,6 +586,12 @@ def test_certificates_of_loopback_are_those_of_ssl_cert_file(
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere"))
     with pytest.raises(EndpointError, match="cannot read the certificates of SSL_CERT_FILE"):
         call(url, "model")
+
+
+def test_plain_http_reads_no_certificates(call, scripted_url, monkeypatch, tmp_path):
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere"))
+    ScriptedHandler.responses += [OK]
+    assert call(scripted_url, "model") == {"a": 1}
 
 
 def test_a_bad_url_raises(call):

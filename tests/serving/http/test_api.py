@@ -155,9 +155,8 @@ def test_without_a_token_pages_of_other_sites_are_refused(site: str):
         answer = http.post("/v1/encode", content=image, headers=allowed)
         assert answer.status_code == 200
         assert answer.headers["cross-origin-resource-policy"] == "same-origin"
-    for origin in ("https://evil.example", "*"):
-        with_cors = make_client(cors_origins=[origin])
-        assert with_cors.post("/v1/sample?n=4", headers=headers).status_code == 200
+    with_cors = make_client(cors_origins=["https://evil.example"])
+    assert with_cors.post("/v1/sample?n=4", headers=headers).status_code == 200
     is_problem(make_client(cors_origins=["https://a.example"]).post("/v1/sample?n=4", headers=headers), 403, "--cors")
     token = {"authorization": "Bearer secret"}
     assert make_client(token="secret").post("/v1/sample?n=4", headers=headers | token).status_code == 200

@@ -149,6 +149,9 @@ INCONSISTENT = {
     "mean of NaN": (damage("latents.safetensors", mean=torch.full((5,), torch.nan)), "mean is not finite"),
     "small covariance": (damage("latents.safetensors", covariance=torch.eye(3)), "latent statistics"),
     "covariance of NaN": (damage("latents.safetensors", covariance=torch.full((5, 5), torch.nan)), "latent statistics"),
+    "indefinite covariance": (damage("latents.safetensors", covariance=-torch.eye(5)), "latent statistics"),
+    "weights of NaN": (damage("latents.safetensors", gmm_weights=torch.full((1,), torch.nan)), "latent statistics"),
+    "means of NaN": (damage("latents.safetensors", gmm_means=torch.full((1, 5), torch.nan)), "gmm are not finite"),
     "small mixture": (damage("latents.safetensors", gmm_means=torch.zeros(1, 3)), "latent statistics"),
     "no mixture's factors": (damage("latents.safetensors", gmm_factors=None), "gmm_factors"),
     "sheet": (
