@@ -26,8 +26,8 @@ Flag = Annotated[bool, Field(strict=True)]
 ZDim = Annotated[int, Field(strict=True, ge=2, le=1200)]
 MAX_WORKERS = 10_000
 SAMPLE_EVALUATIONS = 5  # in a run: one costs as much as some steps
-# The samplers that a training judges at its end, and how texts name them. Without sphere, which scores as normal does
-# but in few dimensions: tests/benchmarks/README.md.
+# The samplers that a training judges at its end, and how texts name them. Without sphere, whose scores differ
+# from those of normal only in few dimensions: tests/benchmarks/README.md.
 STORED_SAMPLERS = {
     "normal": "N(0, 1)", "diagonal": "the fitted Gaussian without correlations", "gaussian": "the fitted Gaussian",
     "gmm": "the fitted mixture of Gaussians",
@@ -205,8 +205,8 @@ class Scale(Section):
     cpus_per_worker: Literal["auto"] | float = Field(
         default="auto",
         description=(
-            "CPUs of a worker, also a fraction; auto: 1 beside a GPU, else an even share of the cluster's CPUs without "
-            "those that an endpoint holds."
+            "CPUs of a worker, also a fraction; auto: 1 beside a GPU, else as many as let all workers fit on whole "
+            "nodes, without those that an endpoint holds."
         ),
     )
     gpus_per_worker: Literal["auto"] | float = Field(

@@ -101,9 +101,9 @@ class PretrainedModel:
     def interpolate(self, ends: ImageInputs, steps: int = 8, path: str = "straight") -> Images:
         """Return the images of `steps` z-points from one end to the other, with `z`.
 
-        `ends` are two z-points, as (2, z_dim) or a pair of (z_dim,), or two images, or one of each. A z-point may also
-        be (1, z_dim) as of `encode`. `path` is one of
-        `aecore.latent.interpolation.INTERPOLATIONS`. Raises ValueError for other ends or another path.
+        `ends` are two z-points, as (2, z_dim) or a pair of (z_dim,) or of what `encode` returns for one image, or two
+        images, or one of each. `path` is one of `aecore.latent.interpolation.INTERPOLATIONS`. Raises ValueError for
+        other ends or another path.
         """
         start, end = (torch.from_numpy(self._to_z(item)) for item in split_ends(ends))
         return self.decode(interpolate(start, end, index(steps), path, self.latents, self.points).numpy())

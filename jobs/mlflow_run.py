@@ -122,7 +122,8 @@ class MlflowRun:
     def discard(self) -> None:
         """Delete the run, also in MLflow, if it has not begun; end one that has as FAILED."""
         fs, root = self.store.folder
-        if fs.get_file_info(f"{root}/checkpoints").type is not pafs.FileType.NotFound:
+        traces = fs.get_file_info([f"{root}/{name}" for name in ("checkpoints", "epochs", "model")])
+        if any(trace.type is not pafs.FileType.NotFound for trace in traces):
             return self.end("FAILED")
         delete_folder(fs, root)
         tracking.delete_run(self.run_id)

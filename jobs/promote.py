@@ -57,9 +57,9 @@ def promote(name: str, alias: str = "champion", run: str | None = None) -> dict[
     run_store = find_run(promoted)
     run_store.check_finished()
     saved = _load(run_store)
-    _log_to_mlflow(run_store)
     sampler = sampler or PretrainedModel(saved).best_sampler
     with _promotion_lock(run_store):
+        _log_to_mlflow(run_store)
         version, folder = _find_or_register(run_store, saved)
     text = describe(run_store, saved, choice, sampler, folder)
     tracking.client().update_model_version(tracking.MODEL_NAME, version, text)
@@ -100,7 +100,7 @@ def _log_to_mlflow(run_store: RunStore) -> None:
 @contextmanager
 def _promotion_lock(run_store: RunStore) -> Iterator[None]:
     """Hold the lock of the run's promotion inside the block; wait while another process holds it."""
-    uri, activity = f"{settings().store}/locks/promote-{run_store.run_id}", f"run '{run_store.name}' is being promoted"
+    uri, activity = f"{settings().store}/locks/promote-{run_store.name}", f"run '{run_store.name}' is being promoted"
     with ExitStack() as stack:
         for attempt in itertools.count():
             try:
@@ -116,7 +116,8 @@ def _promotion_lock(run_store: RunStore) -> Iterator[None]:
 def _find_or_register(run_store: RunStore, saved: "SavedModel") -> tuple[str, str]:
     """Return the version of the run's model and its artifact folder; register it if there is none.
 
-    A continued run has several versions. Files of a version that do not load are uploaded again.
+    A run that was continued, or saved again with other stored points, has several versions. Files of a version that do
+    not load are uploaded again.
     """
     from mlflow.exceptions import MlflowException
 
@@ -124,9 +125,15 @@ def _find_or_register(run_store: RunStore, saved: "SavedModel") -> tuple[str, st
     epochs = str(saved.recipe.optim.epochs)
     run = client.get_run(run_id)
     versions = client.search_model_versions(f"name = '{tracking.MODEL_NAME}' and run_id = '{run_id}'")
-    same = [v for v in versions if v.tags.get("zpoint.epochs", run.data.params["optim.epochs"]) == epochs]
-    new_path = f"model-epoch-{epochs}" if versions else "model"  # a version's files never change
-    artifact_path = same[0].source.rpartition("/")[2] if same else new_path
+    tags = {"zpoint.epochs": epochs, "zpoint.points": str(saved.recipe.points.images)}
+    parameters = {"zpoint.epochs": "optim.epochs", "zpoint.points": "points.images"}  # of versions without the tag
+
+    def is_same(version: Any) -> bool:
+        stored = {tag: run.data.params.get(parameter, tags[tag]) for tag, parameter in parameters.items()}
+        return {tag: version.tags.get(tag, stored[tag]) for tag in tags} == tags
+
+    same = [version for version in versions if is_same(version)]
+    artifact_path = same[0].source.rpartition("/")[2] if same else _new_path(run_id, epochs)
     if not same or not _loads(run_id, artifact_path):
         with tempfile.TemporaryDirectory() as folder:
             write_mlflow_model(Path(folder, "model"), run_store, saved, artifact_path)
@@ -138,10 +145,17 @@ def _find_or_register(run_store: RunStore, saved: "SavedModel") -> tuple[str, st
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = {"zpoint.run": run_store.name, "zpoint.epochs": epochs}
+    tags |= {"zpoint.run": run_store.name}
     tags |= {name: run.data.tags[name] for name in LINEAGE_TAGS if name in run.data.tags}
     source = f"{run.info.artifact_uri}/{artifact_path}"
     return str(client.create_model_version(tracking.MODEL_NAME, source, run_id, tags=tags).version), artifact_path
+
+
+def _new_path(run_id: str, epochs: str) -> str:
+    """Return a folder that the run's artifacts lack: a version's files never change, and an upload deletes none."""
+    taken = {artifact.path for artifact in tracking.client().list_artifacts(run_id)}
+    numbered = (f"model-epoch-{epochs}-{number}" for number in itertools.count(2))
+    return next(path for path in itertools.chain(["model", f"model-epoch-{epochs}"], numbered) if path not in taken)
 
 
 def _loads(run_id: str, artifact_path: str) -> bool:

@@ -1,4 +1,6 @@
-"""The folder of a run, `<store>/runs/<name>/`: the source of truth about a training. `jobs.mlflow_run` copies it.
+"""The folder of a run, `<store>/runs/<name>/`: the source of truth about a training.
+
+`jobs.mlflow_run` copies it to MLflow.
 
 run.json               the recipe, the dataset's digest and summary, the tags and id of the MLflow run
 checkpoints/           see aecore.training.checkpoint

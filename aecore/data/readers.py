@@ -220,7 +220,8 @@ def _row_group_starts(path: RemotePath, fingerprint: str) -> np.ndarray:
 def _read_row_group(path: RemotePath, fingerprint: str, column: str, group: int) -> pa.ChunkedArray:
     file = pq.ParquetFile(path.path, filesystem=path.fs)
     chunks = file.metadata.row_group(group).to_dict()["columns"]
-    length = sum(c["total_uncompressed_size"] for c in chunks if c["path_in_schema"].split(".")[0] == column)
+    paths = {c["path_in_schema"]: c["total_uncompressed_size"] for c in chunks}
+    length = sum(size for path, size in paths.items() if path == column or path.startswith(f"{column}."))
     if length > MAX_TABLE_BYTES:
         raise ValueError(f"its row group has {length:,} bytes, over the limit of {MAX_TABLE_BYTES:,}")
     images = file.read_row_group(group, columns=[column])[column]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
 import torch
@@ -33,6 +33,7 @@ from aecore.errors import one_line
 from aecore.latent.points import StoredPoints
 from aecore.model.autoencoder import NETWORK_VERSION, Autoencoder, ImageShape, build_model
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 POINTS_FILE = "points.safetensors"
 STEP_FOLDER = re.compile(r"step-\d+")
@@ -200,8 +201,8 @@ class CheckpointWriter:
             prune(self.fs, self.root, self.keep, snapshot.state["step"], self._earlier)
 
 
-def retry_storage(call: Callable[[], None], action: str) -> None:
-    """Call `call`, and again for RETRY_SECONDS while it raises OSError; the last OSError is raised.
+def retry_storage(call: Callable[[], T], action: str) -> T:
+    """Return `call()`; call it again for RETRY_SECONDS while it raises OSError; the last OSError is raised.
 
     `action` names the call in the log: "cannot ACTION yet".
     """
@@ -233,8 +234,9 @@ def saved_epochs(fs: pafs.FileSystem, root: str) -> int:
 
 
 def begun_epochs(fs: pafs.FileSystem, root: str) -> int:
-    """Return `saved_epochs`, with the one within which the checkpoint was written, if it was."""
-    return saved_epochs(fs, root) + bool(_newest_progress(fs, root).get("sums", {}).get("count"))
+    """Return `saved_epochs`, plus 1 if the checkpoint was written within an epoch."""
+    progress = _newest_progress(fs, root)
+    return progress.get("epochs", 0) + bool(progress.get("sums", {}).get("count"))
 
 
 def _newest_progress(fs: pafs.FileSystem, root: str) -> dict[str, Any]:
@@ -294,7 +296,7 @@ def save_model(
     metrics: dict[str, float], points: StoredPoints | None = None,
 ) -> None:  # fmt: skip
     """Write a model folder; config.json comes last, so that a folder with one is complete."""
-    for name in ("config.json", POINTS_FILE):  # of this run with fewer epochs
+    for name in ("config.json", POINTS_FILE):  # of this run with fewer epochs or other points
         if fs.get_file_info(f"{path}/{name}").type is not pafs.FileType.NotFound:
             fs.delete_file(f"{path}/{name}")
     write_atomic(fs, f"{path}/model.safetensors", save_tensors(_contiguous(_copy_to_host(model.state_dict()))))

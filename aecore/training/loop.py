@@ -356,7 +356,9 @@ def rewind_to_epoch_start(run: TrainingRun) -> None:
     state, first_step = run.state, run.state.epochs * run.steps_per_epoch
     if repeated := state.step - first_step:
         log.warning(
-            "a stream cannot resume within an epoch: repeating %d steps of epoch %d", repeated, state.epochs + 1
+            "the epoch began or goes on as a stream, which cannot resume within it: repeating %d steps of epoch %d",
+            repeated,
+            state.epochs + 1,
         )
     state.step, state.samples, state.sums = first_step, state.epochs * len(run.train), {}
 

@@ -3,7 +3,7 @@
 from scipy.stats import chi
 
 from jobs.study.metrics import (
-    INTERPOLATIONS,
+    INTERPOLATIONS_KEY,
     RATE_TARGETS,
     RunMetrics,
     StudyMetrics,
@@ -147,8 +147,8 @@ def describe_region(run: RunMetrics) -> str:
 
 
 def describe_interpolation(run: RunMetrics) -> str:
-    key, pairs = rate_key(run["real"]), run[INTERPOLATIONS]["pairs"]
-    rates = [step[key] for step in run[INTERPOLATIONS][INTERPOLATIONS]["straight"]]
+    key, pairs = rate_key(run["real"]), run[INTERPOLATIONS_KEY]["pairs"]
+    rates = [step[key] for step in run[INTERPOLATIONS_KEY][INTERPOLATIONS_KEY]["straight"]]
     middle, ends = rates[len(rates) // 2], (rates[0] + rates[-1]) / 2
     text = (
         f"Halfway on the straight line between two test images, {format_rate(middle)} of the images of {run['run']} "

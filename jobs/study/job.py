@@ -84,7 +84,7 @@ def _measure(
     """Return the metrics of the study, and the arrays of each run by measurement and name."""
     from aecore.analysis import MEASUREMENTS
     from jobs.study.images import held_out_split
-    from jobs.study.metrics import INTERPOLATIONS
+    from jobs.study.metrics import INTERPOLATIONS_KEY
 
     make_scorer = cache(lambda: network.metric_fn(study_dataset.images.metric_suite.train)) if network else None
     metrics_by_run, arrays_by_run = [], []
@@ -93,7 +93,7 @@ def _measure(
         measured_run = MeasuredRun(run, study_dataset, fresh=fresh)
         run_metrics, run_arrays = run.summary, {}
         for name in MEASUREMENTS:
-            progress(done, total, f"{run.store.name}: {'interpolations' if name == INTERPOLATIONS else name}")
+            progress(done, total, f"{run.store.name}: {'interpolations' if name == INTERPOLATIONS_KEY else name}")
             measurement = measured_run.measure(name)
             run_metrics[name], run_arrays[name] = measurement.metrics, measurement.arrays
             done += 1

@@ -9,7 +9,7 @@ from scipy.stats import binomtest, studentized_range
 from aecore.metrics.distribution import NUM_REFERENCE
 
 StudyMetrics = dict[str, Any]  # the content of metrics.json: options, `dataset`, and `runs`, a list of RunMetrics
-INTERPOLATIONS = "ways"  # key of that measurement in stored files and metrics.json, and of its metrics by path
+INTERPOLATIONS_KEY = "ways"  # key of that measurement in stored files and metrics.json, and of its metrics by path
 RunMetrics = dict[str, Any]  # a run's summary, and the metrics of each of aecore.analysis.MEASUREMENTS by name
 RunArrays = Mapping[str, Mapping[str, np.ndarray]]  # a run's arrays by measurement and name
 

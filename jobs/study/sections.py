@@ -14,7 +14,7 @@ from jobs.study.metrics import (
     DEFINITIONS,
     IMAGE_TABLE_KEYS,
     INCEPTION_KEYS,
-    INTERPOLATIONS,
+    INTERPOLATIONS_KEY,
     RunArrays,
     RunMetrics,
     StudyMetrics,
@@ -170,7 +170,8 @@ def describe_method(study: StudyMetrics) -> list[str]:
     count = f"{encoded:,}" if encoded == train_count else f"{encoded:,} of {train_count:,}"
     return [
         f"Each sampler and each sweep value was scored on {study['judged']:,} images, each step between two images on "
-        f"{run[INTERPOLATIONS]['pairs']}. Bands and bars of rates are 95 % intervals (Wilson 1927). Two rates differ "
+        f"{run[INTERPOLATIONS_KEY]['pairs']}. "
+        "Bands and bars of rates are 95 % intervals (Wilson 1927). Two rates differ "
         "significantly if they lie more than two standard errors apart (Agresti and Caffo 2000). For the best or worst "
         "of several rates the limit is higher, that of the studentized range (Tukey 1949).",
         f"The z-points are those of {count} training images, drawn from q(z|x). Held-out images are of the "
@@ -236,8 +237,8 @@ def _similarity_cells(task: RunMetrics, prefix: str = "") -> list[str]:
 
 
 def _interpolation_rows(run: RunMetrics, arrays: RunArrays) -> Iterator[ImageRow]:
-    images_by_path = arrays[INTERPOLATIONS]
-    paths = list(run[INTERPOLATIONS][INTERPOLATIONS])
+    images_by_path = arrays[INTERPOLATIONS_KEY]
+    paths = list(run[INTERPOLATIONS_KEY][INTERPOLATIONS_KEY])
     for pair in range(len(images_by_path[paths[0]])):
         for path in paths:
             yield ImageRow(f"{pair + 1}, {path}", images_by_path[path][pair])

@@ -18,7 +18,7 @@ from jobs.study.charts import (
     scatter_chart,
 )
 from jobs.study.metrics import (
-    INTERPOLATIONS,
+    INTERPOLATIONS_KEY,
     RATE_TARGETS,
     RunArrays,
     RunMetrics,
@@ -90,10 +90,10 @@ def interpolation_charts(study: StudyMetrics) -> list[Chart]:
     x = Axis("position on the path", percent=True, ticks=QUARTERS)
     real = Reference("real test images", y=runs[0]["real"][key])
     charts = []
-    interpolations = [run[INTERPOLATIONS] for run in runs]
-    for path in interpolations[0][INTERPOLATIONS]:
+    interpolations = [run[INTERPOLATIONS_KEY] for run in runs]
+    for path in interpolations[0][INTERPOLATIONS_KEY]:
         series = [
-            _metric_series(run, interpolation[INTERPOLATIONS][path], "t", key, interpolation["pairs"])
+            _metric_series(run, interpolation[INTERPOLATIONS_KEY][path], "t", key, interpolation["pairs"])
             for run, interpolation in zip(runs, interpolations, strict=True)
         ]
         label = PATH_LABELS.get(path, path)

@@ -74,10 +74,10 @@ class StopConsensus:
     """
 
     def __init__(
-        self, plan: Checkpoints, world: World, device: torch.device, local_action: Callable[[], Action], step: int
+        self, plan: Checkpoints, world: World, device: torch.device, local_action: Callable[[], Action]
     ) -> None:
         self.plan, self.world, self.device, self.local_action = plan, world, device, local_action
-        self._stride, self._next_sync = 1, step + 1
+        self._stride, self._next_sync = 1, 0  # after the first step, wherever a resumed run begins
         self._last_sync = self._last_save = time.monotonic()
 
     def after_step(self, step: int) -> Action:

@@ -90,7 +90,7 @@ def train_loop(
         state.sums = {}  # the checkpoint's are those of all workers
 
     # Train.
-    consensus = StopConsensus(recipe.checkpoint, world, device, worker.local_action, state.step)
+    consensus = StopConsensus(recipe.checkpoint, world, device, worker.local_action)
     with worker.stop.active(), checkpoint.CheckpointWriter(fs, f"{root}/checkpoints", recipe.checkpoint.keep) as writer:
 
         def save(valid_loss: float = float("nan"), before_write: Callable[[], None] | None = None) -> None:
@@ -109,7 +109,7 @@ def train_loop(
                 means = "  ".join(f"{key} {mean:,.{0 if mean >= 1000 else 1}f}" for key, mean in event.metrics.items())
                 text = f"epoch {state.epochs + 1}/{recipe.optim.epochs}  {means}"
                 if event.samples == event.total_samples:
-                    text += "  evaluating on the test images"
+                    text += "  evaluating the model"
                 worker.show_progress(event.samples, event.total_samples, text)
                 if worker.observe_step is not None:
                     worker.observe_step(event)
@@ -134,13 +134,15 @@ def train_loop(
             return {}
         return read_attributes(dataset, split, evenly_spaced(len(loaders[split]), limit))
 
-    def save_model() -> None:
-        metrics = run_store.epoch_metrics(recipe.optim.epochs) | test_metrics
-        latents = run.latents | fit_directions(run.train_points, spaced_attributes("train", LATENT_IMAGES))
-        attributes = {split: spaced_attributes(split, n) for split, n in points_per_split(recipe, loaders).items()}
-        points = encode_points(model, recipe, loaders, attributes)
-        checkpoint.save_model(fs, f"{root}/model", model, recipe, latents, metrics, points)
+    def read_store() -> tuple[dict[str, float], dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        by_split = {split: spaced_attributes(split, n) for split, n in points_per_split(recipe, loaders).items()}
+        return run_store.epoch_metrics(recipe.optim.epochs), spaced_attributes("train", LATENT_IMAGES), by_split
 
+    metrics, attributes, point_attributes = checkpoint.retry_storage(read_store, "read metrics and attributes")
+    latents = run.latents | fit_directions(run.train_points, attributes)
+    points = encode_points(model, recipe, loaders, point_attributes)
+    metrics |= test_metrics
+    save_model = partial(checkpoint.save_model, fs, f"{root}/model", model, recipe, latents, metrics, points)
     checkpoint.retry_storage(save_model, "save the model")
 
 

@@ -178,6 +178,16 @@ def test_promoting_again_repairs_the_files_of_a_version(zpoint, damage):
     assert read_model(version.source, version.tracking_uri).model.z_dim == 3
 
 
+def test_model_saved_again_without_thumbnails_is_another_version(zpoint, tiny: str, faces: Path):
+    train = ("train", tiny, f"data.uri={faces}", "name=p", "optim.epochs=1")
+    zpoint(*train)
+    assert zpoint("promote", "p")["version"] == "1"
+    zpoint(*train, "points.images=0")
+    assert [zpoint("promote", "p")["version"] for _ in range(2)] == ["2", "2"]
+    version = find_model_version()
+    assert read_model(version.source, version.tracking_uri).points is None
+
+
 def test_run_without_validation_images_is_served_by_normal(zpoint):
     path = Path(find_run("a").uri) / "model" / "metrics.json"
     metrics = {name: value for name, value in read_metrics("a").items() if not name.startswith(("valid_", "hog_"))}

@@ -28,12 +28,12 @@ class Clock:
         return self.now
 
 
-def one_worker(plan: Checkpoints, local_action=lambda: Action.CONTINUE, step: int = 0) -> StopConsensus:
-    return StopConsensus(plan, World(), torch.device("cpu"), local_action, step)
+def one_worker(plan: Checkpoints, local_action=lambda: Action.CONTINUE) -> StopConsensus:
+    return StopConsensus(plan, World(), torch.device("cpu"), local_action)
 
 
 def test_checkpoints_by_steps_count_from_the_first_step_of_the_run():
-    consensus = one_worker(EVERY_3_STEPS, step=4)
+    consensus = one_worker(EVERY_3_STEPS)
     assert [step for step in range(5, 13) if consensus.after_step(step) is Action.SAVE] == [6, 9, 12]
 
 
@@ -73,7 +73,7 @@ def test_all_workers_take_the_same_action_at_the_same_step(monkeypatch: pytest.M
 
     def train(rank: int) -> None:
         world = World(rank, 3)
-        consensus = StopConsensus(EVERY_3_STEPS, world, torch.device("cpu"), lambda: local_actions[rank], 0)
+        consensus = StopConsensus(EVERY_3_STEPS, world, torch.device("cpu"), lambda: local_actions[rank])
         saved_steps = []
         for step in range(1, 10_000):
             time.sleep(0.0005 * rank)
