@@ -23,7 +23,10 @@ export function createSvg(tag, attributes = {}, ...children) {
 
 let sliderCount = 0;
 
-/** Create a labelled slider. `onInput(value)` runs while it moves, `onChange()` once it rests; `set` calls neither. */
+/**
+ * Create a labelled slider. `onInput(value)` runs while it moves, `onChange()` once it rests; `set(value, shown)` calls
+ * neither. Its text is `shown`, by default the value that the slider takes within its range.
+ */
 export function createSlider({ label, min, max, step, value, ends, format = formatNumber, onInput, onChange }) {
   const input = createElement("input", { type: "range", min, max, step, value });
   const output = createElement("output", {}, format(value));
@@ -31,6 +34,7 @@ export function createSlider({ label, min, max, step, value, ends, format = form
     output.value = format(newValue);
     input.setAttribute("aria-valuetext", format(newValue));
   };
+  const initialValue = input.valueAsNumber; // within the range
   input.id = `slider-${++sliderCount}`;
   input.addEventListener("input", () => {
     showValue(input.valueAsNumber);
@@ -48,12 +52,15 @@ export function createSlider({ label, min, max, step, value, ends, format = form
     get value() {
       return input.valueAsNumber;
     },
+    get isChanged() {
+      return input.valueAsNumber !== initialValue;
+    },
     rename(newLabel) {
       labelElement.textContent = newLabel;
     },
-    set(newValue) {
+    set(newValue, shown) {
       input.value = newValue;
-      showValue(newValue);
+      showValue(shown ?? input.valueAsNumber);
     },
   };
 }
@@ -79,6 +86,11 @@ export function setSliders(sliders, values) {
 /** Return {name: value} of {name: slider}. */
 export function sliderValues(sliders) {
   return Object.fromEntries(Object.entries(sliders).map(([name, slider]) => [name, slider.value]));
+}
+
+/** Return {name: value} of the sliders that differ from their default: the defaults of another model are others. */
+export function changedValues(sliders) {
+  return sliderValues(Object.fromEntries(Object.entries(sliders).filter(([, slider]) => slider.isChanged)));
 }
 
 /** Fill `fieldset` with a radio button per option, `initial` or the first checked, and the description of the checked one. */

@@ -92,7 +92,10 @@ export function startEditing(onSelect, values) {
 
   /** Set the sliders to the coordinates of z, except the one that is being dragged. */
   function updateSliders(dragged) {
-    for (const { direction, slider } of controls) if (direction !== dragged) slider.set(coordinate(z, direction));
+    for (const { direction, slider } of controls) {
+      const position = coordinate(z, direction);
+      if (direction !== dragged) slider.set(position, position); // shown also if it is beyond the slider's range
+    }
   }
 
   function updateButtons() {

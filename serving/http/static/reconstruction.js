@@ -5,8 +5,8 @@ import { createCropper } from "./cropper.js";
 import { otherModel, showsFaces } from "./sampling.js";
 import { firstPicture, storedImage } from "./steps.js";
 import {
-  byId, createElement, createImageButton, createParameterSliders, createRadioGroup, notify, setSliders,
-  sliderValues,
+  byId, changedValues, createElement, createImageButton, createParameterSliders, createRadioGroup, notify,
+  setSliders, sliderValues,
 } from "./dom.js";
 import { writeState } from "./state.js";
 
@@ -45,16 +45,25 @@ export function startReconstruction(onSelect, values) {
   const refresh = latestOnly(async () => {
     if (!source) return;
     const { getSrc, description, row } = source;
-    writeState("reconstruct", { task: task.value, ...sliderValues(sliders), row: row ?? null });
+    writeState("reconstruct", { task: task.value, ...changedValues(sliders), row: row ?? null });
     const original = { src: getSrc() };
-    const reconstructBy = (of) => reconstruct(original.src, task.value, sliderValues(sliders), SEED, of);
-    const [byThis, byOther] = await Promise.all([reconstructBy(model), hasOther && reconstructBy(other)]);
-    const stages = { original, ...byThis, ...(hasOther && { other: byOther.reconstruction }) };
+    const request = [original.src, task.value, sliderValues(sliders), SEED];
+    const input = `${description}, ${task.value}`;
+    show({ original, ...(await reconstruct(...request)) }, input);
+    if (hasOther) refreshOther(request, input);
+  });
+  // Not awaited: if the other model is slow or fails, this one's images still change.
+  const refreshOther = latestOnly(async (request, input) => {
+    show({ other: (await reconstruct(...request, other)).reconstruction }, input);
+  });
+
+  function show(stages, input) {
     for (const [stage, point] of Object.entries(stages)) {
       const caption = CAPTIONS[stage] ?? `reconstruction by ${other.alias}`;
-      buttons[stage].show({ ...point, description: `${description}, ${task.value}: ${caption.toLowerCase()}` });
+      buttons[stage].show({ ...point, description: `${input}: ${caption.toLowerCase()}` });
     }
-  });
+  }
+
   const trainedTask = model.recipe.task.kind;
   const isApplicable = (name) => name !== "recolor" || model.image.channels === 3;
   const task = createRadioGroup(byId("tasks"), Object.keys(model.tasks).filter(isApplicable), DESCRIPTIONS, () => {
@@ -102,7 +111,8 @@ export function startReconstruction(onSelect, values) {
     const square = source === opened && (await findFrame(await cropper.smallCopy()));
     if (source !== opened) return;
     if (square) cropper.frame(square);
-    else if (showsFaces(model)) byId("frame-status").textContent = "No face was found: frame the image yourself.";
+    else if (square === null && showsFaces(model))
+      byId("frame-status").textContent = "The photo was not framed by a face: frame it yourself.";
   });
 
   let position = 0; // among the test images; the page begins with the first

@@ -2,8 +2,8 @@
 
 import { latestOnly, loadModel, memoize, model, models, sample, sampleSheet } from "./api.js";
 import {
-  byId, createElement, createParameterSliders, createRadioGroup, createSvg, formatNumber, setSliders, showCell,
-  sliderValues,
+  byId, changedValues, createElement, createParameterSliders, createRadioGroup, createSvg, formatNumber, setSliders,
+  showCell, sliderValues,
 } from "./dom.js";
 import { geometry } from "./latent_space.js";
 import { writeState } from "./state.js";
@@ -69,7 +69,7 @@ export async function startSampling(onSelect, values) {
     if (!isValid) return;
     clearTimeout(countTimer);
     const options = readOptions();
-    writeState("sample", { sampler: options.sampler, ...options.parameters, seed: options.seed });
+    writeState("sample", { sampler: options.sampler, ...changedValues(sliders), seed: options.seed });
     await Promise.all(panels.map((panel) => panel.show(options)));
     countTimer = setTimeout(() => panels.forEach((panel) => panel.countFaces(options)), COUNT_DELAY_MS);
   });
@@ -122,15 +122,16 @@ function createPanel(of, onSelect) {
   });
   const grid = createElement("div", { className: "image-grid" }, ...buttons);
   grid.addEventListener("keydown", (event) => {
+    if (event.altKey || event.ctrlKey || event.metaKey) return; // shortcuts of the browser, such as Alt+Left
     const columns = getComputedStyle(grid).gridTemplateColumns.split(" ").length;
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
     const target = buttons[buttons.indexOf(event.target) + step];
     if (!step) return;
     event.preventDefault();
-    if (!target) return;
-    event.target.tabIndex = -1;
-    target.tabIndex = 0;
-    target.focus();
+    target?.focus();
+  });
+  grid.addEventListener("focusin", (event) => {
+    for (const button of buttons) button.tabIndex = button === event.target ? 0 : -1;
   });
   const count = createElement("p", { className: "count", role: "status" });
   const reason = createElement("p", { className: "secondary" });
