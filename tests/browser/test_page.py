@@ -84,6 +84,7 @@ def test_an_ae_stands_beside_a_vae_with_the_same_seed_and_faces_counted(open_pag
     assert sent["/v1/models/champion/sample"] == sent["/v1/models/near-ae/sample"]
     assert "This model was trained with almost no prior" in page.locator(".model-panel").nth(1).inner_text()
     seed = page.get_by_label("Seed").input_value()
+    assert address(page) == f"{url}/#sample?sampler=cube&seed={seed}"  # without the defaults, which are the model's
     page.get_by_role("combobox", name="Model").select_option("near-ae")
     page.wait_for_function("() => document.title .endsWith('zpoint 3')")
     assert len(image_urls(page, "#samples")) == 48
@@ -93,8 +94,14 @@ def test_an_ae_stands_beside_a_vae_with_the_same_seed_and_faces_counted(open_pag
     text = page.locator("#model-info").inner_text()
     for value in ("near-autoencoder", "images with a face, 0 to 1: normal samples", "PSNR, dB: test images"):
         assert value in text
-    page.goto(f"{url}/?model=gone#model")
+    page.goto(f"{url}/?model=gone#sample?sampler=cube&boundary=1000&seed=1")
     page.wait_for_selector("text=No model gone is served here: this is champion.")
+    image_urls(page, "#samples")
+    boundary = page.get_by_role("slider", name="boundary")
+    largest = float(boundary.get_attribute("max"))
+    assert boundary.evaluate("slider => slider.valueAsNumber") == largest
+    assert float(page.locator("#parameters output").inner_text()) == pytest.approx(largest, rel=0.01)
+    assert address(page).endswith(f"#sample?sampler=cube&boundary={largest:g}&seed=1")
 
 
 def test_the_text_below_samples_says_where_they_lie_by_their_distance(open_page, page_url):
@@ -263,6 +270,15 @@ def test_edit_sliders_show_the_coordinates_of_the_decoded_z(open_page, page_url)
     first = latents["axes"][0]
     expected = np.array(latents["mean"]) + 2 * first["sd"] * np.array(first["direction"])
     np.testing.assert_allclose(z, expected, atol=1e-6)
+    shown = page.evaluate("""async () => {
+        const { createSlider } = await import("./static/dom.js");
+        const slider = createSlider({ label: "", min: 0, max: 4, step: 1, value: 1 });
+        return [[7], [7, 7]].map((values) => {
+            slider.set(...values);
+            return [slider.value, slider.element.querySelector("output").value];
+        });
+    }""")
+    assert shown == [[4, "4"], [4, "7"]]
 
 
 def test_interpolate_decodes_from_start_to_end(open_page, page_url):
@@ -412,7 +428,7 @@ def test_reconstruct_a_random_image_by_each_task(open_page, page_url):
 def test_reconstruct_starts_at_the_trained_task_and_shows_the_other_model_beside(open_page, serve):
     slots = make_slot(), make_slot("3", "near-ae", 1e-6)
     slots[0].current.info.recipe["task"] = {"kind": "denoise", "sigma": 0.4}
-    page = open_page(f"{serve(*slots)}/#reconstruct")
+    page = open_page(f"{serve(*slots)}/#reconstruct", allowed="Failed to load resource")
     assert len(image_urls(page, "#reconstruction")) == 4
     assert page.get_by_label("denoise").is_checked()
     assert page.get_by_text("This model was trained on this task, denoise.").is_visible()
@@ -421,6 +437,17 @@ def test_reconstruct_starts_at_the_trained_task_and_shows_the_other_model_beside
     with page.expect_request("**/champion/reconstruct") as own, page.expect_request("**/near-ae/reconstruct") as other:
         changed_image_urls(page, "#reconstruction", lambda: choose(page, "drop"))
     assert own.value.post_data == other.value.post_data
+    before, held = image_urls(page, "#reconstruction"), []
+    page.route("**/near-ae/reconstruct", lambda route: held.append(route))
+    for name in ("inpaint", "denoise"):  # the other model, still busy with the first one, holds up neither
+        with page.expect_response("**/champion/reconstruct"):
+            choose(page, name)
+    third = "before => document.querySelectorAll('#reconstruction img')[2].src !== before"
+    page.wait_for_function(third, arg=before[2])
+    held[0].fulfill(status=500, body='{"detail": "out of memory"}')
+    page.wait_for_selector("text=out of memory")
+    after = image_urls(page, "#reconstruction")
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, False, True]
 
 
 def test_a_photo_that_the_browser_does_not_read_is_converted_by_the_endpoint(open_page, page_url):
@@ -472,7 +499,7 @@ def test_the_face_of_a_photo_is_framed_as_the_training_images_are(open_page, ser
     faces = np.stack([draw_face(seed, 0, 32)[0] for seed in range(12)])
     points = make_points(torch.randn(12, Z_DIM), faces, torch.zeros(12, dtype=torch.uint8), {})
     slot.current.info = replace(slot.current.info, points=points, metrics={"faces_gmm": 0.5})
-    page = open_page(f"{serve(slot)}/#reconstruct")
+    page = open_page(f"{serve(slot)}/#reconstruct", allowed="Failed to load resource")
     image_urls(page, "#reconstruction")
     photo = np.full((500, 300, 3), 110, np.uint8)
     photo[80:200, 120:240] = draw_face(3, 0, 120)[0]
@@ -486,7 +513,12 @@ def test_the_face_of_a_photo_is_framed_as_the_training_images_are(open_page, ser
     assert page.locator("#frame-status").inner_text() == ""
     upload["buffer"] = encode_image(np.full_like(photo, 110), "png")
     page.set_input_files("#file", upload)
-    page.get_by_text("No face was found: frame the image yourself.").wait_for()
+    page.get_by_text("The photo was not framed by a face: frame it yourself.").wait_for()
+    page.route("**/frames", lambda route: route.fulfill(status=404, body="{}"))  # a model without stored images
+    with page.expect_response("**/frames"):
+        page.set_input_files("#file", upload)
+    wait_until_idle(page)
+    assert page.locator("#frame-status").inner_text() == ""
 
 
 def test_selected_image_is_copied_downloaded_and_used_in_each_view(open_page, page_url):

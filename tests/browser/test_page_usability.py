@@ -45,7 +45,18 @@ def test_page_is_usable_by_keyboard(open_page, page_url):
         page.keyboard.press(key)
         label = page.evaluate("document.activeElement.getAttribute('aria-label')")
         assert label == f"Sample {sample} of VAE: champion"
+    page.get_by_role("button", name="Sample 5 of VAE: champion").click()
+    page.locator("#image-dialog").wait_for()
+    page.keyboard.press("Escape")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Sample 6 of VAE: champion"
     assert page.locator("#samples [tabindex='0']").count() == 1
+    # The browser keeps its shortcuts, such as Alt+Left.
+    kept = page.evaluate("""() => ["altKey", "ctrlKey", "metaKey", "shiftKey"].filter((modifier) => {
+        const options = { key: "ArrowLeft", bubbles: true, cancelable: true, [modifier]: true };
+        return document.activeElement.dispatchEvent(new KeyboardEvent("keydown", options));
+    })""")
+    assert kept == ["altKey", "ctrlKey", "metaKey"]
     page.get_by_role("link", name="Map").press("Enter")
     page.wait_for_function("() => document.activeElement.id === 'map-title'")
     assert page.title() == "Map \u2013 zpoint 7"
@@ -241,13 +252,14 @@ def test_a_view_that_cannot_load_says_so_and_loads_later_with_the_state_of_its_l
 ):
     page = open_page(f"{serve(make_slot(), make_slot('3', 'near-ae', 1e-6))}/#model", allowed="Failed to load resource")
     page.wait_for_selector(".bar")
-    page.route(route, lambda route: route.abort(), times=1)
+    page.route(route, lambda route: route.abort())  # also when the page tries again, before it has been left below
     page.evaluate("link => location.hash = link", link)
     page.wait_for_selector("text=Cannot reach the endpoint")
     assert page.get_by_text("Loading the real images").is_visible() == link.startswith("map")
     view = link.partition("?")[0]
     page.evaluate("location.hash = 'model'")  # before the view has loaded
     page.locator("#view-model").wait_for()
+    page.unroute(route)
     page.evaluate("view => location.hash = view", view)
     image_urls(page, images)
     wait_until_idle(page)
@@ -328,6 +340,7 @@ def test_map_on_a_phone_has_a_visible_ring_and_no_hint_for_a_mouse(open_page, pa
 
     drag(0, -15)
     page.wait_for_function("() => scrollY > 50")
+    wait_until_idle(page)
     assert page.locator("#map-position").inner_text() == position
     changed_image_urls(page, "#map-decoded", lambda: drag(15, 0))
     box = page.get_by_label("Map of the real images").bounding_box()

@@ -1,14 +1,15 @@
 """The promote job: one model version for each run, an MLflow model, and the alias at the run promoted last."""
 
 import importlib.metadata
+import itertools
 import json
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
-from threading import Barrier, BrokenBarrierError
+from threading import Event
 
 import mlflow
 import numpy as np
@@ -196,16 +197,19 @@ def test_run_without_validation_images_is_served_by_normal(zpoint):
 
 
 def test_concurrent_promotions_of_a_run_register_it_once(monkeypatch: pytest.MonkeyPatch):
-    both, client = Barrier(2), tracking.client()
+    client, searches, other_is_there = tracking.client(), itertools.count(), Event()
     search = client.search_model_versions
 
     def search_together(*args):
         versions = search(*args)
-        with suppress(BrokenBarrierError):  # the other one waits for the lock
-            both.wait(2)
+        if next(searches):
+            other_is_there.set()
+        else:  # registers only after the other one has searched too, or has to wait for the lock
+            assert other_is_there.wait(120)
         return versions
 
     monkeypatch.setattr(client, "search_model_versions", search_together)
+    monkeypatch.setattr("jobs.promote.log.warning", lambda *message: other_is_there.set())  # "waiting for the lock"
     with ThreadPoolExecutor(2) as pool:
         assert [result["version"] for result in pool.map(promote, ["a", "a"])] == ["1", "1"]
     assert len(search("name = 'zpoint'")) == 1
