@@ -340,6 +340,11 @@ def test_map_on_a_phone_has_a_visible_ring_and_no_hint_for_a_mouse(open_page, pa
 
     drag(0, -15)
     page.wait_for_function("() => scrollY > 50")
+    # Until the page has stopped: a touch that stops it chooses nothing.
+    page.wait_for_function("""() => {
+        const y = scrollY;
+        return new Promise(done => setTimeout(() => done(scrollY === y), 300));
+    }""")
     wait_until_idle(page)
     assert page.locator("#map-position").inner_text() == position
     changed_image_urls(page, "#map-decoded", lambda: drag(15, 0))

@@ -1,6 +1,6 @@
 // A square frame over the user's image, moved by dragging or arrow keys, zoomed by a slider or the wheel.
 
-import { byId, createElement, createSlider } from "./dom.js";
+import { arrowStep, byId, createElement, createSlider } from "./dom.js";
 
 const MAX_SIDE = 1024; // pixels; the model's images have at most 512
 const MAX_ZOOM = 5; // relative to the size that just fills the frame
@@ -59,7 +59,7 @@ export function createCropper(onFrame) {
     previousEvent = event;
   });
   canvas.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: [-6, 0], ArrowRight: [6, 0], ArrowUp: [0, -6], ArrowDown: [0, 6] }[event.key];
+    const step = arrowStep(event, { ArrowLeft: [-6, 0], ArrowRight: [6, 0], ArrowUp: [0, -6], ArrowDown: [0, 6] });
     if (!step) return;
     event.preventDefault();
     moveImage(...step);

@@ -113,6 +113,11 @@ export function createRadioGroup(fieldset, options, descriptions, onChange, init
   };
 }
 
+/** Return the step of an arrow key; undefined for other keys and for the browser's shortcuts, such as Alt+Left. */
+export function arrowStep(event, steps) {
+  return event.altKey || event.ctrlKey || event.metaKey ? undefined : steps[event.key];
+}
+
 /** Show one cell of a sheet in an image that fills its square: `columns` by `rows` cells, in the order of reading. */
 export function showCell(image, { src, index, columns, rows }) {
   image.src = src;

@@ -1,7 +1,7 @@
 // The map: the z-points of real images in the plane. The pointer or the arrow keys choose a position, which is decoded.
 
 import { decodeAt, latestOnly, loadMap, model, neighbours, sample } from "./api.js";
-import { byId, createElement, createImageButton, createRadioGroup, formatNumber } from "./dom.js";
+import { arrowStep, byId, createElement, createImageButton, createRadioGroup, formatNumber } from "./dom.js";
 import { writeState } from "./state.js";
 import { storedImage } from "./steps.js";
 
@@ -113,7 +113,7 @@ export async function startMap(onSelect, values) {
   canvas.addEventListener("click", onPointer); // a finger that scrolls does not click
   canvas.addEventListener("dblclick", () => (isPinned = false));
   canvas.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+    const step = arrowStep(event, { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] });
     if (!step) return;
     event.preventDefault();
     moveTo(x + STEP * step[0], y + STEP * step[1]);

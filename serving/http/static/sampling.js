@@ -2,8 +2,8 @@
 
 import { latestOnly, loadModel, memoize, model, models, sample, sampleSheet } from "./api.js";
 import {
-  byId, changedValues, createElement, createParameterSliders, createRadioGroup, createSvg, formatNumber, setSliders,
-  showCell, sliderValues,
+  arrowStep, byId, changedValues, createElement, createParameterSliders, createRadioGroup, createSvg, formatNumber,
+  setSliders, showCell, sliderValues,
 } from "./dom.js";
 import { geometry } from "./latent_space.js";
 import { writeState } from "./state.js";
@@ -122,13 +122,11 @@ function createPanel(of, onSelect) {
   });
   const grid = createElement("div", { className: "image-grid" }, ...buttons);
   grid.addEventListener("keydown", (event) => {
-    if (event.altKey || event.ctrlKey || event.metaKey) return; // shortcuts of the browser, such as Alt+Left
     const columns = getComputedStyle(grid).gridTemplateColumns.split(" ").length;
-    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
-    const target = buttons[buttons.indexOf(event.target) + step];
+    const step = arrowStep(event, { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns });
     if (!step) return;
     event.preventDefault();
-    target?.focus();
+    buttons[buttons.indexOf(event.target) + step]?.focus();
   });
   grid.addEventListener("focusin", (event) => {
     for (const button of buttons) button.tabIndex = button === event.target ? 0 : -1;
