@@ -326,7 +326,9 @@ def test_map_on_a_phone_has_a_visible_ring_and_no_hint_for_a_mouse(open_page, pa
         return (columns.at(-1) - columns[0]) * canvas.clientWidth / width;
     }""")
     assert 18 < ring < 26  # pixels of the page
-    # A finger that scrolls the page leaves the position; one that moves sideways, or a tap, chooses one.
+    # A tap, or a finger that moves sideways, chooses a position; one that scrolls the page leaves it.
+    box = page.get_by_label("Map of the real images").bounding_box()
+    changed_image_urls(page, "#map-decoded", lambda: page.touchscreen.tap(60, box["y"] + 200))
     position = page.locator("#map-position").inner_text()
     devtools = page.context.new_cdp_session(page)
 
@@ -340,16 +342,9 @@ def test_map_on_a_phone_has_a_visible_ring_and_no_hint_for_a_mouse(open_page, pa
 
     drag(0, -15)
     page.wait_for_function("() => scrollY > 50")
-    # Until the page has stopped: a touch that stops it chooses nothing.
-    page.wait_for_function("""() => {
-        const y = scrollY;
-        return new Promise(done => setTimeout(() => done(scrollY === y), 300));
-    }""")
     wait_until_idle(page)
     assert page.locator("#map-position").inner_text() == position
     changed_image_urls(page, "#map-decoded", lambda: drag(15, 0))
-    box = page.get_by_label("Map of the real images").bounding_box()
-    changed_image_urls(page, "#map-decoded", lambda: page.touchscreen.tap(60, box["y"] + 200))
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1920])

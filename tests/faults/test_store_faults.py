@@ -118,7 +118,7 @@ def test_second_ctrl_c_stops_without_a_checkpoint(hooks: Hooks, recipe):
     assert checkpoint_steps("stopped")[0] == STEPS + 4 - 2  # 8, the last multiple of 4
 
 
-# After step 11 another process takes the lease over and writes a checkpoint.
+# At step 11 another process has written a checkpoint and takes the lease over.
 LOST_TRAINING = """
 import json, os, sys, time
 import boto3
@@ -131,8 +131,8 @@ def lose_the_lease(self, step):
         store = boto3.client("s3")
         bucket, _, key = os.environ["ZPOINT_STORE"].removeprefix("s3://").partition("/")
         owner = lock._this_process() | {"machine": "another", "pid": 77}
-        store.put_object(Bucket=bucket, Key=f"{key}/locks/run-lost", Body=json.dumps(owner))
         store.put_object(Bucket=bucket, Key=f"{key}/runs/lost/checkpoints/step-00000100/progress.json", Body="{}")
+        store.put_object(Bucket=bucket, Key=f"{key}/locks/run-lost", Body=json.dumps(owner))
         time.sleep(5)
     return after_step(self, step)
 stopping.StopConsensus.after_step = lose_the_lease
