@@ -79,7 +79,7 @@ def test_progress_says_what_follows_the_last_step(zpoint, tiny: str, faces: Path
     monkeypatch.setattr(Bar, "update", lambda bar, done, total, text="": steps.append((done == total, text)))
     zpoint("train", tiny, f"data.uri={faces}")
     steps = [step for step in steps if step[1].startswith("epoch ")]
-    assert [text.endswith("  evaluating on the test images") for _, text in steps] == [is_last for is_last, _ in steps]
+    assert [text.endswith("  evaluating the model") for _, text in steps] == [is_last for is_last, _ in steps]
     assert steps[-1][0]
     assert steps[-1][1].startswith("epoch 2/2  loss ")
 
