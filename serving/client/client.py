@@ -596,7 +596,7 @@ def _shrink(image: bytes | np.ndarray, max_bytes: int) -> bytes | np.ndarray:
     top, left = (height - side) // 2, (width - side) // 2
     square = image[top : top + side, left : left + side]
     factor = math.ceil(math.sqrt(square.nbytes / max_bytes))
-    reduced = np.asarray(Image.fromarray(square[..., 0] if channels == 1 else square).reduce(factor))
+    reduced = np.asarray(to_pillow(square).reduce(factor))
     return reduced.reshape(*reduced.shape[:2], channels)
 
 
