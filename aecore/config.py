@@ -36,6 +36,11 @@ Fill = Literal["black", "gray", "random"]
 TRAINED = ("data.flip", "model.", "task.", "loss.", "optim.")  # how a key that changes what is trained begins
 
 
+def sampler_distances(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the distances `hog_frechet_SAMPLER` that a training's metrics have, by sampler."""
+    return {name: metrics[key] for name in STORED_SAMPLERS if (key := f"hog_frechet_{name}") in metrics}
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import torch
 
-from aecore.config import Recipe
+from aecore.config import Recipe, sampler_distances
 from aecore.data.image_input import ImageInputs, is_z_point, read_end, read_images, split_ends
 from aecore.data.images import decode_image, fit_square
 from aecore.data.io import absolute_path
@@ -18,7 +18,7 @@ from aecore.errors import one_line
 from aecore.latent.arrays import Images, ZPoints
 from aecore.latent.interpolation import interpolate
 from aecore.latent.points import StoredPoints
-from aecore.latent.samplers import SAMPLERS, LatentStats, sample
+from aecore.latent.samplers import LatentStats, sample
 from aecore.model.autoencoder import BATCH_SIZE, ImageShape, decode_batches, to_float
 from aecore.training.checkpoint import SavedModel, load_model
 
@@ -85,7 +85,7 @@ class PretrainedModel:
     @property
     def best_sampler(self) -> str:
         """The sampler with the lowest distance `hog_frechet_SAMPLER` of the metrics; normal if they have none."""
-        distances = {name: self.metrics[key] for name in SAMPLERS if (key := f"hog_frechet_{name}") in self.metrics}
+        distances = sampler_distances(self.metrics)
         return min(distances, key=distances.__getitem__, default="normal")
 
     def sample(self, sampler: str | None = "normal", n: int = 1, seed: int | None = 0, **parameters: float) -> Images:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aecore.config import STORED_SAMPLERS
+from aecore.config import sampler_distances
 
 RULE = (
     "of the models with active units whose validation PSNR is within {slack:g} dB of the best one's, the one whose "
@@ -36,7 +36,7 @@ def score(name: str, metrics: Mapping[str, float], sampler: str) -> ScoredModel:
 
     Raises KeyError if the samples were not judged at that epoch.
     """
-    distances = {name: metrics[key] for name in STORED_SAMPLERS if (key := f"hog_frechet_{name}") in metrics}
+    distances = sampler_distances(metrics)
     if sampler == "normal" or not distances:
         distances = {"normal": metrics["hog_frechet_normal"]}
     best = min(distances, key=distances.__getitem__)
