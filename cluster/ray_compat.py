@@ -176,16 +176,18 @@ def fetch_actors(client: Any) -> list[dict[str, Any]]:
         return []
 
 
-def log_lost_nodes() -> None:
-    """Send the log that Ray prints of a lost node to this module's logger instead of stdout.
+def log_ray_messages() -> None:
+    """Send what Ray prints of lost nodes and of killed actors to this module's logger instead of stdout.
 
-    Without it: the last line that `zpoint train --json` writes to stdout is Ray's, if a node was lost meanwhile.
-    Test: tests/faults/test_train_faults.py::test_training_resizes_with_the_cluster_and_survives_a_killed_worker.
-    Goes when: `log_to_driver=False` holds for the logs of lost nodes too.
+    Without it: the last line that `zpoint train --json` or `zpoint ingest --json` writes to stdout is Ray's, if a node
+    was lost meanwhile or an actor with a task was killed.
+    Tests: tests/cluster/test_ray_connection.py::test_a_local_ray_prints_nothing_and_its_workers_have_the_given_niceness,
+    tests/faults/test_train_faults.py::test_training_resizes_with_the_cluster_and_survives_a_killed_worker.
+    Goes when: `log_to_driver=False` holds for Ray's own messages too.
     """
     from ray._private import worker
 
-    worker.print_to_stdstream = lambda data, **_: log.debug("log of a Ray node: %s", data["lines"])
+    worker.print_to_stdstream = lambda data, **_: log.debug("message of Ray: %s", data["lines"])
 
 
 def own_state_api() -> AbstractContextManager[None]:

@@ -128,6 +128,7 @@ def _start_local(niceness: int) -> None:
     ray_compat.use_loopback(True)
     ray_compat.ignore_uv_run()
     ray_compat.slow_down_metrics()
+    ray_compat.log_ray_messages()
     os.environ["RAY_worker_niceness"] = str(niceness)  # noqa: SIM112  # read by the raylet
     import ray
 
@@ -208,7 +209,7 @@ def _join(address: str) -> None:
         ray_compat.use_loopback(
             is_loopback(host) and not accepts_connections(_outward_ip(), int(port), CONNECT_TIMEOUT_S)
         )
-    ray_compat.log_lost_nodes()
+    ray_compat.log_ray_messages()
     ray_compat.ignore_uv_run()
     import ray
     from ray.exceptions import AuthenticationError

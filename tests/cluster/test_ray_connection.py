@@ -108,7 +108,7 @@ def init_options(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     monkeypatch.setattr(ray, "init", lambda **options: calls.append(options))
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "nodes", list)
-    for name in ("use_loopback", "slow_down_metrics", "log_lost_nodes"):
+    for name in ("use_loopback", "slow_down_metrics", "log_ray_messages"):
         monkeypatch.setattr(ray_connection.ray_compat, name, lambda *_: None)
     monkeypatch.setattr(ray_connection, "check_reachable", lambda address: None)
     monkeypatch.setenv("RAY_worker_niceness", "")  # restored after the test
@@ -379,9 +379,24 @@ print(consts.METRICS_RECORD_INTERVAL_S, reporter_consts.REPORTER_UPDATE_INTERVAL
 
 @pytest.mark.ray
 def test_a_local_ray_prints_nothing_and_its_workers_have_the_given_niceness():
-    code = (
-        "from cluster.ray_connection import connect, disconnect; connect(niceness=3); import os, ray;"
-        "assert ray.get(ray.remote(num_cpus=1)(lambda: os.nice(0)).remote()) == os.nice(0) + 3; disconnect()"
-    )
+    code = """
+import os, time
+from cluster.ray_connection import connect, disconnect
+connect(niceness=3)
+import ray
+
+class Actor:
+    def read_niceness(self):
+        return os.nice(0)
+    def sleep(self):
+        time.sleep(60)
+
+actor = ray.remote(Actor).options(num_cpus=1, max_restarts=1, max_task_retries=1).remote()
+assert ray.get(actor.read_niceness.remote()) == os.nice(0) + 3
+interrupted = actor.sleep.remote()
+ray.kill(actor)  # Ray has a message for its retries
+time.sleep(2)
+disconnect()
+"""
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
