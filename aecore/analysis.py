@@ -28,11 +28,11 @@ from aecore.training.checkpoint import SavedModel
 SEED = 0
 ENCODE_CHUNK_SIZE = 512  # images that are converted to float together
 IMAGES_STORED = 10  # of each sampler, sweep value and task
-N_PAIRS = 64  # pairs of held-out images to interpolate between
+NUM_PAIRS = 64  # pairs of held-out images to interpolate between
 INTERPOLATION_STEPS = 11
 PAIRS_STORED = 3
 N_PATH_POINTS = 2_000  # training z-points that an interpolation may pass through
-N_AXES = 5  # principal axes that are decoded
+NUM_AXES = 5  # principal axes that are decoded
 DIRECTION_LIMIT = 3.0  # sds to either side of the mean z-point
 DIRECTION_STEPS = 9
 N_MAP_POINTS = 1_000  # z-points on a two-dimensional map
@@ -241,22 +241,22 @@ def measure_interpolations(model: StudiedModel) -> Measurement:
     """
     z = model.held_out_z
     path_points = model.train_z[evenly_spaced(len(model.train_z), N_PATH_POINTS)]
-    n_pairs = min(N_PAIRS, len(z) // 2)
+    num_pairs = min(NUM_PAIRS, len(z) // 2)
     metrics, arrays = {}, {}
     for name, interpolate in INTERPOLATIONS.items():
-        paths = [interpolate(z[i], z[n_pairs + i], INTERPOLATION_STEPS, path_points) for i in range(n_pairs)]
+        paths = [interpolate(z[i], z[num_pairs + i], INTERPOLATION_STEPS, path_points) for i in range(num_pairs)]
         images_by_step = [model.decode(z_of_step) for z_of_step in torch.stack(paths, 1)]
         rates = [METRICS["recognised"](model.metric_suite, images) for images in images_by_step]
         metrics[name] = [{"t": i / (INTERPOLATION_STEPS - 1), **rate} for i, rate in enumerate(rates)]
         arrays[name] = np.stack(images_by_step)[:, :PAIRS_STORED].swapaxes(0, 1)
-    return Measurement({"pairs": n_pairs, "ways": metrics}, arrays)
+    return Measurement({"pairs": num_pairs, "ways": metrics}, arrays)
 
 
 def measure_directions(model: StudiedModel) -> Measurement:
     """Decode the mean z-point moved along the first principal axes and along the dataset's attributes."""
     latent_stats = model.saved.latents
     mean, covariance = latent_stats["mean"], latent_stats["covariance"]
-    axes = principal_axes(covariance)[1][:N_AXES]
+    axes = principal_axes(covariance)[1][:NUM_AXES]
     directions = {f"axis {i}": axis for i, axis in enumerate(axes, 1)}
     # Sorted, so that runs list the attributes in one order: safetensors returns tensors in a random one.
     attributes = sorted(attribute_directions(latent_stats).items())

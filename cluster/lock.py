@@ -28,8 +28,8 @@ from cluster.settings import settings
 from cluster.storage import open_uri, s3_region
 
 log = logging.getLogger(__name__)
-LEASE_SECONDS = 60.0  # on S3: without a renewal for so long, the owner is dead
-RENEW_SECONDS = 15.0
+LEASE_S = 60.0  # on S3: without a renewal for so long, the owner is dead
+RENEW_S = 15.0
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system without flock
 
 
@@ -42,7 +42,7 @@ def hold_lock(uri: str, activity: str, fix: str) -> Iterator[None]:
     """Hold the lock file at `uri` inside the block.
 
     Raises LockedError if another process holds it: "ACTIVITY by pid 12 on host h since 12:03: wait for it, stop it with
-    `kill 12`, or FIX". An owner on S3 that may be dead is awaited, LEASE_SECONDS at most. Storage without locks is
+    `kill 12`, or FIX". An owner on S3 that may be dead is awaited, LEASE_S at most. Storage without locks is
     used without, with a warning.
     """
     fs, path = open_uri(uri)
@@ -60,7 +60,7 @@ def hold_lock(uri: str, activity: str, fix: str) -> Iterator[None]:
 def is_locked(uri: str) -> bool:
     """Return True if a living process holds the lock at `uri`, or if the storage does not say.
 
-    The owner of a lease on S3 counts as alive for LEASE_SECONDS after its last renewal, by the server's clock.
+    The owner of a lease on S3 counts as alive for LEASE_S after its last renewal, by the server's clock.
     """
     fs, path = open_uri(uri)
     try:
@@ -199,8 +199,8 @@ def _await_lease(lease: "_Lease", refuse: Callable[[dict[str, Any]], LockedError
             raise refuse(owner)
         else:
             if not watched:
-                watched, deadline = etag, time.monotonic() + LEASE_SECONDS
-                log.warning("%s; waiting up to %.0f s until it renews its lease", refuse(owner), LEASE_SECONDS)
+                watched, deadline = etag, time.monotonic() + LEASE_S
+                log.warning("%s; waiting up to %.0f s until it renews its lease", refuse(owner), LEASE_S)
             time.sleep(1)
 
 
@@ -227,12 +227,12 @@ class _Lease:
         return (response["ETag"], _parse(response["Body"].read())) if response else ("", {})
 
     def is_held(self) -> bool:
-        """Return True if the owner lives here, or has renewed the object within LEASE_SECONDS."""
+        """Return True if the owner lives here, or has renewed the object within LEASE_S."""
         response = self._get()
         if response is None or (lives := _lives(_parse(response["Body"].read()))) is False:
             return False
         server_time = parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"])
-        return bool(lives) or (server_time - response["LastModified"]).total_seconds() < LEASE_SECONDS
+        return bool(lives) or (server_time - response["LastModified"]).total_seconds() < LEASE_S
 
     def _get(self) -> dict[str, Any] | None:
         """Return the response with the object, None if there is none."""
@@ -285,7 +285,7 @@ class _Lease:
 
     def _renew(self) -> None:
         renewed, warned = time.monotonic(), False
-        while not self.released.wait(RENEW_SECONDS):
+        while not self.released.wait(RENEW_S):
             try:
                 etag, owner = self.read()
                 if etag and not self.is_own(owner):
@@ -295,7 +295,7 @@ class _Lease:
                 renewed, warned = time.monotonic(), False
             except Exception as error:  # of any kind: a store that fails for a moment ends no training
                 age = time.monotonic() - renewed
-                if age > LEASE_SECONDS and not warned:
+                if age > LEASE_S and not warned:
                     warned = True
                     log.warning(
                         "the lease %s has not been renewed for %.0f s, and another process may take it: %s; start none",

@@ -181,7 +181,8 @@ def log_ray_messages() -> None:
 
     Without it: the last line that `zpoint train --json` or `zpoint ingest --json` writes to stdout is Ray's, if a node
     was lost meanwhile or an actor with a task was killed.
-    Tests: tests/cluster/test_ray_connection.py::test_a_local_ray_prints_nothing_and_its_workers_have_the_given_niceness,
+    Tests:
+    tests/cluster/test_ray_connection.py::test_a_local_ray_prints_nothing_and_its_workers_have_the_given_niceness,
     tests/faults/test_train_faults.py::test_training_resizes_with_the_cluster_and_survives_a_killed_worker.
     Goes when: `log_to_driver=False` holds for Ray's own messages too.
     """

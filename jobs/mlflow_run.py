@@ -14,8 +14,8 @@ from aecore.data.io import read_bytes, read_json, write_json
 from cluster import tracking
 from jobs.run_store import RunStore, delete_folder, epoch_path
 
-SYNC_SECONDS = 2.0  # between two checks for a finished epoch
-MAX_SYNC_SECONDS = 60.0  # the longest wait after MLflow has failed
+SYNC_S = 2.0  # between two checks for a finished epoch
+MAX_SYNC_S = 60.0  # the longest wait after MLflow has failed
 DEVICES_TAG = "zpoint.devices"
 
 
@@ -98,13 +98,13 @@ class MlflowRun:
         stop = threading.Event()
 
         def sync() -> None:
-            if stop.wait(SYNC_SECONDS):  # at once, MLflow's import would delay that of Ray
+            if stop.wait(SYNC_S):  # at once, MLflow's import would delay that of Ray
                 return
             self.start()
-            seconds, synced = SYNC_SECONDS, self.synced_epoch >= 0
+            seconds, synced = SYNC_S, self.synced_epoch >= 0
             while not stop.wait(seconds):
                 synced = self.sync(warn=synced)  # of a row of failures only the first is logged
-                seconds = SYNC_SECONDS if synced else min(2 * seconds, MAX_SYNC_SECONDS)
+                seconds = SYNC_S if synced else min(2 * seconds, MAX_SYNC_S)
 
         thread = threading.Thread(target=sync, name="mlflow-sync", daemon=True)
         thread.start()

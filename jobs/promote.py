@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # torch
     from aecore.training.checkpoint import SavedModel
 
 log = logging.getLogger(__name__)
-LOCK_POLL_SECONDS = 0.5
+LOCK_POLL_S = 0.5
 LINEAGE_TAGS = (COMMIT_TAG, JOB_TAG, "zpoint.dataset", "zpoint.recipe")  # of a run, and of its versions
 ALIAS = re.compile(r"(?i)(?!latest$|v\d+$)[a-z0-9_-]{1,255}")
 
@@ -109,7 +109,7 @@ def _promotion_lock(run_store: RunStore) -> Iterator[None]:
             except LockedError as error:
                 if not attempt:
                     log.warning("waiting for the lock: %s", error)
-                time.sleep(LOCK_POLL_SECONDS)
+                time.sleep(LOCK_POLL_S)
         yield
 
 

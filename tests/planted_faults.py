@@ -423,7 +423,7 @@ PLANTED = (
     ),
     Fault(
         "the extremes of many rates are compared as two", "jobs/study/metrics.py",
-        "2.0 if n_compared == 2", "2.0 if n_compared", (FINDINGS,),
+        "2.0 if num_compared == 2", "2.0 if num_compared", (FINDINGS,),
     ),
     Fault(
         "the mean radius of N(0, 1) is sqrt(z_dim)", "jobs/study/findings.py",
@@ -1021,7 +1021,7 @@ PLANTED = (
         "a lease whose first response was lost is awaited", "cluster/lock.py",
         "if lease.is_own(owner):", "if False:", (LOCK,),
     ),
-    Fault("a lease that is not renewed is not logged", "cluster/lock.py", "age > LEASE_SECONDS", "False", (LOCK,)),
+    Fault("a lease that is not renewed is not logged", "cluster/lock.py", "age > LEASE_S", "False", (LOCK,)),
     Fault(
         "a user's own token is no secret", "cluster/settings.py",
         "return re.fullmatch(SECRET_NAME, name, re.IGNORECASE) is not None", "return False", (SETTINGS,),
@@ -1241,7 +1241,8 @@ PLANTED = (
     ),
     Fault(
         "an interpolation runs from its end to its start in a study", "aecore/analysis.py",
-        "interpolate(z[i], z[n_pairs + i],", "interpolate(z[n_pairs + i], z[i],", ("tests/aecore/test_analysis.py",),
+        "interpolate(z[i], z[num_pairs + i],", "interpolate(z[num_pairs + i], z[i],",
+        ("tests/aecore/test_analysis.py",),
     ),
     Fault(
         "a nonfinite loss of one worker leaves the others waiting", "aecore/training/loop.py",
@@ -1337,14 +1338,14 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "aecore/metrics/pixel.py",
-        "31 -> (32) in indices = torch.randint(0, 2**31, (N_PATCHES, 3), generator=generator)",
+        "31 -> (32) in indices = torch.randint(0, 2**31, (NUM_PATCHES, 3), generator=generator)",
         "any bound far above the number of positions gives uniform positions",
     ),
     (
         "aecore/data/node_cache.py",
-        "time.time() - complete.st_mtime < min(TRUSTED_SECONDS, time.clock_gettime(time.CLOCK_BOOTTIME)) -> "
-        "(time.time() - complete.st_mtime <= min(TRUSTED_SECONDS, time.clock_gettime(time.CLOCK_BOOTTIME))) in "
-        "recent = time.time() - complete.st_mtime < min(TRUSTED_SECONDS, time.clock_gettime(time.CLOCK_BOOTTIME))",
+        "time.time() - complete.st_mtime < min(TRUSTED_S, time.clock_gettime(time.CLOCK_BOOTTIME)) -> "
+        "(time.time() - complete.st_mtime <= min(TRUSTED_S, time.clock_gettime(time.CLOCK_BOOTTIME))) in "
+        "recent = time.time() - complete.st_mtime < min(TRUSTED_S, time.clock_gettime(time.CLOCK_BOOTTIME))",
         "two times of a clock are never equal to the nanosecond",
     ),
     (
@@ -1393,7 +1394,7 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "jobs/train/stopping.py",
-        "1.0 -> (2.0) in SYNC_SECONDS = 1.0 # between two exchanges of the workers' actions",
+        "1.0 -> (2.0) in SYNC_S = 1.0 # between two exchanges of the workers' actions",
         "a compromise between a stop's delay and the cost of an exchange: none is the right one to a second",
     ),
     (

@@ -10,7 +10,7 @@ from aecore.data.remote_path import RemotePath
 from aecore.errors import one_line
 
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "cifar-10-batches-py"}  # torchvision's
-TIMEOUT_SECONDS = 30  # without a byte from the server
+TIMEOUT_S = 30  # without a byte from the server
 
 
 def check_downloadable(dataset: str) -> None:
@@ -30,7 +30,7 @@ def download(dataset: str, root: RemotePath) -> None:
     if (root / folder).exists():
         return
     default_timeout, created = socket.getdefaulttimeout(), not root.exists()
-    socket.setdefaulttimeout(TIMEOUT_SECONDS)
+    socket.setdefaulttimeout(TIMEOUT_S)
     try:
         os.makedirs(root.path, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=root.path) as temporary:

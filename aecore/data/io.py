@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 T = TypeVar("T")
 MAX_ATTEMPTS = 3  # to read data that a network damaged or cut short without an error
 SENTINELS = b"\xa5\x5a\xc3"  # one byte per attempt
-PAUSE_SECONDS = 0.5  # before the second attempt, twice as long before the third
+PAUSE_S = 0.5  # before the second attempt, twice as long before the third
 
 
 def absolute_path(path: str) -> Path:
@@ -108,7 +108,7 @@ def read_range(file: pa.NativeFile, start: int, buffer: memoryview, name: str) -
     """
 
     def read(attempt: int) -> None:
-        time.sleep(attempt * PAUSE_SECONDS)
+        time.sleep(attempt * PAUSE_S)
         buffer[-1] = sentinel = SENTINELS[attempt]
         file.seek(start)
         try:

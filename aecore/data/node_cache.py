@@ -36,7 +36,7 @@ from aecore.data.threads import num_threads
 log = logging.getLogger(__name__)
 BLOCK_BYTES = 1 << 21  # decoded, written and checked at once; part of the checksum's definition
 PREFETCH = 2  # shards that are read while others are decoded
-TRUSTED_SECONDS = 3600  # after a check, before an entry is checked again
+TRUSTED_S = 3600  # after a check, before an entry is checked again
 _buffers = threading.local()
 
 
@@ -111,7 +111,7 @@ class _CacheEntry:
             complete, images = os.stat(self.path / "complete.json"), os.stat(self.images)
         except FileNotFoundError:
             return False
-        recent = time.time() - complete.st_mtime < min(TRUSTED_SECONDS, time.clock_gettime(time.CLOCK_BOOTTIME))
+        recent = time.time() - complete.st_mtime < min(TRUSTED_S, time.clock_gettime(time.CLOCK_BOOTTIME))
         return recent and complete.st_mtime_ns > images.st_mtime_ns and images.st_size == self.bytes
 
 

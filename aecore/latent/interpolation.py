@@ -15,7 +15,7 @@ from torch import Tensor
 from aecore.latent.points import StoredPoints
 from aecore.latent.samplers import LatentStats
 
-N_NEIGHBOURS = 10
+NUM_NEIGHBOURS = 10
 
 
 def straight(start: Tensor, end: Tensor, steps: int, points: Tensor) -> Tensor:
@@ -53,24 +53,24 @@ def through_neighbours(start: Tensor, end: Tensor, steps: int, points: Tensor) -
     lengths = torch.cdist(nodes, nodes).fill_diagonal_(torch.inf)
     if not lengths[0, 1].square().isfinite():
         raise ValueError("no path joins these z-points: one holds NaN or a number too large; take finite float32 ones")
-    n_neighbours = min(N_NEIGHBOURS, len(nodes) - 1)
+    num_neighbours = min(NUM_NEIGHBOURS, len(nodes) - 1)
     while True:  # the graph of all neighbours has the edge from start to end
-        graph = _neighbour_graph(lengths, n_neighbours)
+        graph = _neighbour_graph(lengths, num_neighbours)
         costs, predecessors = dijkstra(graph, directed=False, indices=0, return_predecessors=True)
         if np.isfinite(costs[1]):
             break
-        n_neighbours = min(2 * n_neighbours, len(nodes) - 1)
+        num_neighbours = min(2 * num_neighbours, len(nodes) - 1)
     path = [1]  # from the end back to the start
     while path[-1] != 0:
         path.append(int(predecessors[path[-1]]))
     return _resample(nodes[path[::-1]], steps).float()
 
 
-def _neighbour_graph(lengths: Tensor, n_neighbours: int):
+def _neighbour_graph(lengths: Tensor, num_neighbours: int):
     from scipy.sparse import csr_matrix
 
-    nearest = lengths.topk(n_neighbours, largest=False)
-    rows = np.repeat(np.arange(len(lengths)), n_neighbours)
+    nearest = lengths.topk(num_neighbours, largest=False)
+    rows = np.repeat(np.arange(len(lengths)), num_neighbours)
     costs = nearest.values.square().clamp_min(1e-12)  # a cost of 0 would mean no edge
     return csr_matrix((costs.numpy().ravel(), (rows, nearest.indices.numpy().ravel())), shape=lengths.shape)
 

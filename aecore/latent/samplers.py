@@ -13,10 +13,10 @@ from aecore.errors import one_line
 from aecore.latent.density import fit_gaussian, fit_mixture
 
 LatentStats = dict[str, Tensor]
-N_COMPONENTS = 10  # of the mixture
+NUM_COMPONENTS = 10  # of the mixture
 
 
-def fit_latent_stats(z: Tensor, *, n_components: int = N_COMPONENTS) -> LatentStats:
+def fit_latent_stats(z: Tensor, *, n_components: int = NUM_COMPONENTS) -> LatentStats:
     """Return the statistics of z-points `(n, z_dim)` that the samplers take, float32; they are stored with the model.
 
     `mean` (z_dim,) and `covariance` (z_dim, z_dim); unless `n_components` is 0 a mixture's `gmm_weights` (k,),

@@ -14,7 +14,7 @@ from aecore.model.autoencoder import ACTIVE_VARIANCE, DiagonalGaussian
 WITHIN_LIMIT = 20.0  # the bound of `ZStats.within`
 CORE_SDS = 2.0  # the core of a distribution: its values within so many sds of the median
 NORMAL_IQR = 1.34898  # interquartile range of N(0, 1)
-N_NEIGHBOURS = 10  # of the graph whose connected components are fragments
+NUM_NEIGHBOURS = 10  # of the graph whose connected components are fragments
 MIN_FRAGMENT = 0.01  # fraction of the z-points in a fragment
 SILHOUETTE_MARGIN = 0.05  # above a Gaussian's silhouette, z-points count as clustered
 STRUCTURE_POINTS = 2_000
@@ -135,15 +135,15 @@ def measure_structure(z: Tensor) -> RegionStructure:
     with threadpool_limits(1):  # on busy CPUs several threads are several times slower, waiting for each other
         fragment_sizes = _connected_component_sizes(x) / len(x)
         silhouette, gaussian_silhouette = _best_silhouette(x), _best_silhouette(gaussian)
-    n_fragments = int((fragment_sizes >= MIN_FRAGMENT).sum())
-    return RegionStructure(n_fragments, float(fragment_sizes.max()), silhouette, gaussian_silhouette)
+    num_fragments = int((fragment_sizes >= MIN_FRAGMENT).sum())
+    return RegionStructure(num_fragments, float(fragment_sizes.max()), silhouette, gaussian_silhouette)
 
 
 def _connected_component_sizes(x: np.ndarray) -> np.ndarray:
     from scipy.sparse.csgraph import connected_components
     from sklearn.neighbors import kneighbors_graph
 
-    graph = kneighbors_graph(x, min(N_NEIGHBOURS, len(x) - 1))
+    graph = kneighbors_graph(x, min(NUM_NEIGHBOURS, len(x) - 1))
     return np.bincount(connected_components(graph, directed=False)[1])
 
 

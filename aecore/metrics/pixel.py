@@ -10,7 +10,7 @@ from torch import Tensor
 
 MIN_PYRAMID_SIZE = 16  # pixels a side: Karras 2018 stops the Laplacian pyramid there
 PATCH_SIZE = 7
-N_PATCHES = 16_384
+NUM_PATCHES = 16_384
 SSIM_WINDOW, SSIM_SD = 11, 1.5  # pixels
 CHROMA = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # Cb and Cr of RGB: ITU-R T.871, as in JPEG
 
@@ -74,7 +74,7 @@ class SlicedWasserstein:
         generator = torch.Generator().manual_seed(0)
         self._levels: list[tuple[Callable[[Tensor], Tensor], Tensor]] = []
         for level in _laplacian_pyramid(reference):
-            indices = torch.randint(0, 2**31, (N_PATCHES, 3), generator=generator)
+            indices = torch.randint(0, 2**31, (NUM_PATCHES, 3), generator=generator)
             patches = _patches(level, indices)
             mean = patches.mean(dim=(0, 2, 3), keepdim=True)
             sd = patches.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6)
@@ -90,7 +90,7 @@ class SlicedWasserstein:
 
 
 def _project(level: Tensor, indices: Tensor, mean: Tensor, sd: Tensor, directions: Tensor) -> Tensor:
-    """Return normalised patches projected onto `directions`, sorted for each: (projections, N_PATCHES)."""
+    """Return normalised patches projected onto `directions`, sorted for each: (projections, NUM_PATCHES)."""
     patches = (_patches(level, indices) - mean) / sd
     projected = (directions.T @ patches.flatten(1).T).numpy()
     return torch.from_numpy(np.sort(projected, axis=1))  # on CPUs 20 to 50 times faster than torch's sort
@@ -106,7 +106,7 @@ def _laplacian_pyramid(images: Tensor) -> list[Tensor]:
 
 
 def _patches(level: Tensor, indices: Tensor) -> Tensor:
-    """Return patches (N_PATCHES, channels, 7, 7); `indices` (N_PATCHES, 3): image, top and left, modulo their range."""
+    """Return patches (NUM_PATCHES, channels, 7, 7); `indices` (NUM_PATCHES, 3): image, top, left, modulo their range."""
     windows = level.unfold(2, PATCH_SIZE, 1).unfold(3, PATCH_SIZE, 1)
-    n_positions = level.shape[-1] - PATCH_SIZE + 1
-    return windows[indices[:, 0] % len(level), :, indices[:, 1] % n_positions, indices[:, 2] % n_positions]
+    num_positions = level.shape[-1] - PATCH_SIZE + 1
+    return windows[indices[:, 0] % len(level), :, indices[:, 1] % num_positions, indices[:, 2] % num_positions]

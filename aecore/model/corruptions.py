@@ -89,8 +89,8 @@ def _recolor(task: Recolor, clean: Tensor, noise: BatchNoise) -> Tensor:
 def _inpaint(task: Inpaint, clean: Tensor, noise: BatchNoise) -> Tensor:
     size = clean.shape[-1]
     side = max(1, round(task.block * size))
-    n_holes = max(1, round(task.share * size**2 / side**2))
-    corners = (noise.uniform(2, n_holes) * (size - side + 1)).long()  # (n, 2, n_holes): top and left
+    num_holes = max(1, round(task.share * size**2 / side**2))
+    corners = (noise.uniform(2, num_holes) * (size - side + 1)).long()  # (n, 2, num_holes): top and left
     top, left = corners.unbind(1)
     # 2D difference array: +1 and -1 at the holes' corners; its cumulative sums count the holes over each pixel.
     corner_sums = torch.zeros(len(clean), (size + 1) ** 2, dtype=torch.int32, device=clean.device)

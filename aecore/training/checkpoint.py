@@ -39,7 +39,7 @@ POINTS_FILE = "points.safetensors"
 STEP_FOLDER = re.compile(r"step-\d+")
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "optimizer.safetensors")
 MAX_BACKLOG = 8  # epochs that a training may be ahead of a slow storage; they are lost if it is killed
-RETRY_SECONDS, RETRY_PAUSE_SECONDS = 60.0, 2.0  # retries of a failing storage at the end of a training
+RETRY_S, RETRY_PAUSE_S = 60.0, 2.0  # retries of a failing storage at the end of a training
 
 
 @dataclass
@@ -134,7 +134,7 @@ class CheckpointWriter:
 
     It writes one at a time. Of the snapshots that arrive meanwhile only the newest is written. The training waits if
     epochs end so fast that MAX_BACKLOG of them have not been written. If the storage fails, it logs a warning and
-    retries with the next snapshot and, in `finish`, for RETRY_SECONDS; the training does not wait for it then.
+    retries with the next snapshot and, in `finish`, for RETRY_S; the training does not wait for it then.
     """
 
     def __init__(self, fs: pafs.FileSystem, root: str, keep: int) -> None:
@@ -202,11 +202,11 @@ class CheckpointWriter:
 
 
 def retry_storage(call: Callable[[], T], action: str) -> T:
-    """Return `call()`; call it again for RETRY_SECONDS while it raises OSError; the last OSError is raised.
+    """Return `call()`; call it again for RETRY_S while it raises OSError; the last OSError is raised.
 
     `action` names the call in the log: "cannot ACTION yet".
     """
-    deadline = time.monotonic() + RETRY_SECONDS
+    deadline = time.monotonic() + RETRY_S
     while True:
         try:
             return call()
@@ -215,7 +215,7 @@ def retry_storage(call: Callable[[], T], action: str) -> T:
                 raise
             remaining_s = deadline - time.monotonic()
             log.warning("cannot %s yet: %s; retrying for %.0f s", action, one_line(error), remaining_s)
-        time.sleep(RETRY_PAUSE_SECONDS)
+        time.sleep(RETRY_PAUSE_S)
 
 
 def list_checkpoints(fs: pafs.FileSystem, root: str) -> list[str]:

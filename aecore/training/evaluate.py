@@ -139,8 +139,8 @@ def encode_points(
 
 def points_per_split(recipe: Recipe, loaders: Mapping[str, Loader]) -> dict[str, int]:
     """Return how many images of each split are stored as points: a fifth test images, the rest training images."""
-    n_test = min(len(loaders["test"]), recipe.points.images // 5)
-    counts = {"train": min(len(loaders["train"]), recipe.points.images - n_test), "test": n_test}
+    num_test = min(len(loaders["test"]), recipe.points.images // 5)
+    counts = {"train": min(len(loaders["train"]), recipe.points.images - num_test), "test": num_test}
     return {split: count for split, count in counts.items() if count}
 
 

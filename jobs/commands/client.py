@@ -119,6 +119,6 @@ def _is_png(out: str) -> bool:
     return out.endswith(".png")
 
 
-def _write(out: str, data: bytes, n_images: int) -> dict[str, Any]:
+def _write(out: str, data: bytes, num_images: int) -> dict[str, Any]:
     write_atomic(*open_uri(out), data)
-    return {"out": out, "images": n_images}
+    return {"out": out, "images": num_images}

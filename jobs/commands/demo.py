@@ -28,7 +28,7 @@ from jobs.tune.job import tune
 from jobs.tune.selection import choose_best, describe_rule, score
 
 SLACK = 3.0  # dB of validation PSNR, see jobs.tune.selection
-N_COLUMNS = 12  # images in a row of faces.png
+NUM_COLUMNS = 12  # images in a row of faces.png
 IMAGE_SIZE = 64  # pixels a side: a step takes 0.44 of the FLOP of the default, 96
 RECIPE_OVERRIDES = {"faces-vae": ["loss.kl_factor=2"], "faces-near-ae": []}  # 4 is for 96 pixels: their loss is a sum
 
@@ -64,8 +64,8 @@ def demo(*, quick: bool = False) -> dict[str, Any]:
         return result
 
     connect()
-    n_workers = min(2, worker_capacity(worker_resources(Scale(workers=2))))  # 1 on a machine with one GPU or one core
-    common = [f"data.uri={dataset}", f"optim.epochs={size.epochs}", f"scale.workers={n_workers}"]
+    num_workers = min(2, worker_capacity(worker_resources(Scale(workers=2))))  # 1 on a machine with one GPU or one core
+    common = [f"data.uri={dataset}", f"optim.epochs={size.epochs}", f"scale.workers={num_workers}"]
 
     def load(name: str, *overrides: str) -> Recipe:
         return load_recipe(RECIPES / f"{name}.yaml", [*common, *RECIPE_OVERRIDES[name], *overrides])
@@ -73,7 +73,7 @@ def demo(*, quick: bool = False) -> dict[str, Any]:
     ingest_result = step(f"ingest {size.images:,} generated faces", _ingest, size.images, dataset)
     runs = {}
     for name in RECIPE_OVERRIDES:
-        title = f"train {name} for {size.epochs} epochs, DDP workers: {n_workers}"
+        title = f"train {name} for {size.epochs} epochs, DDP workers: {num_workers}"
         runs[name] = step(title, train, load(name), name)
     search = [
         f"search.trials={size.trials}",
@@ -104,9 +104,9 @@ def demo(*, quick: bool = False) -> dict[str, Any]:
     return result | {"text": text}
 
 
-def _ingest(n_images: int, uri: str) -> dict[str, Any]:
+def _ingest(num_images: int, uri: str) -> dict[str, Any]:
     with closing(Bar("ingest", "images")) as bar:
-        return ingest("generated", None, uri, size=IMAGE_SIZE, limit=n_images, shard_rows=256, progress=bar.update)
+        return ingest("generated", None, uri, size=IMAGE_SIZE, limit=num_images, shard_rows=256, progress=bar.update)
 
 
 def _choose_best(runs: dict[str, Any], campaign: dict[str, Any]) -> str:
@@ -126,13 +126,13 @@ def _query(champion: dict[str, Any], runs: dict[str, Any], dataset: str) -> byte
     try:
         with Client(served.url, settings().token) as endpoint:
             z_dim = endpoint.model()["z_dim"]
-            z = np.random.default_rng(0).standard_normal((2 * N_COLUMNS, z_dim)).astype(np.float32)
+            z = np.random.default_rng(0).standard_normal((2 * NUM_COLUMNS, z_dim)).astype(np.float32)
             normal = endpoint.decode(z)
-            gaussian = endpoint.sample("gaussian", N_COLUMNS, seed=0)
+            gaussian = endpoint.sample("gaussian", NUM_COLUMNS, seed=0)
     finally:
         stop_endpoint()
     sections = [
-        (f"served: {champion['run']}, z-points from N(0, 1)", [normal[:N_COLUMNS], normal[N_COLUMNS:]]),
+        (f"served: {champion['run']}, z-points from N(0, 1)", [normal[:NUM_COLUMNS], normal[NUM_COLUMNS:]]),
         ("served: z-points from the Gaussian fitted to the training images' z-points", [gaussian]),
     ]
     for name, run in runs.items():
@@ -142,7 +142,7 @@ def _query(champion: dict[str, Any], runs: dict[str, Any], dataset: str) -> byte
 
 
 def _decode_in_process(run: str, dataset: str) -> list[np.ndarray]:
-    """Return test images, their reconstructions and decoded N(0, 1) z-points, uint8 (N_COLUMNS, H, W, 3) each."""
+    """Return test images, their reconstructions and decoded N(0, 1) z-points, uint8 (NUM_COLUMNS, H, W, 3) each."""
     import torch
 
     from aecore.data.node_cache import open_cache
@@ -150,11 +150,11 @@ def _decode_in_process(run: str, dataset: str) -> list[np.ndarray]:
     from aecore.model.autoencoder import to_float
     from jobs.dataset import open_dataset
 
-    images = open_cache(settings().cache, open_dataset(dataset), "test")[:N_COLUMNS]
+    images = open_cache(settings().cache, open_dataset(dataset), "test")[:NUM_COLUMNS]
     saved = find_run(run).load_model()
     z = saved.model.encode(to_float(torch.from_numpy(np.array(images)))).mean
     reconstructions = saved.model.decode(z).numpy()
-    samples = saved.model.decode(sample("normal", N_COLUMNS, saved.latents, seed=0)).numpy()
+    samples = saved.model.decode(sample("normal", NUM_COLUMNS, saved.latents, seed=0)).numpy()
     return [images, reconstructions, samples]
 
 

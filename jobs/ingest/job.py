@@ -200,7 +200,7 @@ def _describe_results(results: list[ShardResult], seconds: float) -> dict[str, A
     written = [result for result in results if not result.skipped]
     return {
         "bytes": sum(result.record.shard.bytes for result in results),
-        "images_per_second": round(sum(result.n_items for result in written) / seconds, 1),
+        "images_per_second": round(sum(result.num_items for result in written) / seconds, 1),
         "shards": len(results),
         "skipped_shards": len(results) - len(written),
         "rejects": len(_rejects(results)),
@@ -213,9 +213,9 @@ def _warn_of_skipped(uri: str | None, source: Source) -> None:
         reason: names for reason, names in source.passed_over.items()
         if reason not in ("hidden", "text", "thumbnail")
     }  # fmt: skip
-    n_skipped, n_images = sum(map(len, skipped.values())), sum(table.num_rows for table in source.splits.values())
-    if n_skipped > n_images:
-        log.warning("%s: %d entries passed over, %d images read: %s", uri, n_skipped, n_images, ", ".join(skipped))
+    num_skipped, num_images = sum(map(len, skipped.values())), sum(table.num_rows for table in source.splits.values())
+    if num_skipped > num_images:
+        log.warning("%s: %d entries passed over, %d images read: %s", uri, num_skipped, num_images, ", ".join(skipped))
 
 
 def _resolve_encoding(encoding: str | None, quality: int | None, size: int) -> tuple[str, int]:
@@ -259,8 +259,8 @@ def _records_of_manifest(
 
 def _listed_rejects(manifest: Manifest) -> int:
     """Return the number of bad images that rejects.jsonl of a finished ingest lists."""
-    n_rejects = manifest.options.get("rejects")
-    return n_rejects if isinstance(n_rejects, int) else 0
+    num_rejects = manifest.options.get("rejects")
+    return num_rejects if isinstance(num_rejects, int) else 0
 
 
 def _discard_other_plan(spec: IngestSpec, uri: str) -> None:
@@ -353,18 +353,18 @@ def _write_all(
     total = sum(task.items.num_rows for task in tasks)
     results: dict[str, ShardResult] = {}
     errors: list[ShardError] = []
-    n_done = n_bad = 0
+    num_done = num_bad = 0
     for result in write_shards(spec, queue):
         if isinstance(result, ShardError):
             errors.append(result)
         elif result is not None:
             results[result.record.shard.path] = result
-            n_done += result.n_items
-            n_bad += len(result.record.rejects)
-        if errors or n_bad > max_bad:
+            num_done += result.num_items
+            num_bad += len(result.record.rejects)
+        if errors or num_bad > max_bad:
             queue.clear()
         if not errors:
-            progress(n_done, total)
+            progress(num_done, total)
     if errors:
         raise ValueError(errors[0].message)
     return [results[task.path] for task in tasks if task.path in results]

@@ -27,7 +27,7 @@ def write_shards(spec: IngestSpec, queue: deque[ShardTask]) -> Iterator[ShardRes
 
     # Two threads decode while one waits for a remote store; on a local disk they only contend for Python's lock.
     max_concurrency = 1 if isinstance(spec.fs, LocalFileSystem) else TASKS_PER_ACTOR
-    n_actors = min(len(queue), max(1, int(ray.cluster_resources().get("CPU", 0))))
+    num_actors = min(len(queue), max(1, int(ray.cluster_resources().get("CPU", 0))))
     actor_class: Any = ray.remote(ShardWriter)  # Ray's type stubs lack `.options` of an actor class
     actor_class = actor_class.options(
         num_cpus=1,
@@ -36,7 +36,7 @@ def write_shards(spec: IngestSpec, queue: deque[ShardTask]) -> Iterator[ShardRes
         max_task_retries=MAX_RESTARTS,
         scheduling_strategy="SPREAD",
     )
-    actors = [actor_class.remote(spec) for _ in range(n_actors)]
+    actors = [actor_class.remote(spec) for _ in range(num_actors)]
     # An actor that gets no CPU never becomes ready and gets no task.
     pending: dict[Any, tuple[Any, ShardTask | None]] = {
         actor.__ray_ready__.remote(): (actor, None) for actor in actors for _ in range(TASKS_PER_ACTOR)

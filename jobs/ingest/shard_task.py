@@ -77,7 +77,7 @@ class ShardResult:
     skipped: bool  # an earlier run wrote it
 
     @property
-    def n_items(self) -> int:
+    def num_items(self) -> int:
         """Return the number of the source's items in this shard, good and bad."""
         return self.record.shard.rows + len(self.record.rejects)
 

@@ -24,14 +24,14 @@ def rate_key(scores: Mapping[str, float]) -> str:
     return next(key for key in RATE_TARGETS if key in scores)
 
 
-def rates_differ(a: float, b: float, n: int, n_compared: int = 2) -> bool:
+def rates_differ(a: float, b: float, n: int, num_compared: int = 2) -> bool:
     """Return True if two rates, each of `n` images, differ by over two standard errors (Agresti and Caffo 2000).
 
-    Of `n_compared` rates the extremes lie further apart by chance: if the two were chosen among them by their values,
+    Of `num_compared` rates the extremes lie further apart by chance: if the two were chosen among them by their values,
     the limit is that of the studentized range at 5 % (Tukey 1949).
     """
     a, b = ((rate * n + 1) / (n + 2) for rate in (a, b))
-    limit = 2.0 if n_compared == 2 else studentized_range.ppf(0.95, n_compared, np.inf) / 2**0.5
+    limit = 2.0 if num_compared == 2 else studentized_range.ppf(0.95, num_compared, np.inf) / 2**0.5
     return abs(a - b) > limit * ((a * (1 - a) + b * (1 - b)) / (n + 2)) ** 0.5
 
 

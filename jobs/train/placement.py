@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from aecore.config import Scale
 
 log = logging.getLogger(__name__)
-WARN_AFTER_SECONDS = 5  # a longer wait for resources is logged
+WARN_AFTER_S = 5  # a longer wait for resources is logged
 REPLICA = "ServeReplica:"  # how the class names of Ray Serve's replicas begin
 UNITS = ("CPU", "GPU")
 MAX_HOLDERS = 4  # that the log of a wait names
@@ -84,7 +84,7 @@ def wait_for_resources(num_workers: int, resources: dict[str, float]) -> None:
     request = describe_request(num_workers, resources)
     group = placement_group([resources] * num_workers)
     try:
-        if not group.wait(WARN_AFTER_SECONDS):
+        if not group.wait(WARN_AFTER_S):
             log.warning(
                 "waiting for resources for %s; the idle cluster has resources for %d; held now: %s",
                 request, capacity, describe_holdings(holdings()),

@@ -37,20 +37,20 @@ from cluster.signals import interruptible
 from cluster.storage import CLOCK_FIX, describe_s3_error, open_uri
 from jobs.run_store import RunStore, delete_folder
 from jobs.train.placement import (
-    WARN_AFTER_SECONDS,
+    WARN_AFTER_S,
     describe_request,
     wait_for_resources,
     worker_capacity,
     worker_resources,
 )
-from jobs.train.stopping import PROCESS_STOP, SAVE_TIMEOUT_SECONDS, stop_this_process
+from jobs.train.stopping import PROCESS_STOP, SAVE_TIMEOUT_S, stop_this_process
 
 log = logging.getLogger(__name__)
-RESIZE_SECONDS = 60.0  # between two checks whether the cluster has resources for more workers
-GROUP_START_SECONDS = 20  # for all workers of an elastic group to start: Ray Train counts a lost node for as long
+RESIZE_S = 60.0  # between two checks whether the cluster has resources for more workers
+GROUP_START_S = 20  # for all workers of an elastic group to start: Ray Train counts a lost node for as long
 MAX_CLOCK_OFFSET_S = 30.0  # of two workers' hosts
 LAST_LINES, LINE_WIDTH = 20, 200  # of a worker that died
-PROCESS_GROUP_SECONDS = 6 * 3600  # a node may fill its cache hours after the others, which wait in a collective
+PROCESS_GROUP_S = 6 * 3600  # a node may fill its cache hours after the others, which wait in a collective
 TorchBackend: Any = TorchConfig().backend_cls
 
 
@@ -100,7 +100,7 @@ def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callback
     """Return Ray Train's TorchTrainer of `recipe`, once the cluster has resources for its workers."""
     scale, streaming = recipe.scale, recipe.data.cache == "none"
     if not isinstance(scale.workers, int):
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_SECONDS))
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_S))
     if uses_local_ray():  # no node of it is ever preempted: start no process that watches for that
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     datasets = {}
@@ -111,7 +111,7 @@ def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callback
     resources = worker_resources(scale, streaming=streaming)
     wait_for_resources(scale.min_workers, resources)
     fail = FailureCallback(run_store.name, resources, scale)
-    save = end_worker_groups(stop_this_process, SAVE_TIMEOUT_SECONDS)
+    save = end_worker_groups(stop_this_process, SAVE_TIMEOUT_S)
     fs, root = open_uri(settings().store)
     trainer = TorchTrainer(
         # Not in train_loop_config, which Ray's dashboard may show: the environment may hold keys.
@@ -124,12 +124,12 @@ def make_trainer(recipe: Recipe, dataset: Dataset, run_store: RunStore, callback
             report=bool(callbacks),
             gpu_share=resources.get("GPU", 1.0),
         ),
-        torch_config=NodeTorchConfig(timeout_s=PROCESS_GROUP_SECONDS),
+        torch_config=NodeTorchConfig(timeout_s=PROCESS_GROUP_S),
         scaling_config=ScalingConfig(
             num_workers=scale.workers,
             use_gpu="GPU" in resources,
             resources_per_worker=resources,
-            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+            elastic_resize_monitor_interval_s=RESIZE_S,
         ),
         run_config=RunConfig(
             name=run_store.name,
@@ -188,7 +188,7 @@ class FailureCallback(UserCallback):
         first = _dead_first(worker_exceptions.values())[0]
         text = f"{len(worker_exceptions)} of the workers failed: {one_line(_dead_actor(first) or first)}"
         publish_warning(self.run, text)
-        timer = threading.Timer(WARN_AFTER_SECONDS, self._warn_of_missing_resources)
+        timer = threading.Timer(WARN_AFTER_S, self._warn_of_missing_resources)
         timer.daemon = True
         timer.start()
 

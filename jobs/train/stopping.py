@@ -13,8 +13,8 @@ import torch.distributed as dist
 from aecore.config import Checkpoints
 from aecore.data.shuffle import World
 
-SYNC_SECONDS = 1.0  # between two exchanges of the workers' actions
-SAVE_TIMEOUT_SECONDS = 4.0  # for a worker's last checkpoint: Ray Train kills the worker after 5
+SYNC_S = 1.0  # between two exchanges of the workers' actions
+SAVE_TIMEOUT_S = 4.0  # for a worker's last checkpoint: Ray Train kills the worker after 5
 
 
 class Action(IntEnum):
@@ -63,7 +63,7 @@ PROCESS_STOP = StopRequest()  # of this process, if it is a worker of Ray Train
 
 def stop_this_process() -> None:
     """Stop the training in this worker of Ray Train with a checkpoint."""
-    PROCESS_STOP.request(SAVE_TIMEOUT_SECONDS)
+    PROCESS_STOP.request(SAVE_TIMEOUT_S)
 
 
 class StopConsensus:
@@ -98,7 +98,7 @@ class StopConsensus:
         now = time.monotonic()
         if self.plan.minutes and now - self._last_save >= 60 * self.plan.minutes:
             action = max(action, Action.SAVE)
-        steps = self._stride * SYNC_SECONDS / max(now - self._last_sync, 1e-9)
+        steps = self._stride * SYNC_S / max(now - self._last_sync, 1e-9)
         stride = max(1, min(2 * self._stride, int(steps)))
         action, self._stride = self._max_over_workers(max(action, self.local_action()), stride)
         self._next_sync, self._last_sync = step + self._stride, now

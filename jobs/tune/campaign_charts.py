@@ -20,7 +20,7 @@ MAX_MAPPED_KEYS = 3
 LABELLED_POINTS = 8  # more labels would cover each other
 COLOURED_CURVES = len(COLOURS)  # of the front
 LOG_RATIO = 8  # of the greatest to the smallest value from which on an axis is logarithmic
-IDLE_SECONDS = 60.0  # without a training, from which on the timeline leaves a gap out
+IDLE_S = 60.0  # without a training, from which on the timeline leaves a gap out
 
 
 def pareto_chart(campaign: Campaign) -> Chart:
@@ -168,10 +168,10 @@ def searched_space(campaign: Campaign) -> dict[str, Dimension]:
 
 
 def busy_minutes(spans: Sequence[tuple[float, float]]) -> Any:
-    """Return a function from a time to the minutes since the first span began, without gaps of over IDLE_SECONDS."""
+    """Return a function from a time to the minutes since the first span began, without gaps of over IDLE_S."""
     gaps, end = [], None
     for start, stop in sorted(spans):
-        if end is not None and start - end > IDLE_SECONDS:
+        if end is not None and start - end > IDLE_S:
             gaps.append((start, start - end))
         end = stop if end is None else max(end, stop)
     first = min((start for start, _ in spans), default=0.0)

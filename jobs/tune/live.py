@@ -15,7 +15,7 @@ from cluster.progress import Bar, read_states
 from jobs.tune.campaign import Campaign, Trial
 from jobs.tune.table import Row, format_rows, trial_cells
 
-DRAW_SECONDS = 0.5
+DRAW_S = 0.5
 MIN_ROWS = 3  # trials that a low terminal shows
 
 
@@ -32,7 +32,7 @@ def live_display(campaign: Campaign) -> Iterator["CampaignDisplay"]:
     screen, finished = Screen(sys.stderr), threading.Event()
 
     def draw() -> None:
-        while not finished.wait(DRAW_SECONDS):
+        while not finished.wait(DRAW_S):
             with suppress(Exception):  # a table that cannot be drawn stops no campaign
                 screen.draw(display.lines(*shutil.get_terminal_size()))
 

@@ -21,7 +21,7 @@ from jobs.train.placement import node_resources, wait_for_resources
 log = logging.getLogger(__name__)
 MEMORY_SHARE = 0.5  # of a GPU that the trials' networks may take: the other half is for their images
 MIN_GAIN = 0.2  # of a further trial, relative to the speed of one of those before it
-WARMUP_STEPS, MEASURED_SECONDS = 10, 2.0
+WARMUP_STEPS, MEASURED_S = 10, 2.0
 MEASURED_BATCHES = 4  # of random images that a measured trial trains on
 
 Measure = Callable[[int], tuple[float, float]]  # of n trials on one GPU: steps per second together, memory share of one
@@ -157,10 +157,10 @@ class StepProbe:
         return (total - free) / total
 
     def steps_per_second(self) -> float:
-        """Return the optimizer steps per second, measured for MEASURED_SECONDS."""
+        """Return the optimizer steps per second, measured for MEASURED_S."""
         self._synchronize()
         start, count = time.monotonic(), 0
-        while time.monotonic() - start < MEASURED_SECONDS:
+        while time.monotonic() - start < MEASURED_S:
             next(self.steps)
             count += 1
         self._synchronize()

@@ -20,14 +20,14 @@ from jobs.tune.campaign import Campaign, Trial, write_campaign
 from jobs.tune.mlflow_overview import CampaignOverview, log_report
 
 log = logging.getLogger(__name__)
-RETRY_SECONDS = 5.0
+RETRY_S = 5.0
 STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "diverged": "FAILED", "lost": "FAILED"}
 
 
 class Latest:
     """A thread that calls `take` with the newest of the values that it is given, one call at a time.
 
-    `take` returns False if it failed: it is called again after RETRY_SECONDS, or when a newer value comes.
+    `take` returns False if it failed: it is called again after RETRY_S, or when a newer value comes.
     """
 
     def __init__(self, name: str, take: Callable[[Any], bool]) -> None:
@@ -50,7 +50,7 @@ class Latest:
 
     def _run(self) -> None:
         while True:
-            self._changed.wait(RETRY_SECONDS if self._failed else None)
+            self._changed.wait(RETRY_S if self._failed else None)
             self._changed.clear()
             closed, value = self._closed, self._value
             if value is not None and not (closed and self._failed):

@@ -15,7 +15,7 @@ from aecore.config import Recipe
 from aecore.data.shards import Manifest
 from aecore.errors import one_line
 from aecore.search_space import Point, grid_size
-from aecore.training.checkpoint import RETRY_SECONDS, saved_epochs
+from aecore.training.checkpoint import RETRY_S, saved_epochs
 from cluster.lock import LockedError
 from jobs.run_store import lock_run, open_run, run_name, stored_run
 from jobs.tune.campaign import Campaign, State, Trial
@@ -28,7 +28,7 @@ METRIC_PREFIXES = ("train_", "valid_", "hog_frechet_", "images_per_second", "mem
 NUM_REPLICATED = 3  # points of the front that are trained with more seeds
 MAX_INVALID = 100  # points in a row that the recipe refuses in combination
 BUDGET = "the budget is spent"
-CHECKPOINT_SECONDS = 60.0  # from a trial's stop, for the checkpoint of its last epoch
+CHECKPOINT_S = 60.0  # from a trial's stop, for the checkpoint of its last epoch
 Listener = Callable[[Campaign], None]
 
 
@@ -80,7 +80,7 @@ class CampaignRun:
     def next_trial(self) -> Trial | None:
         """Return the next trial to train, None if there is none, none before a running one ends, or none to open now.
 
-        A run that the storage does not open is tried again at the next call; after RETRY_SECONDS its trial is lost.
+        A run that the storage does not open is tried again at the next call; after RETRY_S its trial is lost.
         """
         if self.spent():
             return None
@@ -91,7 +91,7 @@ class CampaignRun:
             if self._storage_failed is None:
                 self._storage_failed = now
                 log.warning("cannot open the next run yet: %s; the campaign continues", one_line(error))
-            elif now - self._storage_failed > RETRY_SECONDS:
+            elif now - self._storage_failed > RETRY_S:
                 self._storage_failed = None
                 self._end(self._resumable.pop(0), "lost", one_line(error))
             return None
@@ -140,7 +140,7 @@ class CampaignRun:
                     return False
                 log.warning(
                     "trial %s: no checkpoint of epoch %d after %.0f s; a larger budget resumes it from epoch %d",
-                    run, trial.epoch, CHECKPOINT_SECONDS, epochs,
+                    run, trial.epoch, CHECKPOINT_S, epochs,
                 )  # fmt: skip
             del self._unsaved[run]
         return True
@@ -181,7 +181,7 @@ class CampaignRun:
             state = "lost"
             self.refused[trial.run] = reason
         if state == "stopped":
-            self._unsaved[trial.run] = time.monotonic() + CHECKPOINT_SECONDS
+            self._unsaved[trial.run] = time.monotonic() + CHECKPOINT_S
         if state == "finished" and trial.epoch < trial.epochs:  # its process died between a checkpoint and the report
             try:
                 for epoch, metrics in stored_run(trial.run).epochs(after=trial.epoch).items():

@@ -15,7 +15,7 @@ from cluster.settings import apply_env
 from cluster.storage import open_uri
 from jobs.run_store import RunStore, stored_run
 
-STOP_SECONDS = 600  # for a stopped trial to write its checkpoint before its process takes the next trial
+STOP_S = 600  # for a stopped trial to write its checkpoint before its process takes the next trial
 
 
 def run_trial(config: dict[str, Any], *, recipe: Recipe, env: dict[str, str], gpu_share: float) -> None:
@@ -27,7 +27,7 @@ def run_trial(config: dict[str, Any], *, recipe: Recipe, env: dict[str, str], gp
     from ray import tune as ray_tune
 
     apply_env(env)
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(STOP_SECONDS)
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(STOP_S)
     recipe = recipe.at(config["point"])
     run_store = stored_run(config["run"])  # the driver keeps the MLflow run
     try:

@@ -572,13 +572,13 @@ def _split_rows(array: np.ndarray, rows: int) -> list[np.ndarray]:
 def _split_images(images: list[bytes | np.ndarray], limits: Limits) -> list[list[bytes | np.ndarray]]:
     """Return the images in batches within `limits`; one that exceeds them alone is a batch, which is refused."""
     batches: list[list[bytes | np.ndarray]] = []
-    n_bytes = n_pixels = 0
+    num_bytes = num_pixels = 0
     for image in images:
         image_bytes, pixels = _image_cost(image, limits)
-        n_bytes, n_pixels = n_bytes + image_bytes, n_pixels + pixels
-        if not batches or len(batches[-1]) == limits.points or n_bytes > limits.body or n_pixels > limits.pixels:
+        num_bytes, num_pixels = num_bytes + image_bytes, num_pixels + pixels
+        if not batches or len(batches[-1]) == limits.points or num_bytes > limits.body or num_pixels > limits.pixels:
             batches.append([])
-            n_bytes, n_pixels = image_bytes, pixels
+            num_bytes, num_pixels = image_bytes, pixels
         batches[-1].append(image)
     return batches
 

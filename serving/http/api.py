@@ -509,9 +509,9 @@ def _choose_seed(seed: int | None) -> int:
     return secrets.randbelow(1 << 32) if seed is None else seed
 
 
-async def _run(n_bytes: int, function: Callable[..., T], *args: Any) -> T:
+async def _run(num_bytes: int, function: Callable[..., T], *args: Any) -> T:
     """Call `function` here if it processes few bytes, else in a thread."""
-    return function(*args) if n_bytes <= MAX_INLINE_BYTES else await asyncio.to_thread(function, *args)
+    return function(*args) if num_bytes <= MAX_INLINE_BYTES else await asyncio.to_thread(function, *args)
 
 
 @contextmanager

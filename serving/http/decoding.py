@@ -129,11 +129,11 @@ def check_json_size(body: bytes, z_dim: int, max_points: int) -> None:
 
     Parsing holds the interpreter lock: a million numbers take up to a second, in which no other request is answered.
     """
-    n_rows, n_values = body.count(b"[") - 1, body.count(b",") + 1
-    if n_rows > max_points or n_values > max_points * (z_dim + 1):
-        raise TooLarge(f"about {max(n_rows, n_values // z_dim)} z-points: one request takes at most {max_points}")
-    if n_values > MAX_JSON_VALUES:
-        raise TooLarge(f"about {n_values} numbers: JSON takes at most {MAX_JSON_VALUES}; send a .npy body")
+    num_rows, num_values = body.count(b"[") - 1, body.count(b",") + 1
+    if num_rows > max_points or num_values > max_points * (z_dim + 1):
+        raise TooLarge(f"about {max(num_rows, num_values // z_dim)} z-points: one request takes at most {max_points}")
+    if num_values > MAX_JSON_VALUES:
+        raise TooLarge(f"about {num_values} numbers: JSON takes at most {MAX_JSON_VALUES}; send a .npy body")
     if body.count(b":") + body.count(b"{") > max_points + MAX_JSON_KEYS:  # each image may be a `data:` URL
         raise TooLarge("too many keys: the JSON body is one object of z-points or images and options")
 

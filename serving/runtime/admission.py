@@ -39,7 +39,7 @@ class AdmissionControl:
         self._recent_items, self._recent_seconds = first_estimate  # decayed sums over calls
 
     @contextmanager
-    def admit(self, n_items: int) -> Iterator[None]:
+    def admit(self, num_items: int) -> Iterator[None]:
         """Count a request's items as pending inside the block. Raises Overloaded if it would wait too long."""
         # Per item of full batches: an item alone costs many times its share of one, and more on a busy machine. So the
         # first batch of a new version, often of one item, leads to no refusal.
@@ -47,21 +47,21 @@ class AdmissionControl:
         if wait_s > self._max_wait_s:
             self._metrics.count_shed(self._operation)
             raise Overloaded(min(MAX_RETRY_AFTER_S, max(MIN_RETRY_AFTER_S, wait_s - self._max_wait_s)))
-        self._pending_items += n_items
-        self._metrics.add_waiting(self._operation, n_items)
+        self._pending_items += num_items
+        self._metrics.add_waiting(self._operation, num_items)
         try:
             yield
         finally:
-            self._pending_items -= n_items
-            self._metrics.add_waiting(self._operation, -n_items)
+            self._pending_items -= num_items
+            self._metrics.add_waiting(self._operation, -num_items)
 
-    async def run(self, n_items: int, function: Callable[..., T], *args: object) -> T:
-        """Return `function(*args)`, which processes `n_items` of admitted requests. Raises its errors."""
+    async def run(self, num_items: int, function: Callable[..., T], *args: object) -> T:
+        """Return `function(*args)`, which processes `num_items` of admitted requests. Raises its errors."""
         loop = asyncio.get_running_loop()
         result, seconds = await loop.run_in_executor(self._executor, _timed, function, *args)
-        self._recent_items = DECAY * self._recent_items + n_items
+        self._recent_items = DECAY * self._recent_items + num_items
         self._recent_seconds = DECAY * self._recent_seconds + seconds
-        self._metrics.observe_batch(self._operation, n_items, seconds)
+        self._metrics.observe_batch(self._operation, num_items, seconds)
         return result
 
 

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 APP_NAME = "zpoint"
 START_TIMEOUT_S = 120.0  # to download, load and warm up the model and to answer
 STOP_TIMEOUT_S = 20.0
-POLL_SECONDS = 5.0
+POLL_S = 5.0
 SERVE_FILE = Path(__file__).parents[1] / "serve.yaml"
 
 
@@ -95,7 +95,7 @@ def run_until_interrupted(poll: Callable[[], None]) -> None:
     """Block until Ctrl-C, calling `poll` every few seconds; then stop the endpoint."""
     try:
         while True:
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_S)
             poll()
     except KeyboardInterrupt:
         log.info("stopping the endpoint")

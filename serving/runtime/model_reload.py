@@ -2,7 +2,7 @@
 
 The new version is loaded and warmed up beside the old one, which keeps serving. Then `slot.current` is assigned;
 requests in progress end on the model they began with. A version that does not load is refused, the old one stays, and
-after RETRY_SECONDS loading is tried again. If MLflow does not answer, nothing changes.
+after RETRY_S loading is tried again. If MLflow does not answer, nothing changes.
 
 Serve's `user_config` would not do: it changes only on a redeploy, and the alias moves in MLflow without one.
 """
@@ -21,7 +21,7 @@ from serving.runtime.model_slot import ModelInfo, ModelSlot, ServedModel
 from serving.runtime.registry import ModelVersion, find_model_version
 
 log = logging.getLogger(__name__)
-POLL_SECONDS, RETRY_SECONDS = 2.0, 60.0
+POLL_S, RETRY_S = 2.0, 60.0
 DRAIN_POLLS = 5  # after this many polls the old model's requests have ended: they wait at most 10 s in its batchers
 LoadFn = Callable[[ModelVersion], ServedModel]
 SaveFn = Callable[[ModelVersion], None]
@@ -45,7 +45,7 @@ def follow_alias(slot: ModelSlot, alias: str, load: LoadFn, save_served: SaveFn,
     """Keep `slot` at the version that `alias` names; never returns. `save_served` gets each version after its swap."""
     sleeper, unreachable = threading.Event(), False
     served, polls_since_swap = _identity(slot.current.info), 0
-    while not sleeper.wait(POLL_SECONDS):
+    while not sleeper.wait(POLL_S):
         polls_since_swap += 1
         if polls_since_swap == DRAIN_POLLS:
             release_memory()
@@ -72,7 +72,7 @@ def follow_alias(slot: ModelSlot, alias: str, load: LoadFn, save_served: SaveFn,
 def update_slot(
     slot: ModelSlot, version: ModelVersion, load: LoadFn, save_served: SaveFn, metrics: EndpointMetrics
 ) -> None:
-    """Load `version` into `slot`, unless it is there already or was refused less than RETRY_SECONDS ago.
+    """Load `version` into `slot`, unless it is there already or was refused less than RETRY_S ago.
 
     If only its sampler has changed, that of the loaded model is replaced.
     """
@@ -88,7 +88,7 @@ def update_slot(
     try:
         slot.current = load(version)
     except Exception as error:
-        slot.refused, slot.retry_at = _refuse(version, error), time.monotonic() + RETRY_SECONDS
+        slot.refused, slot.retry_at = _refuse(version, error), time.monotonic() + RETRY_S
         metrics.count_refused_version()
         return
     slot.refused = None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # resolving an alias does not need torch
     from aecore.training.checkpoint import SavedModel
 
 log = logging.getLogger(__name__)
-ALIAS_POLL_SECONDS = 15.0
+ALIAS_POLL_S = 15.0
 
 
 class UnknownAliasError(ValueError):
@@ -75,7 +75,7 @@ def wait_for_model_versions(aliases: Sequence[str]) -> list[ModelVersion]:
             if (message := hide_credentials(str(error))) != printed:
                 log.warning("waiting for the model to serve: %s", message)
                 printed = message
-        time.sleep(ALIAS_POLL_SECONDS)
+        time.sleep(ALIAS_POLL_S)
 
 
 def read_model(source: str, tracking_uri: str) -> "SavedModel":

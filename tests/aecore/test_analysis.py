@@ -35,7 +35,7 @@ def few_patches() -> Iterator[None]:
     """Use one thread, since two would mostly wait for each other, and few patches in the metric `swd`."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("aecore.metrics.pixel.N_PATCHES", 256)
+        patch.setattr("aecore.metrics.pixel.NUM_PATCHES", 256)
         yield
 
 
@@ -71,14 +71,14 @@ def test_interpolations_start_and_end_at_images():
     model = make_model()
     model.saved.model.from_latent.weight.mul_(100)  # so that an untrained decoder's images differ
     measurement, z = analysis.measure_interpolations(model), model.held_out_z
-    n_pairs = NUM_SAMPLES // 2
-    assert measurement.metrics["pairs"] == n_pairs
+    num_pairs = NUM_SAMPLES // 2
+    assert measurement.metrics["pairs"] == num_pairs
     for name, steps in measurement.metrics["ways"].items():
         positions = np.linspace(0, 1, analysis.INTERPOLATION_STEPS).tolist()
         assert [step["t"] for step in steps] == pytest.approx(positions)
         images = measurement.arrays[name].astype(int)
         assert images.shape == (analysis.PAIRS_STORED, analysis.INTERPOLATION_STEPS, SIZE, SIZE, 3)
-        for step, first in ((0, 0), (-1, n_pairs)):
+        for step, first in ((0, 0), (-1, num_pairs)):
             expected = model.decode(z[first : first + analysis.PAIRS_STORED]).astype(int)
             assert np.abs(images[:, step] - expected).max() <= 1
 

@@ -68,9 +68,9 @@ def measure_loop(pool, source: str) -> float:
     for _ in pool.imap_unordered(encode_members, [(path, names[:8])] * 16):  # open the zip in every process
         pass
     started = time.perf_counter()
-    n_images = sum(pool.imap_unordered(encode_members, tasks))
-    assert n_images == len(names)
-    return n_images / (time.perf_counter() - started)
+    num_images = sum(pool.imap_unordered(encode_members, tasks))
+    assert num_images == len(names)
+    return num_images / (time.perf_counter() - started)
 
 
 def measure_ingest(source: str, root: Path) -> tuple[float, float]:

@@ -16,7 +16,7 @@ import numpy as np
 import simplejpeg
 import torch
 
-BATCH, WORKERS, N_TARS = 256, 2, 20
+BATCH, WORKERS, NUM_TARS = 256, 2, 20
 
 
 def decode(data: bytes) -> torch.Tensor:
@@ -45,7 +45,7 @@ def write_folder(images: list[bytes], root: Path) -> None:
 
 def write_webdataset(images: list[bytes], root: Path) -> None:
     (root / "webdataset").mkdir(parents=True)
-    images_per_tar = -(-len(images) // N_TARS)
+    images_per_tar = -(-len(images) // NUM_TARS)
     for tar_index, start in enumerate(range(0, len(images), images_per_tar)):
         with tarfile.open(root / "webdataset" / f"{tar_index:05d}.tar", "w") as tar:
             for index, data in enumerate(images[start : start + images_per_tar], start):
@@ -88,7 +88,7 @@ def image_folder(uri: str, scratch: Path) -> Iterable[Any]:
 def web_dataset(uri: str, scratch: Path) -> Iterable[Any]:
     import webdataset as wds
 
-    names = [f"{index:05d}.tar" for index in range(N_TARS)]
+    names = [f"{index:05d}.tar" for index in range(NUM_TARS)]
     if uri.startswith("s3://"):
         host = f"{os.environ['AWS_ENDPOINT_URL']}/{uri.removeprefix('s3://')}"
         urls = [f"pipe:curl -s -f {host}/webdataset/{name}" for name in names]

@@ -230,11 +230,11 @@ def timed(setting: Setting, step: Callable[[], int]) -> Rate:
 
     def rate(seconds: float) -> float:
         setting.wait()
-        start, n_images = time.perf_counter(), 0
+        start, num_images = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
-            n_images += step()
+            num_images += step()
         setting.wait()
-        return n_images / (time.perf_counter() - start)
+        return num_images / (time.perf_counter() - start)
 
     return rate
 

@@ -208,7 +208,7 @@ def test_lease_of_a_process_that_died_elsewhere_runs_out(s3: str, clock: Clock, 
 def test_the_lock_of_a_process_elsewhere_is_seen_until_its_lease_has_run_out(s3: str, monkeypatch: pytest.MonkeyPatch):
     put_owner(uri := f"{s3}/locks/run-x", machine="another")
     assert is_locked(uri)
-    monkeypatch.setattr(lock, "LEASE_SECONDS", -1.0)
+    monkeypatch.setattr(lock, "LEASE_S", -1.0)
     assert not is_locked(uri)
 
 
@@ -222,7 +222,7 @@ def test_a_lock_that_cannot_be_read_counts_as_held(monkeypatch: pytest.MonkeyPat
 
 def test_lease_that_is_renewed_elsewhere_is_refused(s3: str, clock: Clock, monkeypatch: pytest.MonkeyPatch, wait_until):
     uri = f"{s3}/locks/run-x"
-    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(lock, "RENEW_S", 0.01)
     with hold(uri):
         monkeypatch.setattr(lock, "_machine", lambda: "another")
 
@@ -273,8 +273,8 @@ def test_lease_whose_first_response_was_lost_is_its_writers(s3: str, monkeypatch
 
 
 def test_lease_that_is_not_renewed_for_long_is_logged_once(s3: str, monkeypatch, caplog, wait_until):
-    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.01)
-    monkeypatch.setattr(lock, "LEASE_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "RENEW_S", 0.01)
+    monkeypatch.setattr(lock, "LEASE_S", 0.1)
     failed: list[str] = []
 
     def fail(_: lock._Lease, etag: str) -> bool:
@@ -295,7 +295,7 @@ def test_owner_that_was_taken_for_dead_stops(s3: str, monkeypatch: pytest.Monkey
     """As a process does that was suspended longer than its lease."""
     uri, stopped = f"{s3}/locks/run-x", threading.Event()
     monkeypatch.setattr("os._exit", lambda status: stopped.set())
-    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(lock, "RENEW_S", 0.01)
     write, written = lock._Lease.write, []
 
     def write_once(lease: lock._Lease, etag: str) -> bool:  # a suspended process does not renew its lease

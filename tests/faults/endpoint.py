@@ -37,7 +37,7 @@ from serving.client import Client
 from serving.runtime.registry import read_model
 
 REPO = Path(__file__).parents[2]
-CONNECTIONS, KILL_SECONDS = 32, 3.0  # after the kill; the requests that it broke fail within these
+CONNECTIONS, KILL_S = 32, 3.0  # after the kill; the requests that it broke fail within these
 LARGE_REQUEST = 70  # z-points; the model decodes them in two batches
 ENDPOINT_PROCESSES = ("ray::Serve", "ray::HAProxy", "ray::Proxy", "ray::LastServed", "haproxy")
 REPLICA = "ray::ServeReplica"
@@ -148,7 +148,7 @@ def run(url: str, minutes: int, fraction: float, client: RetryingClient) -> dict
     client.join(30)
     memory_growth = growth(memories)
     # The load's clock starts up to a second after ours.
-    unexplained = [t for t in load["trouble_seconds"] if not -2 <= t - kill_time <= KILL_SECONDS]
+    unexplained = [t for t in load["trouble_seconds"] if not -2 <= t - kill_time <= KILL_S]
     passed = {
         "load": not unexplained and len(load["trouble_seconds"]) <= CONNECTIONS,
         "client": not client.failures and not client.mixed,

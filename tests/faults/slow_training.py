@@ -20,7 +20,7 @@ def slow_train_loop(**arguments: Any) -> None:
     import jobs.train.ray_trainer
     from jobs.train.stopping import Action, StopConsensus
 
-    aecore.metrics.pixel.N_PATCHES = 256
+    aecore.metrics.pixel.NUM_PATCHES = 256
     after_step = StopConsensus.after_step
 
     def record_step(self: StopConsensus, step: int) -> Action:
@@ -39,7 +39,7 @@ def connect_and_patch() -> None:
     connect()
     import jobs.train.ray_trainer
 
-    jobs.train.ray_trainer.RESIZE_SECONDS = 1.0
+    jobs.train.ray_trainer.RESIZE_S = 1.0
     jobs.train.ray_trainer.train_loop_per_worker = slow_train_loop
 
 

@@ -31,7 +31,7 @@ from tests.jobs.ingest import in_process
 from tests.synthetic_dataset import make_dataset, noise_images
 
 IMAGES, SIZE, ROWS = 24, 32, 10
-TIMEOUT_SECONDS = 1  # of a request, in place of 30
+TIMEOUT_S = 1  # of a request, in place of 30
 LOSSES = ["503", "stall", "half", "short"]
 SHARDS, SHARD_ROWS = 4, 16
 ALWAYS = 1e9
@@ -42,7 +42,7 @@ def proxy(s3: str, s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -
     """Route all S3 traffic through a proxy, with a short timeout of requests."""
     proxy, open_s3 = BadProxy(s3_server["AWS_ENDPOINT_URL"]), storage._open_s3
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    monkeypatch.setattr(storage, "_open_s3", lambda timeout_s=0, attempts=3: open_s3(TIMEOUT_SECONDS, attempts))
+    monkeypatch.setattr(storage, "_open_s3", lambda timeout_s=0, attempts=3: open_s3(TIMEOUT_S, attempts))
     yield proxy
     proxy.stop()
 

@@ -44,8 +44,8 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> Hooks:
         return after_step(self, step)
 
     monkeypatch.setattr(stopping.StopConsensus, "after_step", call_hook)
-    monkeypatch.setattr(stopping, "SYNC_SECONDS", 0.0)
-    monkeypatch.setattr("aecore.metrics.pixel.N_PATCHES", 256)
+    monkeypatch.setattr(stopping, "SYNC_S", 0.0)
+    monkeypatch.setattr("aecore.metrics.pixel.NUM_PATCHES", 256)
     return hooks
 
 
@@ -75,7 +75,7 @@ def undisturbed(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZPOINT_HOME", str(home))
         patch.setenv("ZPOINT_CACHE", str(home / "cache"))
-        patch.setattr("aecore.metrics.pixel.N_PATCHES", 256)
+        patch.setattr("aecore.metrics.pixel.NUM_PATCHES", 256)
         train(recipe("undisturbed"), "t")
         return model_bytes("undisturbed")
 
@@ -136,7 +136,7 @@ def lose_the_lease(self, step):
         time.sleep(5)
     return after_step(self, step)
 stopping.StopConsensus.after_step = lose_the_lease
-stopping.SYNC_SECONDS, lock.RENEW_SECONDS = 0.0, 0.05
+stopping.SYNC_S, lock.RENEW_S = 0.0, 0.05
 job.train(check_recipe(json.loads(sys.argv[1])), "t")
 """
 
@@ -198,8 +198,8 @@ def test_training_survives_a_full_disk(hooks: Hooks, recipe, undisturbed: bytes,
 def test_disk_that_stays_full_fails_the_training_and_the_command_resumes(
     hooks: Hooks, recipe, undisturbed: bytes, small_disk, monkeypatch
 ):
-    monkeypatch.setattr("aecore.training.checkpoint.RETRY_SECONDS", 0.5)
-    monkeypatch.setattr("aecore.training.checkpoint.RETRY_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("aecore.training.checkpoint.RETRY_S", 0.5)
+    monkeypatch.setattr("aecore.training.checkpoint.RETRY_PAUSE_S", 0.1)
     disk = small_disk("2m")
     monkeypatch.setenv("ZPOINT_STORE", str(disk))
 
@@ -249,8 +249,8 @@ def test_training_survives_a_full_disk_of_mlflow(
 def test_mlflow_that_recovers_gets_all_epochs(
     hooks: Hooks, recipe, mlflow_template: Path, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(mlflow_run, "SYNC_SECONDS", 0.05)
-    monkeypatch.setattr(mlflow_run, "MAX_SYNC_SECONDS", 0.1)
+    monkeypatch.setattr(mlflow_run, "SYNC_S", 0.05)
+    monkeypatch.setattr(mlflow_run, "MAX_SYNC_S", 0.1)
     server = tmp_path / "server"
     server.write_text("a file: no database can be below it")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{server}/mlflow.db")

@@ -78,7 +78,7 @@ def small_trainings() -> Iterator[pytest.MonkeyPatch]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr("aecore.metrics.pixel.N_PATCHES", 256)
+        patch.setattr("aecore.metrics.pixel.NUM_PATCHES", 256)
         yield patch
     torch.set_num_threads(threads)
 

@@ -121,8 +121,8 @@ def test_of_a_row_of_failed_syncs_only_the_first_is_logged(monkeypatch: pytest.M
 
     monkeypatch.setattr(MlflowRun, "start", lambda self: setattr(self, "synced_epoch", 0))
     monkeypatch.setattr(MlflowRun, "sync", sync)
-    monkeypatch.setattr(mlflow_run_module, "SYNC_SECONDS", 0.001)
-    monkeypatch.setattr(mlflow_run_module, "MAX_SYNC_SECONDS", 0.002)
+    monkeypatch.setattr(mlflow_run_module, "SYNC_S", 0.001)
+    monkeypatch.setattr(mlflow_run_module, "MAX_SYNC_S", 0.002)
     with MlflowRun(RunStore("mine", "/nowhere", run_id="1")).background_sync():
         wait_until(lambda: len(warned) > 5)
     assert warned[:6] == [True, False, False, True, False, True]

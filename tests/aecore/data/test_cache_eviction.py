@@ -89,7 +89,7 @@ def test_without_complete_json_shards_are_checked_and_not_decoded(tmp_path, data
     assert len(checks) == SHARDS
     assert fill(tmp_path, dataset)[1] == []
     assert len(checks) == SHARDS, "an entry that was just checked is not read again"
-    old = time.time() - node_cache.TRUSTED_SECONDS - 10
+    old = time.time() - node_cache.TRUSTED_S - 10
     for file in entry.iterdir():
         os.utime(file, (old, old))
     assert fill(tmp_path, dataset)[1] == []

@@ -64,7 +64,7 @@ class FailingFile:
 
 
 def test_error_response_that_is_longer_than_the_range_is_repeated_and_no_other_error(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(io, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(io, "PAUSE_S", 0)
     buffer = bytearray(3)
     io.read_range(FailingFile(OSError("cannot write to the response stream")), 1, memoryview(buffer), "x")
     assert buffer == b"234"

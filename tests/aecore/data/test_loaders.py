@@ -171,9 +171,9 @@ def test_positions_in_a_streamed_global_batch_follow_those_of_lower_ranks(monkey
         steps = list(zip(*workers.map(read, range(size)), strict=True))
     assert len(steps) == 3
     for slices in steps:
-        n_images = sum(local for _, _, local in slices)
-        assert [count for _, count, _ in slices] == [n_images] * size
-        assert [position for positions, _, _ in slices for position in positions] == list(range(n_images))
+        num_images = sum(local for _, _, local in slices)
+        assert [count for _, count, _ in slices] == [num_images] * size
+        assert [position for positions, _, _ in slices for position in positions] == list(range(num_images))
     assert sum(slices[0][1] for slices in steps) == count
 
 

@@ -22,7 +22,7 @@ def metrics():
     train, fresh = faces(0), faces(1)
     suite = MetricSuite(train)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("aecore.metrics.pixel.N_PATCHES", 4096)
+        patch.setattr("aecore.metrics.pixel.NUM_PATCHES", 4096)
         return score_sets(suite, train, fresh)
 
 

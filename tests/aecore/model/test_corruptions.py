@@ -124,8 +124,8 @@ def test_inpaint_hides_the_holes_at_their_random_corners(block, share):
     clean = torch.ones(5, 3, SIZE, SIZE)
     corrupted = corrupt_with({"kind": "inpaint", "block": block, "share": share}, clean)
     side = max(1, round(block * SIZE))
-    n_holes = max(1, round(share * SIZE**2 / side**2))
-    corners = (torch.rand(5, 2, n_holes, 1, generator=torch.Generator().manual_seed(0)) * (SIZE - side + 1)).long()
+    num_holes = max(1, round(share * SIZE**2 / side**2))
+    corners = (torch.rand(5, 2, num_holes, 1, generator=torch.Generator().manual_seed(0)) * (SIZE - side + 1)).long()
     for image, (tops, lefts) in zip(clean, corners.squeeze(-1), strict=True):
         for top, left in zip(tops.tolist(), lefts.tolist(), strict=True):
             image[:, top : top + side, left : left + side] = 0

@@ -246,7 +246,7 @@ def test_failed_write_is_logged_and_retried(tmp_path, snapshot_of, monkeypatch, 
         writer.save(snapshot_of(1), partial(called.append, 1))
         writer._last_write.result(30)
         assert "cannot write a checkpoint: AWS Error SLOW_DOWN: HTTP 503; the training continues" in caplog.text
-        monkeypatch.setattr(checkpoint, "RETRY_PAUSE_SECONDS", 0.01)
+        monkeypatch.setattr(checkpoint, "RETRY_PAUSE_S", 0.01)
         writer.finish()
     assert stored_steps(tmp_path) == [1]
     assert called == [1]
@@ -255,8 +255,8 @@ def test_failed_write_is_logged_and_retried(tmp_path, snapshot_of, monkeypatch, 
 
 def test_finish_raises_if_the_storage_keeps_failing(tmp_path, snapshot_of, monkeypatch):
     monkeypatch.setattr(checkpoint, "write_checkpoint", fail_503)
-    monkeypatch.setattr(checkpoint, "RETRY_SECONDS", 0.05)
-    monkeypatch.setattr(checkpoint, "RETRY_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(checkpoint, "RETRY_S", 0.05)
+    monkeypatch.setattr(checkpoint, "RETRY_PAUSE_S", 0.01)
     with checkpoint.CheckpointWriter(FS, str(tmp_path), 2) as writer:
         writer.save(snapshot_of(1))
         with pytest.raises(OSError, match="503"):

@@ -192,9 +192,9 @@ def test_rates_are_rounded_but_never_to_0_or_100_percent():
 def test_extremes_of_equal_rates_differ_in_one_study_of_twenty_at_most():
     """With the limit of two rates, 0.12 of the studies with 3 rates and 0.49 of those with 8 would say so."""
     generator = np.random.default_rng(0)
-    for n_compared in (3, 8):
-        rates = generator.binomial(256, 0.5, (1_000, n_compared)) / 256
-        differing = [rates_differ(max(study), min(study), 256, n_compared) for study in rates.tolist()]
+    for num_compared in (3, 8):
+        rates = generator.binomial(256, 0.5, (1_000, num_compared)) / 256
+        differing = [rates_differ(max(study), min(study), 256, num_compared) for study in rates.tolist()]
         assert 0.03 < np.mean(differing) < 0.07
 
 

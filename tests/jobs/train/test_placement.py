@@ -148,7 +148,7 @@ def test_a_failed_training_names_the_resources_it_waits_for(
     callback = ray_trainer.FailureCallback("run", {"CPU": 1}, Scale(workers=workers))
     callback.after_exception(None, {0: RuntimeError("connection closed")})
     [(delay_s, warn)] = timers
-    assert delay_s == placement.WARN_AFTER_SECONDS
+    assert delay_s == placement.WARN_AFTER_S
     warn()
     text = "waiting for resources for 2 workers with 1 CPU each; the cluster has resources for 1"
     assert warnings == ["1 of the workers failed: connection closed", *[text] * missing]

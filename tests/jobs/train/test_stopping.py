@@ -68,7 +68,7 @@ def test_all_workers_take_the_same_action_at_the_same_step(monkeypatch: pytest.M
         return result
 
     monkeypatch.setattr(StopConsensus, "_max_over_workers", max_over_workers)
-    monkeypatch.setattr(stopping, "SYNC_SECONDS", 0.01)
+    monkeypatch.setattr(stopping, "SYNC_S", 0.01)
     steps_of_rank: dict[int, list[int]] = {}
 
     def train(rank: int) -> None:

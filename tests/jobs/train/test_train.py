@@ -148,7 +148,7 @@ def test_a_store_that_fails_once_after_the_last_epoch_loses_no_model(
         return read(self, epoch)
 
     monkeypatch.setattr(RunStore, "epoch_metrics", fail_once)
-    monkeypatch.setattr("aecore.training.checkpoint.RETRY_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("aecore.training.checkpoint.RETRY_PAUSE_S", 0.01)
     zpoint("train", tiny, f"data.uri={faces}", "name=run", "optim.epochs=1")
     assert find_run("run").finished()
 

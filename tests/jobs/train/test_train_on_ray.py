@@ -125,7 +125,7 @@ def test_capacity_is_one_worker_per_gpu(monkeypatch):
 def test_wait_for_resources_is_logged_and_ends_with_ctrl_c_or_resources(monkeypatch, caplog):
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    monkeypatch.setattr(placement, "WARN_AFTER_SECONDS", 0.2)
+    monkeypatch.setattr(placement, "WARN_AFTER_S", 0.2)
     resources = {"CPU": 1.0}
     all_resources = placement_group([resources] * placement.worker_capacity(resources))
     assert all_resources.wait(60)

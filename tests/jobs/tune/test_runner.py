@@ -14,7 +14,7 @@ import pytest
 
 from aecore.config import Recipe, check_recipe, load_recipe
 from aecore.data.shards import Manifest
-from aecore.training.checkpoint import RETRY_SECONDS
+from aecore.training.checkpoint import RETRY_S
 from cluster.lock import LockedError
 from jobs.dataset import open_dataset
 from jobs.run_store import find_run
@@ -31,7 +31,7 @@ from jobs.tune.campaign import (
 )
 from jobs.tune.job import explain_no_best, trial_env, trial_resources, tune
 from jobs.tune.live import count_epochs
-from jobs.tune.runner import BUDGET, CHECKPOINT_SECONDS, CampaignRun
+from jobs.tune.runner import BUDGET, CHECKPOINT_S, CampaignRun
 from jobs.tune.stopping import reason_to_stop
 from tests.jobs.tune.made_campaigns import make_campaign
 
@@ -200,11 +200,11 @@ def test_campaign_ends_once_its_stopped_trials_are_saved(monkeypatch: pytest.Mon
         folder.mkdir(parents=True)
         assert not trainings.run.finished()
         (folder / "progress.json").write_text(json.dumps({"epochs": epochs}))
-        now += CHECKPOINT_SECONDS / 3
+        now += CHECKPOINT_S / 3
         assert not trainings.run.finished()
     assert saved not in trainings.run._unsaved
     assert caplog.messages == []
-    now += CHECKPOINT_SECONDS
+    now += CHECKPOINT_S
     assert trainings.run.finished()
     assert caplog.messages == [
         f"trial {unsaved}: no checkpoint of epoch 1 after 60 s; a larger budget resumes it from epoch 0"
@@ -421,7 +421,7 @@ def test_run_that_the_storage_does_not_open_is_tried_again(monkeypatch: pytest.M
     assert [trial.run for trial in trainings.campaign.trials] == [run]
     trainings.train(run, 20, 5)
     monkeypatch.setattr(runner, "stored_run", refuse)
-    clock = iter((0.0, RETRY_SECONDS + 1))
+    clock = iter((0.0, RETRY_S + 1))
     monkeypatch.setattr(runner, "time", type("clock", (), {"monotonic": staticmethod(lambda: next(clock))}))
     monkeypatch.setattr(trainings.run, "_clock", lambda: 1.0)
     assert [trainings.run.next_trial() for _ in range(2)] == [None] * 2

@@ -146,7 +146,7 @@ def test_terminal_shows_the_table_while_the_campaign_runs(
 ):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(live, "DRAW_SECONDS", 0.01)
+    monkeypatch.setattr(live, "DRAW_S", 0.01)
     handler = logging.StreamHandler(terminal)
     campaign.state = "running"
     monkeypatch.setattr(logging.getLogger(), "handlers", [handler])

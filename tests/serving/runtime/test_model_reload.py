@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from serving.runtime.metrics import EndpointMetrics
-from serving.runtime.model_reload import DRAIN_POLLS, RETRY_SECONDS, follow_alias, load_first_loadable, update_slot
+from serving.runtime.model_reload import DRAIN_POLLS, RETRY_S, follow_alias, load_first_loadable, update_slot
 from serving.runtime.model_slot import ModelSlot
 from serving.runtime.registry import ModelVersion
 from tests.serving.app_server import Z_DIM, make_slot, serve_app
@@ -91,7 +91,7 @@ def test_unreachable_registry_is_logged_once_and_followed_again_when_it_answers(
         return make_version(outcome)
 
     monkeypatch.setattr("serving.runtime.model_reload.find_model_version", find)
-    monkeypatch.setattr("serving.runtime.model_reload.POLL_SECONDS", 0.001)
+    monkeypatch.setattr("serving.runtime.model_reload.POLL_S", 0.001)
     with pytest.raises(SystemExit):
         follow_alias(slot, "champion", load, ignore, EndpointMetrics())
     assert slot.current.info.version == "4"
@@ -114,7 +114,7 @@ def test_a_version_refused_for_a_transient_error_is_served_later(slot, monkeypat
 
     update_slot(slot, make_version(2), fail_once, ignore, EndpointMetrics())
     assert slot.refused == {"version": "2", "reason": "connection reset"}
-    clock.seconds += RETRY_SECONDS - 1
+    clock.seconds += RETRY_S - 1
     update_slot(slot, make_version(2), fail_once, ignore, EndpointMetrics())
     assert loaded == ["2"]
     clock.seconds += 2
@@ -138,7 +138,7 @@ def test_following_goes_on_after_saving_the_served_version_failed(slot, monkeypa
             raise ConnectionError("the cluster's head is away")
 
     monkeypatch.setattr("serving.runtime.model_reload.find_model_version", find)
-    monkeypatch.setattr("serving.runtime.model_reload.POLL_SECONDS", 0.001)
+    monkeypatch.setattr("serving.runtime.model_reload.POLL_S", 0.001)
     with pytest.raises(SystemExit):
         follow_alias(slot, "champion", load, save_served, EndpointMetrics())
     assert (slot.current.info.version, saved) == ("3", ["2", "3"])
@@ -154,7 +154,7 @@ def test_memory_is_released_once_the_old_models_requests_have_ended(slot, monkey
         return make_version(alias_versions.pop(0))
 
     monkeypatch.setattr("serving.runtime.model_reload.find_model_version", find)
-    monkeypatch.setattr("serving.runtime.model_reload.POLL_SECONDS", 0.001)
+    monkeypatch.setattr("serving.runtime.model_reload.POLL_S", 0.001)
     monkeypatch.setattr("serving.runtime.model_reload.release_memory", lambda: released_at.append(len(alias_versions)))
     with pytest.raises(SystemExit):
         follow_alias(slot, "champion", load, ignore, EndpointMetrics())

@@ -116,7 +116,7 @@ def test_an_application_waits_for_an_alias_if_told_to(monkeypatch, caplog):
     monkeypatch.setattr(replica, "build_application", lambda *arguments: arguments)
     monkeypatch.setenv("ZPOINT_TOKEN", "secret")
     assert replica.app({"wait_for_alias": True})[0] == [DEPLOYED]
-    assert pauses == [registry.ALIAS_POLL_SECONDS] * 3
+    assert pauses == [registry.ALIAS_POLL_S] * 3
     assert caplog.messages == [
         "waiting for the model to serve: no answer of http://***@mlflow",
         "waiting for the model to serve: no model",
