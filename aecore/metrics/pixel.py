@@ -106,7 +106,7 @@ def _laplacian_pyramid(images: Tensor) -> list[Tensor]:
 
 
 def _patches(level: Tensor, indices: Tensor) -> Tensor:
-    """Return patches (NUM_PATCHES, channels, 7, 7); `indices` (NUM_PATCHES, 3): image, top, left, modulo their range."""
+    """Return patches (NUM_PATCHES, channels, 7, 7); `indices` (NUM_PATCHES, 3): image, top, left modulo their range."""
     windows = level.unfold(2, PATCH_SIZE, 1).unfold(3, PATCH_SIZE, 1)
     num_positions = level.shape[-1] - PATCH_SIZE + 1
     return windows[indices[:, 0] % len(level), :, indices[:, 1] % num_positions, indices[:, 2] % num_positions]
