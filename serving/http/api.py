@@ -189,7 +189,9 @@ async def sample(request: Request) -> Response:
         # By the run too: its number names another version if the registered model was deleted.
         version = (model.info.run_id, model.info.label)
         key = (*version, sampler, *sorted(options.parameters.items()), seed, options.n)
-        fields["faces"] = await request.app.state.faces.count(key, images)
+        faces = await request.app.state.faces.count(key, images, model.info.points)
+        if faces is not None:
+            fields["faces"] = faces
     return await _images_response(model, images, media_type, fields)
 
 

@@ -109,7 +109,9 @@ class ImagesResponse(BaseModel):
 class SampleResponse(ImagesResponse):
     z: Z
     seed: int
-    faces: int | None = Field(default=None, description="images that show a face, if count_faces")
+    faces: int | None = Field(
+        default=None, description="images that show a face, if count_faces; null if the stored images show none"
+    )
 
 
 class ReconstructResponse(ImagesResponse):

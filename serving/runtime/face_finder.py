@@ -24,7 +24,7 @@ class FaceFinder:
     """OpenCV's detector, which serves one thread; results are kept. Requests that would wait long are refused."""
 
     def __init__(self, metrics: EndpointMetrics | None = None) -> None:
-        self._counts: dict[Hashable, int] = {}
+        self._counts: dict[Hashable, int | None] = {}
         self._typical: dict[str, tuple[float, float, float] | None] = {}  # faces of the thumbnails, by their digest
         # In a thread of its own: in asyncio's executor the waiting calls would take the threads of other routes.
         executor = ThreadPoolExecutor(1, "find-faces", initializer=_load_opencv)
@@ -32,23 +32,25 @@ class FaceFinder:
             "faces", executor=executor, batch_size=MAX_IMAGES, first_estimate=FIRST_ESTIMATE, metrics=metrics
         )
 
-    async def count(self, key: Hashable, images: np.ndarray) -> int:
+    async def count(self, key: Hashable, images: np.ndarray, points: StoredPoints | None) -> int | None:
         """Return how many of images uint8 (n, size, size, channels) show a face, by the metric `faces`.
 
-        The same `key` gives the same number. Raises Overloaded.
+        None if fewer than half of the thumbnails of `points` show one: the model is of something else. The same `key`
+        gives the same number. Raises Overloaded.
         """
         if key in self._counts:
             return self._counts[key]
         with self._admission.admit(len(images)):
-            return await self._admission.run(len(images), self._count, key, images)
+            return await self._admission.run(len(images), self._count, key, images, points)
 
-    def _count(self, key: Hashable, images: np.ndarray) -> int:
+    def _count(self, key: Hashable, images: np.ndarray, points: StoredPoints | None) -> int | None:
         from aecore.metrics.face_detector import face_hits
 
         if key not in self._counts:  # else another request counted them while this one waited
             if len(self._counts) == MAX_COUNTS:
                 del self._counts[next(iter(self._counts))]
-            self._counts[key] = int(face_hits(images).sum())
+            shows_faces = points is None or self._typical_face(points) is not None
+            self._counts[key] = int(face_hits(images).sum()) if shows_faces else None
         return self._counts[key]
 
     @staticmethod
@@ -69,19 +71,24 @@ class FaceFinder:
             return [await self._admission.run(1, self._frame, points, photo) for photo in photos]
 
     def _frame(self, points: StoredPoints, photo: "Photo") -> tuple[float, float, float] | None:
-        from aecore.metrics.face_detector import largest_face, typical_face
+        from aecore.metrics.face_detector import largest_face
 
-        digest = points.sprites_sha256
-        if digest not in self._typical:
-            rows = evenly_spaced(len(points), MAX_IMAGES)
-            self._typical[digest] = typical_face([points.thumbnail(row) for row in rows.tolist()])
-        typical = self._typical[digest]
+        typical = self._typical_face(points)
         face = largest_face(photo) if typical else None
         if typical is None or face is None:
             return None
         (x, y, side), (typical_x, typical_y, typical_side) = face, typical
         size = side / typical_side
         return x - typical_x * size, y - typical_y * size, size
+
+    def _typical_face(self, points: StoredPoints) -> tuple[float, float, float] | None:
+        from aecore.metrics.face_detector import typical_face
+
+        digest = points.sprites_sha256
+        if digest not in self._typical:
+            rows = evenly_spaced(len(points), MAX_IMAGES)
+            self._typical[digest] = typical_face([points.thumbnail(row) for row in rows.tolist()])
+        return self._typical[digest]
 
 
 def _load_opencv() -> None:

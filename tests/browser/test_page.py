@@ -18,7 +18,7 @@ from PIL import Image
 
 from aecore.data.images import encode_image, register_heif
 from aecore.data.synthetic_faces import draw_face
-from aecore.latent.points import make_points
+from aecore.latent.points import StoredPoints, make_points
 from aecore.model.autoencoder import ImageShape, build_model
 from serving.runtime.model_loading import LoadedModel
 from tests.browser.page_actions import (
@@ -35,6 +35,11 @@ from tests.browser.page_actions import (
 from tests.serving.app_server import IMAGE, RECIPE, Z_DIM, make_slot
 
 pytestmark = pytest.mark.browser
+
+
+def make_face_points() -> StoredPoints:
+    faces = np.stack([draw_face(seed, 0, 32)[0] for seed in range(12)])
+    return make_points(torch.randn(12, Z_DIM), faces, torch.zeros(12, dtype=torch.uint8), {})
 
 
 def test_samples_change_with_each_control(open_page, page_url):
@@ -71,7 +76,8 @@ def test_an_ae_stands_beside_a_vae_with_the_same_seed_and_faces_counted(open_pag
     monkeypatch.setattr("aecore.metrics.face_detector.face_hits", lambda images: np.arange(len(images)) < 17)
     slots = make_slot(), make_slot("3", "near-ae", 1e-6)
     for slot in slots:
-        slot.current.info = replace(slot.current.info, metrics={"faces_normal": 0.5, "test_psnr": 20.0})
+        metrics = {"hog_frechet_normal": 2.5, "test_psnr": 20.0}
+        slot.current.info = replace(slot.current.info, points=make_face_points(), metrics=metrics)
     url = serve(*slots)
     page = open_page(url)
     assert len(image_urls(page, "#samples")) == 48
@@ -92,7 +98,7 @@ def test_an_ae_stands_beside_a_vae_with_the_same_seed_and_faces_counted(open_pag
     page.evaluate("location.hash = 'model'")
     page.wait_for_selector("#model-info .bar")
     text = page.locator("#model-info").inner_text()
-    for value in ("near-autoencoder", "images with a face, 0 to 1: normal samples", "PSNR, dB: test images"):
+    for value in ("near-autoencoder", "Fréchet distance of HOG features: normal samples", "PSNR, dB: test images"):
         assert value in text
     page.goto(f"{url}/?model=gone#sample?sampler=cube&boundary=1000&seed=1")
     page.wait_for_selector("text=No model gone is served here: this is champion.")
@@ -102,6 +108,16 @@ def test_an_ae_stands_beside_a_vae_with_the_same_seed_and_faces_counted(open_pag
     assert boundary.evaluate("slider => slider.valueAsNumber") == largest
     assert float(page.locator("#parameters output").inner_text()) == pytest.approx(largest, rel=0.01)
     assert address(page).endswith(f"#sample?sampler=cube&boundary={largest:g}&seed=1")
+
+
+def test_faces_are_not_counted_for_a_model_of_other_images(open_page, page_url):
+    page = open_page(page_url)
+    with page.expect_response(lambda response: "count_faces" in (response.request.post_data or "")) as counted:
+        image_urls(page, "#samples")
+    wait_until_idle(page)
+    assert (counted.value.status, page.locator(".model-panel .count").inner_text()) == (200, "")
+    changed_image_urls(page, "#samples", lambda: page.get_by_role("button", name="New samples").click())
+    assert page.locator(".model-panel .count").inner_text() == ""
 
 
 def test_the_text_below_samples_says_where_they_lie_by_their_distance(open_page, page_url):
@@ -496,9 +512,7 @@ def test_reconstruct_an_uploaded_image(open_page, page_url):
 
 def test_the_face_of_a_photo_is_framed_as_the_training_images_are(open_page, serve):
     slot = make_slot()
-    faces = np.stack([draw_face(seed, 0, 32)[0] for seed in range(12)])
-    points = make_points(torch.randn(12, Z_DIM), faces, torch.zeros(12, dtype=torch.uint8), {})
-    slot.current.info = replace(slot.current.info, points=points, metrics={"faces_gmm": 0.5})
+    slot.current.info = replace(slot.current.info, points=make_face_points())
     page = open_page(f"{serve(slot)}/#reconstruct", allowed="Failed to load resource")
     image_urls(page, "#reconstruction")
     photo = np.full((500, 300, 3), 110, np.uint8)

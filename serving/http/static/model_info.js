@@ -8,7 +8,7 @@ import { typeName } from "./sampling.js";
 const METRICS = {
   loss: "loss, nats per image", recon: "pixel loss, nats per image", kl: "KL divergence, nats per image",
   mse: "squared error per pixel", psnr: "PSNR, dB", ssim: "SSIM, at most 1", active_units: "active dimensions",
-  faces: "images with a face, 0 to 1", hog_frechet: "Fréchet distance of HOG features",
+  hog_frechet: "Fréchet distance of HOG features",
   core_hours: "CPU time, core hours", gpu_hours: "GPU time, hours", data_wait: "time waiting for data, 0 to 1",
   epoch_seconds: "time per epoch, s", images_per_second: "images per second", memory_mb: "memory, MB",
   gpu_memory_mb: "GPU memory, MB",
@@ -16,7 +16,7 @@ const METRICS = {
 const TYPES = { AE: "autoencoder", "Near-AE": "near-autoencoder", VAE: "variational autoencoder" };
 const SPLITS = { train: "training images", valid: "validation images", test: "test images" };
 
-/** Return a metric's name in words: `test_psnr` is of a split, `faces_gmm` of the samples of a sampler. */
+/** Return a metric's name in words: `test_psnr` is of a split, `hog_frechet_gmm` of the samples of a sampler. */
 function metricName(name) {
   if (name in METRICS) return METRICS[name];
   const [split, ...rest] = name.split("_");

@@ -13,6 +13,7 @@ const SAMPLE_COUNT = 24;
 const COUNT_DELAY_MS = 300; // faces are counted once the controls rest
 const NEAR_AE = 1e-3; // a smaller kl_factor does not draw the z-points to the origin
 const WEAK = 0.1; // with a smaller one the encoder's noise does not reach the radius of N(0, 1)
+const withoutFaces = new Set(); // runs whose stored images show no faces
 const DESCRIPTIONS = {
   normal: "N(0, 1): 0 on average, rarely beyond 2. A VAE is trained for these.",
   cube: "Each number evenly between − boundary and + boundary.",
@@ -157,7 +158,8 @@ function createPanel(of, onSelect) {
       if (!showsFaces(of)) return;
       try {
         const { faces } = await sampleSheet(of, { ...counted, count_faces: true });
-        if (counted === options) count.textContent = `${faces} of ${SAMPLE_COUNT} show a face`;
+        if (faces === null) withoutFaces.add(of.run_id);
+        if (counted === options) count.textContent = faces === null ? "" : `${faces} of ${SAMPLE_COUNT} show a face`;
       } catch {
         count.textContent = ""; // the samples are there; the next change counts again
       }
@@ -165,10 +167,8 @@ function createPanel(of, onSelect) {
   };
 }
 
-/** Faces are counted for colour images of a model whose metrics have a face rate. */
-export function showsFaces({ image, metrics }) {
-  return image.channels === 3 && Object.keys(metrics).some((name) => name.includes("faces"));
-}
+/** Return whether the model is of faces; true until its samples have been counted for the first time. */
+export const showsFaces = ({ run_id }) => !withoutFaces.has(run_id);
 
 /** Return the root mean square distance of the samples from the origin. */
 function expectedDistance(of, { sampler, parameters }) {
