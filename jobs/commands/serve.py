@@ -21,7 +21,7 @@ def serve(
     Raises ValueError as `serving.runtime.deployment` does, and OSError if `access_log` cannot be written.
     """
     from serving.client import Client
-    from serving.runtime.deployment import run_until_interrupted, start_endpoint
+    from serving.runtime.deployment import exporter_urls, run_until_interrupted, start_endpoint
     from serving.runtime.registry import find_model_versions
     from serving.runtime.replica import ReplicaOptions
 
@@ -39,6 +39,9 @@ def serve(
         models = ", ".join(f"{v.name} version {v.version} ({v.alias})" for v in endpoint.versions)
         print(f"zpoint: serving {models} at {endpoint.url}", file=sys.stderr)
         print(f"zpoint: open it in a browser; its routes are at {endpoint.url}/docs", file=sys.stderr)
+        if replica_range[1] > 1:
+            targets = " ".join(exporter_urls()) or "exported with RAY_enable_metrics_collection=1"
+            print(f"zpoint: /metrics is of the replica that answers; of all: {targets}", file=sys.stderr)
         print("zpoint: stop it with Ctrl-C", file=sys.stderr, flush=True)
         with Client(endpoint.url, settings().token) as client:
             run_until_interrupted(_ModelReporter(client, {v.alias: v.version for v in endpoint.versions}))

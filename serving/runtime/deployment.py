@@ -91,6 +91,17 @@ def start_endpoint(
     return endpoint
 
 
+def exporter_urls() -> list[str]:
+    """Return the URL of Ray's metrics exporter on each node, which has the metrics of all replicas there.
+
+    A Ray that zpoint starts has none, unless RAY_enable_metrics_collection=1 is set.
+    """
+    import ray
+
+    addresses = [(node["NodeManagerAddress"], node["MetricsExportPort"]) for node in ray.nodes() if node["Alive"]]
+    return [f"http://{host}:{port}/metrics" for host, port in addresses if port > 0]
+
+
 def run_until_interrupted(poll: Callable[[], None]) -> None:
     """Block until Ctrl-C, calling `poll` every few seconds; then stop the endpoint."""
     try:

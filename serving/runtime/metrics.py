@@ -13,7 +13,7 @@ EXPORT_INTERVAL_S = 5.0
 
 
 class EndpointMetrics:
-    """The metrics of one process, all with the label `replica`; `work` is the operation: decode, encode or faces."""
+    """The metrics of one process, all with the label `replica`; an `operation` is decode, encode or faces."""
 
     def __init__(self, replica: str = ""):
         self._registry, self._replica = CollectorRegistry(), replica

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from serving.runtime.deployment import exporter_urls
 from serving.runtime.metrics import EndpointMetrics, RayExporter
 
 Series = dict[tuple[str, tuple[str, ...]], float]
@@ -67,3 +68,10 @@ def test_the_export_goes_on_after_errors_and_logs_the_first_of_each_outage(monke
     with pytest.raises(KeyboardInterrupt):
         exporter.run()
     assert [record.args[0].args[0] for record in caplog.records] == ["lost", "lost again"]
+
+
+def test_the_exporters_of_live_nodes_that_export_are_named(monkeypatch):
+    nodes = [("127.0.0.1", 8080, True), ("10.0.0.2", 39549, True), ("10.0.0.3", -1, True), ("10.0.0.4", 8080, False)]
+    keys = ("NodeManagerAddress", "MetricsExportPort", "Alive")
+    monkeypatch.setattr("ray.nodes", lambda: [dict(zip(keys, node, strict=True)) for node in nodes])
+    assert exporter_urls() == ["http://127.0.0.1:8080/metrics", "http://10.0.0.2:39549/metrics"]
