@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import grpc
 import pytest
@@ -83,6 +84,18 @@ def test_the_runtime_env_exports_code_and_settings_but_no_token(monkeypatch: pyt
     assert env_vars["AWS_REGION"] == "eu-west-1"
     assert "ZPOINT_TOKEN" not in env_vars
     assert all((Path(folder) / "__init__.py").is_file() for folder in runtime_env["py_modules"])
+
+
+def test_the_uploaded_code_has_nothing_of_the_folder_of_secrets(tmp_path: Path):
+    """`cluster/deploy/secrets.sh` writes below cluster/deploy; Ray heeds ignore files in a module's own folder only."""
+    from ray._private.runtime_env.packaging import create_package
+
+    for folder in map(Path, ray_connection.runtime_env()["py_modules"]):
+        package = tmp_path / f"{folder.name}.zip"
+        create_package(str(folder), package, include_gitignore=False, include_parent_dir=True)
+        names = ZipFile(package).namelist()
+        assert {str(file.relative_to(folder.parent)) for file in folder.rglob("*.py")} <= set(names)
+        assert [name for name in names if name.startswith("cluster/deploy")] == []
 
 
 def test_workers_get_the_secrets_by_a_hook_that_ray_does_not_show(monkeypatch: pytest.MonkeyPatch):
