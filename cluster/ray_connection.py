@@ -176,24 +176,26 @@ def choose_ray_folder() -> Path:
     Sockets and logs lie in it. Paths of sockets are short, so both variables are changed to /tmp if TMPDIR does not
     do. Raises ValueError if /tmp does not do either.
     """
-    parent, default = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp").absolute(), Path("/tmp")
-    if (reason := _refuse_ray_folder(parent)) and parent != default:
-        log.warning("%s is %s: Ray's folder is /tmp/ray", parent, reason)
-        parent, reason = default, _refuse_ray_folder(default)
-        os.environ["RAY_TMPDIR"] = os.environ["TMPDIR"] = str(parent)
+    parent, default = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"), Path("/tmp/ray")
+    folder = parent.absolute() / "ray"
+    if (reason := _refuse_ray_folder(folder)) and folder != default:
+        log.warning("%s is %s: Ray's folder is /tmp/ray", folder, reason)
+        folder, reason = default, _refuse_ray_folder(default)
+        os.environ["RAY_TMPDIR"] = os.environ["TMPDIR"] = "/tmp"
         tempfile.tempdir = None  # read TMPDIR anew
     if reason:
-        raise ValueError(f"a local Ray has no folder for its logs: {parent} is {reason}; correct it or set RAY_TMPDIR")
-    return parent / "ray"
+        raise ValueError(f"a local Ray has no folder for its logs: {folder} is {reason}; correct it or set RAY_TMPDIR")
+    return folder
 
 
-def _refuse_ray_folder(parent: Path) -> str:
-    """Return why Ray cannot have its folder in `parent`, "" if it can."""
-    if len(os.fsencode(parent / "ray")) > MAX_RAY_PATH_BYTES:
+def _refuse_ray_folder(folder: Path) -> str:
+    """Return why Ray cannot have `folder`, which it creates if it is missing; "" if it can."""
+    if len(os.fsencode(folder)) > MAX_RAY_PATH_BYTES:
         return "too long for the path of a socket"
-    if not _is_writable(parent):
+    existing = folder if os.path.exists(folder) else folder.parent  # Path.exists raises PermissionError
+    if not _is_writable(existing):
         return "not writable"
-    free_bytes = shutil.disk_usage(parent).free
+    free_bytes = shutil.disk_usage(existing).free
     return "" if free_bytes > MIN_RAY_FREE_BYTES else f"full ({free_bytes / 1e6:.1f} MB free)"
 
 

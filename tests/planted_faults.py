@@ -1103,6 +1103,11 @@ PLANTED = (
     ),
     # Processes that end, and what the user reads of it.
     Fault(
+        "an existing folder of Ray is not checked", "cluster/ray_connection.py",
+        "folder if os.path.exists(folder) else folder.parent", "folder.parent",
+        ("tests/cluster/test_ray_connection.py",),
+    ),
+    Fault(
         "a Ray whose node process exits is not started again", "cluster/ray_connection.py",
         "MAX_STARTS = 3", "MAX_STARTS = 1", ("tests/cluster/test_ray_connection.py",),
     ),

@@ -277,11 +277,26 @@ def test_a_full_folder_of_ray_is_named(init_options: list[dict], monkeypatch: py
     for name in ("TMPDIR", "RAY_TMPDIR"):
         monkeypatch.setenv(name, "/dev/shm")
     full = ["/dev/shm"]
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4e5 if str(path) in full else 1e9))
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda path: SimpleNamespace(free=4e5 if str(path).startswith(tuple(full)) else 1e9)
+    )
     assert str(ray_connection.choose_ray_folder()) == "/tmp/ray"
-    assert caplog.messages == ["/dev/shm is full (0.4 MB free): Ray's folder is /tmp/ray"]
+    assert caplog.messages == ["/dev/shm/ray is full (0.4 MB free): Ray's folder is /tmp/ray"]
     full.append("/tmp")
-    with pytest.raises(ValueError, match=r"no folder for its logs: /tmp is full \(0.4 MB free\); .* set RAY_TMPDIR"):
+    with pytest.raises(ValueError, match=r"folder for its logs: /tmp/ray is full \(0.4 MB free\); .* set RAY_TMPDIR"):
+        ray_connection.connect()
+    assert not init_options
+
+
+def test_a_folder_of_ray_that_another_user_made_is_named(init_options: list[dict], monkeypatch, caplog):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as parent:
+        (Path(parent) / "ray").symlink_to("/proc")  # not writable for root either
+        for name in ("TMPDIR", "RAY_TMPDIR"):
+            monkeypatch.setenv(name, parent)
+        assert str(ray_connection.choose_ray_folder()) == "/tmp/ray"
+    assert caplog.messages == [f"{parent}/ray is not writable: Ray's folder is /tmp/ray"]
+    monkeypatch.setattr(ray_connection, "_is_writable", lambda _: False)
+    with pytest.raises(ValueError, match=r"no folder for its logs: /tmp/ray is not writable; .* set RAY_TMPDIR"):
         ray_connection.connect()
     assert not init_options
 
