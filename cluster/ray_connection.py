@@ -12,6 +12,7 @@ import shutil
 import socket
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -277,9 +278,26 @@ def _token_file() -> Path:
 
 
 def _provide_token() -> None:
-    """Set the token of a local Ray, which Ray would write into the home folder, if that is not writable."""
-    if "RAY_AUTH_TOKEN_PATH" not in os.environ and not _token_file().exists() and not _is_writable(Path.home()):
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    """Create the token of a local Ray in the home folder, or set it if that is not writable.
+
+    Its owner alone can read the file. Ray itself would create it for every user of the machine to read.
+    """
+    set_by_user = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if set_by_user or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    file, token = _token_file(), secrets.token_hex(32)
+    try:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=file.parent) as draft, suppress(FileExistsError):
+                draft.write(token)
+                draft.flush()
+                os.link(draft.name, file)  # the whole token at once, unless another process has created one
+    except OSError:
+        os.environ["RAY_AUTH_TOKEN"] = token
+        return
+    with suppress(OSError):  # another user's file, or a read-only one
+        file.chmod(file.stat().st_mode & 0o700)
 
 
 def _is_writable(folder: Path) -> bool:

@@ -1108,6 +1108,10 @@ PLANTED = (
         ("tests/cluster/test_ray_connection.py",),
     ),
     Fault(
+        "an existing token of Ray stays readable", "cluster/ray_connection.py",
+        "st_mode & 0o700", "st_mode & 0o777", ("tests/cluster/test_ray_connection.py",),
+    ),
+    Fault(
         "a Ray whose node process exits is not started again", "cluster/ray_connection.py",
         "MAX_STARTS = 3", "MAX_STARTS = 1", ("tests/cluster/test_ray_connection.py",),
     ),

@@ -301,13 +301,54 @@ def test_a_folder_of_ray_that_another_user_made_is_named(init_options: list[dict
     assert not init_options
 
 
-def test_a_home_that_cannot_hold_the_token_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+@pytest.fixture
+def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Return the path of Ray's token in an empty home folder; no variable names a token."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.setenv(name, "")  # restored after the test
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path / ".ray" / "auth_token"
+
+
+def test_a_new_token_of_a_local_ray_is_readable_for_its_owner_alone(no_token: Path, monkeypatch):
+    """Ray itself would create it for every user of the machine to read."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     ray_connection._provide_token()
+    assert not no_token.exists()
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    ray_connection._provide_token()
+    token = no_token.read_text()
+    assert len(token) == 64
+    assert no_token.stat().st_mode & 0o777 == 0o600
+    ray_connection._provide_token()
+    assert no_token.read_text() == token
+    assert list(no_token.parent.iterdir()) == [no_token]
     assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+@pytest.mark.parametrize(("mode", "private"), [(0o644, 0o600), (0o440, 0o400), (0o600, 0o600)])
+def test_an_existing_token_is_made_readable_for_its_owner_alone(no_token: Path, mode: int, private: int):
+    no_token.parent.mkdir()
+    no_token.write_text("mine")
+    no_token.chmod(mode)
+    ray_connection._provide_token()
+    assert no_token.stat().st_mode & 0o777 == private
+    assert no_token.read_text() == "mine"
+
+
+def test_two_processes_that_start_at_once_have_one_token(no_token: Path, monkeypatch):
+    def link(_source: str, path: Path) -> None:
+        path.write_text("of the other process")
+        raise FileExistsError
+
+    monkeypatch.setattr("os.link", link)
+    ray_connection._provide_token()
+    assert no_token.read_text() == "of the other process"
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_a_home_that_cannot_hold_the_token_is_no_obstacle(no_token: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", "/proc/missing")
     ray_connection._provide_token()
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
