@@ -51,7 +51,7 @@ def settings() -> Settings:
         token=_check_token(_read("ZPOINT_TOKEN")),
         commit=_read("ZPOINT_COMMIT"),
         image=_read("ZPOINT_IMAGE"),
-        tracking_uri=_expand_sqlite(_read("MLFLOW_TRACKING_URI", _sqlite_uri(home / "mlflow.db"))),
+        tracking_uri=_absolute_sqlite(_read("MLFLOW_TRACKING_URI", _sqlite_uri(home / "mlflow.db"))),
         ray_address=_read("RAY_ADDRESS"),
         s3_endpoint=_read("AWS_ENDPOINT_URL_S3") or _read("AWS_ENDPOINT_URL"),
         s3_region=_read("AWS_REGION") or _read("AWS_DEFAULT_REGION"),
@@ -97,10 +97,15 @@ def _sqlite_uri(path: Path) -> str:
     return f"sqlite:///{path}" if quoted == str(path) else f"sqlite+pysqlite:///{quoted}"
 
 
-def _expand_sqlite(uri: str) -> str:
-    """Return the tracking URI, with `~` expanded in `sqlite:///~/mlflow.db`."""
-    scheme, separator, path = uri.partition(":///")
-    return f"{scheme}{separator}{expand_user(path)}" if scheme.startswith("sqlite") and path.startswith("~") else uri
+def _absolute_sqlite(uri: str) -> str:
+    """Return the tracking URI, with `~` expanded and made absolute if it is of a relative path, as sqlite:///x.db."""
+    scheme, _, path = uri.partition(":///")
+    if not scheme.startswith("sqlite") or not path or path.startswith(("/", ":memory:", "file:")):
+        return uri
+    if path.startswith("~"):
+        return f"{scheme}:///{expand_user(path)}"
+    quoted_scheme, _, folder = _sqlite_uri(_absolute_path(".")).partition(":///")
+    return f"{quoted_scheme if scheme == 'sqlite' else scheme}:///{folder}/{path}"
 
 
 def _check_token(token: str) -> str:
@@ -146,7 +151,10 @@ def exported_env() -> dict[str, str]:
     """Return the variables, with absolute paths, that `apply_env` sets in another process."""
     current = settings()
     exported = {name: os.environ[name] for name in EXPORTED_VARIABLES if name in os.environ}
-    paths = {"ZPOINT_HOME": str(current.home), "ZPOINT_CACHE": str(current.cache), "ZPOINT_STORE": current.store}
+    paths = {
+        "ZPOINT_HOME": str(current.home), "ZPOINT_CACHE": str(current.cache), "ZPOINT_STORE": current.store,
+        "MLFLOW_TRACKING_URI": current.tracking_uri,
+    }  # fmt: skip
     return exported | {name: path for name, path in paths.items() if name in exported or name == "ZPOINT_HOME"}
 
 

@@ -613,6 +613,14 @@ PLANTED = (
         "the session token is not forwarded", "cluster/settings.py",
         '"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"', '"AWS_SECRET_ACCESS_KEY"', (SETTINGS,),
     ),
+    Fault(
+        "a relative tracking database is exported as it is", "cluster/settings.py",
+        '        "MLFLOW_TRACKING_URI": current.tracking_uri,\n', "", (SETTINGS,),
+    ),
+    Fault(
+        "the folder of a relative tracking database is not quoted", "cluster/settings.py",
+        '_sqlite_uri(_absolute_path("."))', '("sqlite:///" + str(_absolute_path(".")))', (SETTINGS,),
+    ),
     Fault("a size's prefixes are binary", "cluster/settings.py", "* 1000 **", "* 1024 **", (SETTINGS,)),
     Fault("S3 is tried once", "cluster/storage.py", "attempts: int = 3", "attempts: int = 1", (STORAGE,)),
     # Verdicts, the served network, the endpoint, settings and S3, the selection rule and the run store.

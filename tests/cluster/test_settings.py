@@ -108,12 +108,40 @@ def test_a_tilde_is_expanded_in_the_tracking_uri(no_settings: None, monkeypatch:
     for scheme in ("sqlite", "sqlite+pysqlite"):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}:///~/a~b/mlflow.db")
         assert settings().tracking_uri == f"{scheme}:////home/z/a~b/mlflow.db"
-    for uri in ("sqlite:///a~b.db", "sqlite:////~/x.db", "http://h/~x"):
+    for uri in ("sqlite:////~/x.db", "http://h/~x"):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         assert settings().tracking_uri == uri
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///~no-such-user/x.db")
     with pytest.raises(ValueError, match=r"'~no-such-user/x.db' names no user's home"):
         settings()
+
+
+@pytest.mark.parametrize(
+    ("folder", "uri", "absolute"),
+    [
+        ("a b", "sqlite:///.zpoint/mlflow.db", "sqlite:////{}/a b/.zpoint/mlflow.db"),
+        ("a", "sqlite:///a~b%20c.db?timeout=9", "sqlite:////{}/a/a~b%20c.db?timeout=9"),
+        ("a", "sqlite+pysqlite:///x.db", "sqlite+pysqlite:////{}/a/x.db"),
+        ("a%20b?", "sqlite:///x.db", "sqlite+pysqlite:////{}/a%2520b%3F/x.db"),
+        ("a%20b?", "sqlite+pysqlite:///x.db", "sqlite+pysqlite:////{}/a%2520b%3F/x.db"),
+        ("a", "sqlite:///:memory:", "sqlite:///:memory:"),
+        ("a", "sqlite:///file:x.db?uri=true", "sqlite:///file:x.db?uri=true"),  # SQLite's own URI
+        ("a", "sqlite:///", "sqlite:///"),
+        ("a", "sqlite:////x.db", "sqlite:////x.db"),
+        ("a", "x.db", "x.db"),
+    ],
+)
+def test_a_relative_database_means_the_same_file_in_each_process(
+    no_settings: None, tmp_path: Path, monkeypatch, folder: str, uri: str, absolute: str
+):
+    (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    absolute = absolute.format(str(tmp_path).removeprefix("/"))
+    assert settings().tracking_uri == exported_env()["MLFLOW_TRACKING_URI"] == absolute
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", absolute)
+    monkeypatch.chdir("/")
+    assert settings().tracking_uri == absolute
 
 
 @pytest.mark.parametrize("name", ["ZPOINT_HOME", "ZPOINT_STORE", "ZPOINT_CACHE"])
@@ -193,6 +221,22 @@ def test_mlflow_stays_in_a_home_with_any_sign_in_its_name(
         assert stream.read() == b"zpoint"
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
     assert {entry.name for entry in home.iterdir()} == {"mlflow.db", "mlflow.db.lock", "mlflow-artifacts"}
+
+
+def test_mlflow_finds_a_relative_database_in_a_folder_whose_name_is_quoted(
+    mlflow_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "a%20b" / "home").mkdir(parents=True)
+    shutil.copy(mlflow_template, tmp_path / "a%20b" / "home" / "mlflow.db")
+    monkeypatch.chdir(tmp_path / "a%20b")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///home/mlflow.db")
+    run_id = tracking.create_run("run", {}, {})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", exported_env()["MLFLOW_TRACKING_URI"])
+    (tmp_path / "worker").mkdir()
+    monkeypatch.chdir(tmp_path / "worker")
+    assert [run.info.run_id for run in tracking.find_runs()] == [run_id]
+    assert {entry.name for entry in tmp_path.iterdir()} == {"a%20b", "worker"}
+    assert list(Path.cwd().iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["a b", "a%20b", "a+b", "ä"])
