@@ -906,7 +906,11 @@ PLANTED = (
     ),
     Fault(
         "search.stop=none is ignored", "jobs/tune/stopping.py",
-        'if recipe.search.stop == "none":', "if False:", (RUNNER,),
+        'recipe.search.stop == "none" or ', "", (RUNNER,),
+    ),
+    Fault(
+        "a bad seed of a point is stopped", "jobs/tune/stopping.py",
+        " or trial.replicate_of:", ":", (RUNNER,),
     ),
     Fault(
         "trials of other lengths are compared", "jobs/tune/stopping.py",

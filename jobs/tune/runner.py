@@ -235,8 +235,8 @@ class CampaignRun:
         return point
 
     def _goes_on(self, trial: Trial) -> bool:
-        budget = trial.state == "stopped" and (trial.reason == BUDGET or self.search.stop == "none")
-        return trial.state in ("running", "lost") or budget
+        unstopped = trial.reason == BUDGET or self.search.stop == "none" or bool(trial.replicate_of)
+        return trial.state in ("running", "lost") or (trial.state == "stopped" and unstopped)
 
     def _num_searched(self) -> int:
         return sum(not trial.replicate_of for trial in self.campaign.trials)

@@ -19,9 +19,9 @@ def reason_to_stop(campaign: Campaign, trial: Trial, recipe: Recipe) -> str:
 
     A model without active units after the KL's warm-up is dead: its decoder ignores z. At a rung the trial is compared
     with all trials that have reached that epoch, and goes on if it is on their Pareto front or in the better half by
-    non-dominated sorting.
+    non-dominated sorting. A replicate always goes on: without its bad seeds a point's mean would be too good.
     """
-    if recipe.search.stop == "none":
+    if recipe.search.stop == "none" or trial.replicate_of:
         return ""
     if trial.epoch >= recipe.loss.kl_warmup and trial.metrics.get("valid_active_units") == 0:
         return f"no active units after epoch {trial.epoch}"

@@ -406,6 +406,39 @@ def test_replicates_of_the_best_points_are_ranked_by_their_mean():
     assert not CampaignRun(campaign, trainings.recipe, MANIFEST).has_work()
 
 
+@pytest.mark.parametrize("trials", [1, 2])
+def test_replicate_in_the_worse_half_is_trained_to_its_end(trials: int):
+    """Before, a bad seed was stopped at a rung, and the mean was that of the point's lucky seeds."""
+    trainings = Trainings(trials=trials, replicates=3)
+    points = ((20.0, 5.5), (20.5, 5.6))[:trials]
+    for scores in points:
+        trainings.train(trainings.next(), *scores)
+    campaign = trainings.train_all((20, 5.4), (19, 9.0), *[(20.5, 5.5)] * 2 * (trials - 1))
+    assert states(campaign) == ["finished"] * 3 * trials
+    assert campaign.points()[0][2].distance == 9.0
+    best = campaign.trial(campaign.best)
+    assert best is not None
+    assert (best.replicate_of or best.run) == campaign.trials[trials - 1].run
+
+
+def test_replicate_that_an_earlier_version_stopped_goes_on():
+    trainings = Trainings(trials=1, replicates=2)
+    campaign = trainings.train_all((20, 5.5), (19, 9.0))
+    campaign.trials[1].state, campaign.trials[1].reason = "stopped", "in the worse half of 2 trials at epoch 2"
+    assert Trainings(campaign, trials=1, replicates=2).next() == campaign.trials[1].run
+
+
+def test_point_with_a_seed_without_active_units_is_not_chosen():
+    trainings = Trainings(trials=2, replicates=2)
+    for scores in ((20, 5.0), (20.5, 5.6)):
+        trainings.train(trainings.next(), *scores)
+    assert trainings.train(trainings.next(), 19, 4.0, active=0) == ""
+    campaign = trainings.train_all((20.5, 5.7))
+    assert states(campaign) == ["finished"] * 4
+    assert campaign.best == campaign.trials[1].run
+    assert campaign.pareto_front == [campaign.trials[1].run]
+
+
 def test_run_that_the_storage_does_not_open_is_tried_again(monkeypatch: pytest.MonkeyPatch):
     """Before, the first 503 of S3 between two trials ended the campaign."""
     trainings = Trainings(trials=2)
