@@ -902,7 +902,7 @@ PLANTED = (
     ),
     Fault(
         "a model counts as dead during the KL's warm-up", "jobs/tune/stopping.py",
-        "trial.epoch >= recipe.loss.kl_warmup and ", "", (RUNNER,),
+        " and trial.epoch >= recipe.at(trial.point).loss.kl_warmup", "", (RUNNER,),
     ),
     Fault(
         "search.stop=none is ignored", "jobs/tune/stopping.py",

@@ -23,7 +23,7 @@ def reason_to_stop(campaign: Campaign, trial: Trial, recipe: Recipe) -> str:
     """
     if recipe.search.stop == "none" or trial.replicate_of:
         return ""
-    if trial.epoch >= recipe.loss.kl_warmup and trial.metrics.get("valid_active_units") == 0:
+    if trial.metrics.get("valid_active_units") == 0 and trial.epoch >= recipe.at(trial.point).loss.kl_warmup:
         return f"no active units after epoch {trial.epoch}"
     if trial.epoch not in rungs(recipe.optim) or trial.judged_at(trial.epoch) is None:
         return ""

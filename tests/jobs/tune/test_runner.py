@@ -302,6 +302,15 @@ def test_model_without_active_units_is_dead_only_after_the_warmup_of_the_kl():
         assert reason_to_stop(Trainings().campaign, trial, recipe) == reason
 
 
+@pytest.mark.parametrize(("kl_warmup", "reason"), [(1, "no active units after epoch 2"), (3, "")])
+def test_searched_warmup_of_the_kl_is_the_trials_own(kl_warmup: float, reason: str):
+    """Before, the campaign's recipe, of 0 epochs here, had a trial stopped within its warm-up."""
+    recipe = check_recipe({"optim": {"epochs": EPOCHS}, "search": {"space": {"loss.kl_warmup": [1, 3]}}})
+    trial = Trial("a", {"loss.kl_warmup": kl_warmup}, EPOCHS)
+    trial.record(2, {"valid_active_units": 0})
+    assert reason_to_stop(Trainings().campaign, trial, recipe) == reason
+
+
 def test_epoch_that_is_trained_again_keeps_its_first_metrics():
     """A trial that lost its worker goes on from its checkpoint, which may be older than the last epoch."""
     trial = Trial("a", {}, EPOCHS)
