@@ -36,10 +36,10 @@ class Choices:
         return self.values[min(int(fraction * len(self.values)), len(self.values) - 1)]
 
     def nearest(self, value: Any) -> Any:
-        """Return `value` if it is a choice. Raises ValueError if not."""
+        """Return the choice that equals `value`, 1 for 1.0. Raises ValueError if there is none."""
         if value not in self.values:
             raise ValueError(f"it takes one of {list(self.values)}")
-        return value
+        return self.values[self.values.index(value)]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Range:
 
         Raises ValueError if it is outside.
         """
-        if not _is_number(value) or not self.low * (1 - 1e-9) <= value <= self.high * (1 + 1e-9):
+        if not _is_number(value) or not self.low - 1e-9 * abs(self.low) <= value <= self.high + 1e-9 * abs(self.high):
             raise ValueError(f"it takes {self}")
         if self.kind == "int":
             return round(value)

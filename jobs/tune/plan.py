@@ -38,7 +38,7 @@ class PointPlan:
         self.searched = {key: dimension for key, dimension in space.items() if dimension.size > 1}
         self.is_grid = is_grid(space, trials)
         self.num_start = 2 * len(self.searched) + 2
-        self.queue = [*first, *(grid(space) if self.is_grid else [])]
+        self.queue = [*map(self._nearest, first), *(grid(space) if self.is_grid else [])]
         self.chosen: set[str] = set()  # with the points that `add` takes
         self._running: dict[str, Any] = {}  # Optuna's trials by point
         self._num_results = 0
@@ -65,7 +65,7 @@ class PointPlan:
         """Take the result of a point that this plan did not choose, of an earlier command; None if it has none."""
         import optuna
 
-        self.chosen.add(_key(point))
+        self.chosen.add(self._key(point))
         if values is not None:
             params = self._params(point)
             trial = optuna.trial.create_trial(params=params, distributions=self._distributions, values=values)
@@ -76,7 +76,7 @@ class PointPlan:
         """Take the result of a chosen point, None if it has none."""
         import optuna
 
-        if (trial := self._running.pop(_key(point), None)) is None:
+        if (trial := self._running.pop(self._key(point), None)) is None:
             return self.add(point, values)
         if values is None:
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -86,11 +86,11 @@ class PointPlan:
 
     def _choose(self, point: Point) -> bool:
         """Open a trial of `point`, unless the point has been chosen before."""
-        if _key(point) in self.chosen:
+        if self._key(point) in self.chosen:
             return False
-        self.chosen.add(_key(point))
+        self.chosen.add(self._key(point))
         self._study.enqueue_trial(self._params(point))
-        self._running[_key(point)] = self._study.ask(self._distributions)
+        self._running[self._key(point)] = self._study.ask(self._distributions)
         return True
 
     def _ask(self) -> Point | None:
@@ -98,14 +98,21 @@ class PointPlan:
         point = {key: _value(dimension, trial.params[key]) for key, dimension in self.searched.items()}
         point |= {key: dimension.ends[0] for key, dimension in self.space.items() if key not in point}
         point = {key: point[key] for key in self.space}
-        if _key(point) in self.chosen:
+        if self._key(point) in self.chosen:
             import optuna
 
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return None
-        self.chosen.add(_key(point))
-        self._running[_key(point)] = trial
+        self.chosen.add(self._key(point))
+        self._running[self._key(point)] = trial
         return point
+
+    def _nearest(self, point: Point) -> Point:
+        """Return the point in the space's own values: 1.0 and 1 would count as two."""
+        return {key: dimension.nearest(point[key]) for key, dimension in self.space.items()}
+
+    def _key(self, point: Point) -> str:
+        return json.dumps(self._nearest(point), sort_keys=True)
 
     def _params(self, point: Point) -> dict[str, Any]:
         return {key: to_param(dimension, point[key]) for key, dimension in self.searched.items()}
@@ -126,10 +133,6 @@ class PointPlan:
             values = [d.ends if isinstance(d, Choices) else range(int(d.low), int(d.high) + 1)
                       for d in self.space.values()]  # fmt: skip
             yield from (dict(zip(self.space, point, strict=True)) for point in product(*values))
-
-
-def _key(point: Point) -> str:
-    return json.dumps(point, sort_keys=True)
 
 
 def distribution(dimension: Dimension) -> Any:

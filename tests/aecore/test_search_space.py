@@ -58,8 +58,13 @@ def test_values_have_three_digits_and_stay_within_the_range():
         with pytest.raises(ValueError, match=r"uniform\(0.5, 1\)"):
             Range("uniform", 0.5, 1.0).nearest(outside)
     assert Range("log", 1e-3, 1e3).nearest(1e3 * (1 + 1e-12)) == 1e3  # as exp(log(high)) may round
+    assert [Range("int", -3, -1).nearest(value) for value in (-3, -1)] == [-3, -1]
     with pytest.raises(ValueError, match="one of"):
         Choices((1, 2)).nearest(3)
+
+
+def test_value_of_a_list_is_the_lists_own():
+    assert repr([Choices((0.5, 1, 2)).nearest(1.0), Choices((0.5, 1.0, 2.0)).nearest(1)]) == "[1, 1.0]"
 
 
 def test_lists_with_no_more_points_than_trials_are_a_grid():

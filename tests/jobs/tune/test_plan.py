@@ -56,6 +56,15 @@ def test_first_points_come_first_and_none_comes_twice():
     assert len({str(point) for point in points}) == 8
 
 
+def test_numbers_of_another_type_are_no_further_points():
+    """Before, a first point of 1.0 counted beside the listed 1: the search ended a point early, and never was done."""
+    plan = plan_with(9, first=({"a": 1.0, "b": 2.0},), space={"a": [0.5, 1, 2], "b": "int(2, 4)"})
+    plan.add({"a": 2.0, "b": 3}, None)  # as an earlier version chose it
+    points = list(iter(plan.next, None))
+    assert str(points[0]) == "{'a': 1, 'b': 2}"
+    assert len({str(point) for point in points}) == len(points) == 8
+
+
 def test_start_fills_the_space():
     """Check that each quarter of the range of kl_factor has two of eight points."""
     plan = plan_with()
