@@ -40,8 +40,9 @@ import math
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, fields
+from itertools import islice, product
 from typing import Any, Literal, get_args
 
 import pyarrow.fs as pafs
@@ -65,6 +66,7 @@ from jobs.tune.selection import (
 )
 
 JUDGED_METRICS = ("valid_psnr", "valid_active_units", *(f"hog_frechet_{sampler}" for sampler in STORED_SAMPLERS))
+MAX_COMBINATIONS = 10_000  # of searched values that are tried for a valid one, which takes 2 s
 State = Literal["running", "finished", "stopped", "diverged", "lost"]
 STATES: tuple[State, ...] = get_args(State)  # in the order in which the trials that are not on the front are listed
 
@@ -273,9 +275,8 @@ def open_campaign(recipe: Recipe, stem: str, manifest: Manifest) -> Campaign:
 
     Raises ValueError if another recipe, dataset or space has the name.
     """
-    search = recipe.search
-    point = {key: dimension.ends[0] for key, dimension in search.dimensions.items()}
-    digest = recipe.at(point).digest(manifest.digest, json.dumps(search.space, sort_keys=True), with_epochs=True)
+    space = json.dumps(recipe.search.space, sort_keys=True)
+    digest = first_valid_recipe(recipe).digest(manifest.digest, space, with_epochs=True)
     name = recipe.name or f"{stem}-search-{digest}"
     content = recipe.model_dump(mode="json")
     campaign = read_campaign(name) or Campaign(name, digest, manifest.digest, stem, content)
@@ -286,6 +287,20 @@ def open_campaign(recipe: Recipe, stem: str, manifest: Manifest) -> Campaign:
     campaign.recipe = content
     campaign.close_spans()
     return campaign
+
+
+def first_valid_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe at the first combination of the ends of its space that is valid. Raises ValueError if none is.
+
+    The campaign's digest is made from it, so the order of the combinations must not change.
+    """
+    space = recipe.search.dimensions
+    combinations = islice(product(*(dimension.ends for dimension in space.values())), MAX_COMBINATIONS)
+    points = [dict(zip(space, values, strict=True)) for values in combinations]
+    for point in points:
+        with suppress(ValueError):
+            return recipe.at(point)
+    return recipe.at(points[0])
 
 
 def _modified(name: str) -> float:

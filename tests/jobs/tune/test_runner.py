@@ -104,6 +104,22 @@ def test_trials_and_budgets_are_no_part_of_a_campaigns_identity_but_the_space_is
     assert Trainings(space={"model.z_dim": [2, 3]}).campaign.campaign != first.campaign
 
 
+def test_space_whose_first_values_do_not_go_together_is_searched():
+    """Before, the campaign was refused; only this one of its points is no recipe."""
+    trainings = Trainings(space={"model.norm": ["batch", "none"], "optim.batch": [1, 32]}, stop="none")
+    campaign = trainings.train_all(*[(20, 5)] * 3)
+    assert {"model.norm": "batch", "optim.batch": 1} not in [trial.point for trial in campaign.trials]
+    digest = trainings.recipe.at({"model.norm": "batch", "optim.batch": 32}).digest(
+        MANIFEST.digest, json.dumps(trainings.recipe.search.space, sort_keys=True), with_epochs=True
+    )
+    assert campaign.digest == digest
+
+
+def test_space_without_a_valid_point_is_refused():
+    with pytest.raises(ValueError, match="needs at least 2 images"):
+        Trainings(space={"model.norm": ["batch"], "optim.batch": [1]})
+
+
 def test_equal_points_are_one_run():
     """Before, a list of one value and bounds [1, 1] trained two trials at once in one folder."""
     campaign = Trainings(space={"model.z_dim": [2], "loss.kl_factor": "log(1, 1)"}).train_all((20, 5))
