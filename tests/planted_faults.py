@@ -901,6 +901,10 @@ PLANTED = (
         ("tests/jobs/tune/test_stopping.py",),
     ),
     Fault(
+        "core hours count as GPU hours", "jobs/tune/campaign.py",
+        " if span.unit == self.unit]", "]", (RUNNER,),
+    ),
+    Fault(
         "a model counts as dead during the KL's warm-up", "jobs/tune/stopping.py",
         " and trial.epoch >= recipe.at(trial.point).loss.kl_warmup", "", (RUNNER,),
     ),

@@ -9,7 +9,7 @@
     key            the tag by which that run is found again
     state          running, finished, or unfinished: interrupted, failed, or with lost trials
     seconds        that its commands took, all together
-    unit           what `devices` of a trial counts: GPU or core
+    unit           what the trials of its last command take, GPU or core; search.gpu_hours counts spans of this unit
     trials         in the order of their start, each with
         run          name of the run: `zpoint train` with the point's keys names it the same
         point        value of each searched key; of a replicate optim.seed too
@@ -20,8 +20,8 @@
         metrics      of its last epoch: valid_psnr, valid_active_units, train_loss, images_per_second and so on
         judged       [{epoch, and of that epoch valid_psnr, valid_active_units, hog_frechet_normal, _gaussian}] of the
                      epochs with judged samples: about every fifth, and the last, which has _diagonal and _gmm too
-        spans        [start, end] of each time that it trained, seconds since 1970; a running one's end is null
-        devices      that it takes: cores, or GPUs or a fraction of one
+        spans        [start, end, devices, unit] of each time that it trained: seconds since 1970, null as the end of a
+                     running one, and the devices that it took: cores, or GPUs or a fraction of one
         replicate_of run whose point it trains with another seed; else ""
     pareto_front   runs, by falling PSNR
     best           run that the rule chooses, "" before one has finished
@@ -43,7 +43,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice, product
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import pyarrow.fs as pafs
 
@@ -71,6 +71,20 @@ State = Literal["running", "finished", "stopped", "diverged", "lost"]
 STATES: tuple[State, ...] = get_args(State)  # in the order in which the trials that are not on the front are listed
 
 
+class Span(NamedTuple):
+    """When a trial trained, in seconds since 1970, and on how many cores or GPUs; `end` is None while it runs."""
+
+    start: float
+    end: float | None
+    devices: float
+    unit: str
+
+    @property
+    def seconds(self) -> float:
+        """Seconds until its end, or until now."""
+        return (time.time() if self.end is None else self.end) - self.start
+
+
 @dataclass
 class Trial:
     """One run of a campaign, as this module's text describes it."""
@@ -83,14 +97,13 @@ class Trial:
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     judged: list[dict[str, float]] = field(default_factory=list)
-    spans: list[list[float | None]] = field(default_factory=list)
-    devices: float = 0.0
+    spans: list[Span] = field(default_factory=list)
     replicate_of: str = ""
 
-    def start(self, devices: float) -> None:
-        """Mark the trial as running from now on."""
-        self.state, self.reason, self.devices = "running", "", devices
-        self.spans.append([time.time(), None])
+    def start(self, devices: float, unit: str) -> None:
+        """Mark the trial as running on so many cores or GPUs from now on."""
+        self.state, self.reason = "running", ""
+        self.spans.append(Span(time.time(), None, devices, unit))
 
     def end(self, state: State, reason: str = "") -> None:
         """Mark the trial as ended now."""
@@ -99,13 +112,14 @@ class Trial:
 
     def close_span(self, end: float | None = None) -> None:
         """End the time in which it trains at `end`, by default now."""
-        if self.spans and self.spans[-1][1] is None:
-            self.spans[-1][1] = max(self.spans[-1][0] or 0.0, time.time() if end is None else end)
+        if self.spans and self.spans[-1].end is None:
+            span = self.spans[-1]
+            self.spans[-1] = span._replace(end=max(span.start, time.time() if end is None else end))
 
     @property
     def seconds(self) -> float:
         """Seconds that it has trained until now."""
-        return sum((end or time.time()) - (start or 0) for start, end in self.spans)
+        return sum(span.seconds for span in self.spans)
 
     def record(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Take the metrics of a finished epoch; an epoch that is trained again keeps its first ones.
@@ -202,8 +216,9 @@ class Campaign:
         return rate and rate / trial.point.get("optim.batch", self.recipe["optim"]["batch"])
 
     def device_hours(self) -> float:
-        """Return the GPU hours, or core hours, of all trials until now."""
-        return sum(trial.seconds * trial.devices for trial in self.trials) / 3600
+        """Return the GPU hours, or core hours, of all trials until now, without those on devices of the other unit."""
+        spans = [span for trial in self.trials for span in trial.spans if span.unit == self.unit]
+        return sum(span.seconds * span.devices for span in spans) / 3600
 
     def score(self, trial: Trial) -> ScoredModel | None:
         """Return the scores of the trial's last judged epoch, None before the first one."""
@@ -241,7 +256,7 @@ class Campaign:
 
     def close_spans(self) -> None:
         """End the spans of a command that was killed, when it last wrote the file."""
-        interrupted = [trial for trial in self.trials if trial.spans and trial.spans[-1][1] is None]
+        interrupted = [trial for trial in self.trials if trial.spans and trial.spans[-1].end is None]
         if interrupted:
             end = _modified(self.campaign)
             for trial in interrupted:
@@ -261,8 +276,16 @@ def from_json(content: Mapping[str, Any]) -> Campaign:
         )
     field_names = {item.name for item in fields(Campaign)}
     campaign = Campaign(**{key: value for key, value in content.items() if key in field_names})
-    campaign.trials = [Trial(**trial) for trial in content["trials"]]
+    campaign.trials = [trial_from_json(trial, campaign.unit) for trial in content["trials"]]
     return campaign
+
+
+def trial_from_json(content: Mapping[str, Any], unit: str) -> Trial:
+    """Return a trial of a campaign's file; spans of earlier versions take its `devices` and the campaign's `unit`."""
+    values = dict(content)
+    devices = values.pop("devices", 0.0)
+    spans = [Span(*span[:2], *(span[2:] or (devices, unit))) for span in values.pop("spans")]
+    return Trial(**values, spans=spans)
 
 
 def campaign_file(name: str) -> tuple[pafs.FileSystem, str]:

@@ -102,9 +102,9 @@ def map_charts(campaign: Campaign) -> list[Chart]:
 def timeline_chart(campaign: Campaign) -> Chart:
     """Chart when each trial trained, in minutes from the first start; gaps of over a minute are left out."""
     trials = [trial for trial in campaign.trials if trial.spans]
-    times = [moment for trial in trials for span in trial.spans for moment in span if moment is not None]
-    end = time.time() if campaign.state == "running" else max(times)
-    spans = {trial.run: [(start or 0.0, stop or end) for start, stop in trial.spans] for trial in trials}
+    ends = [span.end or span.start for trial in trials for span in trial.spans]
+    end = time.time() if campaign.state == "running" else max(ends)
+    spans = {trial.run: [(span.start, span.end or end) for span in trial.spans] for trial in trials}
     minutes = busy_minutes([span for run_spans in spans.values() for span in run_spans])
     states: dict[str, list[tuple[int, float, float]]] = {}
     for row, trial in enumerate(trials):

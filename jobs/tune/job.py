@@ -58,7 +58,16 @@ def tune(recipe: Recipe, stem: str) -> dict[str, Any]:
 
 
 def _open_run(recipe: Recipe, stem: str, manifest: Manifest) -> CampaignRun:
-    return CampaignRun(open_campaign(recipe, stem, manifest), recipe, manifest)
+    run = CampaignRun(open_campaign(recipe, stem, manifest), recipe, manifest)
+    if recipe.search.gpu_hours and run.spent():  # perhaps on devices of another unit than this cluster's
+        connect()
+        run.campaign.unit = device_unit()
+    return run
+
+
+def device_unit() -> str:
+    """Return what the hours of trials on the connected cluster count."""
+    return "GPU" if has_gpu() else "core"
 
 
 def _changes_when_ranked(run: CampaignRun) -> bool:
@@ -137,7 +146,7 @@ def _search(run: CampaignRun) -> None:
     resources, parallel = trial_resources(recipe)
     if "GPU" in resources and not several:
         resources["GPU"] /= trials_per_gpu(recipe, run.manifest)
-    campaign.unit = "GPU" if has_gpu() else "core"
+    campaign.unit = device_unit()
     devices = resources.get("GPU", resources.get("CPU", 0.0))
     # A trial with several workers only waits for them; Tune refuses a request for no resources at all.
     idle: dict[str, float] = {"CPU": 0, "memory": 2**20}

@@ -149,7 +149,7 @@ class CampaignRun:
         """Mark the trial as running."""
         trial = self.running[trial_id]
         assert trial.run == run
-        trial.start(devices)
+        trial.start(devices, self.campaign.unit)
         self._changed()
 
     def record(self, trial_id: str, result: dict[str, Any]) -> str:

@@ -33,10 +33,10 @@ def overhead(args: argparse.Namespace) -> None:
     trials = campaign["trials"]
     start = min(trial["spans"][0][0] for trial in trials)
     wall = max(trial["spans"][-1][1] for trial in trials) - start
-    running = {t["run"]: sum(end - begin for begin, end in t["spans"]) for t in trials}
+    running = {t["run"]: sum(span.seconds for span in t["spans"]) for t in trials}
     training = {t["run"]: sum(e["epoch_seconds"] for e in find_run(t["run"]).epochs().values()) for t in trials}
     devices = args.devices or os.cpu_count()
-    share = {name: sum(seconds[t["run"]] * t["devices"] for t in trials) / (wall * devices)
+    share = {name: sum(seconds[t["run"]] * t["spans"][-1].devices for t in trials) / (wall * devices)
              for name, seconds in (("running", running), ("training", training))}  # fmt: skip
     other = sorted(running[run] - training[run] for run in running)
     starts = [start_seconds(t["run"], t["spans"][0][0]) for t in sorted(trials, key=lambda t: t["spans"][0][0])]

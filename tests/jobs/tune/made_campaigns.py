@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from aecore.config import check_recipe
-from jobs.tune.campaign import Campaign, Trial
+from jobs.tune.campaign import Campaign, Span, Trial
 
 SPACE = {"model.z_dim": [64, 128, 200, 512], "loss.kl_factor": "log(0.003, 30)"}
 START = 1_764_000_000.0  # seconds since 1970
@@ -39,7 +39,7 @@ def make_campaign(num_trials: int = 12, space: dict[str, Any] | None = None, **s
 def make_trial(index: int, point: dict[str, Any], kl_factor: float) -> Trial:
     """Return a finished trial; a higher kl_factor costs PSNR, and has the lowest distance at about 3."""
     decades, alive = math.log10(kl_factor), kl_factor < 25
-    trial = Trial(f"celeba-vae-{index * 2654435761 % 2**32:08x}", point, 20, state="finished", devices=1.0)
+    trial = Trial(f"celeba-vae-{index * 2654435761 % 2**32:08x}", point, 20, state="finished")
     for epoch in range(1, 21):
         wait = 4 / epoch
         trial.record(
@@ -58,5 +58,5 @@ def make_trial(index: int, point: dict[str, Any], kl_factor: float) -> Trial:
             ),
         )  # fmt: skip
     start = START + 300.0 * (index // 2) + 10 * (index % 2)
-    trial.spans = [[start, start + 280.0]]
+    trial.spans = [Span(start, start + 280.0, 1.0, "core")]
     return trial

@@ -7,7 +7,7 @@ import pytest
 from aecore.data.io import read_json, write_json
 from jobs.commands.runs import _status
 from jobs.run_store import lock_run, stored_run
-from jobs.tune.campaign import campaign_file, lock_campaign, read_campaign, write_campaign
+from jobs.tune.campaign import Span, campaign_file, lock_campaign, read_campaign, write_campaign
 from jobs.tune.lookup import find_campaign, list_campaigns
 from jobs.tune.table import format_campaign
 from tests.jobs.tune.made_campaigns import START, make_campaign
@@ -16,7 +16,7 @@ from tests.jobs.tune.made_campaigns import START, make_campaign
 def test_a_killed_campaign_is_unfinished_and_its_trial_interrupted():
     campaign = make_campaign()
     campaign.state = campaign.trials[0].state = "running"
-    campaign.trials[0].spans[-1] = [START, None]
+    campaign.trials[0].spans[-1] = Span(START, None, 1.0, "core")
     write_campaign(campaign)
     with lock_campaign("faces"):
         assert find_campaign("faces").state == "running"

@@ -72,7 +72,7 @@ def run_campaign(
         campaign.state = "running"
         for epoch in range(epochs + 1):
             if epoch == 0:
-                trial.start(1.0)
+                trial.start(1.0, "core")
             else:
                 store.save_epoch(epoch, METRICS, [], None, "1 x CPU")
                 trial.record(epoch, METRICS)

@@ -22,7 +22,7 @@ from jobs.recipes import RECIPES
 from jobs.run_store import open_run
 from jobs.study.charts import Axis, Chart, Series
 from jobs.tune import campaign_charts, report
-from jobs.tune.campaign import Campaign, write_campaign
+from jobs.tune.campaign import Campaign, Span, write_campaign
 from jobs.tune.campaign_charts import busy_minutes, importance
 from jobs.tune.report import make_report, make_sections, trial_commands, write_report
 from tests.jobs.tune.made_campaigns import START, make_campaign
@@ -95,7 +95,8 @@ def test_report_of_a_started_campaign_lacks_what_it_does_not_know_yet(charts: di
     assert make_sections(campaign, decode_index) == []
     assert "No trial has finished" in make_report(campaign, "out", decode_index)["campaign.html"].decode()
     campaign = make_campaign(1)
-    campaign.trials[0].state, campaign.trials[0].judged, campaign.trials[0].spans = "running", [], [[START, None]]
+    trial = campaign.trials[0]
+    trial.state, trial.judged, trial.spans = "running", [], [Span(START, None, 1.0, "core")]
     assert [section.id for section in make_sections(campaign, decode_index)] == ["timeline"]
 
 
@@ -206,7 +207,7 @@ def test_timeline_leaves_out_long_pauses_and_shows_resumed_trials_twice(charts: 
     minutes = busy_minutes([(1000, 1060), (1030, 1120), (1150, 1180), (90_000, 90_060)])
     assert [minutes(time) for time in (1000, 1150, 1180, 90_000, 90_060)] == [0, 2.5, 3, 3, 4]
     campaign = make_campaign(2)
-    campaign.trials[0].spans.append([START + 4000, None])
+    campaign.trials[0].spans.append(Span(START + 4000, None, 1.0, "core"))
     campaign.trials[0].state = "running"
     campaign_charts.timeline_chart(campaign)
     labels, _, series = charts["timeline"]

@@ -21,9 +21,11 @@ from jobs.run_store import find_run
 from jobs.tune import job, runner
 from jobs.tune.campaign import (
     Campaign,
+    Span,
     Trial,
     campaign_file,
     discard,
+    from_json,
     lock_campaign,
     open_campaign,
     read_campaign,
@@ -149,12 +151,12 @@ def test_time_of_a_killed_command_ends_when_it_wrote_the_file_last():
     """Before, the trials of a killed driver seemed to train on, which spent search.gpu_hours."""
     trainings = Trainings()
     trial = trainings.run.running[trainings.next()]
-    trial.spans = [[1000.0, None]]
+    trial.spans = [Span(1000.0, None, 1.0, "core")]
     write_campaign(trainings.campaign)
     path = campaign_file(trainings.campaign.campaign)[1]
     os.utime(path, (1360.0, 1360.0))
     campaign = open_campaign(trainings.recipe, "x", MANIFEST)
-    assert campaign.trials[0].spans == [[1000.0, 1360.0]]
+    assert campaign.trials[0].spans == [Span(1000.0, 1360.0, 1.0, "core")]
     assert campaign.device_hours() == pytest.approx(0.1)
 
 
@@ -166,10 +168,10 @@ def test_storage_is_asked_once_when_a_killed_command_wrote_the_file(monkeypatch:
     campaign.close_spans()
     assert requests == []
     for trial in campaign.trials[-2:]:
-        trial.spans.append([1000.0, None])
+        trial.spans.append(Span(1000.0, None, 1.0, "core"))
     campaign.close_spans()
     assert requests == [campaign.campaign]
-    assert [trial.spans[-1] for trial in campaign.trials[-2:]] == [[1000.0, 1360.0]] * 2
+    assert [trial.spans[-1] for trial in campaign.trials[-2:]] == [Span(1000.0, 1360.0, 1.0, "core")] * 2
 
 
 def test_discarded_campaign_has_no_file():
@@ -413,10 +415,30 @@ def test_gpu_hours_count_the_devices_of_each_trial():
     trainings = Trainings(gpu_hours=2)
     run = trainings.next()
     trial = trainings.run.running[run]
-    trial.spans, trial.devices = [[0.0, 3600.0]], 2.0
+    trial.spans = [Span(0.0, 3600.0, 1.5, "core"), Span(3600.0, 7200.0, 0.5, "core")]
     assert trainings.run.spent()
-    trial.devices = 1.9
+    trial.spans[1] = Span(3600.0, 7200.0, 0.4, "core")
     assert not trainings.run.spent()
+
+
+def test_hours_on_cores_do_not_count_as_gpu_hours(monkeypatch: pytest.MonkeyPatch):
+    """Before, a campaign of 12 core hours that went on with GPUs and search.gpu_hours=10 had nothing left to do."""
+    trainings = Trainings(gpu_hours=10)
+    trainings.run.running[trainings.next()].spans = [Span(0.0, 3600.0, 12.0, "core")]
+    trainings.run.close()
+    write_campaign(trainings.campaign)
+    monkeypatch.setattr(job, "connect", lambda: None)
+    for has_gpu in (False, True):
+        monkeypatch.setattr(job, "has_gpu", lambda has_gpu=has_gpu: has_gpu)
+        assert job._open_run(trainings.recipe, "x", MANIFEST).has_work() == has_gpu
+
+
+def test_spans_of_earlier_versions_have_the_devices_of_their_trial():
+    content: dict[str, Any] = make_campaign(1).to_json() | {"unit": "GPU"}
+    content["trials"][0] |= {"devices": 0.5, "spans": [[0.0, 3600.0], [7200.0, None]]}
+    trial = from_json(content).trials[0]
+    assert trial.spans == [Span(0.0, 3600.0, 0.5, "GPU"), Span(7200.0, None, 0.5, "GPU")]
+    assert from_json(json.loads(json.dumps(from_json(content).to_json()))).trials[0] == trial
 
 
 def test_replicates_of_the_best_points_are_ranked_by_their_mean():
