@@ -236,19 +236,24 @@ class Campaign:
                 points.setdefault(trial.replicate_of or trial.run, []).append(model)
         return list(points.values())
 
-    def rank(self) -> None:
-        """Set the Pareto front, the best run, the rule and its note from the finished trials.
+    def means(self) -> list[ScoredModel]:
+        """Return the mean of each point's finished seeds, under the name of its best one."""
+        return [mean_score(seeds) for seeds in self.points()]
 
-        Points are ranked by the mean of their seeds. If some have several seeds, the best one is among them.
-        """
-        slack, sampler = self.search["psnr_slack"], self.search["sampler"]
-        self.rule, self.best, self.sampler, self.note = describe_rule(slack, sampler), "", "", ""
-        points = self.points()
-        self.pareto_front = [model.name for model in pareto_front([mean_score(seeds) for seeds in points])]
+    def candidates(self) -> list[ScoredModel]:
+        """Return the means of the points that the rule chooses from: all, or the live ones of several seeds."""
+        means = self.means()
+        return [mean for mean in means if mean.num_seeds > 1 and mean.alive] or means
+
+    def rank(self) -> None:
+        """Set the Pareto front, the best run, the rule and its note from the finished trials."""
+        slack, means = self.search["psnr_slack"], self.means()
+        self.rule = describe_rule(slack, self.search["sampler"], any(mean.num_seeds > 1 for mean in means))
+        self.best, self.sampler, self.note = "", "", ""
+        self.pareto_front = [model.name for model in pareto_front(means)]
         if self.pareto_front:
-            several = [mean_score(seeds) for seeds in points if len(seeds) > 1 and all(m.alive for m in seeds)]
-            best = choose_best(several or [mean_score(seeds) for seeds in points], slack)
-            self.best, self.sampler, self.note = best.name, best.sampler, describe_noise(points, slack)
+            best = choose_best(self.candidates(), slack)
+            self.best, self.sampler, self.note = best.name, best.sampler, describe_noise(self.points(), slack)
         pairs = [(model.psnr, model.distance) for model in self.scores() if model.alive]
         if pairs:
             reference = (min(psnr for psnr, _ in pairs), max(distance for _, distance in pairs))

@@ -24,11 +24,15 @@ IDLE_S = 60.0  # without a training, from which on the timeline leaves a gap out
 
 
 def pareto_chart(campaign: Campaign) -> Chart:
-    """Chart the PSNR and the distance of each trial: the Pareto front, the slack of the rule and its choice."""
-    names = campaign.key_names()
+    """Chart the PSNR and the distance of each trial: the Pareto front, the slack of the rule and its choice.
+
+    A point with several seeds is drawn once, at their mean.
+    """
+    names, means = campaign.key_names(), {mean.name: mean for mean in campaign.means()}
     points: dict[str, list[tuple[float, float, str]]] = {"Pareto front": [], "chosen": [], "dominated": []}
     for trial in campaign.trials:
-        if (model := campaign.score(trial)) is None:
+        model = means.get(trial.run) if trial.state == "finished" else campaign.score(trial)
+        if model is None:
             continue
         label = ", ".join(map(format_value, campaign.searched_values(trial).values()))
         point = (model.psnr, model.distance, label)
@@ -50,7 +54,8 @@ def pareto_chart(campaign: Campaign) -> Chart:
             is_front = kind == "Pareto front"
             series.append(Series(kind, x, y, joined=is_front, labels=labels if is_front and labelled else ()))
     slack = campaign.search["psnr_slack"]
-    line = [Reference(f"{slack:g} dB below the best PSNR", x=front[-1][0] - slack)] if front else []
+    psnrs = [model.psnr for model in campaign.candidates() if model.alive]
+    line = [Reference(f"{slack:g} dB below the best PSNR", x=max(psnrs) - slack)] if psnrs else []
     return line_chart("pareto", title, PSNR_AXIS, DISTANCE_AXIS, series, line)
 
 

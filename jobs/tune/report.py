@@ -66,12 +66,16 @@ def make_sections(campaign: Campaign, decode: Decoder) -> list[Section]:
     hypervolume = campaign_charts.hypervolume_chart(campaign) if campaign.hypervolume else None
     sections = []
     if has_scores:
-        sections.append(Section(
-            "pareto", "Pareto front",
+        text = (
             "Higher PSNR and a lower distance are better; no trial is better in both than one on the front. The rule "
             f"chooses the lowest distance on the front within {slack:g} dB of the best PSNR. The area that the front "
             "dominates, measured from the worst values of models with active units, grows while the search finds "
-            "better ones.",
+            "better ones."
+        )
+        if any(mean.num_seeds > 1 for mean in campaign.means()):
+            text += " A point with several seeds is drawn once, at their mean; the rule chooses among these points."
+        sections.append(Section(
+            "pareto", "Pareto front", text,
             [campaign_charts.pareto_chart(campaign), *([hypervolume] if hypervolume else [])],
         ))  # fmt: skip
     if tables := image_tables(campaign, decode):

@@ -11,6 +11,7 @@ RULE = (
     "of the models with active units whose validation PSNR is within {slack:g} dB of the best one's, the one whose "
     "decoded z-points {sampler} have the lowest Frechet distance to training images in HOG features"
 )
+SEVERAL_SEEDS = "; points with several seeds are ranked by their mean, before all others"
 RULE_SAMPLERS = {"best": "of its best stored sampler", "normal": "from N(0, 1)"}
 
 
@@ -19,7 +20,7 @@ class ScoredModel:
     """A model's name, validation PSNR (dB, higher is better) and Frechet distance of its samples (lower is better).
 
     `sampler` is the one that the distance is of. A model that is not `alive` has no active units: its decoder ignores
-    z.
+    z. The mean of several seeds has their number as `num_seeds`.
     """
 
     name: str
@@ -27,6 +28,7 @@ class ScoredModel:
     distance: float
     sampler: str = "normal"
     alive: bool = True
+    num_seeds: int = 1
 
 
 def score(name: str, metrics: Mapping[str, float], sampler: str) -> ScoredModel:
@@ -43,9 +45,9 @@ def score(name: str, metrics: Mapping[str, float], sampler: str) -> ScoredModel:
     return ScoredModel(name, metrics["valid_psnr"], distances[best], best, metrics.get("valid_active_units", 1) > 0)
 
 
-def describe_rule(slack: float, sampler: str) -> str:
-    """Return the rule in words."""
-    return RULE.format(slack=slack, sampler=RULE_SAMPLERS[sampler])
+def describe_rule(slack: float, sampler: str, several_seeds: bool = False) -> str:
+    """Return the rule in words, for points that each have one seed or of which some have `several_seeds`."""
+    return RULE.format(slack=slack, sampler=RULE_SAMPLERS[sampler]) + SEVERAL_SEEDS * several_seeds
 
 
 def pareto_front(models: Sequence[ScoredModel]) -> list[ScoredModel]:
@@ -80,7 +82,7 @@ def mean_score(models: Sequence[ScoredModel]) -> ScoredModel:
     """Return the mean of the scores of one point's seeds, under the name of the one with the lowest distance."""
     best = min(models, key=lambda model: model.distance)
     psnr, distance = (float(np.mean([getattr(model, name) for model in models])) for name in ("psnr", "distance"))
-    return ScoredModel(best.name, psnr, distance, best.sampler, all(model.alive for model in models))
+    return ScoredModel(best.name, psnr, distance, best.sampler, all(model.alive for model in models), len(models))
 
 
 def describe_noise(points: Sequence[Sequence[ScoredModel]], slack: float) -> str:
@@ -91,17 +93,17 @@ def describe_noise(points: Sequence[Sequence[ScoredModel]], slack: float) -> str
     front: noise may have put it behind.
     """
     several = [seeds for seeds in points if len(seeds) > 1]
-    if len(several) < 2:
+    if not several:
         return "one seed each: the choice may lie within the noise between seeds; search.replicates=3 measures it"
+    if len(several) == 1:
+        return "only one point has several seeds: its lead over the others may lie within the noise between seeds"
     distances = [np.array([model.distance for model in seeds]) for seeds in several]
     variance = sum(((d - d.mean()) ** 2).sum() for d in distances) / sum(len(d) - 1 for d in distances)
-    means = [mean_score(seeds) for seeds in several]
-    ranked = within_slack(means, slack)
+    ranked = within_slack([mean_score(seeds) for seeds in several], slack)
     if len(ranked) < 2:
         return ""
-    counts = {model.name: len(seeds) for model, seeds in zip(means, several, strict=True)}
     lead = ranked[1].distance - ranked[0].distance
-    error = float(np.sqrt(variance * sum(1 / counts[model.name] for model in ranked[:2])))
+    error = float(np.sqrt(variance * sum(1 / model.num_seeds for model in ranked[:2])))
     if lead >= 2 * error:
         return f"the choice is above noise: it leads by {lead:.2f} in mean distance, at a standard error of {error:.2f}"
     return (

@@ -6,6 +6,7 @@ from typing import Any
 
 from aecore.config import STORED_SAMPLERS
 from jobs.tune.campaign import STATES, Campaign, Trial
+from jobs.tune.selection import mean_score
 
 Row = dict[str, str]  # a trial's cells by column
 WIDTH = 80
@@ -19,6 +20,11 @@ def format_campaign(campaign: Campaign) -> str:
     trials = campaign.sorted_trials()
     lines = [format_summary(campaign), *format_rows(campaign, [trial_cells(campaign, t) for t in trials])]
     lines += [f"{campaign.short_name(trial.run)} {trial.state}: {trial.reason}" for trial in trials if trial.reason]
+    lines += [
+        f"{campaign.short_name(mean.name)}, mean of {mean.num_seeds} seeds: PSNR {mean.psnr:.1f}, "
+        f"distance {mean.distance:.2f}"
+        for mean in campaign.means() if mean.num_seeds > 1
+    ]  # fmt: skip
     lines += [f"runs are named {campaign.stem}-RUN; * Pareto front, > best by the rule"]
     if campaign.best:
         lines.append(f"best: {describe_best(campaign)}")
@@ -41,14 +47,14 @@ def describe_hours(campaign: Campaign) -> str:
 
 
 def describe_best(campaign: Campaign) -> str:
-    """Return the best run with its point and its scores."""
+    """Return the best run with its point and its scores, those of a point with several seeds as their mean."""
     trial = campaign.trial(campaign.best)
     assert trial is not None
-    model = campaign.score(trial)
-    assert model is not None
+    model = next(mean_score(seeds) for seeds in campaign.points() if trial.run in [seed.name for seed in seeds])
     point = ", ".join(f"{key} {format_value(value)}" for key, value in trial.point.items())
     sampler = STORED_SAMPLERS[model.sampler]
-    return f"{trial.run} ({point}): PSNR {model.psnr:.1f} dB, distance {model.distance:.2f} of {sampler}"
+    text = f"{trial.run} ({point}): PSNR {model.psnr:.1f} dB, distance {model.distance:.2f} of {sampler}"
+    return f"{text}, the mean of {model.num_seeds} seeds" if model.num_seeds > 1 else text
 
 
 def promote_command(campaign: Campaign) -> str:

@@ -60,3 +60,17 @@ def make_trial(index: int, point: dict[str, Any], kl_factor: float) -> Trial:
     start = START + 300.0 * (index // 2) + 10 * (index % 2)
     trial.spans = [Span(start, start + 280.0, 1.0, "core")]
     return trial
+
+
+def make_replicated(scores: dict[str, list[tuple[float, float]]]) -> Campaign:
+    """Return a finished campaign with PSNR and distance of each seed by point; a run is named by point and seed."""
+    recipe = check_recipe({"optim": {"epochs": 2}, "search": {"space": {"loss.kl_factor": "log(0.01, 10)"}}})
+    campaign = Campaign("faces", "d1", "d2", "x", recipe.model_dump(mode="json"), state="finished")
+    for index, (name, seeds) in enumerate(scores.items(), 1):
+        for seed, (psnr, distance) in enumerate(seeds):
+            point = {"loss.kl_factor": float(index)} | ({"optim.seed": seed} if seed else {})
+            trial = Trial(f"x-{name}{seed}", point, 2, state="finished", replicate_of=f"x-{name}0" if seed else "")
+            trial.record(2, {"valid_psnr": psnr, "valid_active_units": 2, "hog_frechet_normal": distance})
+            campaign.trials.append(trial)
+    campaign.rank()
+    return campaign

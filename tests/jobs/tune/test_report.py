@@ -25,7 +25,7 @@ from jobs.tune import campaign_charts, report
 from jobs.tune.campaign import Campaign, Span, write_campaign
 from jobs.tune.campaign_charts import busy_minutes, importance
 from jobs.tune.report import make_report, make_sections, trial_commands, write_report
-from tests.jobs.tune.made_campaigns import START, make_campaign
+from tests.jobs.tune.made_campaigns import START, make_campaign, make_replicated
 
 
 def decode_index(run: str, samplers: Sequence[str]) -> dict[str, np.ndarray]:
@@ -161,6 +161,20 @@ def test_pareto_chart_has_the_front_the_choice_and_the_slack(charts: dict):
         "Pareto front": 6, "chosen": 1, "dominated": 2, "no active units": 1, "stopped": 1, "diverged": 1, "lost": 1,
     }  # fmt: skip
     assert series["Pareto front"].labels[-1] == "0.00316, 64"
+
+
+def test_pareto_chart_has_points_of_several_seeds_at_their_mean(charts: dict):
+    """Before, at their best seed: a rejected point looked better than the choice."""
+    campaign = make_replicated({"a": [(22.0, 2.5), (22.0, 3.5)], "b": [(19.5, 2.95), (20.5, 2.85)], "c": [(23.0, 4.0)]})
+    text = make_sections(campaign, lambda run, samplers: {})[0].text
+    series, references = series_of(charts["pareto"]), charts["pareto"][-1]
+    assert {name: list(zip(values.x, values.y, strict=True)) for name, values in series.items()} == {
+        "Pareto front": [(20.0, pytest.approx(2.9)), (22.0, 3.0), (23.0, 4.0)],
+        "chosen": [(20.0, pytest.approx(2.9))],
+    }
+    assert references[0].x == 22.0 - 3
+    assert "A point with several seeds is drawn once, at their mean; the rule chooses among these points." in text
+    assert "several seeds" not in make_sections(make_campaign(), lambda run, samplers: {})[0].text
 
 
 def test_curves_are_coloured_for_the_best_and_some_of_the_front(charts: dict):

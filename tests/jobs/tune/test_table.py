@@ -13,12 +13,14 @@ from jobs.tune.campaign_charts import point_label
 from jobs.tune.live import CampaignDisplay, Screen, describe_end, live_display
 from jobs.tune.mlflow_overview import NOTE_LIMIT, describe, make_table, summarize, trial_tags
 from jobs.tune.table import format_campaign, format_rows, trial_cells
-from tests.jobs.tune.made_campaigns import make_campaign
+from tests.jobs.tune.made_campaigns import make_campaign, make_replicated
 
 WIDE_SPACE = {
     "model.z_dim": "int(2, 1200)", "loss.kl_factor": "log(0.001, 30)", "optim.lr": "log(1e-4, 1e-2)",
     "optim.batch": [16, 32, 64], "loss.kl_warmup": "uniform(0, 3)",
 }  # fmt: skip
+
+REPLICATED = {"a": [(22.0, 2.5), (22.0, 3.5)], "b": [(19.5, 2.95), (20.5, 2.85)], "c": [(23.0, 2.0)]}
 
 
 @pytest.fixture
@@ -98,6 +100,16 @@ def test_text_has_rule_note_reasons_and_the_promote_command(campaign: Campaign):
     ):  # fmt: skip
         assert part in text
     assert text.endswith("next: zpoint promote faces")
+
+
+def test_text_has_the_means_by_which_points_of_several_seeds_are_ranked():
+    """Before, it had the values of their best seeds alone: here the choice looked worse than a0."""
+    text = " ".join(format_campaign(make_replicated(REPLICATED)).split())
+    best = "x-b1 (loss.kl_factor 2, optim.seed 1)"
+    assert f"best: {best}: PSNR 20.0 dB, distance 2.90 of N(0, 1), the mean of 2 seeds" in text
+    assert "a0, mean of 2 seeds: PSNR 22.0, distance 3.00 b1, mean of 2 seeds: PSNR 20.0, distance 2.90 runs" in text
+    assert "points with several seeds are ranked by their mean, before all others note: the choice lies within" in text
+    assert "mean" not in format_campaign(make_campaign())
 
 
 def test_running_campaign_promotes_by_run_and_one_without_a_result_does_not(campaign: Campaign):
