@@ -10,6 +10,7 @@ CLUSTER_AXES = 32  # principal axes in which a mixture's clusters are fitted
 PER_COMPONENT = 50  # minimum of z-points for each component of a mixture
 EPSILON = 1e-30  # replaces 0 in a denominator
 SPANNED = 1e-9  # minimum variance of an axis that the z-points span, relative to that of the first axis
+EMPTY = 1e-9  # maximum sum of the memberships of a cluster without z-points
 VARIANCE_FLOOR = 1e-4  # of a component, relative to the variance of all z-points in the same direction
 
 
@@ -76,7 +77,8 @@ def fit_mixture(z: Tensor, mean: Tensor, covariance: Tensor, n_components: int) 
     """Return weights `(k,)`, means `(k, z_dim)` and covariance factors `(k, z_dim, z_dim)` of a Gaussian mixture.
 
     `z` float64 (n, z_dim); `mean` and `covariance` are those of `fit_gaussian`. A factor times its transpose is a
-    covariance. k is `n_components`, or fewer if these would have under PER_COMPONENT z-points each.
+    covariance. k is `n_components`, or fewer if these would have under PER_COMPONENT z-points each, or if there are
+    fewer distinct z-points.
 
     Expectation maximisation fits the clusters in the first CLUSTER_AXES principal axes, whitened. The covariance of
     each is then shrunk in coordinates in which all z-points are white: towards the covariance of them all. Axes that
@@ -100,7 +102,10 @@ def fit_mixture(z: Tensor, mean: Tensor, covariance: Tensor, n_components: int) 
 
 
 def _fit_clusters(white: Tensor, k: int) -> Tensor:
-    """Return the membership of points `(n, axes)` in k clusters, `(n, k)`; rows sum to 1."""
+    """Return the membership of points `(n, axes)` in up to k clusters, `(n, clusters)`; rows sum to 1.
+
+    Fewer distinct points than k leave clusters empty; these are dropped.
+    """
     if k == 1:
         return torch.ones_like(white[:, :1])
     from sklearn.mixture import GaussianMixture
@@ -109,4 +114,5 @@ def _fit_clusters(white: Tensor, k: int) -> Tensor:
     points = white.numpy()
     with threadpool_limits(1):  # on busy CPUs several BLAS threads are 20 times slower, waiting for each other
         mixture = GaussianMixture(k, reg_covar=VARIANCE_FLOOR, max_iter=200, random_state=0).fit(points)
-        return torch.from_numpy(mixture.predict_proba(points))
+        memberships = torch.from_numpy(mixture.predict_proba(points))
+    return memberships[:, memberships.sum(0) > EMPTY]
