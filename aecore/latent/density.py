@@ -80,15 +80,19 @@ def fit_mixture(z: Tensor, mean: Tensor, covariance: Tensor, n_components: int) 
     covariance. k is `n_components`, or fewer if these would have under PER_COMPONENT z-points each, or if there are
     fewer distinct z-points.
 
-    Expectation maximisation fits the clusters in the first CLUSTER_AXES principal axes, whitened. The covariance of
-    each is then shrunk in coordinates in which all z-points are white: towards the covariance of them all. Axes that
-    the z-points do not span, such as constant dimensions, are left out: their columns of the factors are 0.
+    One component is the Gaussian of `mean` and `covariance`. For several, expectation maximisation fits the clusters in
+    the first CLUSTER_AXES principal axes, whitened. The covariance of each is then shrunk in coordinates in which all
+    z-points are white: towards the covariance of them all. Axes that the z-points do not span, such as constant
+    dimensions, are left out: their columns of the factors are 0.
     """
     variances, axes = torch.linalg.eigh(covariance)
+    max_components = min(n_components, len(z) // PER_COMPONENT)
+    if max_components <= 1:
+        return z.new_ones(1), mean[None], (axes * variances.clamp_min(0).sqrt())[None]
     spanned = variances >= SPANNED * variances[-1]
     axes, scales = axes[:, spanned], variances[spanned].clamp_min(EPSILON).sqrt()
     white = (z - mean) @ (axes / scales)
-    memberships = _fit_clusters(white[:, -CLUSTER_AXES:], max(1, min(n_components, len(z) // PER_COMPONENT)))
+    memberships = _fit_clusters(white[:, -CLUSTER_AXES:], max_components)
     weights = memberships.mean(0)
     centres = (memberships.T @ white) / memberships.sum(0)[:, None]
     unit = white.square().mean().sqrt().clamp_min(EPSILON)  # 1, or less for fewer z-points than z_dim
@@ -106,8 +110,6 @@ def _fit_clusters(white: Tensor, k: int) -> Tensor:
 
     Fewer distinct points than k leave clusters empty; these are dropped.
     """
-    if k == 1:
-        return torch.ones_like(white[:, :1])
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits
 

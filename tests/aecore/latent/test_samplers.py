@@ -260,9 +260,17 @@ def test_each_cluster_has_its_own_mean_and_covariance():
         torch.testing.assert_close(centre, cluster.mean(0), atol=0.02, rtol=0)
         expected = root @ (shrunk_covariance(white) + 1e-4 * torch.eye(5)) @ root.T
         torch.testing.assert_close(factor @ factor.T, expected, atol=2e-3, rtol=0.02)
-    one = fit_mixture(z[:PER_COMPONENT], mean, covariance, 1)
-    assert one[0].tolist() == [1]
-    torch.testing.assert_close(one[1][0], z[:PER_COMPONENT].mean(0))
+
+
+@pytest.mark.parametrize("n", [2, 5, 20, 2 * PER_COMPONENT - 1])
+def test_mixture_of_one_component_is_the_fitted_gaussian(n):
+    """Shrunk once more, the covariance of few z-points would be many times as wide as they are."""
+    z = torch.randn(n, 200, generator=torch.manual_seed(0), dtype=torch.float64)
+    mean, covariance = fit_gaussian(z)
+    weights, means, [factor] = fit_mixture(z, mean, covariance, 10)
+    assert weights.tolist() == [1]
+    torch.testing.assert_close(means, mean[None])
+    torch.testing.assert_close(factor @ factor.T, covariance)
 
 
 def test_shrunk_covariance_equals_that_of_scikit_learn():
