@@ -1,4 +1,6 @@
-"""Store measurements in the run's folder: `<run>/study/<name>-<digest>.npz`, with the metrics as JSON inside.
+"""Store measurements in the run's folder: `<run>/study/<name>-<digest>.npz`.
+
+Inside are the arrays by number, and as JSON their names and the metrics.
 
 An interrupted study resumes with them, and later studies of the run reuse them.
 """
@@ -17,7 +19,7 @@ from aecore.data.io import read_bytes, write_atomic
 
 # Increase it when a measurement changes, or when a measurement, sampler, task or metric is added.
 VERSION = 5
-METRICS_ENTRY = "figures.json"
+METRICS_ENTRY, NAMES_ENTRY = "figures.json", "names.json"
 
 
 def measurement_path(root: str, name: str, options: dict[str, Any]) -> str:
@@ -28,8 +30,11 @@ def measurement_path(root: str, name: str, options: dict[str, Any]) -> str:
 
 def save_measurement(fs: pafs.FileSystem, path: str, measurement: Measurement) -> None:
     """Write a measurement atomically."""
-    text, buffer = json.dumps(measurement.metrics).encode(), io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{METRICS_ENTRY: np.frombuffer(text, np.uint8)}, **measurement.arrays)
+    # An array may have the name of any class, such as "file": not every name can be a keyword or a zip member's name.
+    entries = {METRICS_ENTRY: measurement.metrics, NAMES_ENTRY: list(measurement.arrays)}
+    encoded = {entry: np.frombuffer(json.dumps(value).encode(), np.uint8) for entry, value in entries.items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, *measurement.arrays.values(), allow_pickle=False, **encoded)
     write_atomic(fs, path, buffer.getvalue())
 
 
@@ -40,4 +45,8 @@ def load_measurement(fs: pafs.FileSystem, path: str) -> Measurement | None:
             arrays = dict(npz)
     except (FileNotFoundError, ValueError, EOFError, zipfile.BadZipFile):
         return None
-    return Measurement(json.loads(arrays.pop(METRICS_ENTRY).tobytes()), arrays)
+    metrics = json.loads(arrays.pop(METRICS_ENTRY).tobytes())
+    if NAMES_ENTRY in arrays:  # earlier versions stored the arrays by name
+        names = json.loads(arrays.pop(NAMES_ENTRY).tobytes())
+        arrays = {name: arrays[f"arr_{index}"] for index, name in enumerate(names)}
+    return Measurement(metrics, arrays)

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow.fs as pafs
 import pytest
 
@@ -12,6 +13,7 @@ from aecore import analysis
 from aecore.config import check_recipe
 from jobs.dataset import open_dataset
 from jobs.study.images import check_image_count, held_out_split, read_images
+from jobs.study.measurement_store import load_measurement, save_measurement
 from jobs.study.measurements import (
     FinishedRun,
     MeasuredRun,
@@ -86,6 +88,29 @@ def test_measurements_of_a_shorter_training_are_not_those_of_the_continued_one(
         run = FinishedRun(store, recipe, dataset.manifest.digest)
         measured.append(MeasuredRun(run, study_dataset).measure("real").metrics)
     assert measured == [1, 2, 2]
+
+
+ODD_NAMES = (
+    "file", "allow_pickle", "figures.json", "names.json", "arr_0", "", "a", "a.npy", "a\0b", "/", "..", "\udcff",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [ODD_NAMES, ("x" * 70_000,), ()])
+def test_stored_measurement_has_arrays_of_any_name(tmp_path: Path, names: tuple[str, ...]):
+    """The directions of a dataset's classes and attributes have their names."""
+    fs, path = pafs.LocalFileSystem(), str(tmp_path / "directions.npz")
+    stored = analysis.Measurement({"sds": 3.0}, {name: np.array([index]) for index, name in enumerate(names)})
+    save_measurement(fs, path, stored)
+    assert load_measurement(fs, path) == stored
+
+
+def test_measurement_of_an_earlier_version_is_loaded(tmp_path: Path):
+    metrics = np.frombuffer(b'{"sds": 3.0}', np.uint8)
+    np.savez(tmp_path / "old.npz", **{"figures.json": metrics, "axis 1": np.arange(4), "smiling": np.arange(9)})
+    loaded = load_measurement(pafs.LocalFileSystem(), str(tmp_path / "old.npz"))
+    assert loaded is not None
+    assert loaded.metrics == {"sds": 3.0}
+    assert {name: len(array) for name, array in loaded.arrays.items()} == {"axis 1": 4, "smiling": 9}
 
 
 def test_unfinished_run_is_not_studied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
