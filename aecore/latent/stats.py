@@ -39,9 +39,8 @@ class ZStats:
     variances: np.ndarray  # of the principal axes, descending
 
     def axes_for(self, fraction: float) -> int:
-        """Return how many principal axes hold `fraction` of the variance."""
-        cumulative = np.cumsum(self.variances) / max(self.variances.sum(), 1e-300)
-        return int(np.searchsorted(cumulative, fraction - 1e-12) + 1)
+        """Return how many principal axes hold `fraction` of the variance, 1 for equal z-points."""
+        return int(np.searchsorted(np.cumsum(self.variances), (fraction - 1e-12) * self.variances.sum()) + 1)
 
     def summary(self) -> dict[str, float]:
         """Return scalars for a table, JSON or MLflow."""

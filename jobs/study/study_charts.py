@@ -127,7 +127,7 @@ def variance_chart(runs: Sequence[RunMetrics]) -> Chart:
     series = []
     for run in runs:
         variances = run["points"]["variances"]
-        total = sum(variances)
+        total = sum(variances) or 1.0  # of equal z-points it is 0
         axis_shares = [n / len(variances) for n in range(len(variances) + 1)]
         explained = [cumulative / total for cumulative in accumulate(variances, initial=0)]
         series.append(Series(run_label(run), axis_shares, explained))

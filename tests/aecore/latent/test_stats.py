@@ -62,6 +62,7 @@ def test_each_statistic_equals_its_definition():
 def test_axes_for_a_share_of_the_variance():
     stats = replace(stats_of(normal(100, 4)), variances=np.array([6.0, 3, 0.9, 0.1]))
     assert [stats.axes_for(share) for share in (0.5, 0.6, 0.61, 0.9, 0.91, 0.99, 1)] == [1, 1, 2, 2, 3, 3, 4]
+    assert replace(stats, variances=np.zeros(4)).axes_for(0.9) == 1
 
 
 def test_core_distance_is_that_of_kolmogorov_and_smirnov():

@@ -26,6 +26,7 @@ from jobs.study.charts import (
     scatter_chart,
 )
 from jobs.study.metrics import confidence_interval
+from jobs.study.study_charts import variance_chart
 
 RATE_AXIS = Axis("rate", percent=True, ticks=(0, 0.5, 1))
 SERIES = [
@@ -165,6 +166,12 @@ def test_labels_are_escaped_text(charts: list[Chart]):
 
 def test_same_values_give_the_same_svg(charts: list[Chart]):
     assert [chart.svg for chart in draw_charts()] == [chart.svg for chart in charts]
+
+
+def test_equal_z_points_explain_no_variance(figures: list[Figure]):
+    variance_chart([{"run": "a", "kl_factor": 0.0, "points": {"variances": [0.0, 0.0]}}])
+    [axes] = figures[0].axes
+    assert [list(map(float, line.get_ydata())) for line in axes.lines] == [[0, 0, 0], [0.9, 0.9]]
 
 
 @pytest.mark.parametrize(("rate", "interval"), [(0.0, (0.0, 0.278)), (0.5, (0.237, 0.763)), (1.0, (0.722, 1.0))])
