@@ -709,7 +709,11 @@ PLANTED = (
     ),
     Fault(
         "near real ignores real", "jobs/claims/verdicts.py",
-        '>= NEAR_REAL * _rate(_metrics(run, "real"))', ">= NEAR_REAL", (VERDICTS,),
+        ">= NEAR_REAL * _real_rate(run)", ">= NEAR_REAL", (VERDICTS,),
+    ),
+    Fault(
+        "claims hold if no real image shows a face", "jobs/claims/verdicts.py",
+        "return _real_rate(run) >= HALF", "return True", (VERDICTS,),
     ),
     Fault(
         "recolor vs gray alone", "jobs/claims/verdicts.py",

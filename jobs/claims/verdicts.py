@@ -92,10 +92,10 @@ def check_ae_random_points(runs: Runs) -> Verdict:
     [run] = runs.values()
     normal, cubes = _metrics(run, "samplers")["normal"], _metrics(run, "cube")
     max_cube_rate = max(_rate(cube) for cube in cubes)
-    holds = max(_rate(normal), max_cube_rate) <= ALMOST_NONE
+    holds = _detects_real_images(run) and max(_rate(normal), max_cube_rate) <= ALMOST_NONE
     evidence = (
         f"N(0, 1): {_rate_in_words(run, _rate(normal))}; cubes of boundary 0.5 to 20: at most "
-        f"{format_rate(max_cube_rate)}"
+        f"{format_rate(max_cube_rate)}; real images: {format_rate(_real_rate(run))}"
     )
     rows = [ImageRow("N(0, 1)", _arrays(run, "samplers")["normal"], _cells(normal))]
     for cube, images in zip(cubes, _arrays(run, "cube")["pictures"], strict=True):
@@ -184,7 +184,7 @@ def check_fitted_gaussian(runs: Runs) -> Verdict:
     rows = tuple(
         ImageRow(title, images[sampler], _cells(scores[sampler])) for sampler, title in STORED_SAMPLERS.items()
     )
-    evidence = f"images that show {_rate_target(run)}: {rates_in_words}"
+    evidence = f"images that show {_rate_target(run)}: {rates_in_words}, real images {format_rate(_real_rate(run))}"
     return Verdict(_is_near_real(run, "gaussian"), evidence, rows)
 
 
@@ -257,13 +257,22 @@ def _rate_target(run: MeasuredRun) -> str:
 
 
 def _is_near_real(run: MeasuredRun, sampler: str) -> bool:
-    """Return True if a sampler's images show something nearly as often as real images do."""
-    return _rate(_metrics(run, "samplers")[sampler]) >= NEAR_REAL * _rate(_metrics(run, "real"))
+    """Return True if real images show something, and a sampler's images nearly as often."""
+    return _detects_real_images(run) and _rate(_metrics(run, "samplers")[sampler]) >= NEAR_REAL * _real_rate(run)
+
+
+def _detects_real_images(run: MeasuredRun) -> bool:
+    """Return True if at least half of the real images show something; otherwise the rates of others prove nothing."""
+    return _real_rate(run) >= HALF
+
+
+def _real_rate(run: MeasuredRun) -> float:
+    return _rate(_metrics(run, "real"))
 
 
 def _rates_beside_real(run: MeasuredRun) -> str:
-    rate, real_rate = _rate(_metrics(run, "samplers")["reconstructions"]), _rate(_metrics(run, "real"))
-    return f"{_rate_in_words(run, rate)}, and {format_rate(real_rate)} of the real images do"
+    rate = _rate(_metrics(run, "samplers")["reconstructions"])
+    return f"{_rate_in_words(run, rate)}, and {format_rate(_real_rate(run))} of the real images do"
 
 
 def _rate_in_words(run: MeasuredRun, rate: float) -> str:

@@ -103,9 +103,12 @@ HOLDING: dict[str, list[dict[str, Any]]] = {
     "z-dim-mnist": [{PSNR: 12.0}, {PSNR: 15.0}, {PSNR: 18.0}, {PSNR: 18.2}],
     "z-dim-fashion": [{PSNR: 12.0}, {PSNR: 18.0}, {PSNR: 18.2}],
 }  # fmt: skip
+# claims that real images without faces or classes cannot support
+NEEDING_REAL = ("reconstruct", "denoise", "drop", "recolor", "recolor-cifar10", "ae-random", "fitted")
 NEAR_REAL = (0.721, 0.719)  # 0.9 times the rate of real images is 0.72
 # claim, index of the run, metric, a value just inside the rule, one just outside
 THRESHOLDS: list[tuple[str, int, str, float, float]] = [
+    *((name, 0, "real.RATE", 0.5, 0.499) for name in NEEDING_REAL),
     *((name, 0, "samplers.reconstructions.RATE", *NEAR_REAL)
       for name in ("reconstruct", "denoise", "drop", "recolor", "recolor-cifar10")),
     *((name, 0, f"tasks.{name}.psnr", 11.5, 11.49) for name in ("reconstruct", "denoise", "drop")),
@@ -193,7 +196,7 @@ EVIDENCE = {
     "0.60; 75 % of the images show a face",
     "recolor-cifar10": "PSNR of the colours 20.0 dB of gray, 18.0 dB of the mean training image, 24.0 dB of the "
     "outputs; 75 % of the images show one of the set's classes",
-    "ae-random": "N(0, 1): 5 % of the images show a face; cubes of boundary 0.5 to 20: at most 5 %",
+    "ae-random": "N(0, 1): 5 % of the images show a face; cubes of boundary 0.5 to 20: at most 5 %; real images: 80 %",
     "vae-origin": "boundary 0.5: 75 %, boundary 1: 75 %, boundary 2: 75 %, boundary 5: 75 %, boundary 10: 75 %, "
     "boundary 20: 10 %; N(0, 1): 75 % of the images",
     "vae-sphere": "radius 14.1: 75 % of the images show a face, HOG-Frechet 2.00; of all measured radii, 14.1 is "
@@ -212,6 +215,15 @@ EVIDENCE = {
 @pytest.mark.parametrize("name", EVIDENCE)
 def test_evidence_names_the_metrics_of_the_rule(no_charts: None, name: str):
     assert EVIDENCE[name] in check(name, *HOLDING[name]).evidence
+
+
+@pytest.mark.parametrize("name", NEEDING_REAL)
+def test_claim_does_not_hold_on_images_that_show_nothing(name: str):
+    """0 % of the images are as many as of the real ones."""
+    nothing = {f"samplers.{sampler}.RATE": 0.0 for sampler in SAMPLERS} | {f"cube.{i}.RATE": 0.0 for i in range(6)}
+    verdict = check(name, HOLDING[name][0] | nothing | {"real.RATE": 0.0})
+    assert not verdict.holds
+    assert "real images" in verdict.evidence
 
 
 def test_nearest_radius_of_the_sphere_may_be_another_than_sqrt_z_dim():
