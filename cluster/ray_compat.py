@@ -176,6 +176,18 @@ def fetch_actors(client: Any) -> list[dict[str, Any]]:
         return []
 
 
+def fetch_session_name(client: Any) -> str:
+    """Return the session of the Ray of a JobSubmissionClient, as in session_2026-11-30_19-28-14_108891_14714.
+
+    The folder of Ray's sockets on its head has this name.
+    Without it: a job that `zpoint submit` sends through `kubectl port-forward` or `ray dashboard` fails, since it
+    starts in the submitter's folder, which the remote head does not have.
+    Test: tests/jobs/commands/test_submit.py::test_a_job_runs_in_the_submitters_folder.
+    Goes when: a public method of Ray's client returns the session, or the host of the head.
+    """
+    return client._do_request("GET", "/api/version").json()["session_name"]
+
+
 def log_ray_messages() -> None:
     """Send what Ray prints of lost nodes and of killed actors to this module's logger instead of stdout.
 

@@ -24,8 +24,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.dashboard import check_answers, connect_dashboard
-from cluster.network import is_loopback
-from cluster.ray_compat import fetch_actors
+from cluster.network import has_unix_socket, is_loopback
+from cluster.ray_compat import fetch_actors, fetch_session_name
 from cluster.ray_connection import SECRETS_FILE, runtime_env
 from cluster.settings import EXPORTED_VARIABLES, expand_user, hide_credentials, split_secrets
 
@@ -69,7 +69,7 @@ def submit(
     if missing:
         raise ValueError(f"no recipe at {missing[0]}")
     client, url = _connect(address)
-    on_this_machine = is_loopback(urlsplit(url).hostname or "")
+    on_this_machine = _runs_on_this_machine(client, url)
     command = shlex.join(["zpoint", *argv])
     environment = _job_runtime_env(on_this_machine)
     named = _parse_variables(variables)
@@ -143,6 +143,11 @@ def _connect(address: str | None) -> tuple[Any, str]:
         return JobSubmissionClient(url)
 
     return connect_dashboard(make_client, address)
+
+
+def _runs_on_this_machine(client: Any, url: str) -> bool:
+    """Return True if the Ray at `url` runs here; a loopback URL may be a tunnel to another machine's dashboard."""
+    return is_loopback(urlsplit(url).hostname or "") and has_unix_socket(f"/{fetch_session_name(client)}/")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,7 @@ from typing import ClassVar
 
 import pytest
 
-from cluster.network import accepts_connections, configure_libraries, find_interface
+from cluster.network import accepts_connections, configure_libraries, find_interface, has_unix_socket
 from serving.client import AsyncClient, Client, EndpointError
 from tests.proxy import counting_proxy
 from tests.serving.app_server import make_slot, serve_app
@@ -258,6 +259,15 @@ def test_telemetry_is_off_unless_the_user_has_set_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
     configure_libraries()
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+
+
+def test_a_unix_socket_counts_while_its_path_exists():
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as server:  # a short path
+        path = f"{folder}/a socket"
+        server.bind(path)
+        assert has_unix_socket(f"{folder}/")
+        os.rename(path, f"{folder}/another")  # as in a container that shares the network, not the files
+        assert not has_unix_socket(f"{folder}/")
 
 
 def test_a_port_accepts_connections_while_a_server_listens_there():

@@ -133,6 +133,26 @@ def test_job_gets_the_settings_and_on_another_machine_no_default_folder_of_this_
     assert submit_module._job_runtime_env(False)["env_vars"]["ZPOINT_HOME"] == "/shared"
 
 
+@pytest.mark.parametrize(
+    ("host", "listening", "on_this_machine"),
+    [("127.0.0.1", True, True), ("127.0.0.1", False, False), ("head", True, False)],
+)
+def test_a_job_starts_in_the_submitters_folder_unless_loopback_is_a_tunnel(
+    monkeypatch: pytest.MonkeyPatch, host: str, listening: bool, on_this_machine: bool
+):
+    monkeypatch.delenv("ZPOINT_HOME")
+    sent: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="session_", dir="/tmp") as session, socket.socket(socket.AF_UNIX) as raylet:
+        if listening:
+            raylet.bind(f"{session}/raylet")
+        version = SimpleNamespace(json=lambda: {"session_name": Path(session).name})
+        client = SimpleNamespace(submit_job=lambda **options: sent.update(options), _do_request=lambda *_: version)
+        monkeypatch.setattr(submit_module, "_connect", lambda address: (client, f"http://{host}:8265"))
+        submit(["promote", "run"])
+    assert (f"cd {os.getcwd()} && " in sent["entrypoint"]) is on_this_machine
+    assert ("ZPOINT_HOME" in sent["runtime_env"]["env_vars"]) is on_this_machine
+
+
 def make_info(job_id: str, start_s: int, status: str = "SUCCEEDED", exit_code: int | None = 0) -> SimpleNamespace:
     """Return a fake of Ray's JobDetails, of a job of 2.5 s."""
     return SimpleNamespace(
