@@ -75,4 +75,6 @@ def test_commands_are_bash_and_ray_knows_their_options(path: Path):
     assert all(". ~/zpoint.env" in command for command in started)
     # HAProxy's admin socket is there, open to whoever may enter; `install` fails if another user made the folder.
     assert all("install -d -m 700 /tmp/haproxy-serve && " in command for command in started)
+    if "docker" not in config:  # a submitted job runs `python`, which an image has in PATH
+        assert all("export PATH=/opt/zpoint/.venv/bin:$PATH;" in text.partition("ray start")[0] for text in started)
     assert all("chmod 600 ~/.ray/auth_token ~/zpoint.env; set -a; . ~/zpoint.env" in command for command in started)
