@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -51,8 +52,7 @@ def dashboard_url(address: str) -> str:
     else:
         check_reachable(address)
         url = f"http://{address.rpartition(':')[0]}:{DASHBOARD_PORT}"
-    parsed = urlsplit(url)
-    if parsed.scheme not in ("http", "https") or not parsed.hostname:
+    if not _is_http_url(url):
         raise ValueError(f"--address and RAY_ADDRESS take http://host:8265 or host:6379, not '{address}'")
     check_proxies(url)
     derived = (f" (from {address})" if address not in ("", url) else "") + proxy_hint(url)
@@ -74,3 +74,13 @@ def check_answers(url: str) -> None:
     except HTTPError as error:
         if error.code not in (401, 403):  # these ask for the token
             raise
+    except HTTPException as error:  # not an OSError; its text may be bytes of HTTP/2, as of port 6379 of a Ray head
+        raise OSError(f"no HTTP answer: {type(error).__name__}") from error
+
+
+def _is_http_url(url: str) -> bool:
+    try:
+        parsed = urlsplit(url)
+        return parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0
+    except ValueError:  # of the port, or of brackets
+        return False

@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
+import io
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -13,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from http.client import BadStatusLine
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -299,6 +302,24 @@ def test_a_cluster_that_stays_away_ends_the_wait_with_what_is_known(monkeypatch:
         submit_module._wait(connections, "http://head", "a")
 
 
+def test_one_answer_that_is_not_http_does_not_end_the_wait(monkeypatch: pytest.MonkeyPatch, capsys):
+    """As of a proxy or a tunnel that restarts."""
+    connections = Connections([[]], [make_info("a", 1), make_info("a", 1)])
+    connections.install(monkeypatch)
+    monkeypatch.setattr(submit_module, "check_answers", dashboard.check_answers)
+    answers = [BadStatusLine("\0\0\x12"), io.BytesIO(), io.BytesIO()]
+
+    def open_url(url: str, timeout: float) -> io.BytesIO:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(dashboard, "urlopen", open_url)
+    assert submit_module._wait(connections, "http://head", "a")["status"] == "SUCCEEDED"
+    assert "lost the connection to http://head (no HTTP answer: BadStatusLine)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("end", ["died", "unknown"])
 def test_a_job_whose_driver_was_lost_is_submitted_again(monkeypatch: pytest.MonkeyPatch, capsys, end: str):
     """Its node died with it, or the head was restarted and knows no jobs."""
@@ -365,6 +386,31 @@ def test_an_address_without_a_dashboard_fails_after_the_timeout(start_moto, monk
             with pytest.raises(ValueError, match=r"no Ray|take http://host:8265") as error:
                 list_jobs()
             assert address in str(error.value)
+
+
+def test_a_port_that_does_not_speak_http_is_named_in_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"\0\0\x12\4\0\0\0\0\0")  # HTTP/2, as a Ray head's port 6379
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(
+            ValueError, match=rf"no Ray dashboard answers at {url}: no HTTP.*; give the dashboard's URL"
+        ):
+            list_jobs(url)
+        thread.join()
+
+
+@pytest.mark.parametrize("url", ["http://head:abc", "http://head:123456", "http://[head", "http://", "ftp://head"])
+def test_a_url_that_names_no_host_and_port_is_refused(url: str):
+    with pytest.raises(ValueError, match=rf"take http://host:8265 or host:6379, not '{re.escape(url)}'"):
+        list_jobs(url)
 
 
 def test_the_secrets_are_in_neither_the_command_nor_the_names_that_are_printed(tmp_path: Path, capsys):
