@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from cluster.network import check_proxies, configure_libraries, proxy_hint
-from cluster.ray_compat import ray_api_address
+from cluster.ray_compat import fetch_dashboard_port, ray_api_address
 from cluster.ray_connection import check_reachable, use_token
 from cluster.settings import settings
 
@@ -50,8 +50,7 @@ def dashboard_url(address: str) -> str:
     elif "://" in address:
         url = address
     else:
-        check_reachable(address)
-        url = f"http://{address.rpartition(':')[0]}:{DASHBOARD_PORT}"
+        url = _fetch_dashboard_url(address)
     if not _is_http_url(url):
         raise ValueError(f"--address and RAY_ADDRESS take http://host:8265 or host:6379, not '{address}'")
     check_proxies(url)
@@ -65,6 +64,28 @@ def dashboard_url(address: str) -> str:
         reason = getattr(error, "reason", error)
         raise ValueError(f"no Ray dashboard answers at {url}{derived}: {reason}; {fix}") from error
     return url
+
+
+def _fetch_dashboard_url(address: str) -> str:
+    """Return the URL of the dashboard of the Ray head at host:port; its host is the given one. Raises ValueError."""
+    check_reachable(address)
+    host = address.rpartition(":")[0]  # the head may report its loopback, or an address inside its container
+    use_token(host)
+    from ray.exceptions import AuthenticationError, RpcError
+
+    try:
+        port = fetch_dashboard_port(address, CONNECT_TIMEOUT_S)
+    except AuthenticationError as error:
+        raise ValueError(
+            f"the Ray at {address} refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        ) from error
+    except RpcError as error:
+        raise ValueError(
+            f"no Ray head answers at {address}: {error}; give its host:port or its dashboard's URL"
+        ) from error
+    if not port:
+        raise ValueError(f"the Ray at {address} has no dashboard: start its head with --include-dashboard=true")
+    return f"http://{host}:{port}"
 
 
 def check_answers(url: str) -> None:

@@ -188,6 +188,23 @@ def fetch_session_name(client: Any) -> str:
     return client._do_request("GET", "/api/version").json()["session_name"]
 
 
+def fetch_dashboard_port(address: str, timeout_s: float) -> str:
+    """Return the port of the dashboard of the Ray whose head is at `address`, host:port; "" if it has none.
+
+    Without it: with `RAY_ADDRESS=host:6380` of a second Ray on a host, `zpoint submit`, `stop` and `deploy` change the
+    first one, whose dashboard has the port 8265. `JobSubmissionClient(address)` takes the host that the head reports,
+    which may be its loopback.
+    Test: tests/jobs/commands/test_submit.py::test_the_address_of_the_head_leads_to_its_dashboard.
+    Goes when: a public function of Ray returns the address of a head's dashboard.
+    """
+    from ray._private import ray_constants
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+
+    key, namespace = ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD
+    reported = GcsClient(address=address).internal_kv_get(key, namespace=namespace, timeout=timeout_s)
+    return (reported or b"").decode().rpartition(":")[2]
+
+
 def log_ray_messages() -> None:
     """Send what Ray prints of lost nodes and of killed actors to this module's logger instead of stdout.
 

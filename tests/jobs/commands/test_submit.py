@@ -22,6 +22,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
+from ray.exceptions import AuthenticationError, RpcError
 
 from cluster import dashboard
 from cluster.ray_compat import ray_api_address
@@ -407,6 +408,31 @@ def test_a_port_that_does_not_speak_http_is_named_in_one_line():
         thread.join()
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("8266", "no Ray dashboard answers at http://127.0.0.1:8266 (from 127.0.0.1:6380)"),
+        ("", "has no dashboard"),
+        (AuthenticationError("wrong"), "refuses the token"),
+        (RpcError("Method not found!"), "no Ray head answers at 127.0.0.1:6380: Method not found!"),
+    ],
+)
+def test_the_port_of_the_dashboard_is_the_one_that_the_head_reports(monkeypatch, answer: str | Exception, message: str):
+    def fetch(address: str, timeout_s: float) -> str:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def refuse(url: str) -> None:
+        raise OSError("refused")
+
+    monkeypatch.setattr(dashboard, "check_reachable", lambda address: None)
+    monkeypatch.setattr(dashboard, "fetch_dashboard_port", fetch)
+    monkeypatch.setattr(dashboard, "check_answers", refuse)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        list_jobs("127.0.0.1:6380")
+
+
 @pytest.mark.parametrize("url", ["http://head:abc", "http://head:123456", "http://[head", "http://", "ftp://head"])
 def test_a_url_that_names_no_host_and_port_is_refused(url: str):
     with pytest.raises(ValueError, match=rf"take http://host:8265 or host:6379, not '{re.escape(url)}'"):
@@ -510,8 +536,7 @@ def test_a_process_joins_the_head_and_its_workers_get_settings_but_show_no_keys(
 
 
 @pytest.mark.ray
-def test_the_address_of_the_head_leads_to_its_dashboard(head: str, ports: list[int], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dashboard, "DASHBOARD_PORT", ports[1])
+def test_the_address_of_the_head_leads_to_its_dashboard(head: str, ports: list[int]):
     assert list_jobs(f"127.0.0.1:{ports[0]}") == list_jobs(head)
 
 
