@@ -150,7 +150,8 @@ SECRET_NAME = r"[\w.-]*(?:password|passwd|pwd|token|secret|api_?key|credential)[
 def exported_env() -> dict[str, str]:
     """Return the variables, with absolute paths, that `apply_env` sets in another process."""
     current = settings()
-    exported = {name: os.environ[name] for name in EXPORTED_VARIABLES if name in os.environ}
+    names = (*EXPORTED_VARIABLES, *_read("ZPOINT_SECRETS").split())  # the names that `zpoint submit --env` has hidden
+    exported = {name: os.environ[name] for name in names if name in os.environ}
     paths = {
         "ZPOINT_HOME": str(current.home), "ZPOINT_CACHE": str(current.cache), "ZPOINT_STORE": current.store,
         "MLFLOW_TRACKING_URI": current.tracking_uri,

@@ -194,7 +194,8 @@ def _make_entrypoint(argv: list[str], working_dir: Path, on_this_machine: bool, 
     """
     words = []
     if secrets:
-        lines = [f"export {name}={shlex.quote(text)}\n" for name, text in secrets.items()]
+        variables = secrets | {"ZPOINT_SECRETS": " ".join(secrets)}  # the names, for the job's workers
+        lines = [f"export {name}={shlex.quote(text)}\n" for name, text in variables.items()]
         path = working_dir / SECRETS_FILE
         path.touch(0o600, exist_ok=False)  # before it has content; Ray keeps the mode on the node
         path.write_text("".join(lines))

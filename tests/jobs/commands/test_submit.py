@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import io
+import json
 import os
 import re
 import shlex
@@ -31,6 +32,8 @@ from cluster.settings import EXPORTED_VARIABLES
 from jobs.commands import submit as submit_module
 from jobs.commands.printing import format_jobs
 from jobs.commands.submit import _connect, job_logs, list_jobs, stop_job, submit
+
+REPO = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,17 @@ def test_secrets_go_to_a_file_that_the_command_reads_and_deletes(tmp_path: Path)
     command = entrypoint.partition("exec ")[0] + 'printf %s "$MLFLOW_TRACKING_TOKEN"'
     assert subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True).stdout == text
     assert not list(tmp_path.iterdir())
+
+
+def test_workers_get_the_secrets_that_the_option_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The driver passes on what `exported_env` returns."""
+    secrets = {"HF_TOKEN": "not for all", "MLFLOW_TRACKING_TOKEN": "t"}
+    entrypoint = submit_module._make_entrypoint(["doctor"], tmp_path, False, secrets)
+    code = "import json; from cluster.settings import exported_env; print(json.dumps(exported_env()))"
+    command = entrypoint.partition("exec ")[0] + shlex.join([sys.executable, "-c", code])
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    process = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert secrets.items() <= json.loads(process.stdout).items()
 
 
 def test_job_gets_the_settings_and_on_another_machine_no_default_folder_of_this_one(
