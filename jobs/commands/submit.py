@@ -124,14 +124,22 @@ def job_logs(
 
 
 def stop_job(job_id: str, address: str | None = None) -> dict[str, Any]:
-    """Stop a job (SIGTERM, then SIGKILL), wait up to 20 s for its end, and return its id and status."""
+    """Stop a job (SIGTERM, then SIGKILL), wait up to 20 s for its end, and return its id and status.
+
+    With `exit_status` 1 if it has not ended, as a job that waits for resources: Ray stops it once its driver starts.
+    """
     client, url = _connect(address)
     with _unknown_job_as_value_error(job_id, url):
         client.stop_job(job_id)
         deadline = time.monotonic() + STOP_TIMEOUT_S + 5
         while (status := client.get_job_status(job_id).value) not in FINAL_STATUSES and time.monotonic() < deadline:
             time.sleep(POLL_INTERVAL_S)
-    return {"id": job_id, "status": status}
+    if status in FINAL_STATUSES:
+        return {"id": job_id, "status": status}
+    waiting = "it waits for resources, and is stopped as soon as a node takes it"
+    hint = waiting if status == "PENDING" else f"call `zpoint stop {job_id}` again"
+    print(f"zpoint: job '{job_id}' has not ended: {hint}", file=sys.stderr)
+    return {"id": job_id, "status": status, "exit_status": 1}
 
 
 def _connect(address: str | None) -> tuple[Any, str]:

@@ -554,6 +554,17 @@ def test_the_address_of_the_head_leads_to_its_dashboard(head: str, ports: list[i
     assert list_jobs(f"127.0.0.1:{ports[0]}") == list_jobs(head)
 
 
+@pytest.mark.parametrize(
+    ("status", "hint"), [("PENDING", "as soon as a node takes it"), ("RUNNING", "`zpoint stop a` again")]
+)
+def test_a_stop_that_has_not_ended_the_job_says_why_and_fails(monkeypatch, capsys, status: str, hint: str):
+    monkeypatch.setattr(submit_module, "STOP_TIMEOUT_S", -5)
+    client = SimpleNamespace(stop_job=lambda job_id: True, get_job_status=lambda job_id: SimpleNamespace(value=status))
+    monkeypatch.setattr(submit_module, "_connect", lambda address: (client, "http://head:8265"))
+    assert stop_job("a") == {"id": "a", "status": status, "exit_status": 1}
+    assert hint in capsys.readouterr().err
+
+
 @pytest.mark.ray
 def test_a_job_can_be_stopped(head: str, wait_until):
     client, _ = _connect(head)
