@@ -43,10 +43,13 @@ def accepts_connections(host: str, port: int, timeout_s: float) -> bool:
 def has_unix_socket(part: str) -> bool:
     """Return True if a process of this machine has a Unix socket whose path exists and has `part` in it.
 
-    A container with its own network or file system is another machine.
+    A container with its own network or file system is another machine. Always False without Linux's /proc.
     """
-    lines = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()  # the path is the 8th field
-    return any(part in line and os.path.exists(line.split(maxsplit=7)[-1]) for line in lines)
+    try:
+        lines = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()  # the path is the 8th field
+    except FileNotFoundError:
+        return False
+    return any(part in line and Path(line.split(maxsplit=7)[-1]).exists() for line in lines)
 
 
 def find_interface(address: str) -> str:
