@@ -1,5 +1,6 @@
 """Campaigns: every trial reports every epoch, the best run follows the rule, and no finished work is repeated."""
 
+import json
 import os
 import shutil
 import signal
