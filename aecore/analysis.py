@@ -31,12 +31,12 @@ IMAGES_STORED = 10  # of each sampler, sweep value and task
 NUM_PAIRS = 64  # pairs of held-out images to interpolate between
 INTERPOLATION_STEPS = 11
 PAIRS_STORED = 3
-N_PATH_POINTS = 2_000  # training z-points that an interpolation may pass through
+NUM_PATH_POINTS = 2_000  # training z-points that an interpolation may pass through
 NUM_AXES = 5  # principal axes that are decoded
 DIRECTION_LIMIT = 3.0  # sds to either side of the mean z-point
 DIRECTION_STEPS = 9
-N_MAP_POINTS = 1_000  # z-points on a two-dimensional map
-N_CORRELATED_DIMS = 64  # latent dimensions whose correlations are stored
+NUM_MAP_POINTS = 1_000  # z-points on a two-dimensional map
+NUM_CORRELATED_DIMS = 64  # latent dimensions whose correlations are stored
 RADIUS_BIN_EDGES = np.geomspace(0.125, 32, 65)  # in units of sqrt(z_dim)
 TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 # sampler: its parameter and the values of the sweep
@@ -240,7 +240,7 @@ def measure_interpolations(model: StudiedModel) -> Measurement:
     Arrays are (pairs, steps, size, size, channels).
     """
     z = model.held_out_z
-    path_points = model.train_z[evenly_spaced(len(model.train_z), N_PATH_POINTS)]
+    path_points = model.train_z[evenly_spaced(len(model.train_z), NUM_PATH_POINTS)]
     num_pairs = min(NUM_PAIRS, len(z) // 2)
     metrics, arrays = {}, {}
     for name, interpolate in INTERPOLATIONS.items():
@@ -275,7 +275,7 @@ def measure_z_points(model: StudiedModel) -> Measurement:
     The array `correlation` (n, n) float32 has the 64 latent dimensions with the greatest sd, in descending order.
     """
     stats, shape = compute_z_stats(model.posterior, model.train_z), measure_structure(model.train_z)
-    mapped = model.train_z[evenly_spaced(len(model.train_z), N_MAP_POINTS)]
+    mapped = model.train_z[evenly_spaced(len(model.train_z), NUM_MAP_POINTS)]
     plane = (mapped - mapped.mean(0)) @ principal_axes(torch.cov(model.train_z.T))[1][:2].T
     radius_counts = np.histogram(stats.radii / len(stats.mean) ** 0.5, RADIUS_BIN_EDGES)[0]
     scalars = stats.summary()
@@ -287,7 +287,7 @@ def measure_z_points(model: StudiedModel) -> Measurement:
         "radius_bins": RADIUS_BIN_EDGES.tolist(), "radius_shares": (radius_counts / len(stats.radii)).tolist(),
         **{name: getattr(stats, name).tolist() for name in ("mean", "sd", "skew", "kurtosis", "kl", "variances")},
     }  # fmt: skip
-    dims = np.argsort(-stats.sd)[:N_CORRELATED_DIMS]
+    dims = np.argsort(-stats.sd)[:NUM_CORRELATED_DIMS]
     correlation = stats.correlation[np.ix_(dims, dims)].astype(np.float32)
     return Measurement(metrics, {"plane": plane.numpy(), "tsne": tsne(mapped), "correlation": correlation})
 

@@ -40,8 +40,8 @@ def accepts_connections(host: str, port: int, timeout_s: float) -> bool:
     return True
 
 
-def has_unix_socket(part: str) -> bool:
-    """Return True if a process of this machine has a Unix socket whose path exists and has `part` in it.
+def has_unix_socket(substring: str) -> bool:
+    """Return True if a process of this machine has a Unix socket whose path exists and has `substring` in it.
 
     A container with its own network or file system is another machine. Always False without Linux's /proc.
     """
@@ -49,7 +49,7 @@ def has_unix_socket(part: str) -> bool:
         lines = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()  # the path is the 8th field
     except FileNotFoundError:
         return False
-    return any(part in line and Path(line.split(maxsplit=7)[-1]).exists() for line in lines)
+    return any(substring in line and os.path.exists(line.split(maxsplit=7)[-1]) for line in lines)
 
 
 def find_interface(address: str) -> str:

@@ -289,15 +289,26 @@ def _provide_token() -> None:
     try:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=file.parent) as draft, suppress(FileExistsError):
-                draft.write(token)
-                draft.flush()
-                os.link(draft.name, file)  # the whole token at once, unless another process has created one
+            _create_file(file, token)
     except OSError:
         os.environ["RAY_AUTH_TOKEN"] = token
         return
     with suppress(OSError):  # another user's file, or a read-only one
         file.chmod(file.stat().st_mode & 0o700)
+
+
+def _create_file(file: Path, text: str) -> None:
+    """Write a file for its owner alone, all of `text` at once, unless another process has created it."""
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as draft:
+        draft.write(text)
+    try:
+        os.link(draft.name, file)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        os.replace(draft.name, file)
+    finally:
+        Path(draft.name).unlink(missing_ok=True)
 
 
 def _is_writable(folder: Path) -> bool:

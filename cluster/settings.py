@@ -171,7 +171,9 @@ def split_secrets(environment: dict[str, str]) -> tuple[dict[str, str], dict[str
 
 
 def _is_secret(name: str) -> bool:
-    """Return True for one of SECRETS, and for a user's own variable whose name says so, such as HF_TOKEN."""
+    """Return True for SECRETS, the names in ZPOINT_SECRETS, and a name that says so, such as HF_TOKEN."""
+    if name in _read("ZPOINT_SECRETS").split():
+        return True
     if name in EXPORTED_VARIABLES:  # among them paths, such as AWS_WEB_IDENTITY_TOKEN_FILE
         return name in SECRETS
     return re.fullmatch(SECRET_NAME, name, re.IGNORECASE) is not None

@@ -1362,7 +1362,7 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "aecore/analysis.py",
-        "2_000 -> (2001) in N_PATH_POINTS = 2_000 # training z-points that an interpolation may pass through",
+        "2_000 -> (2001) in NUM_PATH_POINTS = 2_000 # training z-points that an interpolation may pass through",
         "the size of a subsample: none is the right one to one point",
     ),
     (

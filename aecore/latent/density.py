@@ -2,6 +2,7 @@
 
 from math import log
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -114,6 +115,7 @@ def _fit_clusters(white: Tensor, k: int) -> Tensor:
     from threadpoolctl import threadpool_limits
 
     points = white.numpy()
+    k = min(k, len(np.unique(points, axis=0)))
     with threadpool_limits(1):  # on busy CPUs several BLAS threads are 20 times slower, waiting for each other
         mixture = GaussianMixture(k, reg_covar=VARIANCE_FLOOR, max_iter=200, random_state=0).fit(points)
         memberships = torch.from_numpy(mixture.predict_proba(points))

@@ -126,7 +126,7 @@ def job_logs(
 def stop_job(job_id: str, address: str | None = None) -> dict[str, Any]:
     """Stop a job (SIGTERM, then SIGKILL), wait up to 20 s for its end, and return its id and status.
 
-    With `exit_status` 1 if it has not ended, as a job that waits for resources: Ray stops it once its driver starts.
+    The `exit_status` is 1 if it has not ended, as a job that waits for resources: Ray stops it once its driver starts.
     """
     client, url = _connect(address)
     with _unknown_job_as_value_error(job_id, url):

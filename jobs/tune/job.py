@@ -6,6 +6,7 @@ extends it: finished trials are not repeated, and an interrupted one resumes fro
 
 import logging
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +14,7 @@ from aecore.config import Recipe
 from aecore.data.shards import Manifest
 from cluster import tracking
 from cluster.lock import LockedError
-from cluster.ray_connection import connect, has_gpu
+from cluster.ray_connection import connect
 from cluster.settings import exported_env, settings
 from cluster.signals import interruptible
 from cluster.storage import check_uri, open_uri
@@ -59,15 +60,16 @@ def tune(recipe: Recipe, stem: str) -> dict[str, Any]:
 
 def _open_run(recipe: Recipe, stem: str, manifest: Manifest) -> CampaignRun:
     run = CampaignRun(open_campaign(recipe, stem, manifest), recipe, manifest)
-    if recipe.search.gpu_hours and run.spent():  # perhaps on devices of another unit than this cluster's
+    campaign, hours = run.campaign, recipe.search.gpu_hours
+    if hours and campaign.unit == "core" and campaign.device_hours() >= hours:  # GPUs may have joined the cluster
         connect()
-        run.campaign.unit = device_unit()
+        campaign.unit = device_unit(trial_resources(recipe)[0])
     return run
 
 
-def device_unit() -> str:
-    """Return what the hours of trials on the connected cluster count."""
-    return "GPU" if has_gpu() else "core"
+def device_unit(resources: Mapping[str, float]) -> str:
+    """Return what the hours of trials with these Ray resources count."""
+    return "GPU" if "GPU" in resources else "core"
 
 
 def _changes_when_ranked(run: CampaignRun) -> bool:
@@ -146,7 +148,7 @@ def _search(run: CampaignRun) -> None:
     resources, parallel = trial_resources(recipe)
     if "GPU" in resources and not several:
         resources["GPU"] /= trials_per_gpu(recipe, run.manifest)
-    campaign.unit = device_unit()
+    campaign.unit = device_unit(resources)
     devices = resources.get("GPU", resources.get("CPU", 0.0))
     # A trial with several workers only waits for them; Tune refuses a request for no resources at all.
     idle: dict[str, float] = {"CPU": 0, "memory": 2**20}

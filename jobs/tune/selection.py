@@ -95,6 +95,8 @@ def describe_noise(points: Sequence[Sequence[ScoredModel]], slack: float) -> str
     several = [seeds for seeds in points if len(seeds) > 1]
     if not several:
         return "one seed each: the choice may lie within the noise between seeds; search.replicates=3 measures it"
+    if len(points) == 1:
+        return ""
     if len(several) == 1:
         return "only one point has several seeds: its lead over the others may lie within the noise between seeds"
     distances = [np.array([model.distance for model in seeds]) for seeds in several]

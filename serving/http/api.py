@@ -337,6 +337,8 @@ async def find_frames(request: Request) -> schemas.FramesResponse:
         if len(photos) > MAX_IMAGES:
             raise TooLarge(f"{len(photos)} images: faces are found in at most {MAX_IMAGES}")
     frames = await faces.frame(points, photos)
+    if frames is None:
+        return schemas.FramesResponse(model=label, frames=None)
     squares = [frame and schemas.Square(left=frame[0], top=frame[1], size=frame[2]) for frame in frames]
     return schemas.FramesResponse(model=label, frames=squares)
 

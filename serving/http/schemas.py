@@ -110,7 +110,8 @@ class SampleResponse(ImagesResponse):
     z: Z
     seed: int
     faces: int | None = Field(
-        default=None, description="images that show a face, if count_faces; null if the stored images show none"
+        default=None,
+        description="images with a face, if count_faces; left out if under half of the stored images show one",
     )
 
 
@@ -158,8 +159,9 @@ class Square(BaseModel):
 
 class FramesResponse(BaseModel):
     model: str = Field(description="name/version")
-    frames: list[Square | None] = Field(
-        description="in pixels of the upright image, perhaps beyond it; null if it or the stored images show no face"
+    frames: list[Square | None] | None = Field(
+        description="in pixels of the upright image, perhaps beyond it; null for one without a face, null alone if "
+        "under half of the stored images show one"
     )
 
 

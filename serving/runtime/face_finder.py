@@ -60,22 +60,27 @@ class FaceFinder:
 
         return shrink_photo(image)
 
-    async def frame(self, points: StoredPoints, photos: "Sequence[Photo]") -> list[tuple[float, float, float] | None]:
+    async def frame(
+        self, points: StoredPoints, photos: "Sequence[Photo]"
+    ) -> list[tuple[float, float, float] | None] | None:
         """Return left, top and size of the square of each photo that has its face where the stored images have it.
 
-        In pixels of the image that was shrunk; it may reach beyond it. None if no face is found, or if fewer than half
-        of the thumbnails of `points` show one. Raises Overloaded.
+        In pixels of the image that was shrunk; it may reach beyond it; None for a photo without a face. None alone if
+        fewer than half of the thumbnails of `points` show one. Raises Overloaded.
         """
         with self._admission.admit(len(photos)):
+            typical = await self._admission.run(1, self._typical_face, points)
+            if typical is None:
+                return None
             # One photo after the other, so that other requests get their turn between them.
-            return [await self._admission.run(1, self._frame, points, photo) for photo in photos]
+            return [await self._admission.run(1, self._frame, typical, photo) for photo in photos]
 
-    def _frame(self, points: StoredPoints, photo: "Photo") -> tuple[float, float, float] | None:
+    @staticmethod
+    def _frame(typical: tuple[float, float, float], photo: "Photo") -> tuple[float, float, float] | None:
         from aecore.metrics.face_detector import largest_face
 
-        typical = self._typical_face(points)
-        face = largest_face(photo) if typical else None
-        if typical is None or face is None:
+        face = largest_face(photo)
+        if face is None:
             return None
         (x, y, side), (typical_x, typical_y, typical_side) = face, typical
         size = side / typical_side

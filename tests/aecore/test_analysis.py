@@ -158,7 +158,7 @@ def test_z_points_are_drawn_from_the_posterior_of_the_training_images(model: Stu
 def test_correlations_are_those_of_the_dimensions_with_the_greatest_sd(
     model: StudiedModel, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(analysis, "N_CORRELATED_DIMS", 3)
+    monkeypatch.setattr(analysis, "NUM_CORRELATED_DIMS", 3)
     correlation = analysis.measure_z_points(model).arrays["correlation"]
     dims = model.train_z.std(0).argsort(descending=True)[:3]
     np.testing.assert_allclose(correlation, np.corrcoef(model.train_z[:, dims].numpy().T), atol=1e-4)

@@ -82,7 +82,7 @@ def decode_shard(dataset: Dataset, shard: Any) -> tuple[float, float]:
 
 
 class Usage:
-    """Measures CPU seconds and the largest private memory (RssAnon), by group of processes, of a worker's Ray."""
+    """Measure CPU seconds and the largest private memory (RssAnon), by group of processes, of a worker's Ray."""
 
     def __enter__(self) -> "Usage":
         self.peak_mb: Counter[str] = Counter()

@@ -94,7 +94,7 @@ def bare_step(setting: Setting, channels: int = 3) -> Rate:
 def zpoint_fit(setting: Setting) -> Rate:
     """Run zpoint's loop in this process, as `zpoint train ... scale.workers=0` does between two epochs."""
     # Evaluation is measured by --whole: here the validation split is 8 images, and epochs seldom decode samples.
-    run = make_run(setting, setting.recipe, n_valid=8)
+    run = make_run(setting, setting.recipe, num_valid=8)
     steps = iter(loop.fit(run))
 
     def step() -> int:
@@ -109,7 +109,7 @@ def zpoint_fit(setting: Setting) -> Rate:
 def whole_loop(setting: Setting, epochs: int) -> str:
     """Run `epochs` epochs by aecore alone, from the first step on, with validation and decoded samples."""
     recipe = setting.recipe.model_copy(update={"optim": setting.recipe.optim.model_copy(update={"epochs": epochs})})
-    run = make_run(setting, recipe, n_valid=len(setting.images) // 20)
+    run = make_run(setting, recipe, num_valid=len(setting.images) // 20)
     setting.wait()
     start, metrics = time.perf_counter(), {}
     for event in loop.fit(run):
@@ -124,14 +124,14 @@ def whole_loop(setting: Setting, epochs: int) -> str:
     )
 
 
-def make_run(setting: Setting, recipe: Recipe, n_valid: int) -> loop.TrainingRun:
+def make_run(setting: Setting, recipe: Recipe, num_valid: int) -> loop.TrainingRun:
     model = build_model(recipe, setting.shape).to(setting.device)
     sampler, loader_class = (
         BatchSampler(0, recipe.optim.batch),
         DeviceLoader if setting.device.type == "cuda" else NodeLoader,
     )
     train = loader_class(setting.images, sampler, setting.device)
-    valid = NodeLoader(setting.images[:n_valid], sampler, setting.device)
+    valid = NodeLoader(setting.images[:num_valid], sampler, setting.device)
     return loop.TrainingRun(recipe, model, train, valid)
 
 

@@ -528,11 +528,15 @@ def test_the_face_of_a_photo_is_framed_as_the_training_images_are(open_page, ser
     upload["buffer"] = encode_image(np.full_like(photo, 110), "png")
     page.set_input_files("#file", upload)
     page.get_by_text("The photo was not framed by a face: frame it yourself.").wait_for()
-    page.route("**/frames", lambda route: route.fulfill(status=404, body="{}"))  # a model without stored images
-    with page.expect_response("**/frames"):
-        page.set_input_files("#file", upload)
-    wait_until_idle(page)
-    assert page.locator("#frame-status").inner_text() == ""
+    # Models without stored images, and of other images.
+    for status, answer in ((404, {}), (200, {"model": "zpoint/7", "frames": None})):
+        page.route(
+            "**/frames", lambda route, *_, status=status, answer=answer: route.fulfill(status=status, json=answer)
+        )
+        with page.expect_response("**/frames"):
+            page.set_input_files("#file", upload)
+        wait_until_idle(page)
+        assert page.locator("#frame-status").inner_text() == ""
 
 
 def test_selected_image_is_copied_downloaded_and_used_in_each_view(open_page, page_url):

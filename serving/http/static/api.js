@@ -114,12 +114,12 @@ export async function sampleLikeData(n, seed = Math.floor(Math.random() * 1e6)) 
 
 /**
  * Return {left, top, size} in pixels: the square of an image file that frames its face as those of the training images
- * are framed. Null if it or they show none; undefined if the model has no stored images.
+ * are framed. Null if it shows none; undefined if the model has no stored images, or these show none.
  */
 export async function findFrame(file) {
   try {
     const headers = { "Content-Type": file.type, "X-Zpoint-Model": label(model) };
-    return (await (await request("POST", `${base(model)}/frames`, file, headers)).json()).frames[0];
+    return (await (await request("POST", `${base(model)}/frames`, file, headers)).json()).frames?.[0];
   } catch (error) {
     if (error.status === 404) return undefined;
     throw error;

@@ -2,7 +2,7 @@
 
 import { convert, findFrame, latestOnly, loadMap, model, reconstruct, sampleLikeData } from "./api.js";
 import { createCropper } from "./cropper.js";
-import { otherModel, showsFaces } from "./sampling.js";
+import { otherModel } from "./sampling.js";
 import { firstPicture, storedImage } from "./steps.js";
 import {
   byId, changedValues, createElement, createImageButton, createParameterSliders, createRadioGroup, notify,
@@ -111,7 +111,7 @@ export function startReconstruction(onSelect, values) {
     const square = source === opened && (await findFrame(await cropper.smallCopy()));
     if (source !== opened) return;
     if (square) cropper.frame(square);
-    else if (square === null && showsFaces(model))
+    else if (square === null)
       byId("frame-status").textContent = "The photo was not framed by a face: frame it yourself.";
   });
 

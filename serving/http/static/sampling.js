@@ -168,7 +168,7 @@ function createPanel(of, onSelect) {
 }
 
 /** Return whether the model is of faces; true until its samples have been counted for the first time. */
-export const showsFaces = ({ run_id }) => !withoutFaces.has(run_id);
+const showsFaces = ({ run_id }) => !withoutFaces.has(run_id);
 
 /** Return the root mean square distance of the samples from the origin. */
 function expectedDistance(of, { sampler, parameters }) {

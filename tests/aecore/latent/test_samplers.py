@@ -299,11 +299,12 @@ def test_few_z_points_reduce_the_mixture_components():
     assert len(fit_latent_stats(correlated(600))["gmm_weights"]) == 10
 
 
-@pytest.mark.parametrize("n_distinct", [1, 2, 5, 9])
-def test_mixture_of_few_distinct_z_points_is_as_wide_as_they_are(n_distinct):
+@pytest.mark.parametrize("num_distinct", [1, 2, 5, 9])
+@pytest.mark.filterwarnings("error")
+def test_mixture_of_few_distinct_z_points_is_as_wide_as_they_are(num_distinct):
     """scikit-learn's GaussianMixture leaves components empty if there are fewer distinct points."""
-    distinct = torch.randn(n_distinct, 8, generator=torch.manual_seed(0))
-    z = distinct[torch.arange(600) % n_distinct]
+    distinct = torch.randn(num_distinct, 8, generator=torch.manual_seed(0))
+    z = distinct[torch.arange(600) % num_distinct]
     sampled = sample("gmm", 4000, fit_latent_stats(z), 0)
     torch.testing.assert_close(sampled.mean(0), z.mean(0), atol=0.1, rtol=0)
     torch.testing.assert_close(sampled.std(0), z.std(0), atol=0.1, rtol=0)

@@ -109,12 +109,12 @@ def test_recolor_input_is_gray_of_the_same_brightness():
 def test_inpaint_hides_whole_blocks(block, share, max_hidden):
     clean = torch.full((64, 3, 32, 32), 0.25)
     hidden = (corrupt_with({"kind": "inpaint", "block": block, "share": share}, clean) == 0).float()
-    n_hidden = hidden[:, 0].flatten(1).sum(1)
+    num_hidden = hidden[:, 0].flatten(1).sum(1)
     assert torch.equal(hidden[:, 0], hidden[:, 1])
-    assert n_hidden.max() <= max_hidden
-    assert n_hidden.mean() > 0.6 * max_hidden
+    assert num_hidden.max() <= max_hidden
+    assert num_hidden.mean() > 0.6 * max_hidden
     if share == 0.0625:  # one block of 8 x 8, anywhere
-        assert (n_hidden == 64).all()
+        assert (num_hidden == 64).all()
         tops = hidden[:, 0].amax(2).argmax(1)
         assert (tops.min(), tops.max()) == (0, 24)
 

@@ -41,10 +41,10 @@ def make_recipe(norm="group", **sections):
     return check_recipe(BASE | {"model": BASE["model"] | {"norm": norm}} | sections)
 
 
-def make_run(recipe, checkpoints=None, world=None, n_train=21, n_valid=8):
+def make_run(recipe, checkpoints=None, world=None, num_train=21, num_valid=8):
     model = build_model(recipe, SHAPE)
     sampler = BatchSampler(recipe.optim.seed, recipe.optim.batch, world or World())
-    train, valid = (NodeLoader(make_images(count), sampler, CPU) for count in (n_train, n_valid))
+    train, valid = (NodeLoader(make_images(count), sampler, CPU) for count in (num_train, num_valid))
     run = loop.TrainingRun(recipe, model, train, valid, world or World())
     if checkpoints:
         run.state = checkpoint.load_checkpoint(FS, checkpoints, model, run.optimizer)
@@ -77,7 +77,7 @@ def weights_by_step(run, epochs=1):
 def test_training_improves_and_reports_its_metrics():
     # No norm: group norm would remove the shade, the only thing that these images differ in.
     recipe = make_recipe("none", optim={"epochs": 20, "batch": 8, "lr": 5e-3}, loss={"kl_factor": 1e-6})
-    epochs = epoch_ends(make_run(recipe, n_train=64, n_valid=64))
+    epochs = epoch_ends(make_run(recipe, num_train=64, num_valid=64))
     assert [event.epoch for event in epochs] == list(range(1, 21))
     assert epochs[-1].metrics["valid_psnr"] > epochs[0].metrics["valid_psnr"] + 3
     assert epochs[-1].metrics["train_loss"] < epochs[0].metrics["train_loss"]
@@ -115,7 +115,7 @@ def test_an_epoch_that_a_stream_has_begun_is_repeated(tmp_path, streams_on):
     """Its images are not those with which the planned order begins, though its batches have the same sizes."""
 
     def make_stream_run(checkpoints=None):
-        run = make_run(make_recipe(), checkpoints, n_train=24)
+        run = make_run(make_recipe(), checkpoints, num_train=24)
         images = make_images(24)
         run.train = StreamLoader(lambda epoch: iter([images]), lambda n: images[:n], 24, BatchSampler(0, 8), CPU)
         return run
@@ -127,7 +127,7 @@ def test_an_epoch_that_a_stream_has_begun_is_repeated(tmp_path, streams_on):
             snapshot = checkpoint.take_snapshot(run.model, run.optimizer, run.recipe, run.state)
             checkpoint.write_checkpoint(FS, str(tmp_path), snapshot)
             break
-    resumed = make_stream_run(str(tmp_path)) if streams_on else make_run(make_recipe(), str(tmp_path), n_train=24)
+    resumed = make_stream_run(str(tmp_path)) if streams_on else make_run(make_recipe(), str(tmp_path), num_train=24)
     samples = [event.samples for event in loop.fit(resumed) if isinstance(event, loop.StepEnd)]
     assert samples == [24 + 8, 24 + 16, 48]
 
@@ -149,13 +149,13 @@ def reference_logits(weights, images, noise):
     return hidden, kl
 
 
-def reference_training(recipe, n_steps, steps_per_epoch):
+def reference_training(recipe, num_steps, steps_per_epoch):
     """Yield the weights in float64 after each step of Adam (Kingma and Ba 2015, algorithm 1)."""
     parameters = build_model(recipe, SHAPE).named_parameters()
     weights = {name: parameter.detach().double().requires_grad_() for name, parameter in parameters}
     first_moments, second_moments = ({name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(2))
     optim, images = recipe.optim, torch.from_numpy(make_images(24)).permute(0, 3, 1, 2).double() / 255
-    for step in range(n_steps):
+    for step in range(num_steps):
         epoch, epoch_step = divmod(step, steps_per_epoch)
         batch = images[plan_epoch(optim.seed, epoch, 24)[8 * epoch_step : 8 * epoch_step + 8]]
         noise = torch.randn(8, 3, generator=torch.Generator().manual_seed(derive_seed(optim.seed, step, 1))).double()
@@ -185,7 +185,7 @@ def test_each_step_equals_a_float64_reference(kl_factor):
         optim={"epochs": 3, "batch": 8, "lr": 3e-3, "warmup": 1, "schedule": "cosine", "seed": 5},
         loss={"kl_factor": kl_factor, "kl_warmup": 2},
     )
-    run = make_run(recipe, n_train=24)
+    run = make_run(recipe, num_train=24)
     before = weights(run)
     for after, expected in zip(weights_by_step(run, 3), reference_training(recipe, 9, steps_per_epoch=3), strict=True):
         assert (after - expected).norm() < 2e-3 * (after - before).norm()
@@ -216,7 +216,7 @@ def test_mean_of_the_workers_gradients_is_the_gradient_of_one_worker(size):
 
 
 def test_model_is_in_training_mode_in_steps_and_in_eval_mode_in_evaluations(monkeypatch):
-    run, modes = make_run(make_recipe("batch"), n_train=16), []
+    run, modes = make_run(make_recipe("batch"), num_train=16), []
 
     def record(function, name):
         def call(*args):
@@ -233,7 +233,7 @@ def test_model_is_in_training_mode_in_steps_and_in_eval_mode_in_evaluations(monk
 
 def test_a_run_is_freed_with_its_last_reference():
     """Not by the garbage collector: a GPU has no memory for the images of two trials of one process."""
-    run = make_run(make_recipe(), n_train=8)
+    run = make_run(make_recipe(), num_train=8)
     weights_by_step(run)
     freed = weakref.ref(run)
     del run
@@ -289,15 +289,15 @@ def test_nonfinite_loss_stops_the_run_with_the_weights_before_it(optim):
 
 
 @pytest.mark.parametrize(
-    ("n_valid", "error"),
+    ("num_valid", "error"),
     [
         (8, r"step 1, the last of epoch 1, diverged \(.*valid_loss not finite\): try a smaller optim.lr"),
         (0, "z-points of training images are not finite, the model diverged: try a smaller optim.lr"),
     ],
 )
-def test_divergence_in_an_epochs_last_step_ends_the_run_at_the_end_of_the_epoch(n_valid, error):
+def test_divergence_in_an_epochs_last_step_ends_the_run_at_the_end_of_the_epoch(num_valid, error):
     """Before, the epoch had a valid_loss of nan, or the fit of its samplers failed."""
-    run = make_run(make_recipe(optim={"epochs": 2, "batch": 32, "lr": 1e30}), n_valid=n_valid)
+    run = make_run(make_recipe(optim={"epochs": 2, "batch": 32, "lr": 1e30}), num_valid=num_valid)
     with pytest.raises(FloatingPointError, match=error):
         epoch_ends(run)
     assert run.state.step == 1
@@ -305,7 +305,7 @@ def test_divergence_in_an_epochs_last_step_ends_the_run_at_the_end_of_the_epoch(
 
 def test_steps_after_a_nonfinite_loss_change_no_weights():
     """The host of a GPU run reads the step of the nonfinite loss only later."""
-    run = make_run(make_recipe(optim={"batch": 8, "lr": 1e30}), n_train=64)
+    run = make_run(make_recipe(optim={"batch": 8, "lr": 1e30}), num_train=64)
     after_steps = weights_by_step(run)
     assert all(torch.equal(after_steps[0], later) for later in after_steps)
     with pytest.raises(FloatingPointError, match="at step 2 "):
@@ -314,7 +314,7 @@ def test_steps_after_a_nonfinite_loss_change_no_weights():
 
 def test_nonfinite_gradients_of_another_worker_are_noticed_at_their_step():
     """DDP's mean brings them to this worker, whose own loss is finite."""
-    run = make_run(make_recipe(), world=World(0, 2), n_train=64)
+    run = make_run(make_recipe(), world=World(0, 2), num_train=64)
     run.model.to_latent.weight.register_hook(lambda grad: grad * float("nan") if run.state.step == 2 else grad)
     after_steps = weights_by_step(run)
     assert not torch.equal(after_steps[0], after_steps[1])
@@ -338,13 +338,13 @@ def test_clipping_bounds_the_gradient_norm():
 @pytest.mark.parametrize("kl_factor", [0, 1e-6, 1, 10])
 def test_kl_factors_of_all_sizes_train(kl_factor):
     recipe = make_recipe(loss={"kl_factor": kl_factor, "kl_warmup": 1, "free_bits": 0.01})
-    epochs = epoch_ends(make_run(recipe, n_train=64))
+    epochs = epoch_ends(make_run(recipe, num_train=64))
     assert epochs[-1].metrics["train_loss"] < epochs[0].metrics["train_loss"]
     assert (epochs[-1].metrics["train_kl"] == 0) == (kl_factor == 0)
 
 
 def test_events_hold_metrics_kl_and_images():
-    events = list(loop.fit(make_run(make_recipe(optim={"epochs": 12, "batch": 8}), n_train=16)))
+    events = list(loop.fit(make_run(make_recipe(optim={"epochs": 12, "batch": 8}), num_train=16)))
     steps = [event for event in events if isinstance(event, loop.StepEnd)]
     epochs = [event for event in events if isinstance(event, loop.EpochEnd)]
     assert (steps[-1].samples, steps[-1].total_samples) == (192, 192)

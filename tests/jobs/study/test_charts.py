@@ -81,29 +81,29 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return drawn
 
 
-@pytest.mark.parametrize("n_runs", [1, 5, 6, 12])
-def test_dots_of_each_row_lie_in_it_and_apart(figures: list[Figure], n_runs: int):
-    dots = [Series(f"run {run}", [0.5, 0.5], [0, 1]) for run in range(n_runs)]
+@pytest.mark.parametrize("num_runs", [1, 5, 6, 12])
+def test_dots_of_each_row_lie_in_it_and_apart(figures: list[Figure], num_runs: int):
+    dots = [Series(f"run {run}", [0.5, 0.5], [0, 1]) for run in range(num_runs)]
     dot_chart("d", "Dots", ["x", "y"], RATE_AXIS, dots, Reference("real", x=0.9))
     [axes] = figures[0].axes
-    heights = np.array([line.get_ydata() for line in axes.lines[:n_runs]], float)  # (run, row)
+    heights = np.array([line.get_ydata() for line in axes.lines[:num_runs]], float)  # (run, row)
     assert np.abs(heights - [0, 1]).max() <= 0.4
     row_height = axes.get_position().height * figures[0].get_figheight() / 2
     assert (np.diff(heights, axis=0) * row_height > 0.04).all()  # inches
 
 
 def test_legend_of_many_runs_leaves_the_lines_their_height(figures: list[Figure]):
-    for n_runs in (2, 8):
-        lines = [Series(f"celeba-vae-{run:08x} (kl_factor 0.25)", [1, 2], [0.1, 0.9]) for run in range(n_runs)]
+    for num_runs in (2, 8):
+        lines = [Series(f"celeba-vae-{run:08x} (kl_factor 0.25)", [1, 2], [0.1, 0.9]) for run in range(num_runs)]
         line_chart("l", "Lines", Axis("radius"), RATE_AXIS, lines, [Reference("real images", y=0.95)])
     few, many = (fig.axes[0].get_position().height * fig.get_figheight() for fig in figures)
     assert many > 0.9 * few
 
 
-@pytest.mark.parametrize("n_runs", [1, 2, 3, 8])
-def test_labels_and_titles_of_matrices_are_whole_and_apart(n_runs: int):
+@pytest.mark.parametrize("num_runs", [1, 2, 3, 8])
+def test_labels_and_titles_of_matrices_are_whole_and_apart(num_runs: int):
     """Nothing is drawn at the lower edge, nor just below the chart's title."""
-    panels = [("faces-near-ae-bf4f14e0 (kl_factor 1e-06)", np.eye(64))] * n_runs
+    panels = [("faces-near-ae-bf4f14e0 (kl_factor 1e-06)", np.eye(64))] * num_runs
     chart = matrix_chart("m", "Matrices", panels, Axis("latent dimension"), "correlation")
     rows_with_ink = np.any(np.asarray(Image.open(io.BytesIO(chart.png)).convert("L")) < 200, axis=1)
     assert not rows_with_ink[-6:].any()
@@ -113,8 +113,8 @@ def test_labels_and_titles_of_matrices_are_whole_and_apart(n_runs: int):
 
 
 def test_panels_of_many_runs_are_wrapped(figures: list[Figure]):
-    for n_runs in (3, 4, 8):
-        scatter_chart("s", "Points", [("run", np.zeros((9, 2)))] * n_runs, Axis("mean"), Axis("sd"))
+    for num_runs in (3, 4, 8):
+        scatter_chart("s", "Points", [("run", np.zeros((9, 2)))] * num_runs, Axis("mean"), Axis("sd"))
     assert [len(fig.axes) for fig in figures] == [3, 4, 8]
     columns = [len({round(axes.get_position().x0, 2) for axes in fig.axes}) for fig in figures]
     assert columns == [3, 2, 3]

@@ -115,6 +115,7 @@ def test_space_whose_first_values_do_not_go_together_is_searched():
         MANIFEST.digest, json.dumps(trainings.recipe.search.space, sort_keys=True), with_epochs=True
     )
     assert campaign.digest == digest
+    assert not CampaignRun(campaign, trainings.recipe, MANIFEST).has_work()
 
 
 def test_space_without_a_valid_point_is_refused():
@@ -428,9 +429,14 @@ def test_hours_on_cores_do_not_count_as_gpu_hours(monkeypatch: pytest.MonkeyPatc
     trainings.run.close()
     write_campaign(trainings.campaign)
     monkeypatch.setattr(job, "connect", lambda: None)
-    for has_gpu in (False, True):
-        monkeypatch.setattr(job, "has_gpu", lambda has_gpu=has_gpu: has_gpu)
-        assert job._open_run(trainings.recipe, "x", MANIFEST).has_work() == has_gpu
+    for device, has_work in (("CPU", False), ("GPU", True)):
+        monkeypatch.setattr(job, "trial_resources", lambda _, device=device: ({device: 1.0}, 1))
+        assert job._open_run(trainings.recipe, "x", MANIFEST).has_work() == has_work
+    trainings.campaign.trials[0].spans = [Span(0.0, 3600.0, 12.0, "GPU")]
+    trainings.campaign.unit = "GPU"
+    write_campaign(trainings.campaign)
+    monkeypatch.setattr(job, "connect", lambda: pytest.fail("ranking it anew needs no Ray"))
+    assert not job._open_run(trainings.recipe, "x", MANIFEST).has_work()
 
 
 def test_spans_of_earlier_versions_have_the_devices_of_their_trial():

@@ -53,7 +53,7 @@ def test_a_photo_without_a_face_has_no_frame():
 
 
 def test_a_model_of_other_images_frames_nothing():
-    assert post(make_client()).json() == {"model": "zpoint/7", "frames": [None]}
+    assert post(make_client()).json() == {"model": "zpoint/7", "frames": None}
 
 
 def test_a_model_without_stored_points_is_a_404():
