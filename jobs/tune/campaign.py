@@ -72,7 +72,7 @@ STATES: tuple[State, ...] = get_args(State)  # in the order in which the trials 
 
 
 class Span(NamedTuple):
-    """When a trial trained, in seconds since 1970, and on how many cores or GPUs; `end` is None while it runs."""
+    """A time in which a trial trained, in seconds since 1970, and its cores or GPUs; `end` is None while it runs."""
 
     start: float
     end: float | None
