@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -122,9 +122,9 @@ def is_grid(space: Mapping[str, Dimension], trials: int) -> bool:
     return all(isinstance(dimension, Choices) for dimension in space.values()) and grid_size(space) <= trials
 
 
-def grid(space: Mapping[str, Dimension]) -> list[Point]:
-    """Return each point of a space of lists once."""
-    return [dict(zip(space, values, strict=True)) for values in product(*(d.ends for d in space.values()))]
+def grid(space: Mapping[str, Dimension]) -> Iterator[Point]:
+    """Yield each combination of the dimensions' ends: of a space of lists each of its points once."""
+    return (dict(zip(space, values, strict=True)) for values in product(*(d.ends for d in space.values())))
 
 
 def _is_number(value: Any) -> bool:

@@ -42,7 +42,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, fields
-from itertools import islice, product
+from itertools import islice
 from typing import Any, Literal, NamedTuple, get_args
 
 import pyarrow.fs as pafs
@@ -50,7 +50,7 @@ import pyarrow.fs as pafs
 from aecore.config import STORED_SAMPLERS, Recipe
 from aecore.data.io import read_json, write_json
 from aecore.data.shards import Manifest
-from aecore.search_space import Point
+from aecore.search_space import Point, grid
 from cluster.lock import hold_lock, is_locked
 from cluster.settings import settings
 from cluster.storage import open_uri
@@ -322,9 +322,7 @@ def first_valid_recipe(recipe: Recipe) -> Recipe:
 
     The campaign's digest is made from it, so the order of the combinations must not change.
     """
-    space = recipe.search.dimensions
-    combinations = islice(product(*(dimension.ends for dimension in space.values())), MAX_COMBINATIONS)
-    points = [dict(zip(space, values, strict=True)) for values in combinations]
+    points = list(islice(grid(recipe.search.dimensions), MAX_COMBINATIONS))
     for point in points:
         with suppress(ValueError):
             return recipe.at(point)

@@ -69,7 +69,7 @@ def test_value_of_a_list_is_the_lists_own():
 
 def test_lists_with_no_more_points_than_trials_are_a_grid():
     space = parse_space({"a": [2, 1], "b": ["x", "y"]})
-    assert grid(space) == [{"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "x"}, {"a": 2, "b": "y"}]
+    assert list(grid(space)) == [{"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "x"}, {"a": 2, "b": "y"}]
     assert (is_grid(space, 4), is_grid(space, 3)) == (True, False)
     assert not is_grid(parse_space({"a": "int(1, 2)"}), 4)
     assert grid_size(parse_space({"a": [1, 2], "b": "int(1, 3)"})) == 6
