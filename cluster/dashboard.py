@@ -10,7 +10,7 @@ from urllib.request import urlopen
 
 from cluster.network import check_proxies, configure_libraries, proxy_hint
 from cluster.ray_compat import fetch_dashboard_port, ray_api_address
-from cluster.ray_connection import check_reachable, use_token
+from cluster.ray_connection import TOKEN_REFUSED, check_reachable, use_token
 from cluster.settings import settings
 
 DASHBOARD_PORT = 8265
@@ -32,9 +32,7 @@ def connect_dashboard(make_client: Callable[[str], Any], address: str | None) ->
         try:
             client = make_client(url)
         except AuthenticationError as error:
-            raise ValueError(
-                f"the cluster at {url}{proxy_hint(url)} refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-            ) from error
+            raise ValueError(f"the cluster at {url}{proxy_hint(url)} {TOKEN_REFUSED}") from error
     for name in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
         logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # their import sets INFO
     return client, url
@@ -76,9 +74,7 @@ def _fetch_dashboard_url(address: str) -> str:
     try:
         port = fetch_dashboard_port(address, CONNECT_TIMEOUT_S)
     except AuthenticationError as error:
-        raise ValueError(
-            f"the Ray at {address} refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-        ) from error
+        raise ValueError(f"the Ray at {address} {TOKEN_REFUSED}") from error
     except RpcError as error:
         raise ValueError(
             f"no Ray head answers at {address}: {error}; give its host:port or its dashboard's URL"

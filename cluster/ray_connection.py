@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 8
 SECRETS_FILE = ".secrets.sh"  # in the folder of a submitted job, until its driver or a worker has started
 START_TIMEOUT_S = 180.0  # of a local Ray; Ray's own 30 s are too short on a busy machine
+TOKEN_REFUSED = "refuses the token: set RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN"
 MAX_STARTS = 3  # of a local Ray whose node process exits: it waits 15 s for its agent, a constant of Ray 2.60
 OPEN_FILES, OPEN_FILES_PER_CPU = 200, 8  # of a local Ray; with fewer its processes hang
 MIN_RAY_FREE_BYTES = 20e6  # free space for the logs and sockets of a local Ray
@@ -227,9 +228,7 @@ def _join(address: str) -> None:
             logging_level=logging.ERROR,
         )
     except AuthenticationError as error:
-        raise ValueError(
-            f"the Ray at {address} refuses the token: set RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN"
-        ) from error
+        raise ValueError(f"the Ray at {address} {TOKEN_REFUSED}") from error
     except ConnectionError as error:
         raise ValueError(f"no Ray answers at RAY_ADDRESS={address}: {error}") from error
     _check_addresses(address)
