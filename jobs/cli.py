@@ -190,7 +190,7 @@ def _add_training(add_command: Callable[..., Any]) -> None:
         nargs="*",
         metavar="DATASET=URI|section.key=value",
         help="datasets to use (default: generated faces), and recipe keys to override. data.uri, model.z_dim, "
-        "loss.kl_factor and task.* are refused; optim.batch does not apply to VAEs and the near-AE, which take 32",
+        "loss.kl_factor and task.* are refused; optim.batch does not apply to recipes with batch norm, which take 32",
     )
     claims.add_argument("--only", action="append", metavar="CLAIM", help="check this claim only; may be repeated")
     claims.add_argument(

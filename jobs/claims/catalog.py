@@ -20,8 +20,10 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ae, z_dim 512": ("celeba-ae", ("model.z_dim=512",)),
     "near-ae": ("celeba-near-ae", (BATCH_NORM_BATCH,)),
     "vae": ("celeba-vae", (BATCH_NORM_BATCH,)),
-    "vae, kl_factor 1": ("celeba-vae", (BATCH_NORM_BATCH, "loss.kl_factor=1")),
-    "vae, kl_factor 1e-6": ("celeba-vae", (BATCH_NORM_BATCH, "loss.kl_factor=1e-6")),  # differs only in kl_factor
+    # They differ only in kl_factor. Without batch norm, since with it a near-AE needs more epochs than a VAE.
+    "kl_factor 1e-6": ("celeba-ae", ("loss.kl_factor=1e-6",)),
+    "kl_factor 1": ("celeba-ae", ("loss.kl_factor=1",)),
+    "kl_factor 6": ("celeba-ae", ("loss.kl_factor=6",)),
     "denoise": ("celeba-denoise", ()),
     "drop": ("celeba-drop", ()),
     "recolor": ("celeba-recolor", ()),
@@ -113,7 +115,7 @@ CLAIMS = (
         "kl-factor", "faces", "The KL factor trades sharpness for meaningful random points.",
         "the PSNR falls by 0.1 dB or more with each larger kl_factor, and N(0, 1) shows significantly more faces with "
         "the largest than with the smallest",
-        ("vae, kl_factor 1e-6", "vae, kl_factor 1", "vae"), verdicts.check_kl_factor,
+        ("kl_factor 1e-6", "kl_factor 1", "kl_factor 6"), verdicts.check_kl_factor,
     ),
     Claim(
         "z-dim-faces", "faces", "Faces need a z_dim of 200 or more.",
