@@ -40,8 +40,9 @@ import math
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -50,7 +51,7 @@ import pyarrow.fs as pafs
 from aecore.config import STORED_SAMPLERS, Recipe
 from aecore.data.io import read_json, write_json
 from aecore.data.shards import Manifest
-from aecore.search_space import Point, grid
+from aecore.search_space import Point, grid, grid_size, is_grid
 from cluster.lock import hold_lock, is_locked
 from cluster.settings import settings
 from cluster.storage import open_uri
@@ -165,6 +166,11 @@ class Campaign:
     def search(self) -> dict[str, Any]:
         """The recipe's section `search`."""
         return self.recipe["search"]
+
+    @property
+    def max_points(self) -> float:
+        """The number of points that the search tries at most; of a grid those whose values make a recipe together."""
+        return _max_points(json.dumps(self.recipe))
 
     def trial(self, run: str) -> Trial | None:
         """Return the trial with this run, None if there is none."""
@@ -323,10 +329,24 @@ def first_valid_recipe(recipe: Recipe) -> Recipe:
     The campaign's digest is made from it, so the order of the combinations must not change.
     """
     points = list(islice(grid(recipe.search.dimensions), MAX_COMBINATIONS))
-    for point in points:
-        with suppress(ValueError):
-            return recipe.at(point)
-    return recipe.at(points[0])
+    return recipe.at(next((point for point in points if _is_recipe(recipe, point)), points[0]))
+
+
+@lru_cache(8)  # the table of a running campaign asks twice a second
+def _max_points(recipe_json: str) -> float:
+    recipe = Recipe.model_validate_json(recipe_json)
+    space, trials = recipe.search.dimensions, recipe.search.trials
+    if not is_grid(space, trials):
+        return min(trials, grid_size(space))
+    return sum(_is_recipe(recipe, point) for point in grid(space))
+
+
+def _is_recipe(recipe: Recipe, point: Point) -> bool:
+    try:
+        recipe.at(point)
+    except ValueError:  # each value is valid, but not their combination
+        return False
+    return True
 
 
 def _modified(name: str) -> float:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO
 
-from aecore.search_space import grid_size, parse_space
 from cluster.progress import Bar, read_states
 from jobs.tune.campaign import Campaign, Trial
 from jobs.tune.table import Row, format_rows, trial_cells
@@ -113,8 +112,7 @@ def count_epochs(campaign: Campaign, states: Mapping[str, tuple[int, int, str]])
         images, total, _ = states.get(trial.run) or (0, 0, "")
         live = trial.epochs * images / total if total else 0
         done += max(trial.epoch, live) if trial.state == "running" else epochs
-    points = min(campaign.search["trials"], grid_size(parse_space(campaign.search["space"])))
-    total = max(int(points), len(campaign.trials)) * epochs if campaign.state != "finished" else int(done)
+    total = max(int(campaign.max_points), len(campaign.trials)) * epochs if campaign.state != "finished" else int(done)
     counts = [f"{campaign.count(s)} {s}" for s in ("finished", "stopped", "diverged", "lost") if campaign.count(s)]
     return int(done), total, ", ".join(counts)
 

@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from functools import cached_property
 from typing import Any
 
 from aecore.config import Recipe
 from aecore.data.shards import Manifest
 from aecore.errors import one_line
-from aecore.search_space import Point, grid, grid_size, is_grid
+from aecore.search_space import Point
 from aecore.training.checkpoint import RETRY_S, saved_epochs
 from cluster.lock import LockedError
 from jobs.run_store import lock_run, open_run, run_name, stored_run
@@ -75,7 +74,7 @@ class CampaignRun:
         """Return True if there is a trial to train."""
         if self.spent():
             return False
-        searching = not self._exhausted and self._num_searched() < self._max_searched
+        searching = not self._exhausted and self._num_searched() < self.campaign.max_points
         return bool(self._resumable or searching or self._missing_replicates())
 
     def next_trial(self) -> Trial | None:
@@ -104,7 +103,7 @@ class CampaignRun:
             if self._open(trial := self._resumable.pop(0)):
                 return trial
         invalid = 0
-        while not self._exhausted and self._num_searched() < self._max_searched:
+        while not self._exhausted and self._num_searched() < self.campaign.max_points:
             if invalid == MAX_INVALID or (point := self.plan.next()) is None:
                 self._exhausted = True
                 break
@@ -241,19 +240,6 @@ class CampaignRun:
 
     def _num_searched(self) -> int:
         return sum(not trial.replicate_of for trial in self.campaign.trials)
-
-    @cached_property
-    def _max_searched(self) -> float:
-        if not is_grid(self.space, self.search.trials):
-            return min(self.search.trials, grid_size(self.space))
-        return sum(self._is_recipe(point) for point in grid(self.space))
-
-    def _is_recipe(self, point: Point) -> bool:
-        try:
-            self.recipe.at(point)
-        except ValueError:  # each value is valid, but not their combination
-            return False
-        return True
 
     def _new_trial(self, point: Point, replicate_of: str = "") -> Trial | None:
         """Add a trial of `point` to the campaign; return None if its run is a trial already."""

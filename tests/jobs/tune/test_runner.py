@@ -637,7 +637,12 @@ def test_listeners_get_the_campaign_as_it_was_at_each_change():
 
 
 @pytest.mark.parametrize(
-    ("search", "totals"), [({"trials": 4}, (40, 10)), ({"trials": 4, "space": {"model.z_dim": [2]}}, (10, 10))]
+    ("search", "totals"),
+    [
+        ({"trials": 4}, (40, 10)),
+        ({"trials": 4, "space": {"model.z_dim": [2]}}, (10, 10)),
+        ({"trials": 9, "space": {"model.norm": ["batch", "none"], "optim.batch": [1, 32]}}, (30, 10)),  # one is invalid
+    ],
 )
 def test_progress_ends_at_its_total(search: dict, totals: tuple):
     """Before, stopped and failed trials left the bar at 67 %."""
