@@ -230,7 +230,10 @@ def _join(address: str) -> None:
     except AuthenticationError as error:
         raise ValueError(f"the Ray at {address} {TOKEN_REFUSED}") from error
     except ConnectionError as error:
-        raise ValueError(f"no Ray answers at RAY_ADDRESS={address}: {error}") from error
+        if address == "auto":
+            raise ValueError(f"no Ray answers at RAY_ADDRESS={address}: {error}") from error
+        # It has answered `check_reachable`, which needs no token.
+        raise ValueError(f"the Ray at {address} answers, but perhaps {TOKEN_REFUSED} ({error})") from error
     _check_addresses(address)
 
 

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 from zipfile import ZipFile
 
 import grpc
@@ -126,6 +127,19 @@ def init_options(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     monkeypatch.setattr(ray_connection, "check_reachable", lambda address: None)
     monkeypatch.setenv("RAY_worker_niceness", "")  # restored after the test
     return calls
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("127.0.0.1:6379", "answers, but perhaps refuses the token"), ("auto", "no Ray answers at RAY_ADDRESS=auto")],
+)
+def test_a_cluster_that_answers_and_lets_nobody_in_may_refuse_the_token(
+    init_options: list[dict], monkeypatch: pytest.MonkeyPatch, address: str, message: str
+):
+    """Ray 2.60 raises ConnectionError for a wrong token, after 20 s; before, the head was said to be down."""
+    monkeypatch.setattr("ray.init", Mock(side_effect=ConnectionError("Failed to connect to Ray cluster")))
+    with pytest.raises(ValueError, match=message):
+        ray_connection._join(address)
 
 
 @pytest.mark.parametrize("address", ["", "local"])
