@@ -19,7 +19,8 @@ PUBLISH_INTERVAL_S = 0.5
 POLL_INTERVAL_S = 0.5
 LINE_INTERVAL_S = 10.0  # between two lines if stderr is no terminal
 CALL_TIMEOUT_S = 2.0
-BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n:,}/{total:,}  {rate_noinv_fmt}  {remaining} left{postfix}"
+BAR_FORMAT = "|{bar:16}| {desc}"  # tqdm cuts it to the terminal's width
+MIN_RATE_S = 1.0  # from the first update until a rate is shown
 
 ProgressCallback = Callable[[int, int, str], None]  # called with the amount done, the total and a text
 
@@ -147,7 +148,7 @@ class Bar:
         """Return the state as in `train: 1,250/4,000 images  31 %  412/s  0:07 left  loss 1234.5`."""
         start_time, start_done = self._start or (time.monotonic(), self.done)
         elapsed_s = (self._end_time or time.monotonic()) - start_time
-        rate = (self.done - start_done) / elapsed_s if elapsed_s > 0 else 0.0
+        rate = (self.done - start_done) / elapsed_s if elapsed_s >= MIN_RATE_S else 0.0
         fields = [f"{self.label}: {self.done:,}{f'/{self.total:,}' if self.total else ''} {self.unit}"]
         if self.total:
             fields.append(f"{100 * self.done // self.total} %")
@@ -170,19 +171,10 @@ class Bar:
         from tqdm import tqdm
 
         if self._tqdm is None:
-            self._tqdm = tqdm(
-                total=self.total or None,
-                initial=self.done,
-                desc=self.label,
-                unit="" if self.total else f" {self.unit}",
-                bar_format=BAR_FORMAT if self.total else None,
-                file=sys.stderr,
-                dynamic_ncols=True,
-            )
-        self._tqdm.total = self.total or None
-        self._tqdm.n = self.done
-        self._tqdm.set_postfix_str(self.text, refresh=False)
-        self._tqdm.refresh()
+            self._tqdm = tqdm(file=sys.stderr, dynamic_ncols=True, bar_format="{desc}")
+        self._tqdm.bar_format = BAR_FORMAT if self.total else "{desc}"
+        self._tqdm.total, self._tqdm.n = self.total or None, self.done
+        self._tqdm.set_description_str(self.line())
 
 
 def _format_duration(seconds: float) -> str:

@@ -1226,8 +1226,18 @@ PLANTED = (
     ),
     Fault(
         "claims are trained on a dataset too small to be measured", "jobs/claims/job.py",
-        "check_image_count(open_dataset(uri).manifest, DEFAULT_LIMIT)", "open_dataset(uri)",
+        "        check_image_count(manifest, DEFAULT_LIMIT)\n", "",
         ("tests/jobs/claims/test_claims.py",),
+    ),
+    Fault(
+        "claims about MNIST are checked on faces", "jobs/claims/job.py",
+        "        _check_source(name, uri, manifest.dataset)\n", "",
+        ("tests/jobs/claims/test_claims.py",),
+    ),
+    Fault(
+        "a longer run leads a campaign without a note", "jobs/tune/campaign.py",
+        "best is None or best.epochs <= epochs", "True",
+        ("tests/jobs/tune/test_runner.py",),
     ),
     Fault(
         "a training that is refused deletes the earlier run", "jobs/train/job.py",

@@ -11,7 +11,10 @@ from functools import partial
 from jobs.claims import verdicts
 from jobs.claims.verdicts import Runs, Verdict
 
-DATASETS = ("faces", "mnist", "fashion", "cifar10")
+# dataset: the sources of `zpoint ingest` that have its images; the others, such as a folder, may have any
+DATASETS = {
+    "faces": ("celeba", "generated"), "mnist": ("mnist",), "fashion": ("fashion_mnist",), "cifar10": ("cifar10",),
+}  # fmt: skip
 BATCH_NORM_BATCH = "optim.batch=32"  # batch norm needs more images than the small batches that suit small datasets
 # run: its recipe, and the overrides
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {

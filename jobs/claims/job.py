@@ -131,13 +131,24 @@ def _train(selected: list["Claim"], datasets: Mapping[str, str], overrides: list
             stem, run_overrides = RUNS[name]
             all_overrides = [f"data.uri={datasets[claim.dataset]}", *overrides, *run_overrides]
             recipes[name] = (stem, load_recipe(RECIPES / f"{stem}.yaml", all_overrides))
-    for uri in datasets.values():  # one that cannot be opened or measured fails before the first training
-        check_image_count(open_dataset(uri).manifest, DEFAULT_LIMIT)
+    for name, uri in datasets.items():  # one that cannot be opened or measured fails before the first training
+        manifest = open_dataset(uri).manifest
+        _check_source(name, uri, manifest.dataset)
+        check_image_count(manifest, DEFAULT_LIMIT)
     run_names = {}
     for run_number, (name, (stem, recipe)) in enumerate(recipes.items(), 1):
         print(f"zpoint claims: run {run_number}/{len(recipes)}, {name}", file=sys.stderr, flush=True)
         run_names[name] = train(recipe, stem)["run"]
     return run_names
+
+
+def _check_source(name: str, uri: str, source: str) -> None:
+    """Raise ValueError if the images at `uri`, ingested from `source`, are known to be those of another dataset."""
+    from jobs.claims.catalog import DATASETS
+
+    other = next((dataset for dataset, sources in DATASETS.items() if source in sources), name)
+    if other != name:
+        raise ValueError(f"{name}={uri}: these images are of {source}; did you mean {other}={uri}?")
 
 
 def _open_runs(run_names: Mapping[str, str], num_samples: int) -> dict[str, MeasuredRun]:

@@ -34,7 +34,7 @@ CORRELATED = 2.0  # times the mean |correlation| of independent dimensions, whic
 MIN_CORRELATION = 0.05  # mean |correlation|: the other limit falls to 0 as the sample grows
 NEAR_NORMAL_CORE = 0.03  # normal values have 0, uniform ones 0.05: see aecore.latent.stats.core_distance
 CUBES_SHOWN = (1.0, 5.0, 20.0)  # boundaries
-IMAGE_HEADERS = ("shown", "HOG-Frechet")  # of the cells of `_cells`
+IMAGE_HEADERS = ("recognised", "HOG-Frechet")  # of the cells of `_cells`
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,9 @@ def check_kl_factor(runs: Runs) -> Verdict:
         values.append(
             f"{kl_factor}: {_psnr(run):.1f} dB, {format_rate(_rate(normal))}, HOG-Frechet {normal['hog_frechet']:.2f}"
         )
-        rows.append(ImageRow(f"kl_factor {kl_factor}: reconstructions", images["reconstructions"]))
+        reconstructions = _metrics(run, "samplers")["reconstructions"]
+        label = f"kl_factor {kl_factor}: reconstructions"
+        rows.append(ImageRow(label, images["reconstructions"], _cells(reconstructions)))
         rows.append(ImageRow(f"kl_factor {kl_factor}: N(0, 1)", images["normal"], _cells(normal)))
     evidence = (
         f"PSNR of reconstructions, and images from N(0, 1) that show {_rate_target(first)}, by kl_factor: "
@@ -217,13 +219,14 @@ def check_z_dim(runs: Runs, z_dim: int, *, is_sufficient: bool) -> Verdict:
     psnr = {_z_dim(run): _psnr(run) for run in by_z_dim}
     gain_below, gain_above = psnr[z_dim] - _psnr(first), _psnr(last) - psnr[z_dim]
     holds = gain_below >= VISIBLE_PSNR and (not is_sufficient or gain_above < VISIBLE_PSNR)
-    values, rows = [], [ImageRow("held-out images", _arrays(first, "tasks")["reconstruct"][0])]
+    held_out = _arrays(first, "tasks")["reconstruct"][0]
+    values, rows = [], [ImageRow("held-out images", held_out, _cells(_metrics(first, "real")))]
     for run in by_z_dim:
         samplers = _metrics(run, "samplers")
         rate, distance = _rate(samplers["reconstructions"]), samplers["normal"]["hog_frechet"]
         values.append(f"{_z_dim(run)}: {_psnr(run):.1f} dB, {format_rate(rate)}, {distance:.2f}")
         output = _arrays(run, "tasks")["reconstruct"][2]
-        rows.append(ImageRow(f"z_dim {_z_dim(run)}", output, _cells(samplers["reconstructions"])))
+        rows.append(ImageRow(f"z_dim {_z_dim(run)}: reconstructions", output, _cells(samplers["reconstructions"])))
     evidence = (
         f"PSNR, reconstructions that show {_rate_target(first)}, and HOG-Frechet of N(0, 1), by z_dim: "
         f"{'; '.join(values)}; the largest has {_metrics(last, 'points')['active_units']} active units"

@@ -21,7 +21,7 @@ def serve(
     Raises ValueError as `serving.runtime.deployment` does, and OSError if `access_log` cannot be written.
     """
     from serving.client import Client
-    from serving.runtime.deployment import exporter_urls, run_until_interrupted, start_endpoint
+    from serving.runtime.deployment import check_address, exporter_urls, run_until_interrupted, start_endpoint
     from serving.runtime.registry import find_model_versions
     from serving.runtime.replica import ReplicaOptions
 
@@ -30,6 +30,7 @@ def serve(
         open(access_log, "a").close()
     options = ReplicaOptions(tuple(cors_origins), access_log)
     replica_range = parse_replicas(replicas)
+    check_address(host, port)  # before the seconds that Ray takes
     with ThreadPoolExecutor(1) as pool:  # the import of MLflow and the start of Ray take seconds each
         versions = pool.submit(find_model_versions, aliases)
         connect(niceness=0)  # clients wait for these workers; at a higher niceness Ray's daemons would run first

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, MaxNLocator, NullLocator
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -250,11 +250,20 @@ def _new_panels(count: int, panel_height: float, margin: float = 0.0) -> tuple[F
     return fig, list(all_axes[:count])
 
 
+class _DecimalLogFormatter(LogFormatter):
+    """Labels the ticks that LogFormatter does, by 0.6 in place of 6e-01."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def _format_axes(axes: Any, x: Axis, y: Axis, references: Sequence[Reference] = ()) -> None:
     for mpl_axis, axis, set_scale in ((axes.xaxis, x, axes.set_xscale), (axes.yaxis, y, axes.set_yscale)):
         mpl_axis.set_label_text(axis.label)
         if axis.log:
             set_scale("log")
+            mpl_axis.set_major_formatter(_DecimalLogFormatter())
+            mpl_axis.set_minor_formatter(_DecimalLogFormatter(minor_thresholds=(1.5, 0.4)))
         if axis.ticks:
             mpl_axis.set_major_locator(FixedLocator(axis.ticks))
             mpl_axis.set_minor_locator(NullLocator())

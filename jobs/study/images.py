@@ -30,12 +30,13 @@ def check_image_count(manifest: Manifest, limit: int) -> None:
     """Raise ValueError if a split or the limit has fewer images than the metrics need."""
     splits = ("train", held_out_split(manifest))
     counts = {split: manifest.count(split) if split in manifest.splits else 0 for split in splits}
-    if min(limit, *counts.values()) < MIN_PER_SPLIT:
+    if min(counts.values()) < MIN_PER_SPLIT:
         text = " and ".join(f"{count} in {split}" for split, count in counts.items())
         raise ValueError(
-            f"a study needs at least {MIN_PER_SPLIT} images in each split, found {text}, with --limit {limit}: ingest "
-            "more images or raise --limit"
+            f"a study needs at least {MIN_PER_SPLIT} images in each split, found {text}: ingest more images"
         )
+    if limit < MIN_PER_SPLIT:
+        raise ValueError(f"a study needs at least {MIN_PER_SPLIT} images, not --limit {limit}")
 
 
 def read_images(dataset: Dataset, limit: int, num_samples: int) -> StudyImages:

@@ -259,11 +259,22 @@ class Campaign:
         self.pareto_front = [model.name for model in pareto_front(means)]
         if self.pareto_front:
             best = choose_best(self.candidates(), slack)
-            self.best, self.sampler, self.note = best.name, best.sampler, describe_noise(self.points(), slack)
+            self.best, self.sampler = best.name, best.sampler
+            self.note = "; ".join(filter(None, [self._describe_longer(), describe_noise(self.points(), slack)]))
         pairs = [(model.psnr, model.distance) for model in self.scores() if model.alive]
         if pairs:
             reference = (min(psnr for psnr, _ in pairs), max(distance for _, distance in pairs))
             self.hypervolume = [hypervolume(pairs[: n + 1], reference) for n in range(len(pairs))]
+
+    def _describe_longer(self) -> str:
+        """Return that the best run was trained for more epochs than the campaign's trials are, "" if it was not."""
+        best, epochs = self.trial(self.best), self.recipe["optim"]["epochs"]
+        if best is None or best.epochs <= epochs:
+            return ""
+        return (
+            f"{best.run} had {best.epochs} epochs before this campaign, whose trials have {epochs}: "
+            "these epochs, not its values, may be why it leads"
+        )
 
     def close_spans(self) -> None:
         """End the spans of a command that was killed, when it last wrote the file."""

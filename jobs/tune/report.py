@@ -186,7 +186,10 @@ def trial_commands(campaign: Campaign, folder: str) -> tuple[dict[str, str], byt
         file, overrides = yaml.safe_dump(content).encode(), {}
     commands = {}
     for trial in campaign.trials:
-        values = [f"{key}={format_override(value)}" for key, value in (overrides | trial.point).items()]
+        point = trial.point
+        if trial.epochs != campaign.recipe["optim"]["epochs"]:  # a longer run of another command
+            point = point | {"optim.epochs": trial.epochs}
+        values = [f"{key}={format_override(value)}" for key, value in (overrides | point).items()]
         commands[trial.run] = shlex.join(["zpoint", "train", start, *values])
     return commands, file
 

@@ -4,6 +4,7 @@ HAProxy and Serve's fast path are switched on in the environment of the Serve co
 inherit, so it does not matter how Ray was started. The caller connects to Ray first (cluster.ray_connection).
 """
 
+import errno
 import logging
 import os
 import shutil
@@ -52,11 +53,8 @@ def start_endpoint(
     that serves already, a process that is not on its head node, or replicas that HAProxy would not reach; RuntimeError
     if the model does not load.
     """
-    token = settings().token
-    if not is_loopback(host) and not token:
-        raise ValueError(f"serving at {host} needs a token: set ZPOINT_TOKEN, or serve at 127.0.0.1")
-    versions = find_model_versions(aliases)
-    _check_port(host, port)
+    check_address(host, port)
+    token, versions = settings().token, find_model_versions(aliases)
     on_head = _pin_to_head(host, replicas[0])
     url_host = "127.0.0.1" if host == "0.0.0.0" else host
     bypass_proxies(url_host)
@@ -89,6 +87,19 @@ def start_endpoint(
         stop_endpoint()
         raise
     return endpoint
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise ValueError for a host beyond loopback without ZPOINT_TOKEN, or if nothing can listen at the port."""
+    if not is_loopback(host) and not settings().token:
+        raise ValueError(f"serving at {host} needs a token: set ZPOINT_TOKEN, or serve at 127.0.0.1")
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except (OSError, OverflowError) as error:
+        in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        reason = "it is in use; stop what listens there, or give another --port" if in_use else error
+        raise ValueError(f"cannot listen at {host} port {port}: {reason}") from None
 
 
 def exporter_urls() -> list[str]:
@@ -214,14 +225,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _check_port(host: str, port: int) -> None:
-    try:
-        with socket.create_server((host, port)):
-            pass
-    except (OSError, OverflowError) as error:
-        raise ValueError(f"cannot listen at {host} port {port}: {error}") from None
 
 
 def _wait_until_ready(url: str) -> None:

@@ -95,17 +95,29 @@ def test_nothing_is_printed_without_an_update(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch):
+def test_a_terminal_gets_a_bar_beside_the_line(clock, monkeypatch: pytest.MonkeyPatch):
     screen = io.StringIO()
     monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys, "stderr", screen)
     bar = Bar("train", "images")
+    bar.update(0, 2000)
+    clock.seconds += 5
     bar.update(500, 2000, "loss 9.5")
+    shown = screen.getvalue().rpartition("\r")[2]
+    assert shown.strip() == "|####            | train: 500/2,000 images  25 %  100/s  0:15 left  loss 9.5"
     bar.update(2000, 2000, "loss 8.5")
     bar.close()
-    assert "train: 100%" in screen.getvalue()
-    assert "2,000/2,000" in screen.getvalue()
-    assert "loss 8.5" in screen.getvalue()
+    assert screen.getvalue().endswith("|################| train: 2,000/2,000 images  100 %  400/s  in 0:05  loss 8.5\n")
+
+
+def test_a_rate_is_shown_from_the_first_second_on(clock):
+    bar = Bar("ingest", "images")
+    bar.update(0, 100)
+    clock.seconds += 0.9
+    bar.update(50, 100)
+    assert bar.line() == "ingest: 50/100 images  50 %"
+    clock.seconds += 0.1
+    assert bar.line() == "ingest: 50/100 images  50 %  50/s  0:01 left"
 
 
 def test_a_closed_stderr_raises_nothing(monkeypatch: pytest.MonkeyPatch):

@@ -57,6 +57,7 @@ def test_report_that_another_command_writes_is_refused(refused: Callable, many_f
         (["nonsense"], "'nonsense' is neither a dataset"),
         (["faces=nowhere"], "nowhere"),
         (["faces={few}", "--only", "reconstruct", *TINY], "a study needs at least 64 images in each split, found 48"),
+        (["mnist={faces}"], "these images are of generated; did you mean faces="),
         (["--only", "flying"], "--only flying: no such claim on these datasets; they have ae-random,"),
         (["mnist=x", "--only", "denoise"], "--only denoise: no such claim on these datasets; they have z-dim-mnist"),
         (["faces={faces}", "optim.epochs=0"], "optim.epochs"),

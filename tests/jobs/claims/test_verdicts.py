@@ -236,7 +236,10 @@ def test_each_verdict_has_the_images_or_charts_that_show_it():
     assert all(isinstance(label, str) for row_labels in labels.values() for label in row_labels)
     assert labels["denoise"] == ["held-out images", "input of the encoder", "output of the decoder"]
     assert labels["ae-random"] == ["N(0, 1)", *(f"cube, boundary {boundary}" for boundary in (1, 5, 20))]
-    assert labels["z-dim-mnist"] == ["held-out images", *(f"z_dim {z_dim}" for z_dim in (2, 4, 12, 32))]
+    assert labels["z-dim-mnist"] == [
+        "held-out images",
+        *(f"z_dim {z_dim}: reconstructions" for z_dim in (2, 4, 12, 32)),
+    ]
     cells = [row.cells for row in check("fitted", *HOLDING["fitted"]).image_rows]
     assert cells[-1] == ("75 %", "2.00")  # of make_metrics
     assert [chart.name for chart in check("one-region", {}).charts] == ["plane", "tsne", "correlations"]

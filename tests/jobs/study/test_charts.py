@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,23 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
     monkeypatch.setattr(charts_module, "_new_figure", record_figure)
     return drawn
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [([0.5, 8], ["0.6", "1", "2", "3", "4", "6"]), ([0.01, 10], ["0.01", "0.1", "1", "10"]),
+     ([16, 64], ["20", "30", "40", "60"])],
+)  # fmt: skip
+def test_labels_of_a_logarithmic_axis_are_decimals_and_apart(
+    figures: list[Figure], values: list[float], labels: list[str]
+):
+    line_chart("l", "Lines", Axis("kl_factor", log=True), RATE_AXIS, [Series("run", values, [0.1, 0.9])])
+    [axes] = figures[0].axes
+    shown = [t for t in axes.get_xticklabels(which="both") if t.get_text() and 0 <= axes.transAxes.inverted().transform(
+        axes.transData.transform((t.get_position()[0], 0)))[0] <= 1]  # fmt: skip
+    assert sorted((t.get_text() for t in shown), key=float) == labels
+    extents = sorted((t.get_window_extent() for t in shown), key=lambda box: box.x0)
+    assert all(left.x1 < right.x0 for left, right in pairwise(extents))
 
 
 @pytest.mark.parametrize("num_runs", [1, 5, 6, 12])

@@ -240,6 +240,8 @@ def test_command_of_a_trial_trains_its_run(stem: str, tmp_path: Path):
     campaign = make_campaign(3)
     recipe = load_recipe(base, overrides)
     campaign.stem, campaign.recipe = stem, recipe.model_dump(mode="json")
+    for trial, epochs in zip(campaign.trials, (20, 3, 3), strict=True):  # 20: a longer run of another command
+        trial.epochs = epochs
     commands, file = trial_commands(campaign, str(tmp_path))
     assert (file is None) == named.exists()
     if file is not None:
@@ -249,7 +251,7 @@ def test_command_of_a_trial_trains_its_run(stem: str, tmp_path: Path):
         assert (program, command) == ("zpoint", "train")
         assert Path(start).stem == stem
         trained = load_recipe(recipe_path(start, RECIPES), words)
-        assert without_search(trained) == without_search(recipe.at(trial.point))
+        assert without_search(trained) == without_search(recipe.at(trial.point | {"optim.epochs": trial.epochs}))
 
 
 def test_recipe_that_overrides_cannot_reach_is_written_beside_the_page(tmp_path: Path):

@@ -8,6 +8,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from jobs.commands.serve import serve
 from serving.runtime import deployment, haproxy, last_served, registry, replica
 from serving.runtime.last_served import LastServedVersions
 from serving.runtime.registry import ModelVersion, UnknownAliasError
@@ -215,7 +216,13 @@ def test_port_in_use_is_refused_before_serve_starts(monkeypatch):
     monkeypatch.setattr(deployment, "find_model_versions", lambda aliases: [DEPLOYED])
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(ValueError, match=f"cannot listen at 127.0.0.1 port {port}: "):
+        in_use = (
+            f"cannot listen at 127.0.0.1 port {port}: it is in use; stop what listens there, or give another --port"
+        )
+        with pytest.raises(ValueError, match=in_use):
             deployment.start_endpoint(port=port)
+        monkeypatch.setattr("jobs.commands.serve.connect", lambda **_: pytest.fail("Ray was started first"))
+        with pytest.raises(ValueError, match=in_use):
+            serve(["champion"], "127.0.0.1", port)
     with pytest.raises(ValueError, match="port 70000"):
         deployment.start_endpoint(port=70_000)
