@@ -59,7 +59,9 @@ def _write_faces(root: Path, num_shards: dict[str, int], rows: int) -> Path:
             shards.append(write_shard(FS, str(root), f"{split}-{index:05d}.parquet", table))
             first_face += rows
         splits[split] = tuple(shards)
-    save_manifest(FS, str(root), Manifest(dataset="x", options={}, size=16, channels=3, encoding="png", splits=splits))
+    save_manifest(
+        FS, str(root), Manifest(dataset="generated", options={}, size=16, channels=3, encoding="png", splits=splits)
+    )
     return root
 
 
