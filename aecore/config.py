@@ -551,7 +551,9 @@ def _error_message(details: Any) -> str:
             section = TASKS[task_kind] if task_kind else section.model_fields[name].annotation
         section_name = f"task of kind {task_kind}" if task_kind else ".".join(location[:-1]) or "a recipe"
         return f"unknown key {key}: {section_name} takes {', '.join(section.model_fields)}"
-    if details["type"].startswith("union_tag"):
+    if details["type"] == "union_tag_not_found":
+        return f"{key} needs {key}.kind, one of {', '.join(TASKS)}"
+    if details["type"] == "union_tag_invalid":
         return f"{key}.kind: it takes one of {', '.join(TASKS)} (got {_to_json(details['input'].get('kind'))})"
     message = details["msg"].removeprefix("Value error, ")
     if not location:  # a check over several sections names its keys

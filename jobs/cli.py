@@ -42,7 +42,8 @@ class SafeFormatter(logging.Formatter):
 def main(argv: list[str] | None = None) -> None:
     configure_libraries()
     parser = make_parser()
-    args, extra = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args, extra = parser.parse_known_args(words or ["--help"])
     # argparse stops collecting words at the first option; a later one is a run of `study`, or with a `=` an override.
     for word in extra:
         if word.startswith("-") or not ("runs" in args or ("overrides" in args and "=" in word)):
@@ -150,7 +151,7 @@ def _add_data(add_command: Callable[..., Any]) -> None:
 
 
 def _add_training(add_command: Callable[..., Any]) -> None:
-    train = add_command("train", _train, "train a recipe")
+    train = add_command("train", _train, "train a recipe", printing.format_train)
     tune = add_command("tune", _tune, "search values of recipe keys for the best decoder", printing.format_campaign)
     for command in (train, tune):
         command.add_argument("recipe", type=_path, help="name of a recipe in jobs/recipes, or a YAML file")

@@ -176,9 +176,12 @@ class _ImageStatistics:
 def _describe(facts: dict[str, Any]) -> str:
     lines = [f"{facts['dataset']} at {facts['uri']}"]
     for split, its in facts["splits"].items():
-        lines.append(f"  {split:<6} {its['images']:>10,} images {its['shards']:>6,} shards {its['bytes']:>16,} bytes")
+        shards = "shard " if its["shards"] == 1 else "shards"
+        lines.append(f"  {split:<6} {its['images']:>10,} images {its['shards']:>6,} {shards} {its['bytes']:>16,} bytes")
     lines.append(f"form      {facts['size']} x {facts['size']} x {facts['channels']}, {facts['encoding']}")
-    lines.append("options   " + ", ".join(f"{key} {value}" for key, value in facts["options"].items()))
+    lines.append(
+        "options   " + ", ".join(f"{key} {value}" for key, value in facts["options"].items() if value is not None)
+    )
     lines.append(f"digest    {facts['digest']}")
     lines.append(f"mean      {'  '.join(f'{value:.2f}' for value in facts['mean'])}   of 255, by channel")
     lines.append(f"sd        {'  '.join(f'{value:.2f}' for value in facts['sd'])}")

@@ -16,7 +16,7 @@ TIMEOUT_S = 10.0
 def list_models(urls: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return one dict a version: version, aliases, served, run, run_id, created, sampler, metrics of its epoch.
 
-    `psnr` is of the validation images, in dB; `frechet` the distance in HOG features of the samples of `sampler`.
+    `psnr` is of the validation images, in dB; `distance` the Frechet distance in HOG features of `sampler`'s samples.
     `served` names the aliases of the version at the endpoints `urls`, as `URL (ALIAS)`; without any, at ENDPOINT_URL if
     one answers there. Raises ValueError if one of `urls` does not answer.
     """
@@ -52,7 +52,7 @@ def _describe(
 ) -> dict[str, Any]:
     sampler = version.tags.get(tracking.SAMPLER_TAG, "normal")
     key = (version.run_id, str(version.version))  # another registry may have a version of the same number
-    keys = {"psnr": "valid_psnr", "frechet": f"hog_frechet_{sampler}"}
+    keys = {"psnr": "valid_psnr", "distance": f"hog_frechet_{sampler}"}
     metrics = _metrics(version, run, keys.values()) if run else {}
     return {
         "version": str(version.version),

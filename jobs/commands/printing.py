@@ -4,6 +4,7 @@ import textwrap
 from typing import Any
 
 Result = dict[str, Any]
+HOURS = {"GPU hours": "gpu_hours", "core hours": "core_hours"}
 
 
 def format_fields(result: Result) -> str:
@@ -51,6 +52,33 @@ def _format_count(names: Result, reason: str = "") -> str:
     return f"{names['count']:,}{' ' * bool(reason)}{reason}: {', '.join(names['first'])}{more}"
 
 
+def format_train(result: Result) -> str:
+    """Format the metrics of `zpoint train`'s run with their units, and the commands that usually follow."""
+    from aecore.config import STORED_SAMPLERS, sampler_distances
+
+    metrics, run = result["metrics"], result["run"]
+    hours = next((f"{metrics[key]:.3g} {unit}" for unit, key in HOURS.items() if key in metrics), "")
+    distances = sampler_distances(metrics)
+    best = min(distances, key=distances.__getitem__, default="")
+    shown = [f"{value:.2f} of {STORED_SAMPLERS[name]}" for name, value in distances.items() if name in ("normal", best)]
+    values = {
+        "run": f"{run} at {result['uri']}" + ", finished before" * result["already_finished"],
+        "PSNR": _format_metric(metrics, "valid_psnr", "{:.1f} dB of the validation images"),
+        "SSIM": _format_metric(metrics, "valid_ssim", "{:.2f}"),
+        "KL": _format_metric(metrics, "valid_kl", "{:,.1f} nats an image"),
+        "active units": _format_metric(metrics, "valid_active_units", "{:.0f}"),
+        "distance": "; ".join(shown),
+        "speed": ", ".join(filter(None, [_format_metric(metrics, "images_per_second", "{:,.0f} images/s"), hours])),
+        "next": f"zpoint study {run}, zpoint promote {run}, zpoint serve",
+    }
+    fields = [(name, text) for name, text in values.items() if text]
+    return "\n".join(f"{name:<12}  {text}" for name, text in fields)
+
+
+def _format_metric(metrics: Result, key: str, template: str) -> str:
+    return template.format(metrics[key]) if key in metrics else ""
+
+
 def format_campaign(result: Result) -> str:
     """Format the trials of `zpoint tune`, the best one, and the command that promotes it."""
     from jobs.tune.campaign import from_json
@@ -77,7 +105,7 @@ def format_runs(result: Result) -> str:
     """Format the table of `zpoint runs`."""
     columns = {
         "run": "run", "status": "status", "started": "started", "epochs": "epochs", "PSNR": "valid_psnr",
-        "distance": "hog_frechet_normal", "images/s": "images_per_second", "version": "version",
+        "distance of N(0, 1)": "hog_frechet_normal", "images/s": "images_per_second", "version": "version",
     }  # fmt: skip
     if not result["runs"]:
         return "no runs yet: train one with `zpoint train RECIPE data.uri=...`"
@@ -86,7 +114,10 @@ def format_runs(result: Result) -> str:
 
 def format_models(result: Result) -> str:
     """Format the table of `zpoint models`, a line for each alias, and the command that moves one."""
-    columns = ["version", "alias", "sampler", "psnr", "frechet", "created", "run"]
+    columns = {
+        "version": "version", "alias": "alias", "sampler": "sampler", "PSNR": "psnr", "distance": "distance",
+        "created": "created", "run": "run",
+    }  # fmt: skip
     if not result["models"]:
         return "no models yet: register one with `zpoint promote RUN`"
     rows = []
@@ -95,7 +126,7 @@ def format_models(result: Result) -> str:
         rows += [model | {"alias": first, "created": model["created"][:10]}, *({"alias": alias} for alias in others)]
     served = [f"version {model['version']} is served at {at}" for model in result["models"] for at in model["served"]]
     move = "to move an alias, also back: zpoint promote RUN --alias ALIAS"
-    return "\n".join([_format_table(rows, dict(zip(columns, columns, strict=True))), *served, move])
+    return "\n".join([_format_table(rows, columns), *served, move])
 
 
 def format_submit(result: Result) -> str:

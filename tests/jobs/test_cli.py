@@ -44,10 +44,15 @@ def test_help_lists_every_choice(command: str, choices: set[str], capsys: pytest
     assert set(re.findall(r"\w+", capsys.readouterr().out)) >= choices
 
 
+def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="0"):
+        main([])
+    assert set(COMMANDS) <= set(re.findall(r"\w+", capsys.readouterr().out))
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "required: COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
         (["runs", "--fast"], "unknown argument --fast"),
         (["runs", "a=1"], "unknown argument a=1"),

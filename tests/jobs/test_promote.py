@@ -138,7 +138,7 @@ def read_metrics(run: str) -> dict[str, float]:
 def test_the_dataset_is_an_input_of_the_mlflow_run(written_faces: Path):
     [dataset_input] = tracking.client().get_run(find_run("a").run_id).inputs.dataset_inputs
     dataset = dataset_input.dataset
-    assert (dataset.name, json.loads(dataset.source)) == ("x", {"uri": str(written_faces)})
+    assert (dataset.name, json.loads(dataset.source)) == ("generated", {"uri": str(written_faces)})
     assert json.loads(dataset.profile)["images"] == {"train": 48, "valid": 16, "test": 16}
     stored = json.loads((Path(find_run("a").uri) / "run.json").read_text())["dataset"]
     assert stored.startswith(dataset.digest)

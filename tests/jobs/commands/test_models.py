@@ -37,7 +37,7 @@ def test_versions_come_newest_first_with_aliases_and_figures(registry):
         ("3", [], "", "normal"), ("2", ["near-ae"], "celeba-near-ae-5e6f7a8b", "normal"),
         ("1", ["champion", "vae"], "celeba-vae-1a2b3c4d", "gmm"),
     ]  # fmt: skip
-    assert (first["psnr"], first["frechet"]) == (21.6204, 0.98765)
+    assert (first["psnr"], first["distance"]) == (21.6204, 0.98765)
     assert "psnr" not in third
     table = format_models({"models": [third, second, first]}).splitlines()
     assert max(map(len, table)) <= 80
@@ -54,7 +54,7 @@ def test_each_version_of_a_continued_run_has_the_metrics_of_its_epoch(registry):
     for tags in ({}, {"zpoint.epochs": "6"}, {"zpoint.epochs": "1"}):
         registry.create_model_version(mlflow_tracking.MODEL_NAME, f"{settings().home}/{name}", run_id, tags=tags)
     of_1, of_6 = (12.135, 11.135), (12.864, 11.864)
-    assert [(m["psnr"], m["frechet"]) for m in list_models()[:3]] == [of_1, of_6, of_1]
+    assert [(m["psnr"], m["distance"]) for m in list_models()[:3]] == [of_1, of_6, of_1]
     assert {row["run"]: row["version"] for row in list_runs()}["continued"] == "6"
 
 
