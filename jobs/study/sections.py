@@ -92,7 +92,8 @@ def make_sections(study: StudyMetrics, arrays: Sequence[RunArrays]) -> list[Sect
     return [
         Section(
             "samplers", "Samplers",
-            "A sampler chooses z-points. A row shows its first ten images; the metrics are those of all its images.",
+            "A sampler chooses z-points. A row shows its first ten images; the metrics are those of all its images. "
+            "The sphere of own radius is that of the training z-points' mean radius, the other one of sqrt(z_dim).",
             study_charts.sampler_charts(study),
             [image_tables("samplers", _sampler_rows, "sampler", metric_headers)], _inception_tables(study),
         ),

@@ -6,7 +6,8 @@ RESULT = {
     "run": "celeba-vae-1a2b3c4d", "uri": "runs/celeba-vae-1a2b3c4d", "already_finished": False,
     "metrics": {
         "valid_psnr": 21.62, "valid_ssim": 0.634, "valid_kl": 1234.56, "valid_active_units": 198.0,
-        "hog_frechet_normal": 1.756, "hog_frechet_gaussian": 1.2, "hog_frechet_gmm": 0.9877, "images_per_second": 2345.6, "gpu_hours": 0.01234,
+        "hog_frechet_normal": 1.756, "hog_frechet_gaussian": 1.2, "hog_frechet_gmm": 0.9877,
+        "images_per_second": 2345.6, "gpu_hours": 0.01234,
     },
 }  # fmt: skip
 
