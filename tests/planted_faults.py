@@ -1153,6 +1153,11 @@ PLANTED = (
         "sum(count // share for count in cpus) >=", "sum(cpus) // share >=", ("tests/jobs/train/test_placement.py",),
     ),
     Fault(
+        "a cluster of 0.3 CPUs has resources for two workers of 0.1", "jobs/train/placement.py",
+        "_ray_units(node.get(name, 0)) // max(1, _ray_units(amount))", "int(node.get(name, 0) // amount)",
+        ("tests/jobs/train/test_placement.py",),
+    ),
+    Fault(
         "a worker takes its GPU for whole", "jobs/train/ray_trainer.py",
         'gpu_share=resources.get("GPU", 1.0)', "gpu_share=1.0", ("tests/jobs/train/test_ray_trainer.py",),
     ),

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 WARN_AFTER_S = 5  # a longer wait for resources is logged
 REPLICA = "ServeReplica:"  # how the class names of Ray Serve's replicas begin
 UNITS = ("CPU", "GPU")
+RESOURCE_UNITS = 10_000  # of 1: Ray counts in ten-thousandths
 MAX_HOLDERS = 4  # that the log of a wait names
 
 
@@ -67,9 +68,14 @@ def worker_capacity(resources: dict[str, float], without: Collection[str] = ()) 
     `without`: ids of nodes that do not count.
     """
     return sum(
-        min(int(node.get(name, 0) // amount) for name, amount in resources.items() if amount)
+        min(_ray_units(node.get(name, 0)) // max(1, _ray_units(amount)) for name, amount in resources.items() if amount)
         for node in node_resources(without)
     )
+
+
+def _ray_units(amount: float) -> int:
+    """Return an amount of a resource in RESOURCE_UNITS, rounded as by Ray."""
+    return round(amount * RESOURCE_UNITS)
 
 
 def wait_for_resources(num_workers: int, resources: dict[str, float]) -> None:

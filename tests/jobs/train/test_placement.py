@@ -100,6 +100,22 @@ def test_left_out_nodes_have_no_capacity(cluster):
     assert worker_capacity({"CPU": 1}, without={"1"}) == 2
 
 
+@pytest.mark.parametrize(
+    ("node", "worker", "expected"),
+    [
+        ({"CPU": 0.3}, {"CPU": 0.1}, 3),  # 0.3 // 0.1 is 2 in floating point
+        ({"CPU": 1}, {"CPU": 0.1}, 10),
+        ({"CPU": 8, "GPU": 0.9}, {"CPU": 1, "GPU": 0.3}, 3),
+        ({"CPU": 8, "GPU": 0.8999}, {"CPU": 1, "GPU": 0.3}, 2),
+        ({"CPU": 3}, {"CPU": 1.00004}, 3),  # Ray rounds to 1e-4
+        ({"CPU": 3}, {"CPU": 0.00001}, 30_000),
+    ],
+)
+def test_fractions_of_resources_are_divided_exactly(cluster, node, worker, expected: int):
+    cluster([node])
+    assert worker_capacity(worker) == expected
+
+
 def test_a_wait_names_who_holds_the_resources():
     held = [endpoint(0, CPU=1, GPU=0.1), endpoint(1, CPU=1), Holding("train-1", "0", {"CPU": 2})]
     assert describe_holdings(held) == "endpoint zpoint 2 CPU and 0.1 GPU, train-1 2 CPU"
