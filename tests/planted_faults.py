@@ -1158,6 +1158,14 @@ PLANTED = (
         ("tests/jobs/train/test_placement.py",),
     ),
     Fault(
+        "the splits of a dataset are checked against the cache's limit one by one", "aecore/data/cache_eviction.py",
+        "sum(entries.values())", "max(entries.values())", ("tests/aecore/data/test_cache_eviction.py",),
+    ),
+    Fault(
+        "a training fills the cache with a split though the next one exceeds its limit", "jobs/train/worker.py",
+        "check_caches(recipe, dataset, worker.device, worker.gpu_share)", "...", ("tests/jobs/train/test_worker.py",),
+    ),
+    Fault(
         "a worker takes its GPU for whole", "jobs/train/ray_trainer.py",
         'gpu_share=resources.get("GPU", 1.0)', "gpu_share=1.0", ("tests/jobs/train/test_ray_trainer.py",),
     ),

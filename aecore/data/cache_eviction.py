@@ -3,7 +3,8 @@
 import fcntl
 import os
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -27,38 +28,62 @@ def allocate(entry: Path, size: int, max_bytes: int | None) -> None:
     has its disk space already keeps it. Raises CacheSpaceError when that is too little, without an eviction; OSError
     when the disk is full.
     """
-    folder = entry.parent
-    with open(folder / ".lock", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(entry.parent), ExitStack() as locks:
         if not max_bytes and _allocated_bytes(entry / "images.u8") >= size:
             return
-        sizes = {file.parent: file.stat().st_size for file in folder.glob("*/images.u8")}
-        if max_bytes:
-            reason, fix = "ZPOINT_CACHE_MAX", "raise the limit"
-        else:
-            max_bytes = (shutil.disk_usage(folder).free + sum(sizes.values())) // 2
-            reason, fix = "half of what its disk has free", "free some space, set ZPOINT_CACHE to a larger disk"
-        other_sizes = {path: path_size for path, path_size in sizes.items() if path != entry}
-        exceeded = f"more than the {_format(max_bytes)} that the node cache {folder} may hold ({reason})"
-        if size > max_bytes:
-            raise CacheSpaceError(
-                f"decoded, {entry.name} takes {_format(size)}, {exceeded}: {fix} or stream it with data.cache=none"
-            )
-        if sum(other_sizes.values()) + size > max_bytes:
-            with ExitStack() as locks:
-                idle = [path for path in sorted(other_sizes, key=_last_used) if _lock_idle(path, locks)]
-                in_use = sum(other_sizes[path] for path in other_sizes.keys() - idle)
-                if in_use + size > max_bytes:
-                    raise CacheSpaceError(
-                        f"decoded, {entry.name} takes {_format(size)}, with the {_format(in_use)} of other datasets in "
-                        f"use {exceeded}: wait for their runs to end, or {fix}"
-                    )
-                while sum(other_sizes.values()) + size > max_bytes:
-                    path = idle.pop(0)
-                    shutil.rmtree(path)
-                    del other_sizes[path]
+        for path in _find_evictions({entry: size}, max_bytes, locks):
+            shutil.rmtree(path)
         entry.mkdir(exist_ok=True)
         _extend(entry / "images.u8", size)
+
+
+def check_space(sizes: dict[Path, int], max_bytes: int | None) -> None:
+    """Raise CacheSpaceError if entries of `sizes` bytes, all in one folder, do not fit together; changes nothing."""
+    with _locked(next(iter(sizes)).parent), ExitStack() as locks:
+        if max_bytes or any(_allocated_bytes(entry / "images.u8") < size for entry, size in sizes.items()):
+            _find_evictions(sizes, max_bytes, locks)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from allocating and evicting entries in `folder`."""
+    with open(folder / ".lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _find_evictions(entries: dict[Path, int], max_bytes: int | None, locks: ExitStack) -> list[Path]:
+    """Return the other entries of the folder to evict, so that `entries` of these sizes fit within `allocate`'s limit.
+
+    They are locked until `locks` is closed. Raises CacheSpaceError if the entries do not fit all the same.
+    """
+    folder, size = next(iter(entries)).parent, sum(entries.values())
+    sizes = {file.parent: file.stat().st_size for file in folder.glob("*/images.u8")}
+    if max_bytes:
+        reason, fix = "ZPOINT_CACHE_MAX", "raise the limit"
+    else:
+        max_bytes = (shutil.disk_usage(folder).free + sum(sizes.values())) // 2
+        reason, fix = "half of what its disk has free", "free some space, set ZPOINT_CACHE to a larger disk"
+    other_sizes = {path: path_size for path, path_size in sizes.items() if path not in entries}
+    verb = "takes" if len(entries) == 1 else "take"
+    taken = f"decoded, {', '.join(entry.name for entry in entries)} {verb} {_format(size)}"
+    exceeded = f"more than the {_format(max_bytes)} that the node cache {folder} may hold ({reason})"
+    if size > max_bytes:
+        raise CacheSpaceError(f"{taken}, {exceeded}: {fix} or stream it with data.cache=none")
+    if sum(other_sizes.values()) + size <= max_bytes:
+        return []
+    idle = [path for path in sorted(other_sizes, key=_last_used) if _lock_idle(path, locks)]
+    in_use = sum(other_sizes[path] for path in other_sizes.keys() - idle)
+    if in_use + size > max_bytes:
+        raise CacheSpaceError(
+            f"{taken}, with the {_format(in_use)} of other datasets in use {exceeded}: "
+            f"wait for their runs to end, or {fix}"
+        )
+    evicted: list[Path] = []
+    while sum(other_sizes.values()) + size > max_bytes:
+        evicted.append(idle.pop(0))
+        del other_sizes[evicted[-1]]
+    return evicted
 
 
 def _allocated_bytes(path: Path) -> int:

@@ -1,5 +1,6 @@
 """A dataset: the folder of a manifest and its shards, on any pyarrow file system."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,6 +34,11 @@ class Dataset:
     def image_shape(self) -> tuple[int, int, int]:
         """Return (size, size, channels) of a decoded image."""
         return self.manifest.size, self.manifest.size, self.manifest.channels
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Return the bytes of the decoded images of all splits."""
+        return sum(map(self.count, self.manifest.splits)) * math.prod(self.image_shape)
 
     def shards(self, split: str) -> tuple[Shard, ...]:
         """Return the shards of `split` in order. Raises ValueError when the dataset has no such split."""

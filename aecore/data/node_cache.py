@@ -27,7 +27,7 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow.fs as pafs
 
-from aecore.data.cache_eviction import CacheSpaceError, allocate, mark_in_use
+from aecore.data.cache_eviction import CacheSpaceError, allocate, check_space, mark_in_use
 from aecore.data.dataset import Dataset, shard_offsets
 from aecore.data.io import write_json
 from aecore.data.shards import Shard, UnreadShardError
@@ -52,7 +52,7 @@ def open_cache(
     used first. Raises ValueError for a damaged shard, CacheSpaceError for a folder that is not writable or a split that
     exceeds the limit, UnreadShardError when storage fails.
     """
-    entry = _CacheEntry(folder / f"{dataset.manifest.digest[:16]}-{split}", dataset, split)
+    entry = _find_entry(folder, dataset, split)
     if not entry.shape[0]:
         return np.empty(entry.shape, np.uint8)
     try:
@@ -70,10 +70,31 @@ def open_cache(
     except UnreadShardError:
         raise
     except OSError as error:
-        message = f"cannot fill the node cache {entry.path}: {error}; ZPOINT_CACHE names its folder"
-        raise CacheSpaceError(message) from error
+        raise _storage_error(entry.path, error) from error
     weakref.finalize(mapped, usage_lock.close)  # in use as long as an array of it exists
     return np.frombuffer(mapped, np.uint8).reshape(entry.shape)
+
+
+def check_cache_space(folder: Path, dataset: Dataset, max_bytes: int | None) -> None:
+    """Raise CacheSpaceError if the splits of `dataset` do not fit into `folder` together, as `open_cache` does of one.
+
+    So a training ends before it fills the cache with one split and has no space for the next.
+    """
+    entries = [_find_entry(folder, dataset, split) for split in dataset.manifest.splits]
+    sizes = {entry.path: entry.bytes for entry in entries if entry.bytes}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_space(sizes, max_bytes)
+    except OSError as error:
+        raise _storage_error(folder, error) from error
+
+
+def _find_entry(folder: Path, dataset: Dataset, split: str) -> "_CacheEntry":
+    return _CacheEntry(folder / f"{dataset.manifest.digest[:16]}-{split}", dataset, split)
+
+
+def _storage_error(path: Path, error: OSError) -> CacheSpaceError:
+    return CacheSpaceError(f"cannot fill the node cache {path}: {error}; ZPOINT_CACHE names its folder")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from aecore.config import STORED_SAMPLERS, Recipe
 from aecore.data.attributes import read_attributes
 from aecore.data.dataset import Dataset
 from aecore.data.loaders import DeviceLoader, Loader, NodeLoader, StreamLoader, iter_shards
-from aecore.data.node_cache import open_cache
+from aecore.data.node_cache import check_cache_space, open_cache
 from aecore.data.shuffle import BatchSampler, World, evenly_spaced, steps_per_epoch
 from aecore.data.splits import SPLITS
 from aecore.image_grid import titled_sheet, to_png
@@ -154,6 +154,7 @@ def open_loaders(recipe: Recipe, dataset: Dataset, worker: Worker) -> dict[str, 
     are too few for batch norm.
     """
     check_batches(recipe, dataset.count("train"))
+    check_caches(recipe, dataset, worker.device, worker.gpu_share)
     sampler = BatchSampler(recipe.optim.seed, recipe.optim.batch, worker.world, recipe.model.min_batch)
     return {split: _open_loader(recipe, dataset, split, sampler, worker) for split in SPLITS}
 
@@ -207,6 +208,13 @@ def check_batches(recipe: Recipe, count: int) -> None:
         )
 
 
+def check_caches(recipe: Recipe, dataset: Dataset, device: torch.device, gpu_share: float = 1.0) -> None:
+    """Raise ValueError if the splits together exceed the node cache or, with data.cache=device, the GPU memory."""
+    if recipe.data.cache != "none":
+        fits_device(recipe.data.cache, dataset.decoded_bytes, device, gpu_share)
+        check_cache_space(settings().cache, dataset, settings().cache_max)
+
+
 def fits_device(cache: str, nbytes: int, device: torch.device, gpu_share: float = 1.0) -> bool:
     """Return if `nbytes` of images go to the device's memory: "auto" fills at most half of what is free there.
 
@@ -216,7 +224,7 @@ def fits_device(cache: str, nbytes: int, device: torch.device, gpu_share: float 
     free = int(gpu_share * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
     if cache == "device" and nbytes > free:
         raise ValueError(
-            f"data.cache=device: a split takes {nbytes / 1e9:.1f} GB and the GPU has {free / 1e9:.1f} GB free "
+            f"data.cache=device: the images take {nbytes / 1e9:.1f} GB and the GPU has {free / 1e9:.1f} GB free "
             "(0 without a GPU): set data.cache=auto or node"
         )
     return cache == "device" or (cache == "auto" and nbytes <= free // 2 and free > 0)

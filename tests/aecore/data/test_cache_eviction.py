@@ -14,7 +14,7 @@ import pytest
 from aecore.data import node_cache
 from aecore.data.cache_eviction import CacheSpaceError, allocate, mark_in_use
 from aecore.data.dataset import Dataset
-from aecore.data.node_cache import open_cache
+from aecore.data.node_cache import check_cache_space, open_cache
 from tests.synthetic_dataset import make_dataset, noise_images
 
 SHARDS, ROWS, ROW_BYTES = 6, 5, 64
@@ -161,6 +161,30 @@ def test_nothing_is_evicted_for_a_split_that_does_not_fit_all_the_same(tmp_path)
     open_entry("fits", 60).close()
     assert not (tmp_path / "idle").exists()
     in_use.close()
+
+
+def test_splits_that_exceed_the_limit_together_are_refused_before_the_first_is_filled(tmp_path, monkeypatch):
+    dataset, folder = make_dataset(tmp_path / "data", {"train": [10], "valid": [5], "test": []}), tmp_path / "cache"
+    usage = type("Usage", (), {"free": 2 * 15 * ROW_BYTES - 1})
+    monkeypatch.setattr("aecore.data.cache_eviction.shutil.disk_usage", lambda path: usage)
+    names = r"decoded, \w{16}-train, \w{16}-valid take 0\.0 MB, more than .*"
+    with pytest.raises(CacheSpaceError, match=f"{names}half of what its disk has free"):
+        check_cache_space(folder, dataset, None)
+    with pytest.raises(CacheSpaceError, match=f"{names}ZPOINT_CACHE_MAX"):
+        check_cache_space(folder, dataset, 15 * ROW_BYTES - 1)
+    assert {path.name for path in folder.iterdir()} == {".lock"}
+    usage.free += 1
+    check_cache_space(folder, dataset, None)
+    caches = [open_cache(folder, dataset, split) for split in dataset.manifest.splits]
+    usage.free = 0
+    check_cache_space(folder, dataset, None)  # they have their space already
+    other = make_dataset(tmp_path / "other", {"train": [9], "valid": [6]}, seed=1)
+    with pytest.raises(CacheSpaceError, match=r"take 0\.0 MB, with the 0\.0 MB of other datasets in use more than"):
+        check_cache_space(folder, other, 30 * ROW_BYTES - 1)
+    assert len(caches) == 3
+    del caches
+    check_cache_space(folder, other, 30 * ROW_BYTES - 1)
+    assert len(list(folder.glob("*/images.u8"))) == 2, "a check evicts nothing"
 
 
 def test_a_split_over_the_limit_is_refused(tmp_path, dataset):

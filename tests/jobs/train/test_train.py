@@ -186,8 +186,8 @@ def test_changed_recipe_under_the_same_name_is_refused(zpoint, refused, tiny: st
     [
         ("--fresh scale.workers=1", "RAY_ADDRESS=http://head:8265 is for `zpoint submit`"),
         ("optim.epochs=5 scale.workers=1", "RAY_ADDRESS=http://head:8265 is for `zpoint submit`"),
-        ("--fresh data.cache=device", "data.cache=device: a split takes"),
-        ("optim.epochs=5 data.cache=device", "data.cache=device: a split takes"),
+        ("--fresh data.cache=device", "data.cache=device: the images take"),
+        ("optim.epochs=5 data.cache=device", "data.cache=device: the images take"),
         ("--fresh scale.workers=2 model.norm=batch optim.batch=3", "needs 2 images for each of scale.workers=2"),
         ("scale.workers=1 optim.lr=1", "run 'a' was made from another recipe"),  # before it connects
     ],

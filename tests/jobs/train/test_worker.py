@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from aecore.config import Recipe
+from aecore.data.cache_eviction import CacheSpaceError
 from aecore.training.loop import EpochEnd
 from jobs.dataset import open_dataset
 from jobs.run_store import RunStore
@@ -25,6 +27,32 @@ def test_progress_shows_only_the_first_filling_of_the_node_cache(faces: Path):
         loaders = open_loaders(Recipe(), open_dataset(str(faces)), Worker(show_progress=record))
         assert [len(loader) for loader in loaders.values()] == [48, 16, 16]
         assert calls == [(f"filling the node cache: {split}", done, total) for split, done, total in expected]
+
+
+def test_a_cache_too_small_for_all_splits_is_refused_before_the_first_is_filled(
+    faces: Path, monkeypatch: pytest.MonkeyPatch
+):
+    dataset, calls = open_dataset(str(faces)), []
+    worker = Worker(show_progress=lambda *args: calls.append(args))
+    monkeypatch.setenv("ZPOINT_CACHE_MAX", str((48 + 16 + 16) * 16 * 16 * 3 - 1))
+    with pytest.raises(CacheSpaceError, match="ZPOINT_CACHE_MAX"):
+        open_loaders(Recipe(), dataset, worker)
+    assert not calls
+    assert len(open_loaders(Recipe.model_validate({"data": {"cache": "none"}}), dataset, worker)["train"]) == 48
+    monkeypatch.setenv("ZPOINT_CACHE_MAX", str((48 + 16 + 16) * 16 * 16 * 3))
+    open_loaders(Recipe(), dataset, worker)
+    assert len(calls) == 5
+
+
+def test_gpu_memory_too_small_for_all_splits_is_refused_before_the_first_is_filled(
+    faces: Path, monkeypatch: pytest.MonkeyPatch
+):
+    calls, recipe = [], Recipe.model_validate({"data": {"cache": "device"}})
+    worker = Worker(device=torch.device("cuda"), show_progress=lambda *args: calls.append(args))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (80 * 16 * 16 * 3 - 1, 0))  # of 80 images
+    with pytest.raises(ValueError, match=r"data\.cache=device: the images take"):
+        open_loaders(recipe, open_dataset(str(faces)), worker)
+    assert not calls
 
 
 def test_hours_of_the_devices_add_up_over_the_epochs(tmp_path: Path):
