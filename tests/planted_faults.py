@@ -1166,6 +1166,18 @@ PLANTED = (
         "check_caches(recipe, dataset, worker.device, worker.gpu_share)", "...", ("tests/jobs/train/test_worker.py",),
     ),
     Fault(
+        "--fresh deletes a run before its task is checked", "jobs/train/job.py",
+        "make_eval_pair(recipe, Batch.whole(", "(lambda *_: ...)(recipe, Batch.whole(", (TRAIN,),
+    ),
+    Fault(
+        "--fresh deletes a run before the image size is checked", "jobs/train/job.py",
+        "ImageShape(dataset.manifest.size, dataset.manifest.channels)", "...", (TRAIN,),
+    ),
+    Fault(
+        "--fresh deletes a run before the node cache of a local Ray is checked", "jobs/train/job.py",
+        "check_cache_space(settings().cache, dataset, settings().cache_max)", "...", (TRAIN,),
+    ),
+    Fault(
         "a worker takes its GPU for whole", "jobs/train/ray_trainer.py",
         'gpu_share=resources.get("GPU", 1.0)', "gpu_share=1.0", ("tests/jobs/train/test_ray_trainer.py",),
     ),

@@ -1,6 +1,5 @@
 """The train job: one recipe, trained in this process (scale.workers=0) or by DDP workers under Ray Train."""
 
-import math
 import time
 from contextlib import closing
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from aecore.config import Recipe
 from aecore.data.dataset import Dataset
 from cluster.progress import Bar, watch
-from cluster.ray_connection import connect
+from cluster.ray_connection import connect, uses_local_ray
 from cluster.settings import settings
 from cluster.signals import interruptible
 from cluster.storage import check_uri
@@ -53,19 +52,33 @@ def train(recipe: Recipe, stem: str, *, fresh: bool = False) -> dict[str, Any]:
 
 
 def _check_resources(recipe: Recipe, dataset: Dataset) -> None:
-    """Connect to Ray unless the training needs none. Raises ValueError if its batches, workers or images do not fit."""
-    from aecore.model.autoencoder import default_device
+    """Connect to Ray unless the training needs none.
+
+    Raises ValueError if the dataset has images that the network or the task does not take, or if the batches, the
+    workers or the images do not fit.
+    """
+    import torch
+
+    from aecore.data.loaders import Batch
+    from aecore.data.node_cache import check_cache_space
+    from aecore.model.autoencoder import ImageShape, default_device
+    from aecore.model.corruptions import make_eval_pair
     from jobs.train.placement import check_capacity, worker_resources
-    from jobs.train.worker import check_batches, fits_device
+    from jobs.train.worker import check_batches, check_caches, fits_device
 
     check_batches(recipe, dataset.count("train"))
+    ImageShape(dataset.manifest.size, dataset.manifest.channels)
+    make_eval_pair(recipe, Batch.whole(torch.zeros(1, *dataset.image_shape, dtype=torch.uint8)), 0)
     if recipe.scale.workers == 0:
-        for split in dataset.manifest.splits:
-            fits_device(recipe.data.cache, dataset.count(split) * math.prod(dataset.image_shape), default_device())
-    else:
-        connect()
-        resources = worker_resources(recipe.scale, streaming=recipe.data.cache == "none")
-        check_capacity(recipe.scale.min_workers, resources)
+        check_caches(recipe, dataset, default_device())
+        return
+    connect()
+    resources = worker_resources(recipe.scale, streaming=recipe.data.cache == "none")
+    check_capacity(recipe.scale.min_workers, resources)
+    if "GPU" not in resources:
+        fits_device(recipe.data.cache, dataset.decoded_bytes, torch.device("cpu"))
+    if uses_local_ray() and recipe.data.cache != "none":
+        check_cache_space(settings().cache, dataset, settings().cache_max)
 
 
 def _train_on_ray(recipe: Recipe, dataset: Dataset, run_store: RunStore) -> None:

@@ -203,6 +203,38 @@ def test_a_refused_command_leaves_the_finished_run_as_it_was(
 
 
 @pytest.mark.usefixtures("trained_runs")
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"channels": 1}, "task.kind=recolor", "task.kind recolor needs colour images"),
+        ({"size": 4}, "", "image size must be between"),
+    ],
+)
+def test_a_dataset_of_unfit_images_leaves_the_run_as_it_was(
+    refused, tiny: str, faces: Path, changes: dict, options: str, message: str
+):
+    fs = pafs.LocalFileSystem()
+    save_manifest(fs, str(faces), load_manifest(fs, str(faces)).model_copy(update=changes))
+    assert message in refused("train", tiny, f"data.uri={faces}", "name=a", "--fresh", *options.split())
+
+
+@pytest.mark.usefixtures("trained_runs")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_cache_or_a_missing_gpu_leaves_the_run_as_it_was(
+    refused, tiny: str, faces: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+):
+    monkeypatch.setattr("jobs.train.job.connect", lambda: None)
+    monkeypatch.setattr("jobs.train.job.uses_local_ray", lambda: True)
+    monkeypatch.setattr("jobs.train.placement.worker_resources", lambda scale, streaming: {"CPU": 1})
+    monkeypatch.setattr("jobs.train.placement.check_capacity", lambda num_workers, resources: 1)
+    monkeypatch.setattr("aecore.model.autoencoder.default_device", lambda: torch.device("cpu"))
+    argv = ("train", tiny, f"data.uri={faces}", "name=a", "--fresh", f"scale.workers={workers}")
+    assert "data.cache=device: the images take" in refused(*argv, "data.cache=device")
+    monkeypatch.setenv("ZPOINT_CACHE_MAX", "60000")  # train, valid and test are of 36,864 and twice 12,288 bytes
+    assert "ZPOINT_CACHE_MAX" in refused(*argv)
+
+
+@pytest.mark.usefixtures("trained_runs")
 def test_command_of_a_finished_run_is_refused_while_another_process_continues_it(refused, tiny: str, faces: Path):
     """With more epochs, say; its model is still the earlier one."""
     with lock_run("a"):
