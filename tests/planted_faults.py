@@ -211,7 +211,7 @@ PLANTED = (
     ),
     Fault(
         "checkpoints of an abandoned attempt win over new ones", "aecore/training/checkpoint.py",
-        "if _step(path) > step:", "if False:", (CHECKPOINT,),
+        "if _step(path) > step or _step(path) in", "if _step(path) in", (CHECKPOINT,),
     ),
     Fault(
         "a model that could not be saved again is one of old and new files", "aecore/training/checkpoint.py",
@@ -1176,6 +1176,18 @@ PLANTED = (
     Fault(
         "--fresh deletes a run before the node cache of a local Ray is checked", "jobs/train/job.py",
         "check_cache_space(settings().cache, dataset, settings().cache_max)", "...", (TRAIN,),
+    ),
+    Fault(
+        "a checkpoint overwrites the one of its step that the run resumed from", "aecore/training/checkpoint.py",
+        'path = f"{path}-{_order(newest)[1] + 1}" if is_complete else newest', "path = newest", (CHECKPOINT,),
+    ),
+    Fault(
+        "two checkpoints of a step both count", "aecore/training/checkpoint.py",
+        " or _step(path) in map(_step, valid_losses)", "", (CHECKPOINT,),
+    ),
+    Fault(
+        "retries of a failing store fill it with unfinished checkpoints", "aecore/training/checkpoint.py",
+        "if is_complete else newest", "if newest != path or is_complete else newest", (CHECKPOINT,),
     ),
     Fault(
         "a worker takes its GPU for whole", "jobs/train/ray_trainer.py",

@@ -2,9 +2,9 @@
 
 A checkpoint `step-00001250/` holds model.safetensors, optimizer.safetensors, config.json and, written last,
 progress.json with the sha256 of the others. Without a progress.json that matches, a folder counts as absent: a
-checkpoint is complete or does not exist, on a disk and on S3. A model folder holds model.safetensors,
-latents.safetensors (statistics of the z-points), points.safetensors (z-points of real images, if the recipe asks for
-them), metrics.json and, written last, config.json.
+checkpoint is complete or does not exist, on a disk and on S3. A second one of a step is `step-00001250-2/`: the first
+stays until that is complete. A model folder holds model.safetensors, latents.safetensors (statistics of the z-points),
+points.safetensors (z-points of real images, if the recipe asks for them), metrics.json and, written last, config.json.
 """
 
 import json
@@ -36,7 +36,7 @@ from aecore.model.autoencoder import NETWORK_VERSION, Autoencoder, ImageShape, b
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 POINTS_FILE = "points.safetensors"
-STEP_FOLDER = re.compile(r"step-\d+")
+STEP_FOLDER = re.compile(r"step-(\d+)(?:-(\d+))?")
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "optimizer.safetensors")
 MAX_BACKLOG = 8  # epochs that a training may be ahead of a slow storage; they are lost if it is killed
 RETRY_S, RETRY_PAUSE_S = 60.0, 2.0  # retries of a failing storage at the end of a training
@@ -86,8 +86,14 @@ def take_snapshot(
 
 
 def write_checkpoint(fs: pafs.FileSystem, root: str, snapshot: Snapshot) -> str:
-    """Write `root/step-NNNNNNNN` completely or not at all and return its path. Raises OSError if the storage fails."""
-    path = f"{root}/{snapshot.name}"
+    """Write `root/step-NNNNNNNN` completely or not at all and return its path. Raises OSError if the storage fails.
+
+    A complete one of this step, as of the epoch that a stream repeats, is not overwritten: a number follows its name.
+    """
+    step, path = snapshot.state["step"], f"{root}/{snapshot.name}"
+    newest = next((written for written in list_checkpoints(fs, root) if _step(written) == step), path)
+    is_complete = fs.get_file_info(f"{newest}/progress.json").type is not pafs.FileType.NotFound
+    path = f"{path}-{_order(newest)[1] + 1}" if is_complete else newest
     contents = {
         "config.json": json.dumps(snapshot.config, indent=1).encode(),
         "model.safetensors": save_tensors(_contiguous(snapshot.model)),
@@ -104,12 +110,12 @@ def write_checkpoint(fs: pafs.FileSystem, root: str, snapshot: Snapshot) -> str:
 def prune(fs: pafs.FileSystem, root: str, keep: int, step: int, earlier: Collection[str] = ()) -> None:
     """Delete all checkpoints but the newest `keep` complete ones and the one with the lowest validation loss.
 
-    Of those after `step`, the last one written, the `earlier` paths are deleted too: a stream that repeats an epoch has
-    left them, and a resumed run would load them in place of the new ones. The others are of a process that has taken
-    the run over.
+    Of each step only the newest counts. Of those after `step`, the last one written, the `earlier` paths are deleted
+    too: a stream that repeats an epoch has left them, and a resumed run would load them in place of the new ones. The
+    others are of a process that has taken the run over.
     """
     valid_losses: dict[str, float] = {}  # of the complete ones up to `step`, newest first
-    later: list[str] = []
+    replaced: list[str] = []
     for path in list_checkpoints(fs, root):
         if _step(path) > step and path not in earlier:
             continue
@@ -118,12 +124,12 @@ def prune(fs: pafs.FileSystem, root: str, keep: int, step: int, earlier: Collect
         except (FileNotFoundError, ValueError):
             fs.delete_dir(path)  # half-written
             continue
-        if _step(path) > step:
-            later.append(path)
+        if _step(path) > step or _step(path) in map(_step, valid_losses):
+            replaced.append(path)
         else:
             valid_losses[path] = valid_loss
     best = min(valid_losses, key=valid_losses.__getitem__, default=None)  # without losses the newest
-    for path in later + list(valid_losses)[keep:]:
+    for path in replaced + list(valid_losses)[keep:]:
         if path != best:
             fs.delete_file(f"{path}/progress.json")  # first: an interrupted deletion leaves no complete checkpoint
             fs.delete_dir(path)
@@ -221,11 +227,18 @@ def retry_storage(call: Callable[[], T], action: str) -> T:
 def list_checkpoints(fs: pafs.FileSystem, root: str) -> list[str]:
     """Return the paths of the checkpoint folders under `root`, complete or not, newest first."""
     entries = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True))
-    return sorted((entry.path for entry in entries if STEP_FOLDER.fullmatch(entry.base_name)), key=_step, reverse=True)
+    return sorted((entry.path for entry in entries if STEP_FOLDER.fullmatch(entry.base_name)), key=_order, reverse=True)
+
+
+def _order(path: str) -> tuple[int, int]:
+    """Return the step of a checkpoint's folder, and which one of this step it is, from 1 on."""
+    match = STEP_FOLDER.fullmatch(path.rpartition("/")[2])
+    assert match
+    return int(match[1]), int(match[2] or 1)
 
 
 def _step(path: str) -> int:
-    return int(path.rpartition("-")[2])
+    return _order(path)[0]
 
 
 def saved_epochs(fs: pafs.FileSystem, root: str) -> int:

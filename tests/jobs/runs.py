@@ -22,4 +22,4 @@ def model_bytes(run: str) -> bytes:
 def has_checkpoint(run: str, step: int) -> bool:
     """Return if the run has a checkpoint of `step` or a later one: a checkpoint may be skipped for the next."""
     paths = Path(os.environ["ZPOINT_HOME"], "runs", run, "checkpoints").glob("step-*/progress.json")
-    return any(int(path.parent.name[5:]) >= step for path in paths)
+    return any(int(path.parent.name.split("-")[1]) >= step for path in paths)

@@ -66,7 +66,7 @@ def load(folder):
 
 
 def stored_steps(folder):
-    return [int(path.rpartition("step-")[2]) for path in checkpoint.list_checkpoints(FS, str(folder))]
+    return [int(path.rpartition("/step-")[2].split("-")[0]) for path in checkpoint.list_checkpoints(FS, str(folder))]
 
 
 def fail_503(*args, **kwargs):
@@ -112,6 +112,29 @@ def test_a_repeated_epoch_replaces_the_checkpoints_of_the_attempt_before(tmp_pat
                 writer._last_write.result(30)
     assert stored_steps(tmp_path) == [250, 200]
     assert load(tmp_path)[0].step == 250
+
+
+def test_the_checkpoint_that_a_run_resumed_from_stays_until_another_of_its_step_is_complete(
+    tmp_path, snapshot_of, monkeypatch
+):
+    """A stream repeats its epoch, and the end of an epoch may follow a checkpoint of its last step."""
+    repeated = checkpoint.take_snapshot(*new_model_and_optimizer(), RECIPE, TrainState(1, 150))  # other weights
+    writer = checkpoint.CheckpointWriter(FS, str(tmp_path), 1)
+    writer.save(snapshot_of(150))
+    writer.finish()
+    with monkeypatch.context() as patch, checkpoint.CheckpointWriter(FS, str(tmp_path), 1) as writer:
+        patch.setattr(checkpoint, "write_json", fail_503)  # as a kill before the last file
+        writer.save(repeated)
+        writer._last_write.result(30)
+        writer.save(repeated)
+    assert stored_steps(tmp_path) == [150, 150], "retries go to the same folder"
+    first = snapshot_of(150).model
+    assert all(torch.equal(tensor, first[name]) for name, tensor in load(tmp_path)[1].state_dict().items())
+    for attempt in range(2):
+        with checkpoint.CheckpointWriter(FS, str(tmp_path), 2 - attempt) as writer:
+            writer.save(repeated)
+        assert stored_steps(tmp_path) == [150]
+        assert all(torch.equal(tensor, repeated.model[name]) for name, tensor in load(tmp_path)[1].state_dict().items())
 
 
 def test_later_checkpoints_of_a_process_that_took_the_run_over_stay(tmp_path, snapshot_of):
