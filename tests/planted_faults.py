@@ -1190,6 +1190,14 @@ PLANTED = (
         "if is_complete else newest", "if newest != path or is_complete else newest", (CHECKPOINT,),
     ),
     Fault(
+        "a small Parquet file fills the memory by its dictionary", "aecore/data/readers.py",
+        "remaining -= batch.nbytes", "remaining -= 0", ("tests/aecore/data/test_tables.py",),
+    ),
+    Fault(
+        "a batch of a row group fills the memory by its dictionary", "aecore/data/readers.py",
+        "max(1, MAX_TABLE_BYTES // max(1, length))", "MAX_TABLE_BYTES", ("tests/aecore/data/test_tables.py",),
+    ),
+    Fault(
         "a worker takes its GPU for whole", "jobs/train/ray_trainer.py",
         'gpu_share=resources.get("GPU", 1.0)', "gpu_share=1.0", ("tests/jobs/train/test_ray_trainer.py",),
     ),

@@ -224,7 +224,15 @@ def _read_row_group(path: RemotePath, fingerprint: str, column: str, group: int)
     length = sum(size for path, size in paths.items() if path == column or path.startswith(f"{column}."))
     if length > MAX_TABLE_BYTES:
         raise ValueError(f"its row group has {length:,} bytes, over the limit of {MAX_TABLE_BYTES:,}")
-    images = file.read_row_group(group, columns=[column])[column]
+    # A dictionary holds an image of many rows once, so that the rows may take far more than `length`. One row does not:
+    # a batch of these many stays below the limit.
+    batches, remaining = [], MAX_TABLE_BYTES
+    for batch in file.iter_batches(max(1, MAX_TABLE_BYTES // max(1, length)), row_groups=[group], columns=[column]):
+        batches.append(batch)
+        remaining -= batch.nbytes
+        if remaining < 0:
+            raise ValueError(f"its row group, decoded, is over the limit of {MAX_TABLE_BYTES:,} bytes")
+    images = pa.Table.from_batches(batches)[column]
     if not pa.types.is_struct(images.type):
         return images
     return images.flatten()[images.type.get_field_index("bytes")]

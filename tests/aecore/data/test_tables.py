@@ -322,3 +322,32 @@ def test_sources_over_the_limits_of_size_are_refused(tmp_path: Path, monkeypatch
         with pytest.raises(ValueError, match=reason):
             parquet.read(name)
     assert parquet.read("one/1") == b"x"
+
+
+@pytest.mark.parametrize("encoding", ["dictionary", "prefixes"])
+@pytest.mark.parametrize("in_struct", [False, True])
+def test_a_row_group_that_stores_an_image_of_many_rows_once_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, in_struct: bool
+):
+    limit, image = 100_000, picture(1) * 200
+    assert limit // 10 < len(image) < limit // 2
+    monkeypatch.setattr(readers, "MAX_TABLE_BYTES", limit)
+    column = pa.array([{"bytes": image, "path": ""}] * 2000 if in_struct else [image] * 2000)
+    options = {} if encoding == "dictionary" else {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}
+    for name, rows in {"many": 2000, "few": 3}.items():
+        pq.write_table(pa.table({"image": column[:rows]}), tmp_path / f"{name}.parquet", **options)
+    assert (tmp_path / "many.parquet").stat().st_size < limit
+    reader = readers.ParquetReader(RemotePath(LocalFileSystem(), str(tmp_path)), "image", "")
+    rows: list[int] = []
+
+    class CountingFile(pq.ParquetFile):
+        def iter_batches(self, *args, **options):
+            for batch in super().iter_batches(*args, **options):
+                rows.append(len(batch))
+                yield batch
+
+    monkeypatch.setattr(pq, "ParquetFile", CountingFile)
+    with pytest.raises(ValueError, match=r"its row group, decoded, is over the limit of 100,000 bytes"):
+        reader.read("many/1999")
+    assert 0 < sum(rows) * len(image) < 3 * limit
+    assert reader.read("few/2") == image
