@@ -1198,6 +1198,11 @@ PLANTED = (
         "max(1, MAX_TABLE_BYTES // max(1, length))", "MAX_TABLE_BYTES", ("tests/aecore/data/test_tables.py",),
     ),
     Fault(
+        "the validation images of an epoch have no limit in bytes", "aecore/training/loop.py",
+        "min(subset_size, MAX_VALID_BYTES // (image.size**2 * image.channels))", "subset_size",
+        (f"{LOOP}::test_each_epoch_but_the_last_is_validated_on_evenly_spaced_images_of_at_most_1_gib",),
+    ),
+    Fault(
         "a worker takes its GPU for whole", "jobs/train/ray_trainer.py",
         'gpu_share=resources.get("GPU", 1.0)', "gpu_share=1.0", ("tests/jobs/train/test_ray_trainer.py",),
     ),

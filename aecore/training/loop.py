@@ -33,6 +33,7 @@ from aecore.training.gradient_exchange import GradientExchange
 EPOCH_SUMS: tuple[str, ...] = ("recon", "kl", "count")  # summed over the open epoch's images; a checkpoint stores them
 METRICS_INTERVAL_S = 0.5  # between two reads of the running sums, each of which waits for the device
 MIN_VALID_IMAGES, VALID_FRACTION = 256, 25  # validate an epoch on 1/25 as many images as it trains on, at least 256
+MAX_VALID_BYTES = 1 << 30  # of these images, of which each worker has a copy in memory
 Update = Callable[["TrainingRun", Tensor, Tensor, Tensor], None]  # with the corrupted images, the targets, the noise
 log = logging.getLogger(__name__)
 
@@ -170,7 +171,9 @@ def fit(run: TrainingRun) -> Iterator[StepEnd | EpochEnd]:
     # Evaluation data.
     valid_subset, subset_size = run.valid, max(MIN_VALID_IMAGES, len(run.train) // VALID_FRACTION)
     if subset_size < len(run.valid):
-        images = run.valid.spaced_images(subset_size).cpu().numpy()
+        image = run.model.image
+        limit = min(subset_size, MAX_VALID_BYTES // (image.size**2 * image.channels))
+        images = run.valid.spaced_images(limit).cpu().numpy()
         valid_subset = NodeLoader(images, BatchSampler(optim.seed, optim.batch, run.world), run.device)
     sample_evaluator = SampleEvaluator(run.model, run.recipe, run.train, run.valid)
 

@@ -86,6 +86,25 @@ def test_training_improves_and_reports_its_metrics():
     assert epochs[-1].images["normal"].shape == (10, 16, 16, 1)
 
 
+@pytest.mark.parametrize(("max_bytes", "expected"), [(1 << 30, 256), (100 * 256 + 255, 100)])
+def test_each_epoch_but_the_last_is_validated_on_evenly_spaced_images_of_at_most_1_gib(
+    monkeypatch, max_bytes, expected
+):
+    assert loop.MAX_VALID_BYTES == 1 << 30
+    monkeypatch.setattr(loop, "MAX_VALID_BYTES", max_bytes)
+    run, sizes, limits = make_run(make_recipe(), num_valid=300), [], []
+    spaced_images = run.valid.spaced_images
+
+    def record(model, recipe, loader, world, prefix):
+        sizes.append(len(loader))
+        return evaluate(model, recipe, loader, world, prefix)
+
+    monkeypatch.setattr(loop, "evaluate", record)
+    monkeypatch.setattr(run.valid, "spaced_images", lambda limit: limits.append(limit) or spaced_images(limit))
+    epoch_ends(run)
+    assert (sizes, limits[0]) == ([expected, 300], expected)
+
+
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("stop_step", [1, 2, 3, 4, 5])
 def test_resume_ends_bit_identical(tmp_path, norm, stop_step):
