@@ -1203,6 +1203,15 @@ PLANTED = (
         (f"{LOOP}::test_each_epoch_but_the_last_is_validated_on_evenly_spaced_images_of_at_most_1_gib",),
     ),
     Fault(
+        "the attributes of a stream are those of other images", "jobs/train/worker.py",
+        "dataset.spaced_indices(split, limit) if streamed else evenly_spaced", "evenly_spaced", (TRAIN,),
+    ),
+    Fault(
+        "spaced images of a stream have the rows of the sampled shards, not of the split", "aecore/data/dataset.py",
+        "rows - chosen_offsets[position] + offsets[chosen[position]]", "rows",
+        ("tests/aecore/data/test_dataset.py",),
+    ),
+    Fault(
         "a worker takes its GPU for whole", "jobs/train/ray_trainer.py",
         'gpu_share=resources.get("GPU", 1.0)', "gpu_share=1.0", ("tests/jobs/train/test_ray_trainer.py",),
     ),

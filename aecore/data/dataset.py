@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -58,14 +57,21 @@ class Dataset:
         return np.concatenate([np.empty((0, *self.image_shape), np.uint8), *decoded])
 
     def spaced_rows(self, split: str, limit: int) -> list[tuple[Shard, np.ndarray]]:
-        """Return the shards and their rows, int64 (n,), that `images` decodes: at most `limit` rows from few shards."""
+        """Return the shards that hold `spaced_indices`, and of each its rows, int64 (n,)."""
+        shards, indices = self.shards(split), self.spaced_indices(split, limit)
+        offsets = shard_offsets(shards)
+        needed = np.searchsorted(offsets, indices, side="right") - 1  # (n,) a shard for each row
+        return [(shards[index], indices[needed == index] - offsets[index]) for index in np.unique(needed)]
+
+    def spaced_indices(self, split: str, limit: int) -> np.ndarray:
+        """Return the rows of `split`, int64 (n,), that `images` decodes: at most `limit`, evenly spaced."""
         shards = self.shards(split)
         sufficient = next((n for n in range(len(shards)) if sum(s.rows for s in shards[:n]) >= limit), len(shards))
-        chosen = [shards[index] for index in evenly_spaced(len(shards), max(SAMPLED_SHARDS, sufficient))]
-        offsets = shard_offsets(chosen)
-        rows = evenly_spaced(int(offsets[-1]), limit)
-        local_rows = [rows[(rows >= start) & (rows < end)] - start for start, end in pairwise(offsets)]
-        return list(zip(chosen, local_rows, strict=True))
+        chosen = evenly_spaced(len(shards), max(SAMPLED_SHARDS, sufficient))  # (k,) indices of shards
+        offsets, chosen_offsets = shard_offsets(shards), shard_offsets([shards[index] for index in chosen])
+        rows = evenly_spaced(int(chosen_offsets[-1]), limit)  # (n,) of the chosen shards together
+        position = np.searchsorted(chosen_offsets, rows, side="right") - 1  # (n,) a chosen shard for each row
+        return rows - chosen_offsets[position] + offsets[chosen[position]]
 
     def read_shard(self, shard: Shard) -> pa.Table:
         """Read the table of `shard`, checked against the manifest.

@@ -130,9 +130,10 @@ def train_loop(
         return
 
     def spaced_attributes(split: str, limit: int) -> dict[str, Tensor]:
-        if not train.resumable:  # a stream's images have no fixed order that the attributes could follow
-            return {}
-        return read_attributes(dataset, split, evenly_spaced(len(loaders[split]), limit))
+        """Read the attributes of the images that `spaced_images` of the split's loader returns."""
+        streamed = isinstance(loaders[split], StreamLoader)
+        rows = dataset.spaced_indices(split, limit) if streamed else evenly_spaced(len(loaders[split]), limit)
+        return read_attributes(dataset, split, rows)
 
     def read_store() -> tuple[dict[str, float], dict[str, Tensor], dict[str, dict[str, Tensor]]]:
         by_split = {split: spaced_attributes(split, n) for split, n in points_per_split(recipe, loaders).items()}

@@ -34,6 +34,19 @@ def test_a_limit_takes_evenly_spaced_images(dataset: Dataset, limit: int):
     assert np.array_equal(dataset.images("train", limit), noise_images(9)[evenly_spaced(9, limit)])
 
 
+@pytest.mark.parametrize("limit", [0, 1, 30, 32, 33, 76, 100])
+def test_spaced_indices_are_the_rows_of_the_images(tmp_path: Path, limit: int):
+    """Of 38 shards at most 32 are read, unless more are needed."""
+    dataset = make_dataset(tmp_path, {"train": [2] * 38})
+    indices = dataset.spaced_indices("train", limit)
+    assert len(indices) == min(limit, 76)
+    assert (np.diff(indices) > 0).all()
+    assert np.array_equal(dataset.images("train", limit), noise_images(76)[indices])
+    if limit == 32:  # the first row of each shard
+        assert indices.tolist() == (2 * evenly_spaced(38, 32)).tolist()
+    assert len(dataset.spaced_rows("train", limit)) <= max(32, -(-limit // 2))
+
+
 def test_blocks_of_a_shard_cover_its_rows(dataset: Dataset):
     shard = dataset.shards("train")[2]
     blocks = list(dataset.iter_blocks(shard, block_bytes=2 * 64))

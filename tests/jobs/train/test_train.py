@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 import torch
 
 import aecore
 from aecore.config import STORED_SAMPLERS, load_recipe
+from aecore.data.images import encode_image
 from aecore.data.loaders import Batch, NodeLoader
 from aecore.data.node_cache import open_cache
-from aecore.data.shards import Manifest, load_manifest, save_manifest
+from aecore.data.shards import Manifest, load_manifest, save_manifest, shard_table, write_shard
 from aecore.data.shuffle import BatchSampler
 from aecore.metrics.pixel import psnr
 from aecore.model.autoencoder import build_model, to_float
@@ -103,6 +105,43 @@ def test_batch_norm_model_is_saved_and_tested_in_eval_mode(zpoint, tiny: str, fa
     loader = NodeLoader(train_images, BatchSampler(0, 8), torch.device("cpu"))
     z = draw_train_points(saved.model, saved.recipe, loader)
     torch.testing.assert_close(saved.latents["mean"], z.mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("tracking")
+@pytest.mark.parametrize(
+    ("cache", "rows"),
+    [
+        ("node", [0, 2, 5, 8, 10, 13, 16, 18, 21, 24, 26, 29]),
+        ("none", [0, 1, 2, 4, 5, 6, 16, 17, 18, 20, 21, 22]),  # of two of the four shards
+    ],
+)
+def test_attributes_are_those_of_the_stored_images(
+    zpoint, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str, rows: list[int]
+):
+    monkeypatch.setattr("aecore.data.dataset.SAMPLED_SHARDS", 2)
+    fs, root, splits = pafs.LocalFileSystem(), str(tmp_path / "shades"), {}
+    for split, num_shards in {"train": 4, "valid": 1, "test": 1}.items():
+        shades = np.arange(8 * num_shards).reshape(num_shards, 8)
+        splits[split] = tuple(
+            write_shard(
+                fs, root, f"{split}-{index:05d}.parquet",
+                shard_table(
+                    pa.table({"name": [str(shade) for shade in row], "shade": row}),
+                    [encode_image(np.full((16, 16, 3), 8 * shade, np.uint8), "png") for shade in row],
+                ),
+            )
+            for index, row in enumerate(shades)
+        )  # fmt: skip
+    manifest = Manifest(dataset="x", options={}, size=16, channels=3, encoding="png", splits=splits)
+    save_manifest(fs, root, manifest)
+    argv = (f"data.uri={root}", f"data.cache={cache}", "points.images=14", "name=shades", "optim.epochs=1")
+    zpoint("train", tiny, *argv)
+    model = aecore.load(find_run("shades").uri)
+    assert model.points is not None
+    assert model.points.attributes["shade"].tolist() == [*rows, 0, 4]
+    means = [model.points.thumbnail(row).mean() / 8 for row in range(14)]
+    assert means == pytest.approx([*rows, 0, 4], abs=0.5)
+    assert "direction.shade" in model.latents
 
 
 @pytest.mark.usefixtures("tracking")
