@@ -1212,6 +1212,14 @@ PLANTED = (
         ("tests/aecore/data/test_dataset.py",),
     ),
     Fault(
+        "a stream's rows of padding count as images for batch norm", "jobs/train/worker.py",
+        "-(-max_local // steps) - padding", "-(-max_local // steps)", (TRAIN,),
+    ),
+    Fault(
+        "an elastic stream under batch norm is checked for the most workers alone", "jobs/train/worker.py",
+        "range(max(1, scale.min_workers), max(1, scale.max_workers) + 1)", "[max(1, scale.max_workers)]", (TRAIN,),
+    ),
+    Fault(
         "a worker takes its GPU for whole", "jobs/train/ray_trainer.py",
         'gpu_share=resources.get("GPU", 1.0)', "gpu_share=1.0", ("tests/jobs/train/test_ray_trainer.py",),
     ),

@@ -201,12 +201,24 @@ def check_batches(recipe: Recipe, count: int) -> None:
             f"data.cache=none needs an image for each worker in a batch: optim.batch={batch} is less than "
             f"scale.workers={workers}; take a larger optim.batch, or data.cache=auto"
         )
-    last = count - batch * (steps - 1)
-    if norm == "batch" and min(last, batch) < min_batch * workers:
+    smallest = _smallest_local_batch(recipe, count, steps)
+    if norm == "batch" and smallest < min_batch:
         raise ValueError(
-            f"model.norm=batch needs {min_batch} images for each of scale.workers={workers}, and the smallest batch "
-            f"of an epoch has {min(last, batch)}: take model.norm=sync_batch, or another optim.batch"
+            f"model.norm=batch needs {min_batch} images for each of scale.workers={workers}, and a worker's smallest "
+            f"batch of an epoch has {smallest}: take model.norm=sync_batch, or another optim.batch"
         )
+
+
+def _smallest_local_batch(recipe: Recipe, count: int, steps: int) -> int:
+    """Return the fewest images that a worker may get of one of the `steps` batches of an epoch of `count` images."""
+    scale, batch = recipe.scale, recipe.optim.batch
+    if recipe.data.cache != "none":
+        return min(count - batch * (steps - 1), batch) // max(1, scale.max_workers)
+    smallest = count
+    for workers in range(max(1, scale.min_workers), max(1, scale.max_workers) + 1):
+        max_local, padding = -(-count // workers), -count % workers  # one worker may get all rows of padding
+        smallest = min(smallest, max_local // steps, -(-max_local // steps) - padding)
+    return max(0, smallest)
 
 
 def check_caches(recipe: Recipe, dataset: Dataset, device: torch.device, gpu_share: float = 1.0) -> None:

@@ -18,10 +18,10 @@ import torch
 import aecore
 from aecore.config import STORED_SAMPLERS, load_recipe
 from aecore.data.images import encode_image
-from aecore.data.loaders import Batch, NodeLoader
+from aecore.data.loaders import Batch, NodeLoader, StreamLoader
 from aecore.data.node_cache import open_cache
 from aecore.data.shards import Manifest, load_manifest, save_manifest, shard_table, write_shard
-from aecore.data.shuffle import BatchSampler
+from aecore.data.shuffle import BatchSampler, World
 from aecore.metrics.pixel import psnr
 from aecore.model.autoencoder import build_model, to_float
 from aecore.model.corruptions import make_eval_pair
@@ -40,6 +40,7 @@ from jobs.train.worker import check_batches
 from tests.jobs.runs import has_checkpoint, logged_epochs, model_bytes
 
 SAMPLE_METRICS = {f"hog_frechet_{sampler}" for sampler in STORED_SAMPLERS}
+CPU = torch.device("cpu")
 METRICS = {"train_loss", "train_recon", "train_kl", "valid_loss", "valid_psnr"} | SAMPLE_METRICS
 
 
@@ -481,6 +482,41 @@ def test_batch_norm_of_too_few_images_is_refused_by_name(refused, tiny: str, fac
     for norm, workers, batch, count in (("batch", 2, 64, 129), ("batch", 1, 2, 3), ("sync_batch", 4, 64, 66)):
         overrides = [f"model.norm={norm}", f"scale.workers={workers}", f"optim.batch={batch}"]
         check_batches(load_recipe(Path(tiny), overrides), count)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("batch", [8, 16, 64])
+def test_a_stream_under_batch_norm_is_refused_if_a_worker_may_get_a_batch_of_one_image(
+    tiny: str, workers: int, batch: int
+):
+    """The rows that pad the split to a multiple of the workers, and that are dropped, may all be on one worker."""
+
+    def local_batches(local: int) -> list[int]:
+        images = np.zeros((local, 1, 1, 1), np.uint8)
+        loader = StreamLoader(lambda epoch: iter([images]), lambda limit: images[:limit], count, sampler, CPU)
+        return [len(batch.images) for batch in loader.batches(None)]
+
+    options = ["model.norm=batch", "data.cache=none", f"scale.workers={workers}", f"optim.batch={batch}"]
+    recipe, sampler = load_recipe(Path(tiny), options), BatchSampler(0, batch, World(0, workers), min_last=2)
+    for count in (*range(40, 60), 105, 129, 130):
+        max_local, padding = -(-count // workers), -count % workers
+        smallest = min(local_batches(max_local) + local_batches(max_local - padding))
+        if smallest >= 2:
+            check_batches(recipe, count)
+        else:
+            with pytest.raises(ValueError, match=f"smallest batch of an epoch has {smallest}: take .*sync_batch"):
+                check_batches(recipe, count)
+
+
+def test_an_elastic_stream_under_batch_norm_is_refused_if_any_number_of_workers_gives_too_small_a_batch(tiny: str):
+    options = ["model.norm=batch", "data.cache=none", "optim.batch=16", "scale.workers=[1, 4]"]
+    check_batches(load_recipe(Path(tiny), options), 100)
+    with pytest.raises(ValueError, match="has 1"):
+        check_batches(load_recipe(Path(tiny), options), 105)
+    options = [*options[:2], "optim.batch=8"]
+    check_batches(load_recipe(Path(tiny), [*options, "scale.workers=4"]), 64)
+    with pytest.raises(ValueError, match="has 1"):  # with three workers
+        check_batches(load_recipe(Path(tiny), [*options, "scale.workers=[3, 4]"]), 64)
 
 
 def test_a_stream_with_fewer_images_in_a_batch_than_workers_is_refused(tiny: str):
