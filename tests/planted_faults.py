@@ -1220,6 +1220,15 @@ PLANTED = (
         "range(max(1, scale.min_workers), max(1, scale.max_workers) + 1)", "[max(1, scale.max_workers)]", (TRAIN,),
     ),
     Fault(
+        "an epoch's only batch is not compiled", "aecore/training/compiled.py",
+        "run.recipe.optim.batch if run.steps_per_epoch > 1 else len(run.train)", "run.recipe.optim.batch", (COMPILED,),
+    ),
+    Fault(
+        "a wait for gradients that was not measured is reported as none", "aecore/training/gradient_exchange.py",
+        "* fmean(seconds) if seconds else None", "* fmean(seconds) if seconds else 0.0",
+        ("tests/aecore/training/test_gradient_exchange.py",),
+    ),
+    Fault(
         "a worker takes its GPU for whole", "jobs/train/ray_trainer.py",
         'gpu_share=resources.get("GPU", 1.0)', "gpu_share=1.0", ("tests/jobs/train/test_ray_trainer.py",),
     ),

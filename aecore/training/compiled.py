@@ -64,7 +64,8 @@ class CompiledUpdate:
 
     def __init__(self, run: "TrainingRun", update: "Update") -> None:
         self.update = update
-        self.rows = len(run.world.positions(run.recipe.optim.batch))  # of a full batch
+        full = run.recipe.optim.batch if run.steps_per_epoch > 1 else len(run.train)  # an epoch's only batch is full
+        self.rows = len(run.world.positions(full))
         options = {"deterministic": True} if run.recipe.optim.deterministic else {}
         torch.compiler.reset()  # else torch stops to compile after some trials in one process
         run.objective.compile(dynamic=False, options=options)

@@ -36,10 +36,13 @@ class GradientExchange:
         wrapped.register_comm_hook(self, GradientExchange._average_bucket)
         return wrapped
 
-    def pop_wait(self) -> float:
-        """Return the seconds that the steps since the last call waited, extrapolated from the timed ones."""
+    def pop_wait(self) -> float | None:
+        """Return the seconds that the steps since the last call waited, extrapolated from the timed ones.
+
+        None if none was timed, as in an epoch of one step.
+        """
         seconds = [max(_seconds(start, end) for end in ends) for start, ends in self._waits]
-        total = self._steps * fmean(seconds) if seconds else 0.0
+        total = self._steps * fmean(seconds) if seconds else None
         self._steps = 0
         self._waits.clear()
         return total

@@ -207,8 +207,8 @@ def fit(run: TrainingRun) -> Iterator[StepEnd | EpochEnd]:
         metrics["images_per_second"] = (state.samples - first_sample) / seconds
         metrics["epoch_seconds"] = seconds
         metrics["data_wait"] = wait_s / seconds
-        if run.exchange:
-            metrics["allreduce_wait"] = run.exchange.pop_wait() / seconds
+        if run.exchange and (wait := run.exchange.pop_wait()) is not None:
+            metrics["allreduce_wait"] = wait / seconds
         metrics |= memory_usage(run.device)
         state.epochs, state.sums = epoch + 1, {}
         run.epoch_sums.zero_()

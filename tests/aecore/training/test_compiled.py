@@ -49,6 +49,11 @@ def test_steps_of_full_batches_are_compiled_once_and_the_short_one_is_not(compil
     assert compiled_metrics["valid_loss"] == pytest.approx(metrics["valid_loss"], rel=1e-6)
 
 
+def test_the_only_batch_of_an_epoch_is_compiled_though_it_is_short(compilations):
+    last_metrics(make_run(make_recipe(optim={"epochs": 2, "batch": 64, "compile": "on"})))
+    assert compilations == [21]
+
+
 def test_compiled_run_resumes_bit_identical(tmp_path):
     """By Inductor; the resumed process begins with the short batch."""
     recipe = make_recipe("group", optim=COMPILED["optim"] | {"deterministic": True})
