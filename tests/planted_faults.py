@@ -552,8 +552,12 @@ PLANTED = (
         '(response.status_code == 503 and "retry-after" in response.headers)', "response.status_code == 503", (CLIENT,),
     ),
     Fault(
+        "distances between z-points are in float32", "aecore/latent/points.py",
+        "torch.cdist(queries.double(), points.double(),", "torch.cdist(queries, points,", (POINTS,),
+    ),
+    Fault(
         "places on the map are weighted by the distance, not its square", "aecore/latent/points.py",
-        "distances.double().square().clamp_min(1e-18)", "distances.double().clamp_min(1e-18)", (POINTS,),
+        "distances.square().clamp_min(1e-18)", "distances.clamp_min(1e-18)", (POINTS,),
     ),
     Fault(
         "the client ignores Retry-After", "serving/client/client.py",

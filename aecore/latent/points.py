@@ -46,7 +46,10 @@ class StoredPoints:
         return len(self.z)
 
     def nearest(self, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return the distances and rows, both (n, min(k, len(self))), of the nearest stored z-points, nearest first."""
+        """Return the distances, float64, and rows of the nearest stored z-points, nearest first.
+
+        Both are (n, min(k, len(self))).
+        """
         return _nearest(z, self.z, k)
 
     def nearest_on_map(self, xy: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -59,7 +62,7 @@ class StoredPoints:
         They are weighted by the inverse of the squared distance (Shepard 1968), so at a stored point it is that one.
         """
         distances, rows = self.nearest_on_map(xy, k)
-        weights = 1 / distances.double().square().clamp_min(1e-18)
+        weights = 1 / distances.square().clamp_min(1e-18)
         weights /= weights.sum(1, keepdim=True)
         return (weights[..., None] * self.z[rows].double()).sum(1).float()
 
@@ -149,7 +152,8 @@ def _scale(xy: Tensor) -> Tensor:
 
 
 def _nearest(queries: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    # Not by matrix products, whose rounding would hide small distances.
-    distances = torch.cdist(queries, points, compute_mode="donot_use_mm_for_euclid_dist")
+    # Not by matrix products, whose rounding would hide small distances. In float64: float32 rounds distances far from
+    # the points to the same number, and their squares overflow from 1.8e19 on.
+    distances = torch.cdist(queries.double(), points.double(), compute_mode="donot_use_mm_for_euclid_dist")
     nearest = distances.topk(min(k, len(points)), largest=False)
     return nearest.values, nearest.indices

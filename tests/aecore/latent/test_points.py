@@ -50,10 +50,21 @@ def test_equal_points_have_a_map_without_nan():
 def test_nearest_are_the_points_of_lowest_distance(points: StoredPoints):
     queries = torch.randn(5, Z_DIM, generator=torch.Generator().manual_seed(1))
     distances, rows = points.nearest(queries, 7)
-    expected = (queries[:, None] - Z).square().sum(2).sqrt()
+    expected = (queries[:, None] - Z).double().square().sum(2).sqrt()
     np.testing.assert_array_equal(rows, expected.argsort(1)[:, :7])
     torch.testing.assert_close(distances, expected.sort(1).values[:, :7])
     assert points.nearest(queries, 100)[1].shape == (5, N)
+
+
+@pytest.mark.parametrize("magnitude", [1e7, 1e20, 3e38])
+def test_the_nearest_of_a_distant_z_point_are_in_order_with_finite_distances(points: StoredPoints, magnitude: float):
+    """In float32 the distances are equal from 1e7 on, and their squares infinite from 1.8e19 on."""
+    query = torch.zeros(1, Z_DIM)
+    query[0, 0] = magnitude
+    distances, rows = points.nearest(query, N)
+    torch.testing.assert_close(distances, torch.full((1, N), float(query[0, 0])).double(), rtol=1e-6, atol=0)
+    if magnitude == 1e7:
+        np.testing.assert_array_equal(rows[0], Z[:, 0].argsort(descending=True))
 
 
 def test_z_at_a_stored_place_is_its_z_point_and_between_two_their_mean(points: StoredPoints):

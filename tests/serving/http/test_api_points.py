@@ -44,6 +44,12 @@ def test_neighbours_are_the_nearest_points_with_distance_split_attributes_and_th
     assert len(HTTP.post("/v1/neighbours", json={"z": z[:1].tolist()}).json()["neighbours"][0]) == 8
 
 
+def test_distant_z_points_have_distances():
+    response = HTTP.post("/v1/neighbours?k=2", json={"z": [[3e38] * 8]})
+    distances = [neighbour["distance"] for neighbour in response.json()["neighbours"][0]]
+    np.testing.assert_allclose(distances, 3e38 * 8**0.5)
+
+
 def test_too_many_neighbours_are_refused():
     is_problem(HTTP.post("/v1/neighbours?k=100", json={"z": make_z(41).tolist()}), 413, "at most 4096")
     is_problem(HTTP.post("/v1/neighbours?k=101", json={"z": make_z(1).tolist()}), 422, "k")
