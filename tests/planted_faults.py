@@ -552,6 +552,14 @@ PLANTED = (
         '(response.status_code == 503 and "retry-after" in response.headers)', "response.status_code == 503", (CLIENT,),
     ),
     Fault(
+        "a large request for neighbours is computed in one piece", "serving/http/api.py",
+        "MAX_NEIGHBOURS // options.k", "len(z)", (API_POINTS,),
+    ),
+    Fault(
+        "requests for neighbours are admitted whatever their size", "serving/http/api.py",
+        "with admission.admit(options.k * len(z)):", "with admission.admit(len(z)):", (API_POINTS,),
+    ),
+    Fault(
         "distances between z-points are in float32", "aecore/latent/points.py",
         "torch.cdist(queries.double(), points.double(),", "torch.cdist(queries, points,", (POINTS,),
     ),

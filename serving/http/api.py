@@ -85,7 +85,8 @@ from serving.http.encoding import (
 )
 from serving.http.middleware import GatewayMiddleware, problem_response
 from serving.http.page import add_page
-from serving.runtime.admission import Overloaded
+from serving.http.schemas import MAX_NEIGHBOURS
+from serving.runtime.admission import AdmissionControl, Overloaded
 from serving.runtime.face_finder import MAX_IMAGES, FaceFinder
 from serving.runtime.metrics import EndpointMetrics
 from serving.runtime.model_slot import ModelInfo, ModelSlot, ServedModel
@@ -130,6 +131,10 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-Zpoint-Model"], expose_headers=EXPOSED_HEADERS,
         )  # fmt: skip
     app.state.faces = FaceFinder(app.state.metrics)
+    app.state.neighbours = AdmissionControl(
+        "neighbours", executor=ThreadPoolExecutor(1, "find-neighbours"), batch_size=MAX_NEIGHBOURS,
+        metrics=app.state.metrics,
+    )  # fmt: skip
     app.state.image_decoders = ThreadPoolExecutor(MAX_CONCURRENT_DECODES, "decode-images")
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(Overloaded, _overloaded_problem)
@@ -274,7 +279,12 @@ async def neighbours(request: Request) -> schemas.NeighboursResponse:
     info = request.state.model.info
     with _client_errors():
         request.app.state.limits.check_option("k times the number of z-points", options.k * len(z), info.image)
-        nearest = await asyncio.to_thread(operations.find_neighbours, z, options, points)
+    admission: AdmissionControl = request.app.state.neighbours
+    nearest, num_rows = [], MAX_NEIGHBOURS // options.k
+    with admission.admit(options.k * len(z)):
+        # One block after the other, so that other requests get their turn between those of a large one.
+        for block in np.split(z, range(num_rows, len(z), num_rows)):
+            nearest += await admission.run(options.k * len(block), operations.find_neighbours, block, options, points)
     return schemas.NeighboursResponse(model=info.label, neighbours=nearest)
 
 

@@ -19,6 +19,7 @@ from serving.http.decoding import JSON
 from serving.http.encoding import IMAGE_RESPONSES
 from serving.runtime.face_finder import MAX_IMAGES
 
+MAX_NEIGHBOURS = 100  # of one z-point
 Z = list[list[float]]
 ZPoints = Annotated[Z, Field(min_length=1, description="z-points of z_dim numbers each")]
 Base64 = Annotated[str, Field(json_schema_extra={"format": "byte"})]
@@ -85,7 +86,7 @@ class InterpolateImagesRequest(InterpolateOptions):
 
 
 class NeighboursOptions(Options):
-    k: int = Field(default=8, ge=1, le=100, description="number of stored points for each z-point")
+    k: int = Field(default=8, ge=1, le=MAX_NEIGHBOURS, description="number of stored points for each z-point")
 
 
 class NeighboursRequest(NeighboursOptions):

@@ -1,4 +1,4 @@
-"""Admission control: refuse requests that would wait too long for a model or the face detector."""
+"""Admission control: refuse requests that would wait too long for a model, the face detector or neighbours."""
 
 import asyncio
 import time

@@ -13,7 +13,9 @@ EXPORT_INTERVAL_S = 5.0
 
 
 class EndpointMetrics:
-    """The metrics of one process, all with the label `replica`; an `operation` is decode, encode or faces."""
+    """The metrics of one process, all with the label `replica`; an `operation` is decode, encode, faces or
+    neighbours.
+    """
 
     def __init__(self, replica: str = ""):
         self._registry, self._replica = CollectorRegistry(), replica
@@ -25,11 +27,13 @@ class EndpointMetrics:
         self._seconds = make(
             Histogram, "request_seconds", "from the first byte to the last", "route", buckets=SECONDS_BUCKETS
         )
-        self._items = make(Counter, "items", "z-points decoded, images encoded or searched for faces", "operation")
+        self._items = make(
+            Counter, "items", "z-points decoded, images encoded or searched for faces, neighbours found", "operation"
+        )
         self._batch_items = make(
             Histogram, "batch_items", "items in one batch", "operation", buckets=BATCH_SIZE_BUCKETS
         )
-        self._busy_seconds = make(Counter, "busy_seconds", "time in the model or the face detector", "operation")
+        self._busy_seconds = make(Counter, "busy_seconds", "time in the models, face detector and search", "operation")
         self._waiting_items = make(Gauge, "waiting_items", "items of requests that are not answered yet", "operation")
         self._shed = make(Counter, "shed", "requests refused with 503 because the server is overloaded", "operation")
         self._swaps = make(Counter, "swaps", "swaps of the model after the alias moved")
@@ -39,7 +43,7 @@ class EndpointMetrics:
         # An alert and a rate need the zero before the first one.
         for counter in (self._swaps, self._refused_versions):
             counter.labels(replica)
-        for operation in ("decode", "encode", "faces"):
+        for operation in ("decode", "encode", "faces", "neighbours"):
             self._shed.labels(replica, operation)
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:

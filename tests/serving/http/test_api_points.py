@@ -1,9 +1,14 @@
 """The routes of the stored points: neighbours, the map, its thumbnails, and places on it."""
 
+import asyncio
 import base64
 import io
+import threading
+import time
 from dataclasses import replace
+from functools import partial
 
+import httpx2
 import numpy as np
 import pytest
 import torch
@@ -12,6 +17,7 @@ from PIL import Image
 from aecore.latent.interpolation import through_neighbours
 from serving.http.decoding import JSON, NPY
 from serving.http.encoding import encode_npy
+from serving.runtime.metrics import EndpointMetrics
 from tests.serving.app_client import (
     decoded,
     images_close,
@@ -53,6 +59,45 @@ def test_distant_z_points_have_distances():
 def test_too_many_neighbours_are_refused():
     is_problem(HTTP.post("/v1/neighbours?k=100", json={"z": make_z(41).tolist()}), 413, "at most 4096")
     is_problem(HTTP.post("/v1/neighbours?k=101", json={"z": make_z(1).tolist()}), 422, "k")
+
+
+def test_requests_that_would_wait_long_for_neighbours_are_refused_and_others_answered(monkeypatch):
+    event, sizes = threading.Event(), []
+
+    def find_neighbours(z, *_):
+        sizes.append(len(z))
+        if len(sizes) == 1:
+            time.sleep(0.3)  # counts as that of 100 neighbours: 4,096 take 12 s
+        else:
+            assert event.wait(60)
+        return [[]] * len(z)
+
+    monkeypatch.setattr("serving.http.operations.find_neighbours", find_neighbours)
+    metrics = EndpointMetrics("1")
+    app = make_client(metrics=metrics).app
+
+    async def post_concurrently():
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as http:
+            post = partial(http.post, "/v1/neighbours?k=64", headers={"content-type": NPY})
+            await post(content=encode_npy(make_z(1)))
+            admitted = asyncio.ensure_future(post(content=encode_npy(make_z(64))))
+            async with asyncio.timeout(20):
+                while len(sizes) < 2:
+                    await asyncio.sleep(0.01)
+                refused = await post(content=encode_npy(make_z(1)))
+                others = await asyncio.gather(*(http.post("/v1/sample", json={}) for _ in range(40)))
+            event.set()
+            return await admitted, refused, others
+
+    admitted, refused, others = asyncio.run(post_concurrently())
+    assert (admitted.status_code, len(admitted.json()["neighbours"])) == (200, 64)
+    is_problem(refused, 503, "server overloaded")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert {response.status_code for response in others} == {200}
+    assert sizes == [1] * 65  # of at most 100 neighbours
+    lines = metrics.exposition().decode().splitlines()
+    assert 'zpoint_shed_total{operation="neighbours",replica="1"} 1.0' in lines
+    assert 'zpoint_waiting_items{operation="neighbours",replica="1"} 0.0' in lines
 
 
 def test_the_map_has_the_places_of_all_points_and_the_grid_of_their_sprites():
