@@ -540,6 +540,14 @@ PLANTED = (
         'self._token) and auth_scheme.lower() == b"bearer"', "self._token)", (API,),
     ),
     Fault(
+        "JSON is compressed for clients that refuse gzip", "serving/http/middleware.py",
+        'if not (name == b"accept-encoding" and GZIP_REFUSED.search(value))', "if True", (REQUEST_FORMS,),
+    ),
+    Fault(
+        "a small weight of gzip refuses it", "serving/http/middleware.py",
+        r"q=0(\.0*)?\s*(,|$)", "q=0", (REQUEST_FORMS,),
+    ),
+    Fault(
         "a request that names another version is answered", "serving/http/middleware.py",
         "refusal or _refuse_other_version(scope, model.info.label) or self._app", "refusal or self._app", (API,),
     ),

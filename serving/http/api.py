@@ -53,7 +53,7 @@ from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES
 from starlette.staticfiles import NotModifiedResponse, StaticFiles
 
 from aecore.config import TASKS
@@ -83,7 +83,7 @@ from serving.http.encoding import (
     encode_npy,
     negotiate_media_type,
 )
-from serving.http.middleware import GatewayMiddleware, problem_response
+from serving.http.middleware import CompressionMiddleware, GatewayMiddleware, problem_response
 from serving.http.page import add_page
 from serving.http.schemas import MAX_NEIGHBOURS
 from serving.runtime.admission import AdmissionControl, Overloaded
@@ -116,7 +116,7 @@ def create_app(
     slot_by_alias = {slot.current.info.alias: slot for slot in slots}
     app.state.slots, app.state.limits, app.state.metrics = slots, limits or Limits(), metrics or EndpointMetrics()
     app.add_middleware(
-        GZipMiddleware,
+        CompressionMiddleware,
         minimum_size=GZIP_MIN_BYTES,
         compresslevel=GZIP_LEVEL,
         exclude_content_types=(*DEFAULT_EXCLUDED_CONTENT_TYPES, NPY),

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import logging
+import re
 import time
 from collections.abc import Collection, Mapping
 from functools import lru_cache
@@ -10,6 +11,7 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,6 +25,7 @@ from serving.runtime.model_slot import ModelSlot
 
 log = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected before it was answered
+GZIP_REFUSED = re.compile(rb"gzip\s*;\s*q=0(\.0*)?\s*(,|$)", re.IGNORECASE)
 MAX_REQUEST_ID = 128  # characters of a client's X-Request-Id in the access log
 STATIC_PREFIX, API_PREFIX, ALIAS_PREFIX = "/static/", "/v1/", "/v1/models/"
 # These paths and the static files need no token, since a browser sends none when it follows a link; a wrong token is
@@ -36,6 +39,19 @@ def problem_response(status: int, detail: str, headers: Mapping[str, str] | None
     detail = detail.encode("utf-8", "backslashreplace").decode()  # it may quote a lone surrogate of the request
     problem = Problem(status=status, title=HTTPStatus(status).phrase, detail=detail)
     return JSONResponse(problem.model_dump(), status, headers, media_type="application/problem+json")
+
+
+class CompressionMiddleware(GZipMiddleware):
+    """Starlette's GZipMiddleware, but heed `gzip;q=0` of clients that refuse gzip."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":  # changed in place: the gateway reads the route that the app sets in it
+            scope["headers"] = [
+                (name, value)
+                for name, value in scope["headers"]
+                if not (name == b"accept-encoding" and GZIP_REFUSED.search(value))
+            ]
+        await super().__call__(scope, receive, send)
 
 
 class GatewayMiddleware:

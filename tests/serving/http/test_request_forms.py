@@ -11,6 +11,7 @@ import pytest
 
 from serving.http.decoding import JPEG, JSON, NPY, PNG, WEBP, ZIP
 from serving.http.encoding import encode_npy
+from serving.runtime.metrics import EndpointMetrics
 from tests.serving.app_client import is_problem, make_client, make_image_file, make_z, read_npy
 
 HTTP = make_client()
@@ -427,6 +428,21 @@ def test_json_is_compressed_for_clients_that_accept_gzip_and_images_are_not():
         assert response.headers["x-zpoint-model"] == "zpoint/7"
     images = http.post("/v1/sample?n=9&seed=1", headers={"accept": JSON, "accept-encoding": "gzip"})
     assert images.headers["content-encoding"] == "gzip"
+
+
+@pytest.mark.parametrize(
+    ("accept_encoding", "is_compressed"),
+    [
+        ("gzip;q=0", False), ("br, GZIP ; q=0.000, identity", False), ("gzip;q=0.5", True), ("gzip;q=0.01", True),
+        ("gzip, br;q=0", True),
+    ],
+)  # fmt: skip
+def test_json_is_not_compressed_for_clients_that_refuse_gzip(accept_encoding, is_compressed):
+    metrics = EndpointMetrics()
+    response = make_client(metrics=metrics).get("/v1/model", headers={"accept-encoding": accept_encoding})
+    assert response.headers.get("content-encoding") == ("gzip" if is_compressed else None)
+    assert response.headers["vary"] == "Accept-Encoding"
+    assert ("zpoint_requests_total", (("route", "/v1/model"), ("status", "200"))) in metrics.samples()
 
 
 def test_the_openapi_names_the_token_if_the_endpoint_needs_one():
