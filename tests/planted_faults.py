@@ -486,6 +486,10 @@ PLANTED = (
         "sample(name, request.n, latents, seed, **parameters)", "sample(name, request.n, latents, seed)", (API,),
     ),
     Fault(
+        "null is no default of a task's parameter", "serving/http/operations.py",
+        "{**_drop_none(options.parameters),", "{**options.parameters,", (REQUEST_FORMS,),
+    ),
+    Fault(
         "the latent space has variances in place of sds", "serving/runtime/model_slot.py",
         '_rounded(self.latents["covariance"].diagonal().sqrt())', '_rounded(self.latents["covariance"].diagonal())',
         (API,),

@@ -4,7 +4,7 @@ import base64
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from serving.http.schemas import (
     validate,
 )
 
+T = TypeVar("T")
 CORRUPTION_BLOCK = 64  # images that are corrupted at once
 
 
@@ -49,10 +50,11 @@ def sample_z(request: SampleRequest, default: str, latents: LatentStats, seed: i
 
     Raises ValueError for an unknown sampler, for parameters that it lacks, and for z-points that are not finite.
     """
-    name, parameters = default if request.sampler is None else request.sampler, request.parameters
+    name = default if request.sampler is None else request.sampler
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler '{name[:50]}': use one of {', '.join(SAMPLERS)}")
-    _check_names(name, sampler_parameters(name), parameters)
+    _check_names(name, sampler_parameters(name), request.parameters)
+    parameters = _drop_none(request.parameters)
     if not all(map(math.isfinite, parameters.values())):
         raise ValueError("parameters must be finite numbers")
     z = sample(name, request.n, latents, seed, **parameters).numpy()
@@ -67,7 +69,7 @@ def resolve_task(options: ReconstructOptions) -> Section:
         raise ValueError(f"unknown task '{options.task[:50]}': use one of {', '.join(TASKS)}")
     _check_names(options.task, task_parameters(options.task), options.parameters)
     try:
-        return validate(TASKS[options.task], {**options.parameters, "kind": options.task})
+        return validate(TASKS[options.task], {**_drop_none(options.parameters), "kind": options.task})
     except ValueError as error:
         raise ValueError(f"task {options.task}: {error}") from None
 
@@ -77,6 +79,11 @@ def _check_names(owner: str, allowed: Mapping[str, Any], parameters: Mapping[str
     if unknown := parameters.keys() - allowed.keys():
         names = ", ".join(sorted(unknown))[:100]
         raise ValueError(f"{owner} takes {', '.join(allowed) or 'no parameters'}, not {names}")
+
+
+def _drop_none(parameters: Mapping[str, T | None]) -> dict[str, T]:
+    """Return the parameters without those that are None, as the default of the sphere's radius is in /v1/model."""
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
 def corrupt_images(task: Section, images: np.ndarray, seed: int) -> np.ndarray:

@@ -50,7 +50,9 @@ class SampleRequest(Options):
     )
     n: int = Field(default=1, strict=True, ge=1, description="number of z-points")
     seed: Annotated[Seed, Field(strict=True)] = None
-    parameters: dict[str, float] = Field(default={}, description="parameters of the sampler, see /v1/model")
+    parameters: dict[str, float | None] = Field(
+        default={}, description="parameters of the sampler, see /v1/model; null: its default"
+    )
     count_faces: bool = Field(default=False, description=f"count the images with a face, of at most {MAX_IMAGES}")
 
 
@@ -65,7 +67,9 @@ class ConvertRequest(Options):
 class ReconstructOptions(Options):
     task: str = Field(default="reconstruct", description=f"one of {', '.join(TASKS)}")
     seed: Seed = None
-    parameters: dict[str, float | str] = Field(default={}, description="parameters of the task, see /v1/model")
+    parameters: dict[str, float | str | None] = Field(
+        default={}, description="parameters of the task, see /v1/model; null: its default"
+    )
 
 
 class ReconstructRequest(ReconstructOptions):

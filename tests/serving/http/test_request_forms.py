@@ -87,6 +87,34 @@ def test_an_option_in_the_query_and_in_the_body_is_refused(path, query, options)
         is_problem(post(path, {**BODIES[path], **options}, {name: value}), 422, name)
 
 
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [
+        ("/v1/sample", {"sampler": "sphere", "n": 2, "seed": 1}), ("/v1/sample", {"sampler": "cube", "seed": 1}),
+        ("/v1/reconstruct", {"task": "denoise", "seed": 1}), ("/v1/reconstruct", {"task": "inpaint", "seed": 1}),
+    ],
+)  # fmt: skip
+def test_a_parameter_that_is_null_has_its_default(path, options):
+    """/v1/model has null as the default of the sphere's radius."""
+    model = HTTP.get("/v1/model").json()
+    defaults = model["samplers"][options["sampler"]] if "sampler" in options else model["tasks"][options["task"]]
+    expected = post(path, {**BODIES[path], **options}).content
+    for parameters in (defaults, dict.fromkeys(defaults)):
+        response = post(path, {**BODIES[path], **options, "parameters": parameters})
+        assert response.content == expected, response.text
+    is_problem(post(path, {**BODIES[path], **options, "parameters": {"beta": None}}), 422, "beta")
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_an_option_takes_null_if_the_openapi_says_so(path):
+    schema = DOCUMENT["paths"][path]["post"]["requestBody"]["content"][JSON]["schema"]
+    properties = schema.get("anyOf", [schema])[0]["properties"]
+    for name in properties.keys() - {"z", "images"}:
+        response = post(path, {**BODIES[path], name: None}, accept=JSON)
+        assert response.status_code == (200 if {"type": "null"} in properties[name].get("anyOf", []) else 422)
+        assert response.status_code == 200 or is_problem(response, 422, f"{name}: ")
+
+
 def test_options_may_be_split_between_query_and_body():
     whole = post("/v1/reconstruct", {"images": [BASE64], "task": "denoise", "parameters": {"sigma": 2}, "seed": 1})
     split = post("/v1/reconstruct", {"images": [BASE64], "parameters": {"sigma": 2}}, {"task": "denoise", "seed": 1})
