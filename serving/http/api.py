@@ -139,18 +139,19 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(Overloaded, _overloaded_problem)
 
-    # The middleware resolves the alias and checks the token; these tell the OpenAPI of both.
+    # The middleware resolves the alias and checks token and host; these tell the OpenAPI of them.
     async def alias_parameter(alias: Annotated[str, Path(json_schema_extra={"enum": [*slot_by_alias]})]) -> None:
         pass
 
     security = [Security(HTTPBearer(auto_error=False))] if token else []
-    app.include_router(model_routes, prefix="/v1", tags=["HTTP API"], dependencies=security)
-    app.include_router(endpoint_routes, dependencies=security)
+    refusals = schemas.gateway_responses(bool(token))
+    app.include_router(model_routes, prefix="/v1", tags=["HTTP API"], dependencies=security, responses=refusals)
+    app.include_router(endpoint_routes, dependencies=security, responses=refusals)
     app.include_router(
         model_routes, prefix="/v1/models/{alias}", tags=["HTTP API by alias"],
-        dependencies=[*security, Depends(alias_parameter)], responses=schemas.error_responses(404),
+        dependencies=[*security, Depends(alias_parameter)], responses=refusals | schemas.error_responses(404),
     )  # fmt: skip
-    app.include_router(health_routes)
+    app.include_router(health_routes, responses=refusals)
     add_page(app)
     return app
 
@@ -172,7 +173,7 @@ async def decode(request: Request) -> Response:
 @model_routes.post(
     "/sample",
     response_class=Response,
-    responses=schemas.image_responses(schemas.SampleResponse),
+    responses=schemas.image_responses(schemas.SampleResponse, headers=("X-Zpoint-Seed", "X-Zpoint-Faces")),
     openapi_extra=schemas.request_inputs(schemas.SampleRequest, options=schemas.SampleRequest, required=False),
 )
 async def sample(request: Request) -> Response:
@@ -224,7 +225,7 @@ async def encode(request: Request) -> Response:
 @model_routes.post(
     "/reconstruct",
     response_class=Response,
-    responses=schemas.image_responses(schemas.ReconstructResponse),
+    responses=schemas.image_responses(schemas.ReconstructResponse, headers=("X-Zpoint-Seed",)),
     openapi_extra=schemas.request_inputs(
         schemas.ReconstructRequest, NPY, *IMAGE_FILES, options=schemas.ReconstructOptions
     ),
@@ -288,7 +289,7 @@ async def neighbours(request: Request) -> schemas.NeighboursResponse:
     return schemas.NeighboursResponse(model=info.label, neighbours=nearest)
 
 
-@model_routes.get("/points", responses=schemas.responses("the map of the stored points", 401, 404, 409, 422))
+@model_routes.get("/points", responses=schemas.responses("the map of the stored points", 404, 409, 422))
 def get_points(request: Request) -> schemas.PointsResponse:  # not async: FastAPI runs it in a thread
     """Return the 2-D map of real images: positions in [-1, 1], splits, attributes, the grid of the thumbnail sheet."""
     points = _stored_points(request)
@@ -300,7 +301,7 @@ def get_points(request: Request) -> schemas.PointsResponse:  # not async: FastAP
 @model_routes.get(
     "/points/thumbnails",
     response_class=Response,
-    responses=schemas.responses("the thumbnail sheet", 304, 401, 404, 409, 422, media_types=(WEBP,)),
+    responses=schemas.responses("the thumbnail sheet", 304, 404, 409, 422, media_types=(WEBP,), headers=("ETag",)),
 )
 async def get_thumbnails(request: Request) -> Response:
     """Return the thumbnail sheet of the stored points, in the order of /v1/points; unchanged by ETag: 304."""
@@ -353,7 +354,7 @@ async def find_frames(request: Request) -> schemas.FramesResponse:
     return schemas.FramesResponse(model=label, frames=squares)
 
 
-@model_routes.get("/model", responses=schemas.responses("the served model", 401, 409, 422))
+@model_routes.get("/model", responses=schemas.responses("the served model", 409, 422))
 def get_model(request: Request) -> schemas.ModelResponse:  # not async: FastAPI runs it in a thread
     """Return the served model: version, run, recipe, image, metrics, samplers, tasks, paths, latents, limits."""
     with _client_errors():
@@ -372,7 +373,7 @@ def get_model(request: Request) -> schemas.ModelResponse:  # not async: FastAPI 
     )
 
 
-@endpoint_routes.get("/v1/models", responses=schemas.responses("the served models", 401, 409, 422))
+@endpoint_routes.get("/v1/models", responses=schemas.responses("the served models", 409, 422))
 def get_models(request: Request) -> schemas.ModelsResponse:
     """Return the model of each alias: version, run, kl_factor, z_dim, image, metrics."""
     with _client_errors():
@@ -409,13 +410,13 @@ async def convert(request: Request) -> Response:
     return await _images_response(request.state.model, images[0][None], media_type)
 
 
-@health_routes.get("/healthz", responses=schemas.responses("the endpoint responds", 401))
+@health_routes.get("/healthz", responses=schemas.responses("the endpoint responds"))
 async def healthz() -> schemas.StatusResponse:
     """Return ok if the endpoint responds. Needs no token."""
     return schemas.StatusResponse(status="ok")
 
 
-@health_routes.get("/readyz", responses=schemas.responses("the models decode", 401, 503))
+@health_routes.get("/readyz", responses=schemas.responses("the models decode", 503))
 async def readyz(request: Request) -> schemas.StatusResponse:
     """Return ok if the model of each alias decodes a z-point. Needs no token."""
     slots: tuple[ModelSlot, ...] = request.app.state.slots
@@ -424,7 +425,7 @@ async def readyz(request: Request) -> schemas.StatusResponse:
     return schemas.StatusResponse(status="ok")
 
 
-@endpoint_routes.get("/metrics", response_class=PlainTextResponse, responses=schemas.responses("metrics", 401))
+@endpoint_routes.get("/metrics", response_class=PlainTextResponse, responses=schemas.responses("metrics"))
 async def get_metrics(request: Request) -> Response:
     """Return the metrics of the replica that responds, for Prometheus."""
     return Response(request.app.state.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

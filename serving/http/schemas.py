@@ -295,39 +295,65 @@ def summarize(errors: Sequence[Any]) -> str:
 ERRORS = {
     304: "the content is the one that If-None-Match names",
     401: "the token is missing or wrong",
+    403: "a web page of another site uses an endpoint without a token",
     404: "the endpoint does not serve this alias, or the model was stored without points",
     406: "Accept allows none of the media types of the response",
     409: "the endpoint serves another version than X-Zpoint-Model of the request names",
     408: "the body took too long to arrive",
     413: "the body, or the response to it, exceeds a limit",
-    415: "the route does not take this content type",
+    415: "the route does not take this content type or encoding",
+    421: "an endpoint without a token responds only at localhost",
     422: "the request is invalid; detail names the cause",
     503: "overloaded: retry after Retry-After seconds; without that header the request timed out: ask for less",
 }
-JSON_POST_ERRORS = (401, 408, 409, 413, 415, 422, 503)  # of routes that answer with JSON whatever Accept names
+JSON_POST_ERRORS = (408, 409, 413, 415, 422, 503)  # of routes that answer with JSON whatever Accept names
 POST_ERRORS = (*JSON_POST_ERRORS, 406)
+HEADERS = {
+    "Accept-Encoding": "identity, if the content encoding is unsupported",
+    "ETag": "of the content",
+    "Retry-After": "seconds",
+    "WWW-Authenticate": "Bearer",
+    "X-Zpoint-Faces": "images with a face, if count_faces; left out if under half of the stored images show one",
+    "X-Zpoint-Model": "name/version",
+    "X-Zpoint-Seed": "of the random numbers",
+}
+ERROR_HEADERS = {304: ("ETag",), 401: ("WWW-Authenticate",), 415: ("Accept-Encoding",), 503: ("Retry-After",)}
 
 
 def responses(
-    description: str, *errors: int, model: type[BaseModel] | None = None, media_types: Sequence[str] = ()
-) -> dict[int | str, dict[str, Any]]:
-    """Return FastAPI's `responses` of a route: 200 as JSON `model` or as binary `media_types`, and `errors`."""
-    headers = {"X-Zpoint-Model": {"description": "name/version", "schema": {"type": "string"}}}
-    success = {"description": description, "headers": headers, "content": _binary(media_types)}
+    description: str, *errors: int, model: type[BaseModel] | None = None, media_types: Sequence[str] = (),
+    headers: Sequence[str] = (),
+) -> dict[int | str, dict[str, Any]]:  # fmt: skip
+    """Return FastAPI's `responses` of a route: 200 as JSON `model` or as binary `media_types`, and `errors`.
+
+    `headers` are those of 200 beside X-Zpoint-Model.
+    """
+    success = {"description": description, "headers": _describe_headers(headers), "content": _binary(media_types)}
     return {200: success | ({"model": model} if model else {}), **error_responses(*errors)}
 
 
 def error_responses(*errors: int) -> dict[int | str, dict[str, Any]]:
-    """Return FastAPI's `responses` of the status codes `errors`, each a problem."""
+    """Return FastAPI's `responses` of the status codes `errors`, each a problem; 304 has no content."""
     problem = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    return {status: {"description": ERRORS[status], "content": problem} for status in errors}
+    return {
+        status: {"description": ERRORS[status], "headers": _describe_headers(ERROR_HEADERS.get(status, ()))}
+        | ({"content": problem} if status >= 400 else {})
+        for status in errors
+    }
 
 
-def image_responses(json_model: type[BaseModel], *errors: int) -> dict[int | str, dict[str, Any]]:
+def gateway_responses(has_token: bool) -> dict[int | str, dict[str, Any]]:
+    """Return FastAPI's `responses` of the refusals that serving.http.middleware sends for any route."""
+    return error_responses(*((401,) if has_token else (403, 421)))
+
+
+def image_responses(
+    json_model: type[BaseModel], *errors: int, headers: Sequence[str] = ()
+) -> dict[int | str, dict[str, Any]]:
     """Return FastAPI's `responses` of a POST route that returns images."""
     description = "images: one file (a grid of several), a zip of PNGs, uint8 .npy (n, size, size, channels) or JSON"
     media_types = [media_type for media_type in IMAGE_RESPONSES if media_type != JSON]
-    return responses(description, *POST_ERRORS, *errors, model=json_model, media_types=media_types)
+    return responses(description, *POST_ERRORS, *errors, model=json_model, media_types=media_types, headers=headers)
 
 
 def request_inputs(
@@ -356,3 +382,7 @@ def _inline(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _binary(media_types: Sequence[str]) -> dict[str, Any]:
     return {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in media_types}
+
+
+def _describe_headers(names: Sequence[str]) -> dict[str, Any]:
+    return {name: {"description": HEADERS[name], "schema": {"type": "string"}} for name in ("X-Zpoint-Model", *names)}

@@ -11,8 +11,9 @@ import pytest
 
 from serving.http.decoding import JPEG, JSON, NPY, PNG, WEBP, ZIP
 from serving.http.encoding import encode_npy
+from serving.runtime.admission import Overloaded
 from serving.runtime.metrics import EndpointMetrics
-from tests.serving.app_client import is_problem, make_client, make_image_file, make_z, read_npy
+from tests.serving.app_client import is_problem, make_client, make_image_file, make_slot_with, make_z, read_npy
 
 HTTP = make_client()
 DOCUMENT = HTTP.get("/openapi.json").json()
@@ -208,6 +209,49 @@ def test_the_openapi_lists_the_options_of_the_query(path, parameter_names):
 def test_the_openapi_has_406_for_the_routes_that_heed_accept(path):
     response = HTTP.post(path, headers={"accept": "text/html"})
     assert (response.status_code == 406) == ("406" in DOCUMENT["paths"][path]["post"]["responses"])
+
+
+@pytest.mark.parametrize("token", ["", "secret"])
+def test_the_openapi_has_the_refusals_of_every_route_with_their_headers(token):
+    http = make_client(token=token)
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    document = http.get("/openapi.json", headers=headers).json()
+    requests = [{"host": "zpoint.example"}, {"sec-fetch-site": "cross-site"}, {"authorization": "Bearer wrong"}]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            refusals = [http.request(method, path.format(alias="champion"), headers=request) for request in requests]
+            documented = operation["responses"].keys() & {"401", "403", "421"}
+            assert {str(r.status_code) for r in refusals} & {"401", "403", "421"} == documented
+            for refusal in refusals:
+                if str(refusal.status_code) in documented:
+                    check_headers(operation["responses"][str(refusal.status_code)], refusal)
+
+
+def check_headers(documented, response):
+    """Check that the OpenAPI has the headers of a response that are not those of every HTTP response."""
+    names = {name.lower() for name in documented["headers"]}
+    special = {"accept-encoding", "etag", "retry-after", "www-authenticate"}
+    assert {name for name in response.headers if name in special or name.startswith("x-zpoint-")} == names
+
+
+def test_the_openapi_has_the_headers_of_responses():
+    async def refuse(*_):
+        raise Overloaded(1.0)
+
+    overloaded = make_client(make_slot_with(decode=refuse))
+    etag = HTTP.get("/v1/points/thumbnails").headers["etag"]
+    for method, path, response in (
+        ("post", "/v1/decode", post("/v1/decode", BODIES["/v1/decode"])),
+        ("post", "/v1/decode", HTTP.post("/v1/decode", content=b"", headers={"content-encoding": "gzip"})),
+        ("post", "/v1/decode", HTTP.post("/v1/decode", content=b"{}")),
+        ("post", "/v1/sample", overloaded.post("/v1/sample")),
+        ("post", "/v1/sample", make_client(make_slot_with(points=None)).post("/v1/sample", json={"count_faces": True})),
+        ("post", "/v1/reconstruct", post("/v1/reconstruct", BODIES["/v1/reconstruct"])),
+        ("get", "/v1/points/thumbnails", HTTP.get("/v1/points/thumbnails")),
+        ("get", "/v1/points/thumbnails", HTTP.get("/v1/points/thumbnails", headers={"if-none-match": etag})),
+    ):
+        check_headers(DOCUMENT["paths"][path][method]["responses"][str(response.status_code)], response)
+    assert "content" not in DOCUMENT["paths"]["/v1/points/thumbnails"]["get"]["responses"]["304"]
 
 
 @pytest.mark.parametrize("path", ["/v1/model", "/v1/models", "/v1/points", "/v1/points/thumbnails"])
