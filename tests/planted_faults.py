@@ -499,6 +499,10 @@ PLANTED = (
         "variances[:MAX_AXES].sqrt()", "variances[:MAX_AXES]", (API,),
     ),
     Fault(
+        "a mixture's variance has its covariance factors in place of their squares", "serving/runtime/model_slot.py",
+        'self.latents["gmm_factors"].square()', 'self.latents["gmm_factors"]', (API,),
+    ),
+    Fault(
         "requests get the results of others", "serving/runtime/batching.py",
         "start += len(request_items)", "start += 1", (BATCHING,),
     ),

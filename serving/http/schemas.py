@@ -191,11 +191,17 @@ class PrincipalAxis(BaseModel):
     direction: list[float] = Field(description="unit vector of z_dim numbers")
 
 
+class Mixture(BaseModel):
+    mean_square: float = Field(description="squared distance of a component's mean from the origin, weighted mean")
+    variance: float = Field(description="of a component, summed over the dimensions, weighted mean")
+
+
 class LatentSpace(BaseModel):
     mean: list[float] = Field(description="of the training images' z-points, per dimension")
     sd: list[float] = Field(description="standard deviation, per dimension")
     axes: list[PrincipalAxis] = Field(description="principal axes, the largest sd first")
     attributes: dict[str, list[float]] = Field(description="the change of z as an attribute grows by 1")
+    mixture: Mixture | None = Field(description="of the sampler gmm; null for a model that was stored without one")
 
 
 class RequestLimits(BaseModel):

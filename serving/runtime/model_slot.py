@@ -56,10 +56,11 @@ class ModelInfo:
 
     @cached_property
     def latent_space(self) -> dict[str, Any]:
-        """The latent statistics as JSON: mean and sd per dimension, the first principal axes, attribute directions.
+        """The latent statistics as JSON: mean and sd per dimension, principal axes, attribute directions, mixture.
 
         An axis is a unit vector of z_dim numbers with the sd of the training images' z-points along it; a direction
-        is the change of z as its attribute grows by 1.
+        is the change of z as its attribute grows by 1. z-points of the sampler gmm have a mean squared distance of
+        mean_square + temperature ** 2 * variance from the origin.
         """
         variances, axes = principal_axes(self.latents["covariance"])
         first_axes = zip(variances[:MAX_AXES].sqrt(), axes[:MAX_AXES], strict=True)
@@ -68,6 +69,14 @@ class ModelInfo:
             "sd": _rounded(self.latents["covariance"].diagonal().sqrt()),
             "axes": [{"sd": _rounded(sd), "direction": _rounded(axis)} for sd, axis in first_axes],
             "attributes": {name: _rounded(vector) for name, vector in attribute_directions(self.latents).items()},
+            "mixture": self._mixture() if "gmm_weights" in self.latents else None,
+        }
+
+    def _mixture(self) -> dict[str, float]:
+        weights = self.latents["gmm_weights"] / self.latents["gmm_weights"].sum()
+        return {
+            "mean_square": _rounded(weights @ self.latents["gmm_means"].square().sum(1)),
+            "variance": _rounded(weights @ self.latents["gmm_factors"].square().sum((1, 2))),
         }
 
 

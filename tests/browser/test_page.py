@@ -145,6 +145,23 @@ def test_the_text_below_samples_says_where_they_lie_by_their_distance(open_page,
         assert [part for part in parts if part not in text] == []
 
 
+def test_the_distance_of_samples_of_a_mixture_is_that_of_its_components(open_page, page_url):
+    page = open_page(f"{page_url}/#model")
+    page.wait_for_selector(".bar")
+    for temperature in (0, 1, 2):
+        distance, z = page.evaluate(
+            """async (temperature) => {
+            const { model, sample } = await import("./static/api.js");
+            const { expectedDistance } = await import("./static/sampling.js");
+            const options = { sampler: "gmm", parameters: { temperature } };
+            const points = await sample("gmm", 2000, 0, options.parameters);
+            return [expectedDistance(model, options), points.map(({ z }) => z)];
+        }""",
+            temperature,
+        )
+        assert distance == pytest.approx(np.sqrt(np.square(z).sum(1).mean()), rel=0.05)
+
+
 def test_map_decodes_the_position_of_the_pointer_or_the_keys(open_page, page_url):
     page = open_page(f"{page_url}/#map?x=0.5&y=0.5")
     image_urls(page, "#map-decoded")

@@ -171,12 +171,14 @@ function createPanel(of, onSelect) {
 const showsFaces = ({ run_id }) => !withoutFaces.has(run_id);
 
 /** Return the root mean square distance of the samples from the origin. */
-function expectedDistance(of, { sampler, parameters }) {
+export function expectedDistance(of, { sampler, parameters }) {
   const { mean, variance } = geometry(of);
   const { boundary, radius, temperature } = parameters;
   if (sampler === "cube") return boundary * Math.sqrt(of.z_dim / 3);
   if (sampler === "sphere") return radius;
   if (sampler === "normal") return temperature * Math.sqrt(of.z_dim);
+  // The temperature scales the distance from the mean of a component, not from that of all.
+  if (sampler === "gmm") return Math.sqrt(of.latents.mixture.mean_square + temperature ** 2 * of.latents.mixture.variance);
   return Math.sqrt(mean.reduce((sum, value) => sum + value * value, 0) + temperature ** 2 * variance);
 }
 

@@ -8,6 +8,7 @@ import re
 import httpx2
 import numpy as np
 import pytest
+import torch
 
 from aecore.config import TASKS
 from aecore.latent.interpolation import INTERPOLATIONS
@@ -395,12 +396,27 @@ def test_model_returns_the_latent_space():
     assert set(space["attributes"]) == {"Smiling", "dark_hair"}
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 3.0])
+def test_model_returns_the_distance_of_a_mixtures_samples_from_the_origin(temperature):
+    means, scales = torch.zeros(2, Z_DIM), torch.tensor([0.5, 1.0])
+    means[:, 0] = torch.tensor([-4.0, 8.0])
+    factors = scales[:, None, None] * torch.eye(Z_DIM)
+    mixture = {"gmm_weights": torch.tensor([0.75, 0.25]), "gmm_means": means, "gmm_factors": factors}
+    http = make_client(make_slot_with(latents={**INFO.latents, **mixture}))
+    described = http.get("/v1/model").json()["latents"]["mixture"]
+    options = {"sampler": "gmm", "n": 4000, "seed": 0, "parameters": {"temperature": temperature}}
+    z = np.array(http.post("/v1/sample", json=options, headers={"accept": JSON}).json()["z"])
+    expected = described["mean_square"] + temperature**2 * described["variance"]
+    assert np.square(z).sum(1).mean() == pytest.approx(expected, rel=0.03)
+
+
 def test_model_without_mixture_or_stored_points_lacks_gmm_and_neighbours():
     gaussian_only = {name: INFO.latents[name] for name in ("mean", "covariance")}
     http = make_client(make_slot_with(latents=gaussian_only, points=None, metrics={"psnr": float("nan")}))
     body = http.get("/v1/model").json()
     assert set(body["samplers"]) == set(SAMPLERS) - {"gmm"}
     assert body["paths"] == ["straight", "spherical"]
+    assert body["latents"]["mixture"] is None
     assert body["metrics"] == {}
     is_problem(http.post("/v1/sample", json={"sampler": "gmm"}), 422, "mixture")
     is_problem(
