@@ -497,6 +497,29 @@ def test_a_photo_that_the_browser_does_not_read_is_converted_by_the_endpoint(ope
     assert page.get_by_label("Your image.").is_visible()
 
 
+@pytest.mark.parametrize("later", ["file", "random"])
+def test_a_photo_that_is_converted_after_a_later_choice_is_dropped(open_page, page_url, later):
+    page = open_page(f"{page_url}/#reconstruct", allowed="Failed to load resource")
+    before = image_urls(page, "#reconstruction")
+    conversions = []
+    page.route("**/v1/convert", lambda *arguments: conversions.append(arguments[0]))
+    page.set_input_files("#file", {"name": "IMG_1.HEIC", "mimeType": "image/heic", "buffer": b"no browser reads this"})
+    while not conversions:
+        page.wait_for_timeout(10)
+    photos = [encode_image(draw_face(seed, 0, 64)[0], "jpeg") for seed in range(2)]
+    if later == "file":
+        page.set_input_files("#file", {"name": "later.jpg", "mimeType": "image/jpeg", "buffer": photos[1]})
+    else:
+        page.locator("#reconstruct-random").click()
+    page.wait_for_function("src => document.querySelector('#reconstruction img').src !== src", arg=before[0])
+    chosen = image_urls(page, "#reconstruction")[0]
+    conversions[0].fulfill(status=200, content_type="image/jpeg", body=photos[0])
+    wait_until_idle(page)
+    page.wait_for_timeout(300)
+    assert image_urls(page, "#reconstruction")[0] == chosen
+    assert page.get_by_label("Your image.").is_visible() == (later == "file")
+
+
 def test_reconstruct_an_uploaded_image(open_page, page_url):
     """The frame's content is sent, in the size of the model's images."""
     page = open_page(f"{page_url}/#reconstruct", allowed="Failed to load resource")

@@ -6,7 +6,18 @@ const MAX_SIDE = 1024; // pixels; the model's images have at most 512
 const MAX_ZOOM = 5; // relative to the size that just fills the frame
 const SENT_SIDE = 640; // pixels of the longer side of the copy in which the endpoint finds the face
 
-/** `onFrame()` is called when the frame moves. Returns `open(file)`, `smallCopy()`, `frame()`, `close()` and `crop(size)`. */
+/** Return the bitmap of an image file. Throws if the browser cannot read it. */
+export async function loadBitmap(file) {
+  const original = await createImageBitmap(file);
+  const shrink = Math.min(1, MAX_SIDE / Math.min(original.width, original.height));
+  return createImageBitmap(original, {
+    resizeWidth: Math.round(original.width * shrink),
+    resizeHeight: Math.round(original.height * shrink),
+    resizeQuality: "high",
+  });
+}
+
+/** `onFrame()` is called when the frame moves. Returns `open(bitmap)`, `smallCopy()`, `frame()`, `close()` and `crop(size)`. */
 export function createCropper(onFrame) {
   const canvas = byId("cropper");
   const context = canvas.getContext("2d");
@@ -75,15 +86,9 @@ export function createCropper(onFrame) {
   );
 
   return {
-    /** Load an image file into the frame. Throws if the browser cannot read it. */
-    async open(file) {
-      const original = await createImageBitmap(file);
-      const shrink = Math.min(1, MAX_SIDE / Math.min(original.width, original.height));
-      bitmap = await createImageBitmap(original, {
-        resizeWidth: Math.round(original.width * shrink),
-        resizeHeight: Math.round(original.height * shrink),
-        resizeQuality: "high",
-      });
+    /** Show the bitmap of `loadBitmap` in the frame. */
+    open(newBitmap) {
+      bitmap = newBitmap;
       [x, y] = [0.5, 0.5];
       zoom.set(1);
       byId("crop").hidden = false;

@@ -1,7 +1,7 @@
 // The view that reconstructs an image, the user's or a random one, after a task has corrupted it.
 
 import { convert, findFrame, latestOnly, loadMap, model, reconstruct, sampleLikeData } from "./api.js";
-import { createCropper } from "./cropper.js";
+import { createCropper, loadBitmap } from "./cropper.js";
 import { otherModel } from "./sampling.js";
 import { firstPicture, storedImage } from "./steps.js";
 import {
@@ -83,10 +83,17 @@ export function startReconstruction(onSelect, values) {
 
   async function setFirstImage() {
     const point = await firstPicture(parseInt(values.get("row")));
-    if (!source) setImage(point);
+    if (!source) showImage(point);
   }
 
+  let choices = 0; // of images by the user: one that arrives after a later choice is dropped
+
   function setImage(point) {
+    choices++;
+    showImage(point);
+  }
+
+  function showImage(point) {
     cropper.close();
     source = { getSrc: () => point.src, description: point.description, row: point.row };
     refresh();
@@ -94,12 +101,16 @@ export function startReconstruction(onSelect, values) {
 
   async function openFile(file) {
     if (!file) return;
+    const choice = ++choices;
+    let bitmap;
     try {
-      await cropper.open(file).catch(async () => cropper.open(await convert(file)));
+      bitmap = await loadBitmap(file).catch(async () => loadBitmap(await convert(file)));
     } catch {
       notify(`Cannot read ${file.name} as an image: save it as JPEG or PNG`, "warning");
       return;
     }
+    if (choice !== choices) return;
+    cropper.open(bitmap);
     byId("frame-status").textContent = "";
     source = { getSrc: () => cropper.crop(model.image.size), description: file.name };
     refresh();
@@ -117,13 +128,13 @@ export function startReconstruction(onSelect, values) {
 
   let position = 0; // among the test images; the page begins with the first
   const setRandomImage = latestOnly(async () => {
-    const sourceBefore = source;
+    const choice = ++choices;
     const map = await loadMap();
     const tests = map?.splits.flatMap((split, row) => (split === "test" ? [row] : [])) ?? [];
     position = (position + 1 + Math.floor(Math.random() * (tests.length - 1))) % tests.length; // another one
     const row = tests[position];
     const point = row === undefined ? (await sampleLikeData(1))[0] : storedImage(map, row);
-    if (source === sourceBefore) setImage(point); // no other image was set meanwhile
+    if (choice === choices) showImage(point);
   });
 
   byId("file").addEventListener("change", (event) => {
