@@ -110,6 +110,18 @@ def test_an_ae_stands_beside_a_vae_with_the_same_seed_and_faces_counted(open_pag
     assert address(page).endswith(f"#sample?sampler=cube&boundary={largest:g}&seed=1")
 
 
+def test_the_page_names_its_model_after_going_back_to_it(open_page, serve):
+    """Chromium keeps no page for going back while it is debugged: the test sends the event of a browser that did."""
+    page = open_page(serve(make_slot(), make_slot("3", "near-ae", 1e-6)))
+    image_urls(page, "#samples")
+    shown = page.evaluate("""() => {
+        document.getElementById("alias").value = "near-ae";
+        dispatchEvent(new PageTransitionEvent("pageshow", { persisted: true }));
+        return document.getElementById("alias").value;
+    }""")
+    assert shown == "champion"
+
+
 def test_faces_are_not_counted_for_a_model_of_other_images(open_page, page_url):
     page = open_page(page_url)
     with page.expect_response(lambda response: "count_faces" in (response.request.post_data or "")) as counted:

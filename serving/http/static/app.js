@@ -116,6 +116,10 @@ byId("alias").addEventListener("change", () => {
   updateUrl();
   location.href = `?model=${encodeURIComponent(byId("alias").value)}${location.hash}`;
 });
+// The browser may show the page again as it was left, with the alias that was selected then.
+window.addEventListener("pageshow", (event) => {
+  if (event.persisted && model) byId("alias").value = model.alias;
+});
 // What sticks to the top of a narrow screen sticks below the header, whose lines depend on the width.
 const header = document.querySelector("header");
 new ResizeObserver(() => {
