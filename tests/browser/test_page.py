@@ -386,6 +386,25 @@ def test_a_view_keeps_its_address_and_a_link_opened_in_its_tab_is_followed(open_
     assert pixels(page, "#edited-image") == shown
 
 
+def test_going_back_to_a_view_that_has_changed_since_does_not_reload_the_page(open_page, page_url):
+    page = open_page(f"{page_url}/#sample?sampler=cube&seed=1")
+    image_urls(page, "#samples")
+    assert address(page).endswith("seed=1")
+    page.evaluate("window.isFirstLoad = true")
+    for name in ("Model", "Sample"):
+        page.get_by_role("link", name=name, exact=True).click()
+    page.wait_for_url("**/#sample?*")
+    changed_image_urls(page, "#samples", lambda: page.get_by_label("Seed").fill("2"))
+    assert address(page).endswith("seed=2")
+    page.go_back()
+    page.locator("#view-model").wait_for()
+    page.go_back()
+    page.locator("#view-sample").wait_for()
+    wait_until_idle(page)
+    assert page.evaluate("window.isFirstLoad")
+    assert (page.get_by_label("Seed").input_value(), address(page).rpartition("=")[2]) == ("2", "2")
+
+
 def test_changes_in_a_row_change_the_address_once(open_page, page_url):
     """Safari refuses more than 100 calls of history.replaceState in 30 s."""
     page = open_page(f"{page_url}/#edit")

@@ -7,6 +7,7 @@ export function readState() {
 }
 
 const WRITE_DELAY_MS = 300; // after the last change: Safari refuses more than 100 calls of replaceState in 30 s
+const OWN_ENTRY = { page: performance.timeOrigin }; // the state of history entries that this load of the page wrote
 const hashes = {}; // the last state of each view, as the hash of its URL
 let writeTimer = null; // set while the URL lacks the last state
 
@@ -22,7 +23,7 @@ export function writeState(view, values) {
 export function updateUrl() {
   cancelWrite();
   const hash = hashes[readState().view || "sample"];
-  if (hash) history.replaceState(null, "", hash);
+  if (hash) history.replaceState(OWN_ENTRY, "", hash);
 }
 
 function cancelWrite() {
@@ -35,9 +36,13 @@ for (const type of ["click", "pagehide"]) window.addEventListener(type, () => wr
 // The new URL is another view's, or a link whose state must not be replaced.
 window.addEventListener("hashchange", cancelWrite);
 
-/** Return true if the URL has a state that the page did not write: a link that was opened in this tab. */
+/**
+ * Return true if the URL has a state that the page did not write: a link that was opened in this tab. Going back to an
+ * entry of the page is none, though its view has changed since.
+ */
 export function isForeignState() {
-  return location.hash.includes("?") && location.hash !== hashes[readState().view];
+  const isOwn = history.state?.page === OWN_ENTRY.page;
+  return location.hash.includes("?") && !isOwn && location.hash !== hashes[readState().view];
 }
 
 /** Return the alias that the URL asks for, null if none. */
