@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -364,6 +365,40 @@ def test_no_view_is_wider_than_the_screen(open_page, page_url, width):
     assert box["x"] + box["width"] <= width
     is_cut = "all => all.some(e => e.scrollWidth > e.clientWidth)"
     assert not page.eval_on_selector_all(".actions > *", is_cut)
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_long_names_are_broken_to_fit_the_screen(open_page, serve, width):
+    name = "a_name_of_seventy_characters_without_a_space_" * 2
+    slots = make_slot(alias=name), make_slot("3", f"other_{name}", 1e-6)
+    for slot in slots:
+        info = slot.current.info
+        directions = {f"direction.{name}": info.latents["direction.Smiling"]}
+        slot.current.info = replace(info, name=name, sampler="normal", latents={**info.latents, **directions})
+    url = serve(*slots)
+    page = open_page(url, viewport={"width": width, "height": 700})
+    for view in VIEWS:
+        page.goto(f"{url}/#{view}")
+        wait_until_idle(page)
+        overflowing = page.evaluate("""() => [...document.querySelectorAll("main *, header *")]
+            .filter(element => !element.matches(".image-button img")) // a sheet of which the button shows a cell
+            .filter(element => element.getBoundingClientRect().right > innerWidth + 0.5)
+            .map(element => element.tagName + element.id + element.className)""")
+        assert overflowing == [], view
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, view
+        cut = page.eval_on_selector_all(
+            "nav a, h2, figcaption, label, .secondary:not(#model-label)",
+            "all => all.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth).map(e => e.textContent)",
+        )
+        assert cut == [], view
+    page.evaluate("name => import('./static/dom.js').then(({ notify }) => notify(name, 'permanent'))", name)
+    assert page.evaluate("() => notice.scrollWidth <= notice.clientWidth")
+    page.goto(f"{url}/#sample")
+    page.get_by_role("button", name="Sample 1 of", exact=False).first.click()
+    page.locator("#image-dialog").wait_for()
+    assert page.evaluate(
+        "() => { const e = document.querySelector('dialog[open]'); return e.scrollWidth <= e.clientWidth; }"
+    )
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
