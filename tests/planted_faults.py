@@ -584,6 +584,10 @@ PLANTED = (
         "distances.square().clamp_min(1e-18)", "distances.clamp_min(1e-18)", (POINTS,),
     ),
     Fault(
+        "the PNG of many images is one row", "jobs/commands/client.py",
+        "math.ceil(math.sqrt(len(rows) * n))", "n", ("tests/jobs/commands/test_client.py",),
+    ),
+    Fault(
         "the client ignores Retry-After", "serving/client/client.py",
         "if retry_after_s is not None:", "if False:", (CLIENT,),
     ),

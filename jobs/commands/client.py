@@ -1,5 +1,6 @@
 """The commands that query an endpoint and write the images to a PNG or a .npy file, on a disk or on S3."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from cluster.storage import check_uri, open_uri
 from serving.client import Client
 from serving.client.client import to_npy
 
+MIN_COLUMNS = 16  # of a PNG; fewer images are one row
 OPTIONS = ("n", "sampler", "seed", "task")
 
 
@@ -39,7 +41,7 @@ def sample(url: str, out: str, sampler: str | None, n: int, seed: int, overrides
 
 
 def reconstruct(url: str, out: str, image_path: str, task: str, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """Corrupt images by a task, reconstruct them, and write to `out`; a PNG has the corrupted images in its first row.
+    """Corrupt images by a task, reconstruct them, and write to `out`; a PNG has the corrupted images above.
 
     `image_path` is an image file, or a .npy of several images, uint8 (n, height, width, 1 or 3). `overrides` are
     parameters of the task, as in ["sigma=0.4"].
@@ -50,7 +52,7 @@ def reconstruct(url: str, out: str, image_path: str, task: str, seed: int, overr
         parameters = dict(_parse_parameters(overrides))
         reconstructed = client.reconstruct(images, task, seed, **parameters)
     assert reconstructed.corrupted is not None
-    data = to_png(grid([reconstructed.corrupted, reconstructed])) if _is_png(out) else to_npy(reconstructed)
+    data = to_png(grid(_wrap([reconstructed.corrupted, reconstructed]))) if _is_png(out) else to_npy(reconstructed)
     return _write(out, data, len(reconstructed))
 
 
@@ -62,7 +64,17 @@ def interpolate(url: str, out: str, start: str, end: str, steps: int, path: str)
     _check_out(out)
     with _client(url) as client:
         images = client.interpolate([_read_end(start), _read_end(end)], steps, path)
-    return _write(out, to_png(grid([images])) if _is_png(out) else to_npy(images), len(images))
+    return _write(out, to_png(grid(_wrap([images]))) if _is_png(out) else to_npy(images), len(images))
+
+
+def _wrap(rows: list[np.ndarray]) -> list[np.ndarray]:
+    """Return rows of n images each as shorter ones for a grid that is about square, if n is above MIN_COLUMNS.
+
+    The rows of the first images come first, in their order, then those of the next images.
+    """
+    n = len(rows[0])
+    columns = max(MIN_COLUMNS, math.ceil(math.sqrt(len(rows) * n)))
+    return [row[start : start + columns] for start in range(0, n, columns) for row in rows]
 
 
 def _client(url: str) -> Client:

@@ -103,6 +103,22 @@ def test_interpolate_between_z_points_and_images(query, client):
     assert almost_equal(np.load("path.npy"), client.interpolate(ends, 8))
 
 
+def test_many_images_are_wrapped_to_a_png_that_is_about_square(query, client):
+    images = np.random.default_rng(0).integers(0, 256, (40, SIZE, SIZE, 3), np.uint8)
+    np.save("many.npy", images)
+    assert query("reconstruct", "many.npy")["images"] == 40
+    bands = split_grid("decoded.png")
+    reconstructed = client.reconstruct(images)
+    assert bands.shape[:2] == (6, 16)  # 16, 16 and 8 corrupted images, each above their reconstructions
+    for band, start in enumerate((0, 16)):
+        np.testing.assert_array_equal(bands[2 * band], images[start : start + 16])
+        assert almost_equal(bands[2 * band + 1], reconstructed[start : start + 16])
+    np.testing.assert_array_equal(bands[4, :8], images[32:])
+    assert (bands[4:, 8:] == 255).all()
+    query("interpolate", "start.npy", "end.npy", "--steps", "400")
+    assert split_grid("decoded.png").shape[:2] == (20, 20)
+
+
 def test_images_are_written_to_s3_also_over_earlier_ones(query, client, s3: str):
     for seed in ("1", "2"):
         out = f"{s3}/folder/images.npy"
