@@ -340,7 +340,7 @@ PLANTED = (
     ),
     Fault(
         "edges between neighbours cost their length", "aecore/latent/interpolation.py",
-        "nearest.values.square().clamp_min", "nearest.values.clamp_min", (INTERPOLATION,),
+        "of_points.values]).square().clamp_min", "of_points.values]).clamp_min", (INTERPOLATION,),
     ),
     Fault(
         "squared lengths overflow", "aecore/latent/interpolation.py",
@@ -574,6 +574,14 @@ PLANTED = (
     Fault(
         "requests for neighbours are admitted whatever their size", "serving/http/api.py",
         "with admission.admit(options.k * len(z)):", "with admission.admit(len(z)):", (API_POINTS,),
+    ),
+    Fault(
+        "the neighbours of a point are rows of all nodes", "aecore/latent/interpolation.py",
+        "(len(points), 2), nodes + 2], 1)", "(len(points), 2), nodes], 1)", (INTERPOLATION,),
+    ),
+    Fault(
+        "the neighbours of points are computed for each path", "aecore/latent/interpolation.py",
+        "if k <= MAX_CACHED_NEIGHBOURS else", "if k > MAX_CACHED_NEIGHBOURS else", (INTERPOLATION,),
     ),
     Fault(
         "distances between z-points are in float32", "aecore/latent/points.py",

@@ -6,6 +6,7 @@ function and list it in INTERPOLATIONS.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from aecore.latent.points import StoredPoints
 from aecore.latent.samplers import LatentStats
 
 NUM_NEIGHBOURS = 10
+MAX_CACHED_NEIGHBOURS = 80  # of a point: more take tens of MB
 
 
 def straight(start: Tensor, end: Tensor, steps: int, points: Tensor) -> Tensor:
@@ -50,12 +52,13 @@ def through_neighbours(start: Tensor, end: Tensor, steps: int, points: Tensor) -
     from scipy.sparse.csgraph import dijkstra
 
     nodes = torch.cat([start[None], end[None], points]).double()  # squares overflow float32 from 1.8e19 on
-    lengths = torch.cdist(nodes, nodes).fill_diagonal_(torch.inf)
-    if not lengths[0, 1].square().isfinite():
+    to_ends = torch.cdist(nodes[:2], nodes)  # (2, nodes)
+    if not to_ends[0, 1].square().isfinite():
         raise ValueError("no path joins these z-points: one holds NaN or a number too large; take finite float32 ones")
+    to_ends[:, :2].fill_diagonal_(torch.inf)
     num_neighbours = min(NUM_NEIGHBOURS, len(nodes) - 1)
     while True:  # the graph of all neighbours has the edge from start to end
-        graph = _neighbour_graph(lengths, num_neighbours)
+        graph = _neighbour_graph(to_ends, points, num_neighbours)
         costs, predecessors = dijkstra(graph, directed=False, indices=0, return_predecessors=True)
         if np.isfinite(costs[1]):
             break
@@ -66,13 +69,33 @@ def through_neighbours(start: Tensor, end: Tensor, steps: int, points: Tensor) -
     return _resample(nodes[path[::-1]], steps).float()
 
 
-def _neighbour_graph(lengths: Tensor, num_neighbours: int):
+def _neighbour_graph(to_ends: Tensor, points: Tensor, num_neighbours: int):
+    """Return the graph of start, end and `points`, in this order; `to_ends` (2, nodes) are their distances."""
     from scipy.sparse import csr_matrix
 
-    nearest = lengths.topk(num_neighbours, largest=False)
-    rows = np.repeat(np.arange(len(lengths)), num_neighbours)
-    costs = nearest.values.square().clamp_min(1e-12)  # a cost of 0 would mean no edge
-    return csr_matrix((costs.numpy().ravel(), (rows, nearest.indices.numpy().ravel())), shape=lengths.shape)
+    of_ends = to_ends.topk(num_neighbours, largest=False)
+    # A point's neighbours are among the ends and its neighbours without them, which are the same for all ends.
+    k = min(num_neighbours, max(0, len(points) - 1))
+    lengths, nodes = (_cached_nearest_others if k <= MAX_CACHED_NEIGHBOURS else _nearest_others)(points, k)
+    lengths = torch.cat([to_ends[:, 2:].T, lengths], 1)
+    nodes = torch.cat([torch.arange(2).expand(len(points), 2), nodes + 2], 1)
+    of_points = lengths.topk(num_neighbours, largest=False)
+    rows = np.repeat(np.arange(to_ends.shape[1]), num_neighbours)
+    neighbours = torch.cat([of_ends.indices, nodes.gather(1, of_points.indices)])
+    # A cost of 0 would mean no edge.
+    costs = torch.cat([of_ends.values, of_points.values]).square().clamp_min(1e-12)
+    return csr_matrix((costs.numpy().ravel(), (rows, neighbours.numpy().ravel())), shape=(to_ends.shape[1],) * 2)
+
+
+def _nearest_others(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the distances and rows, both (n, k), of the k nearest other points of each of `points` (n, z_dim)."""
+    lengths = torch.cdist(points.double(), points.double()).fill_diagonal_(torch.inf)
+    nearest = lengths.topk(k, largest=False)
+    return nearest.values, nearest.indices
+
+
+# Every path through a model's points needs these. The key is the tensor's identity: it must not be changed in place.
+_cached_nearest_others = lru_cache(4)(_nearest_others)
 
 
 def _resample(corners: Tensor, steps: int) -> Tensor:

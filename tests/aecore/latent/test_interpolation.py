@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from aecore.latent.interpolation import INTERPOLATIONS, spherical, through_neighbours
+from aecore.latent.interpolation import INTERPOLATIONS, NUM_NEIGHBOURS, spherical, through_neighbours
 
 STEPS = 21
 
@@ -70,6 +70,35 @@ def test_neighbours_path_connects_separate_clusters():
     assert torch.isfinite(path).all()
     torch.testing.assert_close(path[-1], points[60])
     assert torch.isfinite(through_neighbours(points[0], points[1], 5, points[:0])).all()
+
+
+def test_neighbours_path_is_the_shortest_in_the_graph_of_ends_and_points():
+    """The graph of the points alone, which is kept for the next path, has other edges near the ends."""
+    generator = torch.manual_seed(0)
+    for n in (2, 9, 11, 12, 13, 40):
+        points = torch.randn(n, 3, generator=generator)
+        start, end = torch.randn(2, 3, generator=generator)
+        nodes = torch.cat([start[None], end[None], points]).double()
+        lengths = torch.cdist(nodes, nodes).fill_diagonal_(torch.inf)
+        nearest = lengths.topk(min(NUM_NEIGHBOURS, n + 1), largest=False)
+        costs = torch.full_like(lengths, torch.inf).scatter(1, nearest.indices, nearest.values.square())
+        costs = torch.minimum(costs, costs.T)
+        for through in range(len(nodes)):  # Floyd and Warshall
+            costs = torch.minimum(costs, costs[:, through, None] + costs[through])
+        for _ in range(2):  # with the kept neighbours too
+            path = through_neighbours(start, end, 2001, points).double()
+            distances, rows = torch.cdist(nodes, path).min(1)
+            passed = rows[distances < 1e-2].sort().values  # its corners
+            cost = (path[passed[1:]] - path[passed[:-1]]).square().sum(1).sum()
+            assert cost == pytest.approx(costs[0, 1].item(), rel=0.02)
+
+
+def test_neighbours_of_points_are_computed_once(monkeypatch):
+    points, sizes, cdist = torch.randn(300, 4), [], torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda a, b: sizes.append(len(a)) or cdist(a, b))
+    for end in (1, 2, 3):
+        through_neighbours(points[0], points[end], 5, points)
+    assert sorted(sizes) == [2, 2, 2, 300]
 
 
 def test_neighbours_path_reaches_ends_whose_squared_distance_exceeds_float32():
