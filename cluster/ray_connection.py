@@ -98,7 +98,7 @@ def check_reachable(address: str) -> None:
     import grpc
 
     unreachable = ValueError(f"no Ray answers at RAY_ADDRESS={address}; start one (`ray start --head`) or unset it")
-    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # the health check would need Ray's certificates
+    if _uses_tls():  # the health check would need Ray's certificates
         if not accepts_connections(host, int(port), CONNECT_TIMEOUT_S):
             raise unreachable
         return
@@ -230,11 +230,15 @@ def _join(address: str) -> None:
     except AuthenticationError as error:
         raise ValueError(f"the Ray at {address} {TOKEN_REFUSED}") from error
     except ConnectionError as error:
-        if address == "auto":
+        if address == "auto" or _uses_tls():
             raise ValueError(f"no Ray answers at RAY_ADDRESS={address}: {error}") from error
         # It has answered `check_reachable`, which needs no token.
         raise ValueError(f"the Ray at {address} answers, but perhaps {TOKEN_REFUSED} ({error})") from error
     _check_addresses(address)
+
+
+def _uses_tls() -> bool:
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 
 def _check_addresses(address: str) -> None:

@@ -581,7 +581,7 @@ PLANTED = (
     ),
     Fault(
         "the neighbours of points are computed for each path", "aecore/latent/interpolation.py",
-        "if k <= MAX_CACHED_NEIGHBOURS else", "if k > MAX_CACHED_NEIGHBOURS else", (INTERPOLATION,),
+        "cached = k <= MAX_CACHED_NEIGHBOURS", "cached = False", (INTERPOLATION,),
     ),
     Fault(
         "distances between z-points are in float32", "aecore/latent/points.py",
@@ -1206,6 +1206,14 @@ PLANTED = (
         "check_caches(recipe, dataset, worker.device, worker.gpu_share)", "...", ("tests/jobs/train/test_worker.py",),
     ),
     Fault(
+        "splits that a GPU takes need space in the node cache together", "jobs/train/worker.py",
+        '(cache == "auto" and not on_gpu)', 'cache != "none"', ("tests/jobs/train/test_worker.py",),
+    ),
+    Fault(
+        "an Arrow dictionary of images counts for each batch of rows", "aecore/data/readers.py",
+        "pa.types.is_dictionary(leaf_type)", "False", ("tests/aecore/data/test_tables.py",),
+    ),
+    Fault(
         "--fresh deletes a run before its task is checked", "jobs/train/job.py",
         "make_eval_pair(recipe, Batch.whole(", "(lambda *_: ...)(recipe, Batch.whole(", (TRAIN,),
     ),
@@ -1352,7 +1360,7 @@ PLANTED = (
     ),
     Fault(
         "a longer run leads a campaign without a note", "jobs/tune/campaign.py",
-        "best is None or best.epochs <= epochs", "True",
+        "trial.epochs > epochs", "False",
         ("tests/jobs/tune/test_runner.py",),
     ),
     Fault(

@@ -224,18 +224,26 @@ def _read_row_group(path: RemotePath, fingerprint: str, column: str, group: int)
     length = sum(size for path, size in paths.items() if path == column or path.startswith(f"{column}."))
     if length > MAX_TABLE_BYTES:
         raise ValueError(f"its row group has {length:,} bytes, over the limit of {MAX_TABLE_BYTES:,}")
-    # A dictionary holds an image of many rows once, so that the rows may take far more than `length`. One row does not:
-    # a batch of these many stays below the limit.
+    image_type = file.schema_arrow.field(column).type
+    if not pa.types.is_struct(image_type):
+        return _read_images(file, group, column, image_type, length)[column]
+    images = _read_images(file, group, f"{column}.bytes", image_type.field("bytes").type, length)[column]
+    return images.flatten()[images.type.get_field_index("bytes")]
+
+
+def _read_images(file: pq.ParquetFile, group: int, leaf: str, leaf_type: pa.DataType, length: int) -> pa.Table:
+    """Return a row group's leaf column, of `length` bytes in the file. Raises ValueError over MAX_TABLE_BYTES."""
+    if pa.types.is_dictionary(leaf_type):  # it stays one in memory, and each batch would have a copy of it
+        return file.read_row_group(group, columns=[leaf])
+    # A dictionary of the file holds an image of many rows once, so that the rows may take far more than `length`. One
+    # row does not: a batch of these many stays below the limit.
     batches, remaining = [], MAX_TABLE_BYTES
-    for batch in file.iter_batches(max(1, MAX_TABLE_BYTES // max(1, length)), row_groups=[group], columns=[column]):
+    for batch in file.iter_batches(max(1, MAX_TABLE_BYTES // max(1, length)), row_groups=[group], columns=[leaf]):
         batches.append(batch)
         remaining -= batch.nbytes
         if remaining < 0:
             raise ValueError(f"its row group, decoded, is over the limit of {MAX_TABLE_BYTES:,} bytes")
-    images = pa.Table.from_batches(batches)[column]
-    if not pa.types.is_struct(images.type):
-        return images
-    return images.flatten()[images.type.get_field_index("bytes")]
+    return pa.Table.from_batches(batches)
 
 
 def load_idx(folder: RemotePath, subset: str) -> tuple[np.ndarray, np.ndarray]:

@@ -76,7 +76,9 @@ def _neighbour_graph(to_ends: Tensor, points: Tensor, num_neighbours: int):
     of_ends = to_ends.topk(num_neighbours, largest=False)
     # A point's neighbours are among the ends and its neighbours without them, which are the same for all ends.
     k = min(num_neighbours, max(0, len(points) - 1))
-    lengths, nodes = (_cached_nearest_others if k <= MAX_CACHED_NEIGHBOURS else _nearest_others)(points, k)
+    cached = k <= MAX_CACHED_NEIGHBOURS
+    lengths, nodes = _cached_nearest_others(points) if cached else _nearest_others(points, k)
+    lengths, nodes = lengths[:, :k], nodes[:, :k]
     lengths = torch.cat([to_ends[:, 2:].T, lengths], 1)
     nodes = torch.cat([torch.arange(2).expand(len(points), 2), nodes + 2], 1)
     of_points = lengths.topk(num_neighbours, largest=False)
@@ -94,8 +96,10 @@ def _nearest_others(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return nearest.values, nearest.indices
 
 
-# Every path through a model's points needs these. The key is the tensor's identity: it must not be changed in place.
-_cached_nearest_others = lru_cache(4)(_nearest_others)
+@lru_cache(4)  # every path through a model's points needs these
+def _cached_nearest_others(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the MAX_CACHED_NEIGHBOURS nearest others; by the tensor's identity, so do not change it in place."""
+    return _nearest_others(points, max(0, min(MAX_CACHED_NEIGHBOURS, len(points) - 1)))
 
 
 def _resample(corners: Tensor, steps: int) -> Tensor:

@@ -64,7 +64,7 @@ def _check_resources(recipe: Recipe, dataset: Dataset) -> None:
     from aecore.model.autoencoder import ImageShape, default_device
     from aecore.model.corruptions import make_eval_pair
     from jobs.train.placement import check_capacity, worker_resources
-    from jobs.train.worker import check_batches, check_caches, fits_device
+    from jobs.train.worker import check_batches, check_caches, fits_device, stays_in_node_cache
 
     check_batches(recipe, dataset.count("train"))
     ImageShape(dataset.manifest.size, dataset.manifest.channels)
@@ -75,9 +75,10 @@ def _check_resources(recipe: Recipe, dataset: Dataset) -> None:
     connect()
     resources = worker_resources(recipe.scale, streaming=recipe.data.cache == "none")
     check_capacity(recipe.scale.min_workers, resources)
-    if "GPU" not in resources:
+    on_gpu = "GPU" in resources
+    if not on_gpu:
         fits_device(recipe.data.cache, dataset.decoded_bytes, torch.device("cpu"))
-    if uses_local_ray() and recipe.data.cache != "none":
+    if uses_local_ray() and stays_in_node_cache(recipe.data.cache, on_gpu=on_gpu):
         check_cache_space(settings().cache, dataset, settings().cache_max)
 
 

@@ -223,9 +223,14 @@ def _smallest_local_batch(recipe: Recipe, count: int, steps: int) -> int:
 
 def check_caches(recipe: Recipe, dataset: Dataset, device: torch.device, gpu_share: float = 1.0) -> None:
     """Raise ValueError if the splits together exceed the node cache or, with data.cache=device, the GPU memory."""
-    if recipe.data.cache != "none":
-        fits_device(recipe.data.cache, dataset.decoded_bytes, device, gpu_share)
+    fits_device(recipe.data.cache, dataset.decoded_bytes, device, gpu_share)
+    if stays_in_node_cache(recipe.data.cache, on_gpu=device.type == "cuda"):
         check_cache_space(settings().cache, dataset, settings().cache_max)
+
+
+def stays_in_node_cache(cache: str, *, on_gpu: bool) -> bool:
+    """Return True if a training uses all splits from the node cache; one that a GPU takes may be evicted there."""
+    return cache == "node" or (cache == "auto" and not on_gpu)
 
 
 def fits_device(cache: str, nbytes: int, device: torch.device, gpu_share: float = 1.0) -> bool:

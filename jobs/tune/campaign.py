@@ -267,14 +267,16 @@ class Campaign:
             self.hypervolume = [hypervolume(pairs[: n + 1], reference) for n in range(len(pairs))]
 
     def _describe_longer(self) -> str:
-        """Return that the best run was trained for more epochs than the campaign's trials are, "" if it was not."""
-        best, epochs = self.trial(self.best), self.recipe["optim"]["epochs"]
-        if best is None or best.epochs <= epochs:
-            return ""
-        return (
-            f"{best.run} had {best.epochs} epochs before this campaign, whose trials have {epochs}: "
-            "these epochs, not its values, may be why it leads"
-        )
+        """Return which run of the best point has more epochs than the campaign's trials, "" if none has."""
+        epochs = self.recipe["optim"]["epochs"]
+        seeds = next(seeds for seeds in self.points() if self.best in [seed.name for seed in seeds])
+        for trial in filter(None, (self.trial(seed.name) for seed in seeds)):
+            if trial.epochs > epochs:
+                return (
+                    f"{trial.run} has {trial.epochs} epochs from another command, the trials {epochs}: "
+                    "these epochs, not its values, may be why it leads"
+                )
+        return ""
 
     def close_spans(self) -> None:
         """End the spans of a command that was killed, when it last wrote the file."""

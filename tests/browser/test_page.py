@@ -551,6 +551,27 @@ def test_a_photo_that_is_converted_after_a_later_choice_is_dropped(open_page, pa
     assert page.get_by_label("Your image.").is_visible() == (later == "file")
 
 
+def test_a_random_image_that_waits_does_not_replace_a_photo_chosen_later(open_page, page_url):
+    page = open_page(f"{page_url}/#reconstruct")
+    held = []
+    page.route("**/champion/points", lambda *arguments: held.append(arguments[0]))
+    page.reload()
+    while not held:
+        page.wait_for_timeout(10)
+    for _ in range(2):
+        page.locator("#reconstruct-random").click()
+    photo = encode_image(draw_face(1, 0, 64)[0], "jpeg")
+    page.set_input_files("#file", {"name": "later.jpg", "mimeType": "image/jpeg", "buffer": photo})
+    page.wait_for_selector("#reconstruction img")
+    chosen = image_urls(page, "#reconstruction")[0]
+    for route in held:
+        route.continue_()
+    page.wait_for_timeout(300)
+    wait_until_idle(page)
+    assert image_urls(page, "#reconstruction")[0] == chosen
+    assert page.get_by_label("Your image.").is_visible()
+
+
 def test_reconstruct_an_uploaded_image(open_page, page_url):
     """The frame's content is sent, in the size of the model's images."""
     page = open_page(f"{page_url}/#reconstruct", allowed="Failed to load resource")

@@ -130,13 +130,18 @@ def init_options(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("address", "message"),
-    [("127.0.0.1:6379", "answers, but perhaps refuses the token"), ("auto", "no Ray answers at RAY_ADDRESS=auto")],
+    ("address", "tls", "message"),
+    [
+        ("127.0.0.1:6379", "0", "answers, but perhaps refuses the token"),
+        ("127.0.0.1:6379", "1", "no Ray answers at RAY_ADDRESS=127.0.0.1:6379"),  # only its port has answered
+        ("auto", "0", "no Ray answers at RAY_ADDRESS=auto"),
+    ],
 )
 def test_a_cluster_that_answers_and_lets_nobody_in_may_refuse_the_token(
-    init_options: list[dict], monkeypatch: pytest.MonkeyPatch, address: str, message: str
+    init_options: list[dict], monkeypatch: pytest.MonkeyPatch, address: str, tls: str, message: str
 ):
     """Ray 2.60 raises ConnectionError for a wrong token, after 20 s; before, the head was said to be down."""
+    monkeypatch.setenv("RAY_USE_TLS", tls)
     monkeypatch.setattr("ray.init", Mock(side_effect=ConnectionError("Failed to connect to Ray cluster")))
     with pytest.raises(ValueError, match=message):
         ray_connection._join(address)

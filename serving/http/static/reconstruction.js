@@ -127,8 +127,8 @@ export function startReconstruction(onSelect, values) {
   });
 
   let position = 0; // among the test images; the page begins with the first
-  const setRandomImage = latestOnly(async () => {
-    const choice = ++choices;
+  const setRandomImage = latestOnly(async (choice) => {
+    if (choice !== choices) return; // it waited, or is tried again, and another image was chosen meanwhile
     const map = await loadMap();
     const tests = map?.splits.flatMap((split, row) => (split === "test" ? [row] : [])) ?? [];
     position = (position + 1 + Math.floor(Math.random() * (tests.length - 1))) % tests.length; // another one
@@ -141,7 +141,7 @@ export function startReconstruction(onSelect, values) {
     openFile(event.target.files[0]);
     event.target.value = ""; // so that the same file can be chosen again
   });
-  byId("reconstruct-random").addEventListener("click", setRandomImage);
+  byId("reconstruct-random").addEventListener("click", () => setRandomImage(++choices));
   const view = byId("view-reconstruct");
   for (const type of ["dragover", "dragleave", "drop"]) {
     view.addEventListener(type, (event) => {

@@ -324,6 +324,19 @@ def test_sources_over_the_limits_of_size_are_refused(tmp_path: Path, monkeypatch
     assert parquet.read("one/1") == b"x"
 
 
+@pytest.mark.parametrize("in_struct", [False, True])
+def test_images_of_an_arrow_dictionary_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_struct: bool):
+    """Before, the dictionary counted for each batch of rows."""
+    monkeypatch.setattr(readers, "MAX_TABLE_BYTES", 100_000)
+    images = [bytes([i]) * 1500 for i in range(20)]
+    column: pa.Array = pa.array(images).dictionary_encode()
+    if in_struct:
+        column = pa.StructArray.from_arrays([column, pa.array(["x"] * 20).dictionary_encode()], ["bytes", "path"])
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    parquet = readers.ParquetReader(RemotePath(LocalFileSystem(), str(tmp_path)), "image", "")
+    assert [parquet.read(f"a/{i}") for i in range(20)] == images
+
+
 @pytest.mark.parametrize("encoding", ["dictionary", "prefixes"])
 @pytest.mark.parametrize("in_struct", [False, True])
 def test_a_row_group_that_stores_an_image_of_many_rows_once_is_refused_before_it_fills_the_memory(

@@ -1,5 +1,6 @@
 """A training worker: its loaders, the progress that they show, and what it writes after an epoch."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from aecore.training.loop import EpochEnd
 from jobs.dataset import open_dataset
 from jobs.run_store import RunStore
 from jobs.train.devices import Devices
-from jobs.train.worker import Worker, _save_epoch, open_loaders
+from jobs.train.worker import Worker, _save_epoch, check_caches, open_loaders
 
 
 def test_progress_shows_only_the_first_filling_of_the_node_cache(faces: Path):
@@ -42,6 +43,17 @@ def test_a_cache_too_small_for_all_splits_is_refused_before_the_first_is_filled(
     monkeypatch.setenv("ZPOINT_CACHE_MAX", str((48 + 16 + 16) * 16 * 16 * 3))
     open_loaders(Recipe(), dataset, worker)
     assert len(calls) == 5
+
+
+@pytest.mark.parametrize(("cache", "refused"), [("auto", False), ("device", False), ("node", True)])
+def test_splits_that_a_gpu_takes_need_no_space_together(
+    cache: str, refused: bool, faces: Path, monkeypatch: pytest.MonkeyPatch
+):
+    dataset, recipe = open_dataset(str(faces)), Recipe.model_validate({"data": {"cache": cache}})
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (1 << 30, 0))
+    monkeypatch.setenv("ZPOINT_CACHE_MAX", str(48 * 16 * 16 * 3))  # of the largest split
+    with pytest.raises(CacheSpaceError) if refused else nullcontext():
+        check_caches(recipe, dataset, torch.device("cuda"))
 
 
 def test_gpu_memory_too_small_for_all_splits_is_refused_before_the_first_is_filled(

@@ -592,7 +592,7 @@ def test_run_that_another_command_has_finished_is_taken_over(epochs: int):
     assert (trial.run, trial.state, trial.spans, trial.metrics["valid_psnr"]) == (run, "finished", [], 21.0)
     assert (trial.epochs, trial.epoch) == (EPOCHS, EPOCHS)
     other.run.close()
-    longer = f"{run} had {EPOCHS} epochs before this campaign, whose trials have {epochs}"
+    longer = f"{run} has {EPOCHS} epochs from another command, the trials {epochs}"
     assert (longer in other.campaign.note) == (epochs < EPOCHS)
     assert not CampaignRun(other.campaign, other.recipe, MANIFEST).has_work()
 
