@@ -114,7 +114,9 @@ class Driver:
 
     def checkpoints(self) -> list[int]:
         """Return the steps of the complete checkpoints, the newest last."""
-        return sorted(int(path.parent.name.split("-")[1]) for path in self.run_folder.glob("checkpoints/*/progress.json"))
+        return sorted(
+            int(path.parent.name.split("-")[1]) for path in self.run_folder.glob("checkpoints/*/progress.json")
+        )
 
     def end(self, status: int = 0) -> dict[str, Any]:
         out, err = self.process.communicate(timeout=180)
