@@ -1223,7 +1223,7 @@ PLANTED = (
     ),
     Fault(
         "--fresh deletes a run before the node cache of a local Ray is checked", "jobs/train/job.py",
-        "check_cache_space(settings().cache, dataset, settings().cache_max)", "...", (TRAIN,),
+        "check_node_cache(recipe, dataset, on_gpu=on_gpu)", "...", (TRAIN,),
     ),
     Fault(
         "a checkpoint overwrites the one of its step that the run resumed from", "aecore/training/checkpoint.py",
@@ -1252,7 +1252,7 @@ PLANTED = (
     ),
     Fault(
         "the attributes of a stream are those of other images", "jobs/train/worker.py",
-        "dataset.spaced_indices(split, limit) if streamed else evenly_spaced", "evenly_spaced", (TRAIN,),
+        "isinstance(loader, StreamLoader)", "False", (TRAIN,),
     ),
     Fault(
         "spaced images of a stream have the rows of the sampled shards, not of the split", "aecore/data/dataset.py",

@@ -91,9 +91,9 @@ def write_checkpoint(fs: pafs.FileSystem, root: str, snapshot: Snapshot) -> str:
     A complete one of this step, as of the epoch that a stream repeats, is not overwritten: a number follows its name.
     """
     step, path = snapshot.state["step"], f"{root}/{snapshot.name}"
-    newest = next((written for written in list_checkpoints(fs, root) if _step(written) == step), path)
-    is_complete = fs.get_file_info(f"{newest}/progress.json").type is not pafs.FileType.NotFound
-    path = f"{path}-{_order(newest)[1] + 1}" if is_complete else newest
+    if newest := next((written for written in list_checkpoints(fs, root) if _step(written) == step), ""):
+        is_complete = fs.get_file_info(f"{newest}/progress.json").type is not pafs.FileType.NotFound
+        path = f"{path}-{_order(newest)[1] + 1}" if is_complete else newest
     contents = {
         "config.json": json.dumps(snapshot.config, indent=1).encode(),
         "model.safetensors": save_tensors(_contiguous(snapshot.model)),

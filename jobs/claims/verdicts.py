@@ -197,14 +197,13 @@ def check_kl_factor(runs: Runs) -> Verdict:
     values, rows = [], []
     for run in by_kl_factor:
         kl_factor = f"{run.run.recipe.loss.kl_factor:g}".replace("e-0", "e-")
-        normal, images = _metrics(run, "samplers")["normal"], _arrays(run, "samplers")
+        samplers, images = _metrics(run, "samplers"), _arrays(run, "samplers")
+        normal = samplers["normal"]
         values.append(
             f"{kl_factor}: {_psnr(run):.1f} dB, {format_rate(_rate(normal))}, HOG-Frechet {normal['hog_frechet']:.2f}"
         )
-        reconstructions = _metrics(run, "samplers")["reconstructions"]
-        label = f"kl_factor {kl_factor}: reconstructions"
-        rows.append(ImageRow(label, images["reconstructions"], _cells(reconstructions)))
-        rows.append(ImageRow(f"kl_factor {kl_factor}: N(0, 1)", images["normal"], _cells(normal)))
+        for sampler, title in (("reconstructions", "reconstructions"), ("normal", "N(0, 1)")):
+            rows.append(ImageRow(f"kl_factor {kl_factor}: {title}", images[sampler], _cells(samplers[sampler])))
     evidence = (
         f"PSNR of reconstructions, and images from N(0, 1) that show {_rate_target(first)}, by kl_factor: "
         f"{'; '.join(values)}"

@@ -60,11 +60,10 @@ def _check_resources(recipe: Recipe, dataset: Dataset) -> None:
     import torch
 
     from aecore.data.loaders import Batch
-    from aecore.data.node_cache import check_cache_space
     from aecore.model.autoencoder import ImageShape, default_device
     from aecore.model.corruptions import make_eval_pair
     from jobs.train.placement import check_capacity, worker_resources
-    from jobs.train.worker import check_batches, check_caches, fits_device, stays_in_node_cache
+    from jobs.train.worker import check_batches, check_caches, check_node_cache, fits_device
 
     check_batches(recipe, dataset.count("train"))
     ImageShape(dataset.manifest.size, dataset.manifest.channels)
@@ -78,8 +77,8 @@ def _check_resources(recipe: Recipe, dataset: Dataset) -> None:
     on_gpu = "GPU" in resources
     if not on_gpu:
         fits_device(recipe.data.cache, dataset.decoded_bytes, torch.device("cpu"))
-    if uses_local_ray() and stays_in_node_cache(recipe.data.cache, on_gpu=on_gpu):
-        check_cache_space(settings().cache, dataset, settings().cache_max)
+    if uses_local_ray():
+        check_node_cache(recipe, dataset, on_gpu=on_gpu)
 
 
 def _train_on_ray(recipe: Recipe, dataset: Dataset, run_store: RunStore) -> None:

@@ -130,10 +130,7 @@ def train_loop(
         return
 
     def spaced_attributes(split: str, limit: int) -> dict[str, Tensor]:
-        """Read the attributes of the images that `spaced_images` of the split's loader returns."""
-        streamed = isinstance(loaders[split], StreamLoader)
-        rows = dataset.spaced_indices(split, limit) if streamed else evenly_spaced(len(loaders[split]), limit)
-        return read_attributes(dataset, split, rows)
+        return read_attributes(dataset, split, _spaced_rows(dataset, split, loaders[split], limit))
 
     def read_store() -> tuple[dict[str, float], dict[str, Tensor], dict[str, dict[str, Tensor]]]:
         by_split = {split: spaced_attributes(split, n) for split, n in points_per_split(recipe, loaders).items()}
@@ -145,6 +142,13 @@ def train_loop(
     metrics |= test_metrics
     save_model = partial(checkpoint.save_model, fs, f"{root}/model", model, recipe, latents, metrics, points)
     checkpoint.retry_storage(save_model, "save the model")
+
+
+def _spaced_rows(dataset: Dataset, split: str, loader: Loader, limit: int) -> np.ndarray:
+    """Return the rows of `split`, int64 (n,), whose images `loader.spaced_images(limit)` returns."""
+    if isinstance(loader, StreamLoader):
+        return dataset.spaced_indices(split, limit)
+    return evenly_spaced(len(loader), limit)
 
 
 def open_loaders(recipe: Recipe, dataset: Dataset, worker: Worker) -> dict[str, Loader]:
@@ -224,13 +228,14 @@ def _smallest_local_batch(recipe: Recipe, count: int, steps: int) -> int:
 def check_caches(recipe: Recipe, dataset: Dataset, device: torch.device, gpu_share: float = 1.0) -> None:
     """Raise ValueError if the splits together exceed the node cache or, with data.cache=device, the GPU memory."""
     fits_device(recipe.data.cache, dataset.decoded_bytes, device, gpu_share)
-    if stays_in_node_cache(recipe.data.cache, on_gpu=device.type == "cuda"):
+    check_node_cache(recipe, dataset, on_gpu=device.type == "cuda")
+
+
+def check_node_cache(recipe: Recipe, dataset: Dataset, *, on_gpu: bool) -> None:
+    """Raise ValueError if the splits together exceed the node cache and all stay there; a GPU takes them one by one."""
+    cache = recipe.data.cache
+    if cache == "node" or (cache == "auto" and not on_gpu):
         check_cache_space(settings().cache, dataset, settings().cache_max)
-
-
-def stays_in_node_cache(cache: str, *, on_gpu: bool) -> bool:
-    """Return True if a training uses all splits from the node cache; one that a GPU takes may be evicted there."""
-    return cache == "node" or (cache == "auto" and not on_gpu)
 
 
 def fits_device(cache: str, nbytes: int, device: torch.device, gpu_share: float = 1.0) -> bool:

@@ -242,6 +242,10 @@ class Campaign:
                 points.setdefault(trial.replicate_of or trial.run, []).append(model)
         return list(points.values())
 
+    def best_seeds(self) -> list[ScoredModel]:
+        """Return the scores of the finished seeds of the best run's point; there must be a best run."""
+        return next(seeds for seeds in self.points() if self.best in [seed.name for seed in seeds])
+
     def means(self) -> list[ScoredModel]:
         """Return the mean of each point's finished seeds, under the name of its best one."""
         return [mean_score(seeds) for seeds in self.points()]
@@ -269,8 +273,7 @@ class Campaign:
     def _describe_longer(self) -> str:
         """Return which run of the best point has more epochs than the campaign's trials, "" if none has."""
         epochs = self.recipe["optim"]["epochs"]
-        seeds = next(seeds for seeds in self.points() if self.best in [seed.name for seed in seeds])
-        for trial in filter(None, (self.trial(seed.name) for seed in seeds)):
+        for trial in filter(None, (self.trial(seed.name) for seed in self.best_seeds())):
             if trial.epochs > epochs:
                 return (
                     f"{trial.run} has {trial.epochs} epochs from another command, the trials {epochs}: "

@@ -50,7 +50,7 @@ def describe_best(campaign: Campaign) -> str:
     """Return the best run with its point and its scores, those of a point with several seeds as their mean."""
     trial = campaign.trial(campaign.best)
     assert trial is not None
-    model = next(mean_score(seeds) for seeds in campaign.points() if trial.run in [seed.name for seed in seeds])
+    model = mean_score(campaign.best_seeds())
     point = ", ".join(f"{key} {format_value(value)}" for key, value in trial.point.items())
     sampler = STORED_SAMPLERS[model.sampler]
     text = f"{trial.run} ({point}): PSNR {model.psnr:.1f} dB, distance {model.distance:.2f} of {sampler}"
