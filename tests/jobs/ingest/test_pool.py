@@ -1,5 +1,6 @@
 """The Ray actors of an ingest."""
 
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -38,13 +39,13 @@ def test_an_actor_without_tasks_leaves_its_cpu_to_one_that_lost_its_node(
     spec = IngestSpec(
         fs=LocalFileSystem(), root=str(tmp_path), plan="", size=16, channels=3, crop=Crop(), encoding="png", quality=95
     )  # fmt: skip
-    results = pool.write_shards(spec, queue)
     written: list[Any] = []
-    for result in results:
-        written.append(result)
-        if sum(map(bool, written)) == 5:  # the slow shard, and one behind it, are left
-            break
-    wait_until(lambda: ray.available_resources().get("CPU", 0) >= 1)
-    (tmp_path / "released").touch()
-    written += results
+    consumer = threading.Thread(target=lambda: written.extend(pool.write_shards(spec, queue)), daemon=True)
+    consumer.start()
+    try:
+        wait_until(lambda: sum(map(bool, written)) >= 5)  # the slow shard, and maybe one behind it, are left
+        wait_until(lambda: ray.available_resources().get("CPU", 0) >= 1)
+    finally:  # else the actors hold the CPUs of later tests
+        (tmp_path / "released").touch()
+        consumer.join()
     assert sorted(filter(None, written)) == sorted(names)
