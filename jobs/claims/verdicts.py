@@ -194,7 +194,7 @@ def check_kl_factor(runs: Runs) -> Verdict:
     psnr_falls = all(_psnr(smaller) - _psnr(larger) >= EQUAL_PSNR for smaller, larger in pairwise(by_kl_factor))
     first_rate, last_rate = (_rate(_metrics(run, "samplers")["normal"]) for run in (first, last))
     rate_rises = last_rate > first_rate and rates_differ(last_rate, first_rate, first.options["judged"])
-    values, rows = [], []
+    values, rows = [], [_held_out_row(first)]
     for run in by_kl_factor:
         kl_factor = f"{run.run.recipe.loss.kl_factor:g}".replace("e-0", "e-")
         samplers, images = _metrics(run, "samplers"), _arrays(run, "samplers")
@@ -218,8 +218,7 @@ def check_z_dim(runs: Runs, z_dim: int, *, is_sufficient: bool) -> Verdict:
     psnr = {_z_dim(run): _psnr(run) for run in by_z_dim}
     gain_below, gain_above = psnr[z_dim] - _psnr(first), _psnr(last) - psnr[z_dim]
     holds = gain_below >= VISIBLE_PSNR and (not is_sufficient or gain_above < VISIBLE_PSNR)
-    held_out = _arrays(first, "tasks")["reconstruct"][0]
-    values, rows = [], [ImageRow("held-out images", held_out, _cells(_metrics(first, "real")))]
+    values, rows = [], [_held_out_row(first)]
     for run in by_z_dim:
         samplers = _metrics(run, "samplers")
         rate, distance = _rate(samplers["reconstructions"]), samplers["normal"]["hog_frechet"]
@@ -231,6 +230,10 @@ def check_z_dim(runs: Runs, z_dim: int, *, is_sufficient: bool) -> Verdict:
         f"{'; '.join(values)}; the largest has {_metrics(last, 'points')['active_units']} active units"
     )
     return Verdict(holds, evidence, tuple(rows))
+
+
+def _held_out_row(run: MeasuredRun) -> ImageRow:
+    return ImageRow("held-out images", _arrays(run, "tasks")["reconstruct"][0], _cells(_metrics(run, "real")))
 
 
 def _metrics(run: MeasuredRun, measurement: str) -> Any:

@@ -94,7 +94,8 @@ def line_chart(
     with rc_context(STYLE):
         fig, axes = _new_figure()
         for line in (line for line in series if line.muted):
-            axes.plot(line.x, line.y, color=INK, alpha=0.3, linewidth=1, zorder=2)
+            marker = "." if len(line.x) == 1 else None  # a line through one point shows nothing
+            axes.plot(line.x, line.y, color=INK, alpha=0.3, linewidth=1, marker=marker, zorder=2)
         for index, line in enumerate(line for line in series if not line.muted):
             marker = MARKERS[index % len(MARKERS)] if len(line.x) <= 20 or not line.joined else None
             axes.plot(

@@ -240,6 +240,10 @@ def test_each_verdict_has_the_images_or_charts_that_show_it():
         "held-out images",
         *(f"z_dim {z_dim}: reconstructions" for z_dim in (2, 4, 12, 32)),
     ]
+    assert labels["kl-factor"] == [
+        "held-out images",
+        *(f"kl_factor {factor}: {kind}" for factor in ("1e-6", "1", "6") for kind in ("reconstructions", "N(0, 1)")),
+    ]
     cells = [row.cells for row in check("fitted", *HOLDING["fitted"]).image_rows]
     assert cells[-1] == ("75 %", "2.00")  # of make_metrics
     assert [chart.name for chart in check("one-region", {}).charts] == ["plane", "tsne", "correlations"]

@@ -99,6 +99,11 @@ def test_labels_of_a_logarithmic_axis_are_decimals_and_apart(
     assert all(left.x1 < right.x0 for left, right in pairwise(extents))
 
 
+def test_a_single_point_of_a_muted_series_is_drawn(figures: list[Figure]):
+    line_chart("l", "Lines", Axis("epoch"), RATE_AXIS, [Series("run", [1], [0.5], muted=True), SERIES[0]])
+    assert [line.get_marker() for line in figures[0].axes[0].lines[:2]] == [".", "o"]
+
+
 @pytest.mark.parametrize("num_runs", [1, 5, 6, 12])
 def test_dots_of_each_row_lie_in_it_and_apart(figures: list[Figure], num_runs: int):
     dots = [Series(f"run {run}", [0.5, 0.5], [0, 1]) for run in range(num_runs)]
