@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -197,11 +198,11 @@ def test_trials_whose_run_was_never_opened_are_left_out_of_mlflow():
 
 def test_newest_value_is_taken_and_a_failed_one_again():
     taken: list[int] = []
-    results = iter([False, True, True, True])
+    results = iter([False])
 
     def take(value: int) -> bool:
         taken.append(value)
-        return next(results)
+        return next(results, True)
 
     latest = Latest("test", take)
     latest.put(1)
@@ -212,4 +213,4 @@ def test_newest_value_is_taken_and_a_failed_one_again():
         time.sleep(0.001)
     latest.put(3)
     assert latest.close()
-    assert taken == [1, 2, 3]
+    assert [value for value, _ in groupby(taken)] == [1, 2, 3]  # the last one again if it was taken before the close
