@@ -520,7 +520,7 @@ def test_runs_of_a_killed_command_are_locked_at_the_same_time(monkeypatch: pytes
     trainings = Trainings(trials=3)
     runs = [trainings.next(), trainings.next()]
     trainings.run.close()
-    locked, both = [], Barrier(2, timeout=5)
+    locked, both = [], Barrier(2, timeout=60)
 
     @contextmanager
     def lock_run(run: str) -> Iterator[None]:
