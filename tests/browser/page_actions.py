@@ -43,6 +43,18 @@ def wait_until_idle(page: Any) -> None:
     page.wait_for_function("() => isIdle()")
 
 
+def is_count(request: Any) -> bool:
+    """Return true for the request that counts the faces of samples, which the page sends 300 ms after it shows them."""
+    return "count_faces" in (request.post_data or "")
+
+
+def reload_until_counted(page: Any) -> None:
+    """Reload the page and wait until it has counted faces: it sends no further count for a model of other images."""
+    with page.expect_response(lambda response: is_count(response.request)):
+        page.reload()
+    wait_until_idle(page)
+
+
 def pixels(page: Any, selector: str) -> list[str]:
     """Return the images below `selector`, or the cells that they show, as PNG data: URLs: equal for equal pixels."""
     image_urls(page, selector)

@@ -27,6 +27,7 @@ from tests.browser.page_actions import (
     choose,
     decode_data_url,
     image_urls,
+    is_count,
     looks_like,
     pixels,
     press_slider,
@@ -84,9 +85,9 @@ def test_an_ae_stands_beside_a_vae_with_the_same_seed_and_faces_counted(open_pag
     assert page.locator(".model-panel h2").all_inner_texts() == ["VAE: champion", "Near-AE: near-ae"]
     page.wait_for_function("() => document.body.innerText.split('17 of 24 show a face').length === 3")
     requests = []
-    page.on("request", lambda request: request.post_data and requests.append((request.url, request.post_data)))
+    page.on("request", lambda request: is_count(request) or requests.append((request.url, request.post_data)))
     changed_image_urls(page, "#samples", lambda: choose(page, "cube"))
-    sent = {request_url.removeprefix(url): json.loads(body) for request_url, body in requests}
+    sent = {request_url.removeprefix(url): json.loads(body) for request_url, body in requests if body}
     assert sent["/v1/models/champion/sample"] == sent["/v1/models/near-ae/sample"]
     assert "This model was trained with almost no prior" in page.locator(".model-panel").nth(1).inner_text()
     seed = page.get_by_label("Seed").input_value()
@@ -124,8 +125,9 @@ def test_the_page_names_its_model_after_going_back_to_it(open_page, serve):
 
 def test_faces_are_not_counted_for_a_model_of_other_images(open_page, page_url):
     page = open_page(page_url)
-    with page.expect_response(lambda response: "count_faces" in (response.request.post_data or "")) as counted:
-        image_urls(page, "#samples")
+    with page.expect_response(lambda response: is_count(response.request)) as counted:
+        page.reload()
+    image_urls(page, "#samples")
     wait_until_idle(page)
     assert (counted.value.status, page.locator(".model-panel .count").inner_text()) == (200, "")
     changed_image_urls(page, "#samples", lambda: page.get_by_role("button", name="New samples").click())

@@ -1,14 +1,13 @@
 """The page in a browser: keyboard, dragging, tokens, errors, small screens, colour schemes."""
 
 import json
-import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from tests.browser.page_actions import address, changed_image_urls, image_urls, wait_until_idle
+from tests.browser.page_actions import address, changed_image_urls, image_urls, reload_until_counted, wait_until_idle
 from tests.serving.app_server import make_slot
 
 pytestmark = pytest.mark.browser
@@ -65,34 +64,31 @@ def test_page_is_usable_by_keyboard(open_page, page_url):
 
 def test_dragging_sends_one_request_at_a_time_and_the_last_position(open_page, page_url):
     page = open_page(page_url)
-    image_urls(page, "#samples")
-    active, max_active, requests = 0, 0, []
+    reload_until_counted(page)
+    sent: list[dict[str, float]] = []
+    held: list[Any] = []
 
-    def started(request: Any) -> None:
-        nonlocal active, max_active
-        if request.url.endswith("/sample"):
-            requests.append(json.loads(request.post_data))
-            active += 1
-            max_active = max(max_active, active)
+    def hold_the_first(route: Any, *_: Any) -> None:
+        sent.append(json.loads(route.request.post_data)["parameters"])
+        if len(sent) == 1:
+            held.append(route)
+        else:
+            route.continue_()
 
-    def ended(request: Any) -> None:
-        nonlocal active
-        active -= request.url.endswith("/sample")
-
-    page.on("request", started)
-    page.on("requestfinished", ended)
-    box = page.get_by_role("slider", name="temperature").bounding_box()
+    page.route("**/sample", hold_the_first)
+    slider = page.get_by_role("slider", name="temperature")
+    box = slider.bounding_box()
     page.mouse.move(box["x"] + 85, box["y"] + box["height"] / 2)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] - 20, box["y"] + box["height"] / 2, steps=60)
     page.mouse.up()
-    value = page.get_by_role("slider", name="temperature").evaluate("slider => slider.valueAsNumber")
-    until = time.monotonic() + 30
-    while (active or requests[-1]["parameters"] != {"temperature": value}) and time.monotonic() < until:
-        page.wait_for_timeout(50)  # handles the events of the page meanwhile
-    assert requests[-1]["parameters"] == {"temperature": value}
-    assert max_active == 1
-    assert 1 < len(requests) < 60
+    while not held:
+        page.wait_for_timeout(10)  # handles the events of the page meanwhile
+    last = {"temperature": slider.evaluate("slider => slider.valueAsNumber")}
+    with page.expect_request(lambda request: json.loads(request.post_data or "{}").get("parameters") == last):
+        held[0].continue_()
+    wait_until_idle(page)
+    assert sent == [sent[0], last]
 
 
 def test_token_dialog_accepts_the_token_and_the_tab_keeps_it(open_page, serve):
@@ -132,7 +128,7 @@ def test_docs_need_no_token_until_a_route_is_tried(open_page, serve):
 
 def test_page_retries_an_overloaded_endpoint_and_reports_an_unreachable_one(open_page, page_url):
     page = open_page(page_url, allowed="Failed to load resource")
-    image_urls(page, "#samples")
+    reload_until_counted(page)  # else the routes below may catch that request
     overloaded = {"status": 503, "headers": {"Retry-After": "1"}, "body": "{}"}
     page.route("**/sample", lambda route: route.fulfill(**overloaded), times=1)
     changed_image_urls(page, "#samples", lambda: page.get_by_role("button", name="New samples").click())
@@ -158,8 +154,7 @@ def test_sliders_of_edit_wait_for_an_image_to_move(open_page, page_url):
 
 def record_samples(page) -> list[Any]:
     """Stop the clock of a page that is idle; return the list of the samples that it requests from now on."""
-    image_urls(page, "#samples")
-    wait_until_idle(page)
+    reload_until_counted(page)
     page.clock.install()
     requests: list[Any] = []
     page.on("request", lambda request: request.url.endswith("/sample") and requests.append(request))
