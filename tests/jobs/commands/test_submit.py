@@ -32,6 +32,7 @@ from cluster.settings import EXPORTED_VARIABLES
 from jobs.commands import submit as submit_module
 from jobs.commands.printing import format_jobs
 from jobs.commands.submit import _connect, job_logs, list_jobs, stop_job, submit
+from tests.conftest import _free_port, _wait_until_it_answers
 
 REPO = Path(__file__).parents[3]
 
@@ -39,11 +40,10 @@ REPO = Path(__file__).parents[3]
 @pytest.fixture(scope="module")
 def ports() -> list[int]:
     """Free ports for the head node: GCS, dashboard, client server, agent HTTP, agent gRPC."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(5)]
-    free = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return free
+    ports: set[int] = set()
+    while len(ports) < 5:
+        ports.add(_free_port())
+    return [*ports]
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +62,7 @@ def head(session_environment: None, ports: list[int]) -> Iterator[str]:
     process = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
     url = f"http://127.0.0.1:{ports[1]}"
     try:
-        for _ in range(300):
-            assert process.poll() is None, f"ray start ended with status {process.returncode}"
-            try:
-                urlopen(f"{url}/api/version", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.2)
+        _wait_until_it_answers(f"{url}/api/version", process, timeout_s=180)
         yield url
     finally:
         process.terminate()
@@ -536,7 +530,7 @@ def test_a_process_joins_the_head_and_its_workers_get_settings_but_show_no_keys(
     secret = {"AWS_SECRET_ACCESS_KEY": "not-for-all", "AWS_REGION": "eu-far-9"}
     environment = {**os.environ, **secret, "RAY_ADDRESS": address, "ZPOINT_HOME": "here"}
     command = [sys.executable, "-P", "-c", code]
-    process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     joined_address, code_file, home, region, key = process.stdout.split()
     assert joined_address == address
     assert "_ray_pkg_" in code_file
