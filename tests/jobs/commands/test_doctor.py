@@ -52,7 +52,7 @@ def test_each_broken_check_names_its_fix_and_no_password(tmp_path):
     }
     command = [sys.executable, "-m", "jobs.cli", "doctor", "--json"]
     environment = {**os.environ, **variables}
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=REPO)
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=REPO)
     assert process.returncode == 1, process.stderr
     result = json.loads(process.stdout)
     broken = {check["name"]: check for check in result["checks"] if check["ok"] is False}
