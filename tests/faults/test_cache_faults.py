@@ -27,13 +27,17 @@ def assert_complete(images: np.ndarray) -> None:
     assert np.array_equal(images, noise_images(SHARDS * ROWS, SIZE))
 
 
-def use_cache(folder: Path, root: str, progress=None, seconds: float = 0.0, ready=None, release=None) -> None:
-    """Open the cache, waiting `seconds` after each shard, and check each pixel; then hold it until `release` is set."""
+def use_cache(folder: Path, root: str, progress=None, pause_at: int = 0, ready=None, release=None) -> None:
+    """Open the cache and check each pixel; then hold it until `release` is set. Pause for ever at shard `pause_at`."""
+    num_decoded = 0
 
     def on_progress(rows: int) -> None:
+        nonlocal num_decoded
+        num_decoded += 1
         if progress is not None:
             progress.put(rows)
-        time.sleep(seconds)
+        if num_decoded == pause_at:
+            time.sleep(600)
 
     images = open_cache(folder, Dataset.open(FS, root), "train", on_progress)
     assert_complete(images)
@@ -72,7 +76,7 @@ def test_shards_decoded_before_a_kill_are_kept(tmp_path, dataset):
     done = 0
     for _ in range(2):
         progress = SPAWN.Queue()
-        process = start(tmp_path, progress, 0.2)
+        process = start(tmp_path, progress, 3)
         for _ in range(3):
             progress.get(timeout=60)
             done += 1
@@ -83,8 +87,10 @@ def test_shards_decoded_before_a_kill_are_kept(tmp_path, dataset):
 
 def test_a_process_completes_the_cache_after_another_one_is_killed(tmp_path, dataset):
     queues = [SPAWN.Queue(), SPAWN.Queue()]
-    killed, survivor = start(tmp_path, queues[0], 0.3), start(tmp_path, queues[1], 0.3)
+    killed = start(tmp_path, queues[0], 1)
     queues[0].get(timeout=60)
+    survivor = start(tmp_path, queues[1])  # it decodes the other shards, and waits for those that are locked
+    queues[1].get(timeout=60)
     kill(killed)
     join(survivor)
     assert count_decoded(tmp_path, dataset) == 0
@@ -120,7 +126,7 @@ def test_concurrent_runs_repair_a_damaged_entry_once(tmp_path, dataset):
 
 def test_a_reader_of_an_entry_that_is_refilled_is_not_disturbed(tmp_path, dataset):
     ready, release = SPAWN.Event(), SPAWN.Event()
-    reader = start(tmp_path, None, 0.0, ready, release)
+    reader = start(tmp_path, None, 0, ready, release)
     assert ready.wait(60)
     entry = next((tmp_path / "cache").glob("*/images.u8")).parent
     for name in ("complete.json", *(f"{n:05d}.crc" for n in range(SHARDS))):
@@ -132,7 +138,7 @@ def test_a_reader_of_an_entry_that_is_refilled_is_not_disturbed(tmp_path, datase
 
 def test_an_entry_in_use_is_evicted_only_after_its_process_dies(tmp_path, dataset):
     ready, release = SPAWN.Event(), SPAWN.Event()
-    reader = start(tmp_path, None, 0.0, ready, release)
+    reader = start(tmp_path, None, 0, ready, release)
     assert ready.wait(60)
     other = make_dataset(tmp_path / "other", {"train": [ROWS]}, SIZE, seed=1)
 
