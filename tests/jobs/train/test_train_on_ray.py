@@ -121,21 +121,35 @@ def test_capacity_is_one_worker_per_gpu(monkeypatch):
         placement.wait_for_resources(2, gpu_worker)
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_wait_for_resources_is_logged_and_ends_with_ctrl_c_or_resources(monkeypatch, caplog):
+@pytest.fixture
+def all_cpus(ray_cluster: None) -> Iterator[Any]:
+    """Hold all CPUs of the session's Ray by a placement group, which a test may remove earlier."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    monkeypatch.setattr(placement, "WARN_AFTER_S", 0.2)
     resources = {"CPU": 1.0}
-    all_resources = placement_group([resources] * placement.worker_capacity(resources))
-    assert all_resources.wait(60)
-    threading.Timer(1, signal.raise_signal, [signal.SIGINT]).start()
-    with pytest.raises(KeyboardInterrupt), interruptible(signal.default_int_handler):  # SIGINT may be ignored here
-        placement.wait_for_resources(1, resources)
+    group = placement_group([resources] * placement.worker_capacity(resources))
+    assert group.wait(60)
+    yield group
+    remove_placement_group(group)
+
+
+def test_wait_for_resources_is_logged_and_ends_with_ctrl_c_or_resources(all_cpus, monkeypatch, caplog, wait_until):
+    from ray.util.placement_group import remove_placement_group
+
+    monkeypatch.setattr(placement, "WARN_AFTER_S", 0.2)
     message = "waiting for resources for 1 worker with 1 CPU each; the idle cluster has resources for"
-    assert message in caplog.text
-    threading.Timer(1, remove_placement_group, [all_resources]).start()
-    placement.wait_for_resources(1, resources)
+
+    def press_ctrl_c() -> None:
+        wait_until(lambda: message in caplog.text)
+        signal.raise_signal(signal.SIGINT)
+
+    presser = threading.Thread(target=press_ctrl_c)
+    presser.start()
+    with pytest.raises(KeyboardInterrupt), interruptible(signal.default_int_handler):  # SIGINT may be ignored here
+        placement.wait_for_resources(1, {"CPU": 1.0})
+    presser.join()
+    threading.Timer(1, remove_placement_group, [all_cpus]).start()
+    placement.wait_for_resources(1, {"CPU": 1.0})
 
 
 @pytest.mark.faults
