@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import threading
 import time
 import zipfile
 
@@ -248,12 +249,13 @@ def test_convert_keeps_proportions_orientation_and_at_most_1024_pixels_a_side():
 @pytest.mark.parametrize("route", ["convert", "frames"])
 def test_decoded_pixels_are_of_two_requests_at_most(route, monkeypatch):
     """The others wait with their small bodies: a PNG of 9 kB may hold 9 million pixels."""
-    full_sizes, in_memory = [], []
+    full_sizes, in_memory, both_decode = [], [], threading.Barrier(2, timeout=60)
 
     def decode(*_):
         in_memory.append(1)
         full_sizes.append(len(in_memory))
-        time.sleep(0.01)
+        both_decode.wait()
+        time.sleep(0.01)  # a third one would begin meanwhile
         return np.zeros((30, 40, 3), np.uint8)
 
     def drop_after(shrink):
