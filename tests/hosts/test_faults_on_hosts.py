@@ -320,7 +320,7 @@ def test_a_job_goes_on_after_a_power_cut_of_the_head(cluster: Cluster):
     wait_until(
         lambda: shown_epochs(log.read_text().partition("goes on as train-")[2], 150), "the head on: progress again"
     )
-    assert training.wait(180) == 0, log.read_text()
+    assert training.wait(END_S) == 0, log.read_text()
     first, second = re.split("goes on as train-", log.read_text())
     assert shown_epochs(second, 150)[0] >= shown_epochs(first, 150)[-1] - 1
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.hosts.cluster import BUCKET, PYTHON, Cluster, make_cluster, wait_until
+from tests.hosts.cluster import BUCKET, END_S, PYTHON, Cluster, make_cluster, wait_until
 from tests.hosts.machines import missing_requirement
 
 pytestmark = [pytest.mark.hosts, pytest.mark.skipif(bool(missing_requirement()), reason=missing_requirement())]
@@ -118,7 +118,7 @@ def test_a_campaign_ends_with_every_trial_though_a_host_loses_power(cluster: Clu
     campaign, log = cluster.start_job("tune", "tiny.yaml", DATA, "name=search", "optim.epochs=40", log="tune")
     wait_until(lambda: re.search(r"search: [1-9]\d/80", log.read_text()), "the tenth epoch")
     cluster.hosts["w2"].power_off()
-    assert campaign.wait(180) == 0, log.read_text()
+    assert campaign.wait(END_S) == 0, log.read_text()
     assert "its process died; it resumes from its last checkpoint" in log.read_text()
     result = json.loads(log.read_text().splitlines()[-1])["result"]
     assert [trial["epoch"] for trial in result["trials"] if trial["state"] == "finished"] == [40, 40]
