@@ -198,13 +198,13 @@ def test_another_ray_on_the_machine_disturbs_nothing(zpoint, tiny: str, faces: P
 
 
 @pytest.mark.usefixtures("ray_cluster", "tracking")
-def test_ctrl_c_keeps_finished_epochs(interrupted, tiny: str, faces: Path):
+def test_ctrl_c_keeps_finished_epochs(interrupted, tiny: str, faces: Path, wait_until):
     argv = ["train", tiny, f"data.uri={faces}", "scale.workers=1", "name=stopped", "optim.epochs=5000"]
     interrupted("stopped", *argv)
     run_store = find_run("stopped")
     assert 1 <= len(run_store.epochs()) < 5000
     assert tracking.client().get_run(run_store.run_id).info.status == "KILLED"
-    assert training_workers() == []
+    wait_until(lambda: training_workers() == [], 60)  # Ray does not wait for the end of a process that it kills
 
 
 @pytest.mark.usefixtures("ray_cluster")
