@@ -116,9 +116,16 @@ def ray_cluster(s3_server: dict[str, str]) -> Iterator[None]:
 S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
 
 
+# moto reads and writes an object in two steps: two conditional writes at once would both succeed, on S3 one does.
 MOTO = """
-import sys
+import sys, threading
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
+lock, put_object = threading.Lock(), S3Response.put_object
+def put_one_object(response):
+    with lock:
+        return put_object(response)
+S3Response.put_object = put_one_object
 server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
