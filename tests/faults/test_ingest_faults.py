@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +37,39 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> 
     return read_files(root)
 
 
+# The driver stops itself at the third shard, so that it is killed before the last one; the actors write on meanwhile.
+PAUSED_INGEST = """
+import os, signal, sys
+from jobs.cli import main
+from jobs.ingest import job
+write_shards = job.write_shards
+def write_and_pause(*arguments):
+    num_written = 0
+    for result in write_shards(*arguments):
+        yield result
+        num_written += result is not None
+        if num_written == 3:
+            os.kill(os.getpid(), signal.SIGSTOP)
+job.write_shards = write_and_pause
+main(sys.argv[1:])
+"""
+
+
 @pytest.mark.parametrize("cpus", [1, 2])
 def test_ingest_resumes_after_its_driver_is_killed(cpus: int, tmp_path: Path, undisturbed: dict[str, bytes]):
     root = tmp_path / "to"
-    command = [sys.executable, "-m", "jobs.cli", "ingest", "generated", "--to", str(root)]
-    command += ["--limit", "480", "--size", "64", "--shard-rows", "24"]
+    argv = ["ingest", "generated", "--to", str(root), "--limit", "480", "--size", "64", "--shard-rows", "24"]
     env = os.environ | {"ZPOINT_CPUS": str(cpus), "PYTHONPATH": str(REPO), "ZPOINT_HOME": str(tmp_path)}
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    driver = subprocess.Popen(command, env=env, **output)
-    deadline = time.monotonic() + 120
-    while len(list(root.glob(".ingest/*.parquet.json"))) < 3:
-        assert driver.poll() is None, driver.stderr and driver.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    driver = subprocess.Popen([sys.executable, "-c", PAUSED_INGEST, *argv], env=env, **output)
+    stopped = os.waitid(os.P_PID, driver.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     driver.send_signal(signal.SIGKILL)
+    assert stopped
+    assert stopped.si_code == os.CLD_STOPPED, driver.communicate()
     driver.communicate()
+    assert len(list(root.glob(".ingest/*.parquet.json"))) >= 3
     assert not (root / "manifest.json").exists()
-    resumed = subprocess.run(command, env=env, timeout=180, **output)
+    resumed = subprocess.run([sys.executable, "-m", "jobs.cli", *argv], env=env, timeout=180, **output)
     assert resumed.returncode == 0, resumed.stderr
     assert read_files(root) == undisturbed
 
