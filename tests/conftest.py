@@ -216,7 +216,7 @@ def wait_until() -> Callable[..., None]:
     return wait
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port for a server that takes no port 0, below those that the kernel gives to other sockets."""
     while True:
         port = 20_000 + int.from_bytes(os.urandom(2)) % 10_000
@@ -225,7 +225,7 @@ def _free_port() -> int:
             return port
 
 
-def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
+def wait_until_it_answers(url: str, process: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         assert process.poll() is None, f"the server at {url} exited with status {process.returncode}"

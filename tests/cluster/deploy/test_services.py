@@ -25,7 +25,7 @@ import pytest
 import yaml
 
 from serving.client import Client
-from tests.conftest import _free_port, _wait_until_it_answers
+from tests.conftest import free_port, wait_until_it_answers
 from tests.synthetic_dataset import make_dataset
 
 REPO = Path(__file__).parents[3]
@@ -74,7 +74,7 @@ def postgres(log: Path) -> Iterator[int]:
             account = pwd.getpwnam("postgres")
             for path in (folder, password):
                 os.chown(path, account.pw_uid, account.pw_gid)
-        data, port = folder / "data", _free_port()
+        data, port = folder / "data", free_port()
         init = [folders[-1] / "initdb", "-D", data, "-U", "mlflow", "-A", "scram-sha-256", f"--pwfile={password}"]
         subprocess.run([*init, "--no-sync"], check=True, capture_output=True, cwd=folder, **user)
         options = ["-p", port, "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
@@ -124,7 +124,7 @@ def stack(s3_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
         for name, value in s3_server.items():
             patch.setenv(name, value)
         boto3.client("s3").create_bucket(Bucket="zpoint-stack")
-        store, port = "s3://zpoint-stack/store", _free_port()
+        store, port = "s3://zpoint-stack/store", free_port()
         database_port = started.enter_context(postgres(folder / "postgres.log"))
         auth = (DEPLOY / "kubernetes" / "components" / "mlflow" / "basic_auth.ini").read_text()
         (folder / "basic_auth.ini").write_text(auth.replace("postgres:5432", f"127.0.0.1:{database_port}"))
@@ -140,7 +140,7 @@ def stack(s3_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
         mlflow = started.enter_context(
             process(command, folder / "mlflow.log", env=os.environ | environment, cwd=folder)
         )
-        ray_port, dashboard = _free_port(), _free_port()
+        ray_port, dashboard = free_port(), free_port()
         for name, value in {
             "ZPOINT_HOME": str(folder / "home"), "ZPOINT_STORE": store, "ZPOINT_CACHE": str(folder / "cache"),
             "ZPOINT_TOKEN": TOKEN, "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
@@ -164,17 +164,17 @@ def stack(s3_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
             "scrape_interval: 15s", "scrape_interval: 1s"
         )
         (folder / "prometheus.yml").write_text(config)
-        _wait_until_it_answers(f"http://127.0.0.1:{port}/health", mlflow, timeout_s=240)
+        wait_until_it_answers(f"http://127.0.0.1:{port}/health", mlflow, timeout_s=240)
         yield Stack(folder, dict(os.environ))
 
 
 @pytest.fixture(scope="module")
 def prometheus(stack: Stack, executable: Callable[[str, str], str]) -> Iterator[str]:
     """Start Prometheus with the stack's configuration; gives its URL."""
-    binary, port = executable("prometheus", "apt-get install prometheus"), _free_port()
+    binary, port = executable("prometheus", "apt-get install prometheus"), free_port()
     command = [binary, f"--config.file={stack.folder}/prometheus.yml", f"--web.listen-address=127.0.0.1:{port}"]
     with process([*command, f"--storage.tsdb.path={stack.folder}/tsdb"], stack.folder / "prometheus.log") as server:
-        _wait_until_it_answers(f"http://127.0.0.1:{port}/-/ready", server)
+        wait_until_it_answers(f"http://127.0.0.1:{port}/-/ready", server)
         yield f"http://127.0.0.1:{port}"
 
 
@@ -213,7 +213,7 @@ def test_services_serve_a_training_a_campaign_and_an_endpoint_and_every_expressi
     campaign = zpoint(stack, "tune", recipe, f"data.uri={tmp_path / 'faces'}", "optim.epochs=10")
     assert {trial["state"] for trial in campaign["trials"]} == {"finished"}
     zpoint(stack, "promote", trained["run"])
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "jobs.cli", "serve", "--port", str(port)]
     log = stack.folder / "serve.log"
     with process(command, log, env=stack.env), Client(f"http://127.0.0.1:{port}", TOKEN) as client:

@@ -32,7 +32,7 @@ from cluster.settings import EXPORTED_VARIABLES
 from jobs.commands import submit as submit_module
 from jobs.commands.printing import format_jobs
 from jobs.commands.submit import _connect, job_logs, list_jobs, stop_job, submit
-from tests.conftest import _free_port, _wait_until_it_answers
+from tests.conftest import free_port, wait_until_it_answers
 
 REPO = Path(__file__).parents[3]
 
@@ -42,7 +42,7 @@ def ports() -> list[int]:
     """Free ports for the head node: GCS, dashboard, client server, agent HTTP, agent gRPC."""
     ports: set[int] = set()
     while len(ports) < 5:
-        ports.add(_free_port())
+        ports.add(free_port())
     return [*ports]
 
 
@@ -62,7 +62,7 @@ def head(session_environment: None, ports: list[int]) -> Iterator[str]:
     process = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
     url = f"http://127.0.0.1:{ports[1]}"
     try:
-        _wait_until_it_answers(f"{url}/api/version", process, timeout_s=180)
+        wait_until_it_answers(f"{url}/api/version", process, timeout_s=180)
         yield url
     finally:
         process.terminate()

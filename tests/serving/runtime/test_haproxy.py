@@ -15,7 +15,7 @@ import pytest
 
 from cluster.ray_compat import haproxy_binary
 from serving.runtime import haproxy
-from tests.conftest import _free_port
+from tests.conftest import free_port
 from tests.serving.app_server import make_slot, serve_app
 from tests.sockets import listening_addresses
 
@@ -76,7 +76,7 @@ def test_the_documented_configuration_for_tls_serves_https(tmp_path, wait_until)
     )
     subprocess.run([*request.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
     pem.write_text(certificate.read_text() + key.read_text())
-    https_port, http_port = _free_port(), _free_port()
+    https_port, http_port = free_port(), free_port()
     with serve_app(make_slot(), token="secret") as url:
         replacements = {
             "/etc/haproxy/zpoint.pem": str(pem), ":443": f"127.0.0.1:{https_port}", ":80\n": f"127.0.0.1:{http_port}\n",

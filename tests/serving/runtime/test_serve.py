@@ -34,7 +34,7 @@ from serving.runtime import deployment, haproxy, last_served
 from serving.runtime.deployment import start_endpoint, stop_endpoint
 from serving.runtime.registry import find_model_version
 from serving.runtime.replica import ReplicaOptions
-from tests.conftest import _free_port
+from tests.conftest import free_port
 from tests.serving.request_load import TOKEN, Z_DIM, RequestLoad, all_replicas, make_z
 from tests.sockets import descendants, listening_addresses
 
@@ -116,7 +116,7 @@ def access_log(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def port():
-    return _free_port()
+    return free_port()
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +325,7 @@ def test_idle_and_slow_clients_do_not_delay_others(port, client):
 @pytest.mark.ray
 def test_a_second_endpoint_on_the_same_ray_is_refused(served, port):
     with pytest.raises(ValueError, match="this Ray serves already"):
-        start_endpoint(port=_free_port())
+        start_endpoint(port=free_port())
     with pytest.raises(ValueError, match="cannot listen at"):
         start_endpoint(port=port)
 
@@ -364,7 +364,7 @@ def test_sigterm_during_the_start_leaves_nothing(ray_cluster, champion, monkeypa
     stop_endpoint()
     monkeypatch.setattr(deployment, step, lambda *_: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
-        serve(["champion"], "127.0.0.1", port := _free_port())
+        serve(["champion"], "127.0.0.1", port := free_port())
     wait_until(lambda: haproxies(port) == {}, 30)
     assert not {last_served.ACTOR_NAME, "SERVE_CONTROLLER_ACTOR"} & actor_names()
 
@@ -381,7 +381,7 @@ def test_an_interrupt_before_the_controller_runs_leaves_nothing(ray_cluster, cha
 
     monkeypatch.setattr("ray.serve.status", status)
     with pytest.raises(KeyboardInterrupt):
-        start_endpoint(port=_free_port())
+        start_endpoint(port=free_port())
     assert "SERVE_CONTROLLER_ACTOR" not in actor_names()
 
 
@@ -392,7 +392,7 @@ def test_a_start_of_serve_that_fails_raises_its_reason(ray_cluster, champion, mo
 
     monkeypatch.setattr("ray.serve.start", fail)
     with pytest.raises(TimeoutError, match="HTTP proxies not available"):
-        start_endpoint(port=_free_port())
+        start_endpoint(port=free_port())
     assert "SERVE_CONTROLLER_ACTOR" not in actor_names()
 
 
