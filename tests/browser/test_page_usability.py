@@ -78,12 +78,13 @@ def test_dragging_sends_one_request_at_a_time_and_the_last_position(open_page, p
     page.route("**/sample", hold_the_first)
     slider = page.get_by_role("slider", name="temperature")
     box = slider.bounding_box()
-    page.mouse.move(box["x"] + 85, box["y"] + box["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] - 20, box["y"] + box["height"] / 2, steps=60)
-    page.mouse.up()
-    while not held:
-        page.wait_for_timeout(10)  # handles the events of the page meanwhile
+    with page.expect_request("**/sample"):
+        page.mouse.move(box["x"] + 85, box["y"] + box["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] - 20, box["y"] + box["height"] / 2, steps=60)
+        page.mouse.up()
+    while not held:  # the route is called just after the event of its request
+        page.wait_for_timeout(10)
     last = {"temperature": slider.evaluate("slider => slider.valueAsNumber")}
     with page.expect_request(lambda request: json.loads(request.post_data or "{}").get("parameters") == last):
         held[0].continue_()

@@ -6,7 +6,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -213,4 +212,4 @@ def test_newest_value_is_taken_and_a_failed_one_again():
         time.sleep(0.001)
     latest.put(3)
     assert latest.close()
-    assert [value for value, _ in groupby(taken)] == [1, 2, 3]  # the last one again if it was taken before the close
+    assert taken in ([1, 2, 3], [1, 2, 3, 3])  # the last one again if it was taken before the close
